@@ -1,13 +1,17 @@
 //! What an authorization decision costs with 1 to 1,000 rules: found by caller, by path, by its beginning and by
-//! namespace, and looked through in order where rules have none of these. `cargo xtask bench authz`.
+//! namespace, and looked through in order where rules have none of these. `cargo xtask bench authz [NAME] [-o json]`.
 //!
-//! The goal: 1,000 rules that are found cost at most three times ten. Compare rows of one run.
+//! The goal: 1,000 rules that are found cost at most three times ten, in one run.
 
-#![allow(missing_docs, reason = "criterion's macros make functions")]
+#![allow(clippy::print_stdout, missing_docs, reason = "a program, not a library")]
+
+#[path = "common/nanos.rs"]
+mod nanos;
+#[path = "common/rows.rs"]
+mod rows;
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, Method};
 use mesh_core::authz::{Attributes, Authorizer};
 use mesh_core::identity::PeerIdentity;
@@ -16,6 +20,8 @@ use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, PathMatch, Pattern, Permission, Principal,
     StringMatch, StringMatcher,
 };
+
+use self::nanos::Nanos;
 
 const SIZES: [usize; 4] = [1, 10, 100, 1000];
 
@@ -43,10 +49,11 @@ fn rule(kind: &str, n: usize) -> AuthorizationRule {
     AuthorizationRule { name: format!("rule {n}"), permissions: vec![permission], principals: vec![principal] }
 }
 
-fn decide(c: &mut Criterion) {
-    let mut group = c.benchmark_group("authz");
+fn main() {
+    let mut nanos = Nanos::of_args();
     let (method, headers) = (Method::GET, HeaderMap::new());
     for kind in ["caller", "path", "namespace", "prefix", "in_order"] {
+        let mut ten = None;
         for size in SIZES {
             let rules = (0..size).map(|n| rule(kind, n)).collect();
             let policy = AuthorizationPolicy { rules, ..AuthorizationPolicy::new("allow", AuthorizationAction::Allow) };
@@ -72,13 +79,13 @@ fn decide(c: &mut Criterion) {
                 trusted_proxies: 0,
             };
             assert!(authorizer.decide(&attributes, |_| {}).is_ok(), "{kind} {size}");
-            group.bench_with_input(BenchmarkId::new(kind, size), &attributes, |b, attributes| {
-                b.iter(|| authorizer.decide(black_box(attributes), |_| {}).is_ok());
-            });
+            let goal = ten.filter(|_| size == 1000 && kind != "in_order").map(|ten| 3.0 * ten);
+            let step = || authorizer.decide(black_box(&attributes), |_| {}).is_ok();
+            let value = nanos.row(&format!("{kind}/{size}"), goal, step);
+            if size == 10 {
+                ten = value;
+            }
         }
     }
-    group.finish();
+    nanos.print();
 }
-
-criterion_group!(benches, decide);
-criterion_main!(benches);

@@ -1,10 +1,14 @@
 //! What a pick costs: every balancer over 10 and 1,000 endpoints that all carry requests, and what an
-//! update of a large cluster costs. `cargo xtask bench pick` (`-- NAME` for one of them).
+//! update of a large cluster costs. `cargo xtask bench pick [NAME] [-o json]`.
 //!
-//! The goal for `peak_ewma` and `least_request`, at most 60 ns and the same for both sizes, is for a quiet
-//! machine; compare rows of one run.
+//! The goals, at most 60 ns for either size of `peak_ewma` and `least_request`, are for a quiet machine.
 
-#![allow(missing_docs, reason = "criterion's macros make functions")]
+#![allow(clippy::print_stdout, missing_docs, reason = "a program, not a library")]
+
+#[path = "common/nanos.rs"]
+mod nanos;
+#[path = "common/rows.rs"]
+mod rows;
 
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,11 +16,12 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use mesh_core::balance::{EndpointReport, InFlight, Load, Pick, ReadySet};
 use mesh_core::policy::{
     Address, Balancer, Cluster, Endpoint, Endpoints, LocalityEndpoints, Prequal, WeightedRoundRobin,
 };
+
+use self::nanos::Nanos;
 
 const SIZES: [usize; 2] = [10, 1000];
 const NOW: Duration = Duration::from_secs(100);
@@ -77,57 +82,46 @@ fn balancers() -> Vec<(&'static str, Balancer)> {
     ]
 }
 
-fn pick(criterion: &mut Criterion) {
+fn main() {
+    let mut nanos = Nanos::of_args();
+    pick(&mut nanos);
+    update(&mut nanos);
+    nanos.print();
+}
+
+fn pick(nanos: &mut Nanos) {
     for (weighted, suffix) in [(false, ""), (true, "_weighted")] {
         for (name, balancer) in balancers() {
-            let mut group = criterion.benchmark_group(format!("{name}{suffix}"));
+            let goal = (!weighted && matches!(name, "peak_ewma" | "least_request")).then_some(60.0);
             for size in SIZES {
                 let set = ready(balancer.clone(), endpoints(size, weighted));
                 let _under_way = busy(&set);
                 let mut rng = fastrand::Rng::with_seed(1);
-                group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
-                    bencher.iter(|| {
-                        let pick = Pick { now: NOW, hash: Some(rng.u64(..)), ..Pick::default() };
-                        set.pick(black_box(&pick), &mut |below| rng.u64(..below)).map(|(index, _)| index)
-                    });
+                nanos.row(&format!("{name}{suffix}/{size}"), goal, || {
+                    let pick = Pick { now: NOW, hash: Some(rng.u64(..)), ..Pick::default() };
+                    set.pick(black_box(&pick), &mut |below| rng.u64(..below)).map(|(index, _)| index)
                 });
             }
-            group.finish();
         }
     }
 }
 
 /// One endpoint of many is replaced; the others keep their load.
-fn update(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("update_one_endpoint");
-    group.sample_size(20);
+fn update(nanos: &mut Nanos) {
     for size in [10, 10_000] {
         let all = endpoints(size, false);
         let cluster = Arc::new(Cluster::new("bench".into()));
         let old = ready(Balancer::least_request(), all.clone());
         let _under_way = busy(&old);
-        group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
-            bencher.iter(|| {
-                let mut next = Endpoints::clone(&all);
-                next.localities[0].endpoints[size / 2].address = Address::Unix("new".into());
-                let load = |endpoint: &Endpoint| -> ((), Option<Arc<Load>>) {
-                    let index = old.find(&endpoint.address);
-                    ((), index.and_then(|index| old.candidates()[index].load().cloned()))
-                };
-                let draw = &mut |below| fastrand::u64(..below);
-                ReadySet::build(Arc::new(next), cluster.clone(), None, NOW, draw, load)
-            });
+        nanos.row(&format!("update_one_endpoint/{size}"), None, || {
+            let mut next = Endpoints::clone(&all);
+            next.localities[0].endpoints[size / 2].address = Address::Unix("new".into());
+            let load = |endpoint: &Endpoint| -> ((), Option<Arc<Load>>) {
+                let index = old.find(&endpoint.address);
+                ((), index.and_then(|index| old.candidates()[index].load().cloned()))
+            };
+            let draw = &mut |below| fastrand::u64(..below);
+            ReadySet::build(Arc::new(next), cluster.clone(), None, NOW, draw, load)
         });
     }
-    group.finish();
 }
-
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(700))
-        .sample_size(30);
-    targets = pick, update
-}
-criterion_main!(benches);

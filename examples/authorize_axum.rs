@@ -2,8 +2,8 @@
 //!
 //! `cargo run --example authorize_axum` starts the router behind the mesh's inbound layer and a policy that is written
 //! here: the public part is for everybody, `/admin` for nobody, `/members` for whoever has a token that the issuer signed,
-//! and about the rest an authorizer of the program's own is asked. It fails if a request gets another answer than it should, tricks with the path included, so `--smoke` changes
-//! nothing.
+//! about `/private` an authorizer of the program's own is asked, and what no rule names is refused. It fails if a request gets another
+//! answer than it should, tricks with the path included, so `--smoke` changes nothing.
 
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 #![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]

@@ -16,8 +16,7 @@ use axum::Router;
 use axum::routing::get;
 use http::Request;
 use http_body_util::BodyExt;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use mesh::parts::mesh_client::{Body, Client};
 use mesh::parts::mesh_core::id::Target;
@@ -96,8 +95,14 @@ async fn serve_by_hand(server: Server, listener: TcpListener, router: Router) ->
         tokio::spawn(async move {
             let Some(connection) = server.accept(tcp, peer).await else { return };
             let service = TowerToHyperService::new(connection.layer().layer(router));
-            let http = auto::Builder::new(TokioExecutor::new());
-            if let Err(error) = http.serve_connection(TokioIo::new(connection), service).await {
+            let io = TokioIo::new(connection);
+            // hyper's own builders, with the limits of the server's configuration.
+            let ended = if io.inner().is_http2() {
+                server.http2().serve_connection(io, service).await
+            } else {
+                server.http1().serve_connection(io, service).with_upgrades().await
+            };
+            if let Err(error) = ended {
                 println!("a connection of {peer} ended: {error}");
             }
         });

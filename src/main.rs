@@ -1,4 +1,4 @@
-//! The binary `mesh` (feature `cli`): runs the control plane, asks it, and hands out join tokens.
+//! The binary `mesh` (feature `cli`): runs the control plane, asks it, reads manifests as it does, and hands out join tokens.
 //!
 //! Exit codes: 0 done, 1 the answer is no, 2 it could not be done.
 
@@ -35,6 +35,9 @@ enum Command {
     /// Which processes have which configuration and what they refused. Exit code 0: all in sync; 1: something is
     /// refused or lags behind; 2: the control plane cannot be asked.
     Status(cli::status::StatusArgs),
+    /// What the control plane would say of manifests, by file, object and field, without one. Exit code 0: no errors; 1:
+    /// errors; 2: there is nothing to read.
+    Analyze(cli::analyze::AnalyzeArgs),
     /// Certificates and join tokens.
     Cert {
         #[command(subcommand)]
@@ -214,6 +217,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::ControlPlane(args) => control_plane(args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => cli::status::status(args).await,
+        Command::Analyze(args) => cli::analyze::analyze(args),
         Command::Cert { command } => cert(command),
     };
     match done {

@@ -11,6 +11,8 @@
 mod requests;
 #[path = "../common/rows.rs"]
 mod rows;
+#[path = "../common/rules.rs"]
+mod rules;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -14,10 +14,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundState, InboundTls, PathMatch,
-    Permission, Principal, StringMatcher,
-};
+use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;
 use mesh_server::Server;
@@ -29,7 +26,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower::{Layer, Service, service_fn};
 
-use crate::{median, of_mesh, of_rustls};
+use crate::{median, of_mesh, of_rustls, rules};
 
 /// Requests of one kind before the other one has its turn.
 const TURN: u32 = 2_000;
@@ -44,7 +41,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) fn identity_and_policy(ca: &TestCa) -> f64 {
     let address = ([127, 0, 0, 1], 9080).into();
     let open = policy::inbound(address, InboundTls::Permissive);
-    let guarded = InboundListener { authorization: vec![ten_rules(ca)], ..open.clone() };
+    let guarded =
+        InboundListener { authorization: vec![rules::ten("/v1/9", Some(&ca.id("default", "web")))], ..open.clone() };
     let layer = |inbound: InboundListener, account: Option<&str>| {
         let spiffe_id = account.map(|account| ca.id("default", account));
         let peer = PeerIdentity { spiffe_id, address: ([127, 0, 0, 1], 4000).into() };
@@ -63,7 +61,8 @@ pub(crate) fn against_plain(ca: &TestCa) -> f64 {
     let (ours, plain) = (of_mesh(ca, b"http/1.1"), of_rustls(ca, b"http/1.1"));
     let mut mesh = runtime.block_on(connection(&ours.0, async |listener| {
         let inbound = policy::inbound(listener.local_addr()?, InboundTls::Strict);
-        let inbound = InboundListener { authorization: vec![ten_rules(ca)], ..inbound };
+        let inbound =
+            InboundListener { authorization: vec![rules::ten("/v1/9", Some(&ca.id("default", "web")))], ..inbound };
         spawn(server(ca, inbound).serve(listener, service_fn(answer)));
         Ok(())
     }));
@@ -101,17 +100,6 @@ fn server(ca: &TestCa, inbound: InboundListener) -> Server {
         .inbound(Watched::fixed(InboundState::Ready(Arc::new(inbound))))
         .metrics(Arc::<Metrics>::default())
         .build()
-}
-
-fn ten_rules(ca: &TestCa) -> AuthorizationPolicy {
-    let web = StringMatcher::exact(ca.id("default", "web").as_str());
-    let rule = |n: u32| AuthorizationRule {
-        name: n.to_string(),
-        permissions: vec![Permission::Path(PathMatch::PathSeparatedPrefix(format!("/v1/{n}")))],
-        principals: vec![Principal::Authenticated(Some(web.clone()))],
-    };
-    let rules = (0..10).map(rule).collect();
-    AuthorizationPolicy { rules, ..AuthorizationPolicy::new("allow", AuthorizationAction::Allow) }
 }
 
 fn answer<B>(_: Request<B>) -> impl Future<Output = Result<Response<Full<Bytes>>, Infallible>> {

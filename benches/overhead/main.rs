@@ -16,6 +16,8 @@ mod hello;
 mod load;
 mod meshed;
 mod report;
+#[path = "../common/rules.rs"]
+mod rules;
 mod runtime;
 
 use std::future::Future;

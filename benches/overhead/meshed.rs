@@ -1,8 +1,11 @@
-//! The same requests through the whole mesh stack: route table, retry policy, P2C, breaker, pool, mutual TLS,
-//! inbound policy, request context, metrics on both sides.
+//! The same requests through the whole mesh stack: route table, timeout and deadline, retry policy and budget, picker, breaker,
+//! outlier detection, pool, mutual TLS, authorization, request context with its trace, metrics on both sides. There is one
+//! endpoint, so that both stacks have the same connections: what it costs to choose among several is `pick`'s to tell. Nothing
+//! exports traces yet, so none is.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -10,8 +13,8 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use mesh::{Channel, Client};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, Endpoint, EndpointMetadata, InboundState, InboundTls, RetryPolicy, Snapshot,
-    UpstreamProtocol,
+    Address, CircuitBreakers, Cluster, Endpoint, EndpointMetadata, InboundListener, InboundState, InboundTls,
+    OutlierDetection, PerMillionRatio, RetryBudget, RetryPolicy, RouteAction, Snapshot, UpstreamProtocol,
 };
 use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;
@@ -23,7 +26,7 @@ use tower::service_fn;
 use crate::hello::HelloRequest;
 use crate::hello::greeter_client::GreeterClient;
 use crate::load::{Worker, Workers};
-use crate::{Error, Protocol, Running, echo};
+use crate::{Error, Protocol, Running, echo, rules};
 
 const TARGET: &str = "echo:8080";
 
@@ -38,7 +41,9 @@ pub(crate) async fn start(
 ) -> Result<(Running, Workers), Error> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
-    let inbound = policy::inbound(address, tls);
+    let caller = ca.id("default", "client");
+    let allowed = rules::ten("/", (tls != InboundTls::Disable).then_some(&caller));
+    let inbound = InboundListener { authorization: vec![allowed], ..policy::inbound(address, tls) };
     let mesh_server = Server::builder()
         .identity(ca.watched("default", "server"))
         .crypto(mesh_testkit::crypto())
@@ -70,13 +75,15 @@ pub(crate) async fn start(
     Ok((running, all))
 }
 
-/// One endpoint, with the breaker and the retry policy that Istio's defaults amount to.
+/// One endpoint, with the breaker, the ejection and the retry policy that Istio's defaults amount to, Linkerd's budget and a
+/// timeout.
 fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr, tls: InboundTls) -> Snapshot {
     let mut cluster = match tls {
         InboundTls::Disable => Cluster::new("echo".into()),
         _ => policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]),
     };
     cluster.breaker = CircuitBreakers { max_requests: Some(1024), max_retries: Some(64), ..CircuitBreakers::default() };
+    cluster.outlier = Some(OutlierDetection::default());
     if protocol != Protocol::Http1 {
         cluster.connection.protocol = UpstreamProtocol::Http2;
     }
@@ -86,7 +93,18 @@ fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr, tls: InboundTl
     };
     let mut snapshot = policy::snapshot_of(cluster, [endpoint]);
     let mut routes = (*snapshot.routes).clone();
-    routes.virtual_hosts[0].retry = Some(RetryPolicy::istio_default());
+    routes.retry_budget = Some(RetryBudget {
+        retry_ratio: PerMillionRatio(200_000),
+        min_retries_per_second: 10,
+        ttl: Duration::from_secs(10),
+    });
+    let host = &mut routes.virtual_hosts[0];
+    host.retry = Some(RetryPolicy::istio_default());
+    for route in &mut host.routes {
+        if let RouteAction::Forward(forward) = &mut route.action {
+            forward.timeout = Some(Duration::from_secs(15));
+        }
+    }
     snapshot.routes = Arc::new(routes);
     snapshot
 }

@@ -22,6 +22,8 @@ mod load;
 mod meshed;
 #[path = "../common/rows.rs"]
 mod rows;
+#[path = "../common/rules.rs"]
+mod rules;
 #[path = "../overhead/runtime.rs"]
 mod runtime;
 mod sidecars;

@@ -144,7 +144,7 @@ fn manifest(plain: SocketAddr) -> String {
          apiVersion: v1\nkind: Service\nmetadata: {{ name: mutual, namespace: default }}\n\
          spec: {{ ports: [{{ name: http, port: 9080 }}] }}\n---\n\
          apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{ name: default, namespace: default }}\n\
-         spec: {{ mtls: {{ mode: STRICT }} }}\n"
+         spec: {{ selector: {{ matchLabels: {{ app: mutual }} }}, mtls: {{ mode: STRICT }} }}\n"
     )
 }
 

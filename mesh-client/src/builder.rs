@@ -51,7 +51,8 @@ impl ClientBuilder {
             load: None,
             runtime: None,
             breakers: Breakers::default(),
-            random: Arc::new(|below| fastrand::u64(..below)),
+            // As uniform as 64 bits let it be; what fastrand does for the rest is a division for each id.
+            random: Arc::new(|below| ((u128::from(fastrand::u64(..)) * u128::from(below)) >> 64) as u64),
             resolver: None,
             connector: None,
             limits: Limits::default(),
@@ -91,8 +92,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Where control tasks run: one for each destination. Default: the runtime of the request that
-    /// needs one first. Connections are always driven on the runtime of the request that made them.
+    /// Where control tasks run: one for each destination, and those of its clusters. It has to be driven; when it has ended, they
+    /// go on where requests are. Default: the runtime of the request that needs one first, or misses it (see
+    /// [`Client`](Client#several-runtimes)). Connections are always driven on the runtime of the request that made them.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
@@ -168,8 +170,9 @@ impl ClientBuilder {
     }
 
     /// Longest wait of a request for a connection or stream while as many as policy allows are in use; then it fails
-    /// with `MESH-1301`. How many may wait is policy's `max_pending`. Default: until the request's own deadline, as in
-    /// Envoy.
+    /// with `MESH-1301`. Those who wait are served in the order in which they came: one that nobody polls, or whose runtime
+    /// stands still, keeps those behind it waiting, as at any fair lock. How many may wait is policy's `max_pending`.
+    /// Default: until the request's own deadline, as in Envoy.
     pub fn queue_wait(mut self, wait: Duration) -> Self {
         self.limits.queue_wait = Some(wait);
         self
@@ -196,7 +199,8 @@ impl ClientBuilder {
 
     /// gRPC's retry throttling (gRFC A6), for each destination by itself: retries and hedged tries end when failures
     /// have emptied half of its tokens. In gRPC it stands in a service config, which xDS does not carry: there Envoy's
-    /// retry budget bounds retries, and this counts beside it. Counted with the head of an answer. Default: none.
+    /// retry budget bounds retries, and this counts beside it. A call counts with its status, be it in the trailers; one
+    /// whose method has no retry policy earns tokens and costs none. Default: none.
     pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
         self.limits.retry_throttling = Some(throttling);
         self

@@ -31,6 +31,18 @@ use crate::tcp::TcpConnection;
 ///
 /// When the last clone is dropped, idle connections close; requests in flight end in peace.
 ///
+/// # Several runtimes
+/// A client may be used from several tokio runtimes, at once or one after the other (one for each test or core, one for a call).
+/// What looks after a destination (policy, names, health) runs on the runtime of its first request. When that runtime has ended,
+/// the next request from another begins it there, and goes by the newest policy itself. One that is there and driven by nobody
+/// is taken for ended after 10 s: for so long requests from other runtimes may go by what it heard last. Who wants to have
+/// it heard at once gives a runtime that is always driven
+/// ([`ClientBuilder::runtime`](crate::ClientBuilder::runtime)); a mesh has one.
+///
+/// Connections are driven by the runtime that made them and carry the requests of that one, as those of Envoy's workers do: two
+/// runtimes have two HTTP/2 connections to an endpoint. They close with their runtime. Only where limits allow no further
+/// connection is one of another runtime taken, and if nobody drives that, the request ends with its timeout.
+///
 /// # With reqwest
 /// What reqwest has built goes over the mesh, and the answer is reqwest's again. Timeouts, redirects and connections are
 /// the mesh's: a `reqwest::Client` is only there to build requests.
@@ -79,7 +91,7 @@ impl Client {
     }
 
     /// The same to a destination that the request need not name.
-    pub(crate) fn send_to<B>(&self, target: Target, request: Request<B>) -> ResponseFuture
+    pub(crate) fn send_to<B>(&self, target: Arc<Target>, request: Request<B>) -> ResponseFuture
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -87,7 +99,7 @@ impl Client {
         self.send_where(request, Some(target))
     }
 
-    fn send_where<B>(&self, request: Request<B>, to: Option<Target>) -> ResponseFuture
+    fn send_where<B>(&self, request: Request<B>, to: Option<Arc<Target>>) -> ResponseFuture
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -99,12 +111,13 @@ impl Client {
     /// By itself: what is the same for every kind of body is compiled once, beside all that it calls, and not anew in
     /// the crate that sends.
     #[inline(never)]
-    fn start(&self, mut head: Head, payload: Payload, to: Option<Target>) -> ResponseFuture {
+    fn start(&self, mut head: Head, payload: Payload, to: Option<Arc<Target>>) -> ResponseFuture {
         let destinations = self.destinations.clone();
         // The one box of the outbound path: everything below is one future. It is copied into its box, so its size
-        // counts: what an `async fn` takes by value it would hold twice. Room first, for then it is made in its place.
+        // counts: what an `async fn` takes by value it would hold twice. Room first, for then it is made in its place;
+        // a pointer first in it (not a larger value), for then what is not set yet is not copied.
         let room = Box::new_uninit();
-        let future = async move { outbound::send(&destinations, to.as_ref(), &mut head, &payload).await };
+        let future = async move { outbound::send(&destinations, to.as_deref(), &mut head, &payload).await };
         let made = Box::write(room, future);
         Box::into_pin(made)
     }

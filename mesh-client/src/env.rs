@@ -27,7 +27,8 @@ pub(crate) struct Env {
     pub(crate) metrics: Arc<Metrics>,
     /// Where load is counted for the control plane.
     pub(crate) load: Option<Arc<LoadStore>>,
-    /// Where control tasks run; `None` = the runtime of the request that needs one first.
+    /// Where control tasks run as long as it is there; `None` = the runtime of the request that needs one first, or takes
+    /// one over.
     pub(crate) runtime: Option<Handle>,
     /// What is in flight, and the injected faults under way, of all clients that share it.
     pub(crate) breakers: Breakers,
@@ -110,6 +111,11 @@ impl Env {
         now.saturating_duration_since(self.epoch)
     }
 
+    /// The same in milliseconds.
+    pub(crate) fn millis(&self, now: Instant) -> u64 {
+        self.since_epoch(now).as_millis() as u64
+    }
+
     /// The time since 1970: where an answer names a point in time. For nothing that must not jump.
     #[allow(clippy::disallowed_methods, reason = "the one place of the request path that knows the date")]
     pub(crate) fn unix_time(&self) -> Duration {
@@ -121,7 +127,7 @@ impl Env {
         self.draw(u64::MAX)
     }
 
-    /// The runtime for control tasks.
+    /// The runtime for the owner of a destination, and all that it begins.
     pub(crate) fn runtime(&self) -> Handle {
         self.runtime.clone().unwrap_or_else(Handle::current)
     }

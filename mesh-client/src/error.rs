@@ -206,6 +206,17 @@ pub enum Cause {
         /// Longest wait for one ([`ClientBuilder::queue_wait`](crate::ClientBuilder::queue_wait)).
         after: Duration,
     },
+    /// Time ran out while the request waited for a connection of which there may be no more. Code and status are those
+    /// of the limit of time; the blame is ours, and nothing was sent.
+    #[error("{last}; it waited for a connection: all {allowed} of {limit} are in use")]
+    Queued {
+        /// The limit of time.
+        last: Box<Cause>,
+        /// Which limit of connections.
+        limit: &'static str,
+        /// Its value.
+        allowed: u32,
+    },
     /// No request to the cluster got a connection for so long.
     #[error("cluster {cluster}: no request got a connection within {after:?}")]
     FailFast {
@@ -372,7 +383,7 @@ impl Cause {
             Self::Unresolved { .. } => "no address known",
             Self::ConnectFailed { .. } => "connection failed",
             Self::ConnectTimeout { .. } => "connection timed out",
-            Self::BackingOff { last, .. } => last.what(),
+            Self::BackingOff { last, .. } | Self::Queued { last, .. } => last.what(),
             Self::TlsHandshake { .. } => "TLS failed",
             Self::WrongPeerIdentity { .. } => "wrong peer identity",
             Self::NoIdentity { .. } => "no certificate of our own",
@@ -408,7 +419,7 @@ impl Cause {
             Self::Unresolved { .. } => Code::NAME_UNRESOLVED,
             Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
             Self::ConnectTimeout { .. } => Code::CONNECT_TIMEOUT,
-            Self::BackingOff { last, .. } => last.code(),
+            Self::BackingOff { last, .. } | Self::Queued { last, .. } => last.code(),
             Self::TlsHandshake { .. } => Code::TLS_HANDSHAKE,
             Self::WrongPeerIdentity { .. } => Code::WRONG_PEER_IDENTITY,
             Self::NoIdentity { .. } => Code::NO_IDENTITY,
@@ -445,6 +456,7 @@ impl Cause {
             Self::NoIdentity { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
+            | Self::Queued { .. }
             | Self::FailFast { .. }
             | Self::Dropped { .. }
             | Self::RateLimited(_)
@@ -469,6 +481,9 @@ impl Cause {
     /// Whether sending again is safe.
     pub fn retry(&self) -> Retry {
         match self {
+            // Nothing was sent; but for whom the time is over, it is.
+            Self::Queued { last, .. } if matches!(**last, Self::Deadline) => Retry::Never,
+            Self::Queued { .. } => Retry::Safe,
             Self::BadTarget(_)
             | Self::NoListener(_)
             | Self::NoRoute { .. }

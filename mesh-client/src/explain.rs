@@ -21,7 +21,8 @@ use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::head::Head;
 use crate::outbound::header_policies;
-use crate::router::{Choice, Router, Slot};
+use crate::outbound::trace::Trace;
+use crate::router::{Choice, Plan, Retries, Router, Slot};
 
 /// How far the configuration of a destination is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,7 +62,7 @@ pub struct Explanation {
     pub mirrors: Vec<MirrorOption>,
     /// An endpoint that it could go to: a pick like any other, which the next one may not repeat.
     pub pick: Option<PickExplanation>,
-    /// What follows a try that fails; `None` = the route has no retry policy. Without one what nobody
+    /// What follows a try that fails; `None` = the route has no retry policy, or no cluster for it. Without one what nobody
     /// has seen is sent again as well, and a request whose method is idempotent once, at the cost of a retry, if the
     /// HTTP/1.1 connection that it was to use again was closed as it went out.
     pub retry: Option<RetryExplanation>,
@@ -95,10 +96,18 @@ pub struct PickExplanation {
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct RetryExplanation {
-    /// How many it may have; 0 if the policy is not about this request.
+    /// How many it may have; 0 if the policy is not about this request, or if it is `chained`.
     pub attempts: u32,
+    /// The request being served is a retry itself, or made for one: what is called for it is not tried again.
+    pub chained: bool,
     /// The longest back-off before each of them, the first 16. An answer may ask for another one.
     pub waits: Vec<Duration>,
+    /// Retries in flight at the cluster that this request would go to.
+    pub in_flight: u32,
+    /// How many there may be now by its circuit breaker; `None` = any number.
+    pub most: Option<u32>,
+    /// Whether gRPC's retry tokens of the destination allow one now; `None` = it has none.
+    pub tokens: Option<bool>,
     /// Whether Linkerd's budget of the destination must have one left for each.
     pub budgeted: bool,
     /// Which outcomes they are for, and everything else about them.
@@ -372,13 +381,6 @@ fn explain_route(
     };
     if let RouteAction::Forward(forward) = &route.route().action {
         let plan = router.plan(route);
-        explanation.retry = plan.retry.as_ref().map(|retries| {
-            let concerned = retries.concerns(|| head.view(&draw));
-            let grpc = head.headers.get(http::header::CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc);
-            let attempts = if concerned { retries.attempts(grpc) } else { 0 };
-            let waits = (0..attempts.min(16)).map(|retry| retries.backoff.bound(retry)).collect();
-            RetryExplanation { attempts, waits, budgeted: router.budget().is_some(), policy: retries.policy.clone() }
-        });
         explanation.clusters = options(env, &plan.choice, &forward.to, &head);
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
         let chosen = match router.choose(plan, forward, &head.headers, head.uri().path(), env) {
@@ -397,10 +399,14 @@ fn explain_route(
             cluster: cluster_dump(env, &mirror.cluster, slot),
         };
         explanation.mirrors = mirrors.map(option).collect();
-        // Balancers hash what is sent, and filters see that as well.
+        // Balancers hash what is sent, and filters see that as well, and the retry policy.
+        head.rewrite(route, forward, chosen.share);
         for headers in header_policies(route, chosen.share) {
             headers.request.apply(&mut head.headers);
         }
+        head.show_host();
+        let retry = plan.retry.as_ref();
+        explanation.retry = retry.map(|retries| explain_retry(env, router, plan, retries, chosen.cluster, &head));
         let (view, now) = (head.view(&draw), Instant::now());
         let filters = chosen.filters.iter().map(|filter| filter.explain(&view, &chosen.cluster.policy().name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
@@ -412,13 +418,39 @@ fn explain_route(
     }
 }
 
+fn explain_retry(
+    env: &Env,
+    router: &Router,
+    plan: &Plan,
+    retries: &Retries,
+    cluster: &Backend,
+    head: &Head,
+) -> RetryExplanation {
+    let draw = || env.draw_million();
+    let chained = Trace::begin(env).is_retry();
+    let concerned = !chained && retries.concerns(|| head.view(&draw));
+    let grpc = head.headers.get(http::header::CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc);
+    let attempts = if concerned { retries.attempts(grpc) } else { 0 };
+    let (in_flight, most) = cluster.admission().retries(plan.high_priority);
+    RetryExplanation {
+        attempts,
+        chained,
+        waits: (0..attempts.min(16)).map(|retry| retries.backoff.bound(retry)).collect(),
+        in_flight,
+        most,
+        tokens: router.tokens().map(|tokens| tokens.allows()),
+        budgeted: router.budget().is_some(),
+        policy: retries.policy.clone(),
+    }
+}
+
 fn options(env: &Env, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
     let option =
         |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     match (choice, to) {
         (Choice::One(slot), ClusterChoice::Cluster(name)) => vec![option(1, name, slot)],
         (Choice::Weighted(shares), ClusterChoice::Weighted(weighted)) => {
-            let entries = weighted.entries().iter().zip(shares);
+            let entries = weighted.entries().iter().zip(shares).filter(|(entry, _)| entry.weight > 0);
             entries.map(|(entry, share)| option(entry.weight, &entry.name, &share.slot)).collect()
         }
         (Choice::Header(header, slots), _) => {

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -24,14 +25,14 @@ use crate::outbound::warm::Warmed;
 #[derive(Clone, Debug)]
 pub struct Channel {
     client: Client,
-    target: Target,
+    target: Arc<Target>,
     authority: Authority,
 }
 
 impl Channel {
     pub(crate) fn new(client: Client, target: Target) -> Self {
         let authority = target.host_port().parse().expect("a target's authority is one");
-        Self { client, target, authority }
+        Self { client, target: Arc::new(target), authority }
     }
 
     /// The destination: `host:port`, with its scheme if it has one.

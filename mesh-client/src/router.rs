@@ -25,6 +25,7 @@ use crate::cluster::{Backend, Cluster, Labels};
 use crate::env::{self, Env};
 use crate::error::Cause;
 use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
+use crate::outbound::header_policies;
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -79,6 +80,8 @@ pub(crate) struct Plan {
     pub(crate) filters: Arc<[Filter]>,
     /// Its requests have limits of their own (Envoy's routing priority).
     pub(crate) high_priority: bool,
+    /// The route, its host or its table has header operations; entries of a weighted split have their own.
+    pub(crate) changes_headers: bool,
     pub(crate) retry: Option<Retries>,
     pub(crate) hash: HashRules,
     pub(crate) session: Option<StatefulSession>,
@@ -150,6 +153,8 @@ pub(crate) struct Retries {
     // One must hold for a request to be retried; empty = all are.
     requests: Box<[HeaderCondition]>,
     hedges_on_timeout: bool,
+    /// gRPC statuses that are retried: one bit for each.
+    pub(crate) statuses: u32,
 }
 
 impl Retries {
@@ -158,8 +163,10 @@ impl Retries {
             RouteAction::Forward(forward) => forward.hedge.as_ref(),
             _ => None,
         };
+        let rules = RetryRules::new(&policy.on, &route.route().response_classes);
         Self {
-            rules: RetryRules::new(&policy.on, &route.route().response_classes),
+            statuses: rules.grpc_statuses(),
+            rules,
             backoff: Backoff::of(policy),
             requests: policy.request_headers.iter().map(HeaderCondition::new).collect(),
             hedges_on_timeout: hedge.is_some_and(|hedge| hedge.on_per_try_timeout),
@@ -271,8 +278,8 @@ impl Router {
     }
 
     /// gRPC's retry tokens of the destination.
-    pub(crate) fn tokens(&self) -> Option<&RetryTokens> {
-        self.wiring.tokens.as_deref()
+    pub(crate) fn tokens(&self) -> Option<&Arc<RetryTokens>> {
+        self.wiring.tokens.as_ref()
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is
@@ -377,6 +384,15 @@ impl Router {
                 Some(Some(Slot::Ready(next))) => cluster.give_way(next, limit),
                 Some(Some(Slot::Aggregate(_)) | None) => cluster.retire(None),
                 Some(Some(Slot::Failed(..))) | None => cluster.retire(Some(limit)),
+            }
+        }
+    }
+
+    /// Begins anew on the caller's runtime what looks after endpoints: where it ran it has ended, or stands still.
+    pub(crate) fn resume(&self, env: &Arc<Env>) {
+        for slot in self.wiring.clusters.values() {
+            if let Slot::Ready(cluster) = slot {
+                cluster.resume(env);
             }
         }
     }
@@ -489,7 +505,19 @@ impl Plan {
             }
             _ => (None, Box::default()),
         };
-        Self { choice, hash, filters: all, high_priority, retry, session, cors, mirrors, counted: None }
+        let changes_headers = header_policies(route, None).next().is_some();
+        Self {
+            choice,
+            hash,
+            filters: all,
+            high_priority,
+            changes_headers,
+            retry,
+            session,
+            cors,
+            mirrors,
+            counted: None,
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub enum EncodedSlash {
 
 /// Why a target is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum MalformedTarget {
     /// Not beginning with `/`.
     #[error("the path does not begin with a slash")]
@@ -107,13 +108,14 @@ pub fn normalize_authority(authority: &str) -> Result<Cow<'_, str>, MalformedTar
     .ok_or(MalformedTarget::Authority)?;
     let (host, rest) = authority.split_at(end);
     let port = match rest.strip_prefix(':') {
-        Some(port) if port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) => port.trim_start_matches('0'),
+        Some(port) if port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) => port,
         None if rest.is_empty() => "",
         Some(_) | None => return Err(MalformedTarget::Authority),
     };
-    if is_plain && (rest.is_empty() || !port.is_empty() && port.len() + 1 == rest.len()) {
+    if is_plain && (rest.is_empty() || !port.is_empty() && !port.starts_with('0')) {
         return Ok(Cow::Borrowed(authority));
     }
+    let port = port.trim_start_matches('0');
     let mut normal = match v6 {
         Some(address) => format!("[{address}]"),
         None => host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase(),
@@ -152,18 +154,39 @@ fn name(authority: &[u8]) -> Option<(usize, bool)> {
     (end > 0).then_some((end, lower && before != b'.'))
 }
 
-/// Whether a path is in normal form by the look of it.
+/// Whether a path is in normal form by the look of it. All of it is looked at, without a branch for each byte: nearly
+/// always it is.
 fn is_plain(path: &[u8]) -> bool {
-    let mut before = 0;
+    let (mut any, mut pairs, mut before) = (0, 0, 0);
     for &b in path {
-        let odd = !b.is_ascii_graphic() || b == b'%' || b == b'\\' || before == b'/' && (b == b'/' || b == b'.');
-        if odd {
-            return false;
-        }
-        before = b;
+        let kind = KINDS[usize::from(b)];
+        any |= kind;
+        pairs |= before << 1 & kind;
+        before = kind;
     }
-    path.first() == Some(&b'/')
+    any & ODD == 0 && pairs & BEHIND_SLASH == 0 && path.first() == Some(&b'/')
 }
+
+/// What bytes are in a path.
+static KINDS: [u8; 256] = {
+    let mut kinds = [ODD; 256];
+    let mut b = b'!';
+    while b <= b'~' {
+        kinds[b as usize] = match b {
+            b'%' | b'\\' => ODD,
+            b'/' => SLASH | BEHIND_SLASH,
+            b'.' => BEHIND_SLASH,
+            _ => 0,
+        };
+        b += 1;
+    }
+    kinds
+};
+/// Whatever stands around it, it needs a closer look.
+const ODD: u8 = 1;
+const SLASH: u8 = 2;
+/// It needs one behind a slash: the next bit, for they are compared by a shift.
+const BEHIND_SLASH: u8 = SLASH << 1;
 
 fn decode(path: &[u8], slash: EncodedSlash) -> Result<String, MalformedTarget> {
     let mut out = String::with_capacity(path.len());
@@ -198,7 +221,7 @@ fn escaped(digits: &[u8]) -> Option<u8> {
 }
 
 /// The characters of a path element: unreserved ones, sub-delimiters, `:` and `@` (RFC 3986, `pchar`).
-fn needs_no_escape(value: u8) -> bool {
+pub(crate) fn needs_no_escape(value: u8) -> bool {
     value.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&value)
 }
 

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use mesh_core::drain::DrainWatch;
 use mesh_core::identity::PeerIdentity;
 
 use crate::InboundLayer;
@@ -18,12 +19,14 @@ use crate::listen::{Detected, HttpVersion};
 
 /// A connection of HTTP from a caller that policy let in, made by [`Server::accept`](crate::Server::accept): plaintext, or
 /// mutual TLS, whose plain bytes are read and written here. Once policy or trust do not let its peer in any more, reading and
-/// writing fail.
+/// writing fail; where a new policy may refuse something to it that was open before, after
+/// [`Config::unwelcome_limit`](crate::Config), of which [`leaving`](Self::leaving) tells.
 pub struct Accepted {
     io: Detected,
     version: HttpVersion,
     peer: PeerIdentity,
     layer: InboundLayer,
+    leaving: DrainWatch,
     // Ends it; `None` once it has.
     closing: Option<Closing>,
     woken: Arc<Woken>,
@@ -53,10 +56,10 @@ impl Accepted {
         version: HttpVersion,
         peer: PeerIdentity,
         layer: InboundLayer,
-        closing: Closing,
+        (closing, leaving): (Closing, DrainWatch),
     ) -> Self {
         let woken = Woken { is: true.into(), reader: AtomicWaker::new(), writer: AtomicWaker::new() };
-        Self { io, version, peer, layer, closing: Some(closing), woken: Arc::new(woken) }
+        Self { io, version, peer, layer, leaving, closing: Some(closing), woken: Arc::new(woken) }
     }
 
     /// Goes on with what ends the connection. If that is done, `io` says so.
@@ -92,6 +95,13 @@ impl Accepted {
     /// Whether the caller speaks HTTP/2, by its first bytes. Else it is HTTP/1.
     pub fn is_http2(&self) -> bool {
         self.version == HttpVersion::Http2
+    }
+
+    /// Resolves when a policy has come that may refuse what was open to the caller before: the connection is cut after
+    /// [`Config::unwelcome_limit`](crate::Config). An HTTP server that is told to end it gracefully loses no request that
+    /// is done in time. It is noticed while somebody reads or writes.
+    pub fn leaving(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
+        self.leaving.drained()
     }
 
     /// What judges and counts the requests of this connection: around the service that they are given to.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::TokioExecutor;
 use tokio::net::{TcpListener, TcpStream};
 use tower_service::Service;
 
@@ -118,15 +120,17 @@ impl Server {
     /// refused, or gone without a word; [`stats`](Self::stats) say why.
     ///
     /// On what is returned, [`Config::header_read_timeout`](crate::Config) and
-    /// [`Config::max_control_frames`](crate::Config) hold; the other limits on connections and their number are for the
-    /// application to set. Each of its requests is judged by the policy of the moment where it goes through
-    /// [`Accepted::layer`](crate::Accepted::layer). When its peer is not trusted any more, or is a plaintext one and the port
-    /// turns strict, reading and writing fail at once, and with them what is in flight; a task that waits for either hears of
-    /// it as long as somebody reads. Nobody drains the connection: give it an age. Best called in the connection's own task,
-    /// for a handshake may take its time.
+    /// [`Config::max_control_frames`](crate::Config) hold; [`http1`](Self::http1) and [`http2`](Self::http2) bring the other
+    /// limits of a connection, and the number of connections is for the application to bound. Each of its requests is judged by
+    /// the policy of the moment where it goes through [`Accepted::layer`](crate::Accepted::layer). When its peer is not trusted
+    /// any more, or is a plaintext one and the port turns strict, reading and writing fail at once, and with them what is in
+    /// flight; when a new policy may refuse what was open to it, after [`Config::unwelcome_limit`](crate::Config)
+    /// ([`Accepted::leaving`](crate::Accepted::leaving)). A task that waits for either hears of it.
+    /// Nobody drains the connection: give it an age. Best called in the connection's own task, for a handshake may take its
+    /// time.
     ///
     /// ```
-    /// use hyper_util::rt::{TokioExecutor, TokioIo};
+    /// use hyper_util::rt::TokioIo;
     /// use hyper_util::service::TowerToHyperService;
     /// use mesh_server::Server;
     /// use tower_layer::Layer;
@@ -138,13 +142,11 @@ impl Server {
     ///         tokio::spawn(async move {
     ///             let Some(connection) = server.accept(tcp, peer).await else { return };
     ///             let service = TowerToHyperService::new(connection.layer().layer(router));
-    ///             let http = hyper::server::conn::http1::Builder::new();
-    ///             let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     ///             let io = TokioIo::new(connection);
     ///             let _ = if io.inner().is_http2() {
-    ///                 http2.serve_connection(io, service).await
+    ///                 server.http2().serve_connection(io, service).await
     ///             } else {
-    ///                 http.serve_connection(io, service).with_upgrades().await
+    ///                 server.http1().serve_connection(io, service).with_upgrades().await
     ///             };
     ///         });
     ///     }
@@ -154,7 +156,18 @@ impl Server {
         self.door.accept(tcp, peer).await
     }
 
-    /// The per-request part alone, for an application with an acceptor of its own. It knows no peer
+    /// hyper's HTTP/1 with the limits of this server's [`Config`](crate::Config), for connections of [`accept`](Self::accept).
+    pub fn http1(&self) -> http1::Builder {
+        self.door.http1.clone()
+    }
+
+    /// The same of HTTP/2.
+    pub fn http2(&self) -> http2::Builder<TokioExecutor> {
+        self.door.http2.clone()
+    }
+
+    /// The per-request part alone, for an application with an acceptor of its own. What is being served when policy changes
+    /// goes on: connections are that acceptor's to end. It knows no peer
     /// unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into the extensions. While a policy that was
     /// [given](ServerBuilder::inbound) has not come, requests get 503 (`MESH-1003`); if none was given, they pass. Where policy
     /// demands mutual TLS, those whose peer has no SPIFFE ID get 403 (`MESH-2001`).

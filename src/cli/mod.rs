@@ -1,5 +1,6 @@
-//! The commands of the binary that ask a running control plane, and what the log looks like.
+//! The commands of the binary that ask a running control plane or read manifests as it does, and what the log looks like.
 
+pub(crate) mod analyze;
 pub(crate) mod ask;
 pub(crate) mod memory;
 pub(crate) mod status;

@@ -1,4 +1,5 @@
-//! A control plane in memory that speaks both variants, and clients of it.
+//! A control plane in memory that speaks both variants, and clients of it. In every case it looks at what each request
+//! says besides what is asked for, and the case fails with a request against the rules.
 #![allow(dead_code, reason = "the conformance tests and the simulations each use a part")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,11 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+
+use self::rules::Rules;
+
+#[path = "rules.rs"]
+mod rules;
 
 pub(crate) const BOTH: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
 
@@ -61,6 +67,20 @@ struct Book {
     /// What is asked for on the newest stream, by type.
     asked: BTreeMap<&'static str, BTreeSet<String>>,
     nacks: Vec<String>,
+    /// What was against the rules first.
+    fault: Option<String>,
+}
+
+impl Drop for Plane {
+    /// In the test, which holds one: there a panic is heard.
+    fn drop(&mut self) {
+        let fault = self.book.try_lock().and_then(|book| book.fault.clone());
+        if let Some(fault) = fault
+            && !std::thread::panicking()
+        {
+            panic!("a request is against the rules: {fault}");
+        }
+    }
 }
 
 impl Plane {
@@ -76,6 +96,7 @@ impl Plane {
             sent: 0,
             asked: BTreeMap::new(),
             nacks: Vec::new(),
+            fault: None,
         };
         Self { book: Arc::new(Mutex::new(book)), revision: watch::channel(0).0, heard: watch::channel(0).0 }
     }
@@ -206,13 +227,18 @@ impl Plane {
         let mut revision = self.revision.subscribe();
         let mut asked: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
         let mut told: BTreeMap<&'static str, BTreeMap<String, u64>> = BTreeMap::new();
-        let mut nonce = 0;
+        let (mut nonce, mut rules) = (0, Rules::default());
         loop {
             let due: Vec<&'static str> = tokio::select! {
                 biased;
                 request = requests.recv() => match request {
                     None => return,
-                    Some(request) => vec![self.hear(request, &mut asked, &mut told)],
+                    Some(request) => {
+                        if let Err(fault) = rules.hears(&request) {
+                            self.note(|book| _ = book.fault.get_or_insert(format!("{fault}: {request:?}")));
+                        }
+                        vec![self.hear(request, &mut asked, &mut told)]
+                    }
                 },
                 _ = revision.changed() => asked.keys().copied().collect(),
             };
@@ -223,10 +249,11 @@ impl Plane {
             for type_url in due {
                 nonce += 1;
                 let (asked, told) = (&asked[type_url], told.entry(type_url).or_default());
-                if let Some(response) = self.answer(type_url, variant, asked, told, nonce)
-                    && responses.send(Ok(response)).await.is_err()
-                {
-                    return;
+                if let Some(response) = self.answer(type_url, variant, asked, told, nonce) {
+                    rules.sends(type_url, &response);
+                    if responses.send(Ok(response)).await.is_err() {
+                        return;
+                    }
                 }
             }
         }

@@ -272,3 +272,34 @@ async fn a47_authorities_have_control_planes_of_their_own_and_equal_ones_are_one
         assert_eq!(top.streams(), 1, "the first control plane stays");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn wishes_that_come_and_go_do_not_dial_who_is_away_without_back_off() {
+    let listener = "xdstp://left/envoy.config.listener.v3.Listener/a:80";
+    for variant in BOTH {
+        let (top, left) = (Plane::with("x", 1), Plane::new());
+        left.put(destination(listener, "r"));
+        left.is(Mood::Down);
+        let client = client_with(variant, &[&top, &left], |bootstrap| {
+            bootstrap.servers = vec![server(0)];
+            bootstrap.client_listener_template = listener.replace("a:80", "%s");
+            let authority = Authority {
+                client_listener_template: bootstrap.client_listener_template.clone(),
+                servers: vec![server(1)],
+                fallback_on_reachability_only: false,
+            };
+            bootstrap.authorities.insert("left".to_owned(), authority);
+        });
+        let target = "a:80".parse().unwrap();
+        for _ in 0..100 {
+            let mut state = client.destination(&target);
+            becomes(&mut state, "nobody is there", |s| matches!(s, DestinationState::Unreachable(_))).await;
+            drop(state);
+            clock::pass(Duration::from_millis(50)).await;
+        }
+        // In five seconds; each wish would be one.
+        assert!(left.tries() <= 20, "{} tries", left.tries());
+        left.is(Mood::Up);
+        goes_to(&mut client.destination(&target), 1).await;
+    }
+}

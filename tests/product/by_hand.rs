@@ -40,7 +40,7 @@ pub(crate) struct Plane {
     pub(crate) process: Child,
     pub(crate) state: PathBuf,
     pub(crate) address: String,
-    debug: SocketAddr,
+    pub(crate) debug: SocketAddr,
 }
 
 impl Plane {

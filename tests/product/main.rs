@@ -7,6 +7,8 @@
 
 mod allocations;
 #[cfg(feature = "cli")]
+mod analyze;
+#[cfg(feature = "cli")]
 mod asleep;
 mod authorization;
 mod bodies;

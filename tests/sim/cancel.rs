@@ -133,7 +133,7 @@ fn mirrored(snapshot: &mut Snapshot) {
 
 /// One request at a time waits a tick before it is sent.
 fn delayed(snapshot: &mut Snapshot) {
-    let delay = Some(FaultDelay { duration: Some(TICK), share: PerMillion::ALL });
+    let delay = Some(FaultDelay::of(TICK, PerMillion::ALL));
     let kind = HttpFilterKind::Fault(Some(Fault { delay, max_active: Some(1), ..Fault::default() }));
     Arc::make_mut(&mut snapshot.listener).filters.push(HttpFilter { name: FAULT_FILTER.into(), kind });
 }

@@ -58,9 +58,9 @@ async fn returned(plane: &Plane, back: Instant) -> Return {
 }
 
 /// A minute without the control plane, from the first to the last stream that comes back.
-async fn outage(clients: usize, alike: bool) -> Return {
+async fn outage(variant: Variant, clients: usize, alike: bool) -> Return {
     let plane = Plane::with("x", 1);
-    let _herd = herd(&plane, Variant::Delta, clients, alike).await;
+    let _herd = herd(&plane, variant, clients, alike).await;
     // Long enough for silence to be understood: nothing is owed.
     clock::pass(OUTAGE).await;
     plane.is(Mood::Down);
@@ -72,18 +72,22 @@ async fn outage(clients: usize, alike: bool) -> Return {
 
 #[tokio::test(start_paused = true)]
 async fn a_herd_comes_back_spread_out_r03() {
-    let back = outage(CLIENTS, false).await;
-    assert!(back.peak <= CLIENTS / 50, "{} streams in {BIN:?}", back.peak);
-    assert!(back.last <= OUTAGE, "{:?}", back.last);
-    assert_eq!(back.streams, CLIENTS, "one stream each");
+    for variant in BOTH {
+        let back = outage(variant, CLIENTS, false).await;
+        assert!(back.peak <= CLIENTS / 50, "{} streams in {BIN:?}", back.peak);
+        assert!(back.last <= OUTAGE, "{:?}", back.last);
+        assert_eq!(back.streams, CLIENTS, "one stream each");
+    }
 }
 
 /// Control run: without jitter between them, all come at once.
 #[tokio::test(start_paused = true)]
 async fn a_herd_whose_clients_draw_alike_stampedes_r03() {
     let clients = CLIENTS / 20;
-    let back = outage(clients, true).await;
-    assert!(back.peak > clients / 50, "{} streams in {BIN:?}", back.peak);
+    for variant in BOTH {
+        let back = outage(variant, clients, true).await;
+        assert!(back.peak > clients / 50, "{} streams in {BIN:?}", back.peak);
+    }
 }
 
 #[tokio::test(start_paused = true)]

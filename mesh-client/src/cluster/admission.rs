@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Cluster;
 use super::breakers::{Counters, InFlight};
 use super::fail_fast::FailFast;
-use crate::connect::{Lease, Pool, Room};
+use crate::connect::{Connections, Full, Lease, Pool, Room};
 use crate::env::Env;
 use crate::error::Cause;
 
@@ -56,8 +56,14 @@ impl Admission {
         self.counters.in_flight(high)
     }
 
+    /// Retries in flight, and how many there may be now.
+    pub(crate) fn retries(&self, high: bool) -> (u32, Option<u32>) {
+        let InFlight { requests, retries, .. } = self.in_flight(high);
+        (retries, retry::max_concurrent(self.limits(high), requests))
+    }
+
     /// Open connections, of both priorities together.
-    pub(super) fn connections(&self) -> Arc<Count> {
+    pub(super) fn connections(&self) -> Arc<Connections> {
         self.counters.connections.clone()
     }
 
@@ -69,6 +75,8 @@ impl Admission {
             of_endpoint: limits.max_connections_per_host,
             patience: self.patience,
             insists: false,
+            // What waits with default priority is not before it.
+            passes: high,
         }
     }
 
@@ -78,13 +86,18 @@ impl Admission {
 }
 
 impl Cluster {
-    /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests).
+    /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests); `served`
+    /// of those counted are about to end.
     ///
     /// # Errors
     /// As many requests as allowed are waiting.
-    pub(crate) fn wait(&self, high: bool) -> Result<Waiting<'_>, Cause> {
+    pub(crate) fn wait(&self, high: bool, served: u32) -> Result<Waiting<'_>, Cause> {
         let (pending, most) = (&self.admission.counters.of(high).pending, self.admission.limits(high).max_pending);
-        if pending.enter_within(most) { Ok(Waiting(pending)) } else { Err(full(self, "max_pending", most)) }
+        if pending.enter_within(most.map(|most| most.saturating_add(served))) {
+            Ok(Waiting(pending))
+        } else {
+            Err(full(self, "max_pending", most))
+        }
     }
 }
 
@@ -92,7 +105,7 @@ impl Retrying {
     /// A place for one more retry, if there is one; `own` of those counted are about to end.
     pub(crate) fn within(cluster: &Arc<Cluster>, own: u32, high: bool) -> Option<Self> {
         let admission = &cluster.admission;
-        let most = retry::max_concurrent(admission.limits(high), admission.in_flight(high).requests);
+        let (_, most) = admission.retries(high);
         let most = most.map(|most| most.saturating_add(own));
         let taken = admission.counters.of(high).retries.enter_within(most);
         taken.then(|| Self { cluster: cluster.clone(), high })
@@ -126,18 +139,25 @@ impl Permit {
     }
 
     /// A connection of `pool` to send it on, see [`Pool::acquire`].
-    pub(crate) async fn connection(&self, pool: &Pool, grpc: bool, fresh: bool, now: Instant) -> Result<Lease, Cause> {
+    pub(crate) async fn connection(
+        &self,
+        pool: &Pool,
+        grpc: bool,
+        fresh: bool,
+        now: Instant,
+        at: &mut Option<Full>,
+    ) -> Result<Lease, Cause> {
         let admission = &self.cluster.admission;
         let room = admission.room(self.high);
-        let waiting = || self.cluster.wait(self.high);
+        let waiting = |served| self.cluster.wait(self.high, served);
         match &admission.fail_fast {
             // Nothing is put aside here: what waits for a connection is held once.
-            None => pool.acquire(grpc, fresh, now, room, waiting).await,
+            None => pool.acquire(grpc, fresh, now, room, waiting, at).await,
             // Boxed: requests without it are no larger for it.
             Some(fail_fast) => {
                 Box::pin(async {
-                    let found = pool.acquire(grpc, fresh, now, room, waiting);
-                    fail_fast.bound(&self.cluster.policy.name, pool.at_hand(grpc, fresh, now), found).await
+                    let found = pool.acquire(grpc, fresh, now, room, waiting, at);
+                    fail_fast.bound(&self.cluster.policy.name, pool.at_hand(grpc, fresh, now, room), found).await
                 })
                 .await
             }

@@ -11,6 +11,8 @@ use mesh_core::policy::{self, Discovery};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::connect::Connections;
+
 /// Counters that circuit breakers compare with their limits. Clients of one process share them by
 /// [`ClientBuilder::breakers`](crate::ClientBuilder::breakers); cloning is cheap.
 #[derive(Clone, Default)]
@@ -35,7 +37,7 @@ type Key = (ClusterName, String);
 pub(crate) struct Counters {
     /// Of the default priority, and of high priority.
     pub(super) priorities: [Counts; 2],
-    pub(super) connections: Arc<Count>,
+    pub(super) connections: Arc<Connections>,
 }
 
 /// What is in flight with one priority.

@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use super::Cluster;
 use super::health::{Watch, Watched};
 use super::orca::Ear;
-use crate::connect::{Peer, Pool};
+use crate::connect::{Full, Peer, Pool};
 use crate::env::Env;
+use crate::error::Cause;
 
 /// One endpoint of a cluster.
 pub(crate) struct Endpoint {
@@ -64,9 +65,9 @@ impl Endpoint {
         self.watch.as_deref()
     }
 
-    /// Counts a request in, from the pick to the end of its answer; `epoch` is the start of the clock that the load
-    /// counts by. `None` = it must go elsewhere: the endpoint is on probation, and another request is under way.
-    pub(crate) fn begin(&self, started: Instant, epoch: Instant) -> Option<Attempt> {
+    /// Counts a request in, from the pick to the end of its answer; `began` is when it `started` by the clock that the
+    /// load counts by. `None` = it must go elsewhere: the endpoint is on probation, and another request is under way.
+    pub(crate) fn begin(&self, started: Instant, began: Duration) -> Option<Attempt> {
         let watched = match &self.watch {
             None => None,
             Some(watch) => Some(watch.enter()?),
@@ -74,12 +75,13 @@ impl Endpoint {
         Some(Attempt {
             in_flight: self.load.start(),
             started,
-            epoch,
+            began,
             measured: false,
             issued: None,
             watched,
             late_at: None,
             ear: None,
+            waits_at: None,
             early: None,
         })
     }
@@ -130,7 +132,8 @@ fn expected_principal(tls: &UpstreamTls, mesh_tls: bool) -> String {
 pub(crate) struct Attempt {
     in_flight: InFlight,
     started: Instant,
-    epoch: Instant,
+    // The same by the load's clock.
+    began: Duration,
     measured: bool,
     // Counted for the control plane.
     issued: Option<Issued>,
@@ -139,6 +142,8 @@ pub(crate) struct Attempt {
     late_at: Option<Instant>,
     // Hears what the answer says of the endpoint's load.
     ear: Option<Ear>,
+    // The limit of our own at which it waits for a connection.
+    waits_at: Option<Full>,
     // gRPC status in the head of the answer: it is asked for more than once, and a look-up is a hash.
     early: Option<i32>,
 }
@@ -154,27 +159,40 @@ impl Attempt {
 
     /// Counts the try for the control plane as well. To it a failure is every gRPC status but OK, every 5xx,
     /// and whatever did not end.
-    pub(crate) fn reported(mut self, issued: Option<Issued>) -> Self {
+    pub(crate) fn report(&mut self, issued: Option<Issued>) {
         self.issued = issued;
-        self
     }
 
     /// Past this moment a missing answer is the endpoint's fault. A limit of the caller's own is none.
-    pub(crate) fn limited(mut self, late_at: Option<Instant>) -> Self {
+    pub(crate) fn limit(&mut self, late_at: Option<Instant>) {
         self.late_at = late_at;
-        self
     }
 
     /// Listens to what the answer says of the endpoint's load.
-    pub(crate) fn listening(mut self, ear: Option<Ear>) -> Self {
+    pub(crate) fn listen(&mut self, ear: Option<Ear>) {
         self.ear = ear;
-        self
     }
 
     /// Headers or trailers of the answer.
     pub(crate) fn hear(&self, headers: &HeaderMap) {
         if let Some(ear) = &self.ear {
-            ear.hear(headers, self.in_flight.load(), self.issued.as_ref(), self.epoch.elapsed());
+            ear.hear(headers, self.in_flight.load(), self.issued.as_ref(), self.clock().1);
+        }
+    }
+
+    /// The limit of our own at which it waits for a connection, while it does.
+    pub(crate) fn waits_at(&mut self) -> &mut Option<Full> {
+        &mut self.waits_at
+    }
+
+    /// What ended the try, with the limit at which it waited then.
+    pub(crate) fn ended_by(&self, cause: Cause) -> Cause {
+        use Cause::{Deadline, IdleTimeout, PerTryTimeout, Timeout};
+        match (self.waits_at, cause) {
+            (Some(Full { limit, allowed }), cause @ (Deadline | IdleTimeout(_) | PerTryTimeout(_) | Timeout(_))) => {
+                Cause::Queued { last: Box::new(cause), limit, allowed }
+            }
+            (_, cause) => cause,
         }
     }
 
@@ -183,7 +201,7 @@ impl Attempt {
         if worked {
             self.in_flight.load().reached();
         } else {
-            self.in_flight.load().unreachable(self.epoch.elapsed());
+            self.in_flight.load().unreachable(self.clock().1);
         }
     }
 
@@ -276,8 +294,8 @@ impl Attempt {
 
     /// How long it took so far, and the time of the load's clock: one look at the clock.
     fn clock(&self) -> (Duration, Duration) {
-        let now = Instant::now();
-        (now.saturating_duration_since(self.started), now.saturating_duration_since(self.epoch))
+        let took = self.started.elapsed();
+        (took, self.began + took)
     }
 
     /// Nothing was sent, and that says nothing of the endpoint.
@@ -288,7 +306,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if self.measured {
+        // What waits for a place among our own connections says nothing of the endpoint.
+        if self.measured || self.waits_at.is_some() {
             return;
         }
         if self.late_at.is_some_and(|at| Instant::now() + TICK >= at) {
@@ -322,12 +341,13 @@ mod tests {
         Attempt {
             in_flight: load.start(),
             started: now,
-            epoch: now - Duration::from_secs(1),
+            began: Duration::from_secs(1),
             measured: false,
             issued: None,
             watched: None,
             late_at: None,
             ear: None,
+            waits_at: None,
             early: None,
         }
     }
@@ -386,7 +406,8 @@ mod tests {
             }),
         ];
         for (name, successful, end) in ends {
-            let mut attempt = attempt(&Arc::default()).reported(Some(load.issue()));
+            let mut attempt = attempt(&Arc::default());
+            attempt.report(Some(load.issue()));
             end(&mut attempt);
             drop(attempt);
             let seen = &store.take(|_| true, Instant::now())[0].localities[0];

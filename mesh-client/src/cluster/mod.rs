@@ -62,10 +62,14 @@ pub(crate) struct Cluster {
     series: Arc<RequestSeries>,
     // For the control plane, if it wants to hear of it.
     load: Option<Arc<ClusterLoad>>,
-    dns: OnceLock<Dns>,
+    // If endpoints come from DNS: how far the first look at the names is.
+    look: Option<watch::Sender<Look>>,
+    // Who looks names up, on the runtime of the destination's owner.
+    dns: Mutex<Option<Owned<()>>>,
     // Wakes the owner of the endpoints' health, if policy asks for one.
     wake: Option<Arc<Notify>>,
-    health: OnceLock<Owned<()>>,
+    // The same of those who look after that.
+    health: Mutex<Option<health::Owned>>,
     // If anybody goes by what endpoints say of their load.
     listening: Option<Arc<Listening>>,
     asking: ArcSwapOption<Owned<()>>,
@@ -87,10 +91,15 @@ type Known<'m> = HashMap<&'m Address, usize, foldhash::fast::RandomState>;
 /// An endpoint, once there was a request to it.
 pub(crate) type Cell = OnceLock<Arc<Endpoint>>;
 
-struct Dns {
-    // Requests wait for this before the first pick.
-    resolved: watch::Receiver<bool>,
-    _task: Owned<()>,
+/// How far the first look at the names of a cluster is; requests wait for its end before the first pick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Not at its end.
+    UnderWay,
+    /// At its end, whatever came of it.
+    Over,
+    /// Its runtime has ended before.
+    BrokenOff,
 }
 
 impl Cluster {
@@ -133,20 +142,35 @@ impl Cluster {
             listening: Listening::new(&policy, load.is_some()),
             asking: ArcSwapOption::empty(),
             load,
-            dns: OnceLock::new(),
+            look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {
+                let look = if looked_up.is_some() { Look::Over } else { Look::UnderWay };
+                watch::Sender::new(look)
+            }),
+            dns: Mutex::default(),
             wake: health::is_watched(&policy).then(Arc::default),
-            health: OnceLock::new(),
+            health: Mutex::default(),
             policy,
         });
         cluster.apply(endpoints, env);
-        // Set once, here: nobody else has the cluster yet.
-        if let Some(dns) = worker::start(&cluster, env, looked_up, before) {
-            let _ = cluster.dns.set(dns);
-        }
-        if let Some(owner) = health::start(&cluster, env) {
-            let _ = cluster.health.set(owner);
-        }
+        // One without endpoints has nothing to give up.
+        let before = before.filter(|before| looked_up.is_none() && before.is_resolved()).cloned();
+        *cluster.dns.lock() = worker::start(&cluster, env, before);
+        *cluster.health.lock() = health::start(&cluster, env, None);
         cluster
+    }
+
+    /// Begins anew on the caller's runtime what looks after the endpoints: where it ran it has ended, or stands still.
+    /// What was known of them stays known.
+    pub(crate) fn resume(self: &Arc<Self>, env: &Arc<Env>) {
+        self.turn_look(Look::BrokenOff, Look::UnderWay);
+        let dns = worker::start(self, env, None);
+        drop(std::mem::replace(&mut *self.dns.lock(), dns));
+        let mut health = self.health.lock();
+        let former = health.take();
+        *health = health::start(self, env, former);
+        drop(health);
+        // Begun by the next request.
+        self.asking.store(None);
     }
 
     /// What the policy says.
@@ -202,19 +226,31 @@ impl Cluster {
 
     /// Waits for the first DNS answer, if endpoints come from DNS. Whether it had to.
     pub(crate) async fn resolved(&self) -> bool {
-        if let Some(dns) = self.dns.get()
-            && !*dns.resolved.borrow()
+        if let Some(look) = &self.look
+            && *look.borrow() == Look::UnderWay
         {
-            // An error means the task is gone and nothing will come: go on with what there is.
-            let _ = dns.resolved.clone().wait_for(|resolved| *resolved).await;
+            // Where it broke off nothing will come: on with what there is.
+            let _ = look.subscribe().wait_for(|look| *look != Look::UnderWay).await;
             return true;
         }
         false
     }
 
+    /// The first look at its names is at another point than `from`, where it was.
+    fn turn_look(&self, from: Look, to: Look) {
+        let turn = |look: &mut Look| {
+            let turns = *look == from;
+            if turns {
+                *look = to;
+            }
+            turns
+        };
+        self.look.iter().for_each(|look| _ = look.send_if_modified(turn));
+    }
+
     /// Whether its names, if it has any, were looked up.
     fn is_resolved(&self) -> bool {
-        self.dns.get().is_none_or(|dns| *dns.resolved.borrow())
+        self.look.as_ref().is_none_or(|look| *look.borrow() == Look::Over)
     }
 
     /// What its names stood for last, if `next` has the same.

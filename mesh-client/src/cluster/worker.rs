@@ -4,85 +4,75 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::join_all;
 use mesh_core::policy::{Address, Discovery, Endpoint, Endpoints, LocalityEndpoints};
-use tokio::sync::watch;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Cluster, Dns};
+use super::{Cluster, Look};
 use crate::connect::names::{Alternates, Names, PATIENCE};
-use crate::connect::worker::spawn;
+use crate::connect::worker::{Owned, spawn};
 use crate::env::Env;
 
-/// Keeps the names of a cluster up to date, if it has any.
-///
-/// `known` is what they are known to stand for. Where that has to be found out, it says who of the cluster `before` is gone.
-pub(super) fn start(
-    cluster: &Arc<Cluster>,
-    env: &Arc<Env>,
-    known: Option<Arc<Endpoints>>,
-    before: Option<&Arc<Cluster>>,
-) -> Option<Dns> {
+/// Keeps the names of a cluster up to date, if it has any, on the caller's runtime. Who of the cluster `before` is gone is said
+/// after the first look.
+pub(super) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>, before: Option<Arc<Cluster>>) -> Option<Owned<()>> {
     match &cluster.policy.discovery {
-        Discovery::StrictDns(names) => {
-            // One without endpoints has nothing to give up.
-            let before = before.filter(|before| known.is_none() && before.is_resolved()).cloned();
-            Some(resolve(names.clone(), cluster, env.clone(), known, before))
-        }
-        Discovery::LogicalDns(names) => Some(remember(names.clone(), cluster, env)),
+        Discovery::StrictDns(names) => Some(resolve(names.clone(), cluster, env.clone(), before)),
+        Discovery::LogicalDns(names) => Some(remember(names.clone(), cluster)),
         _ => None,
     }
 }
 
-/// Resolves `names` for `cluster`. The answer tells when the first look is over, whatever came of it.
+/// Says that the first look is broken off, unless it is over.
+struct First(Weak<Cluster>);
+
+impl Drop for First {
+    fn drop(&mut self) {
+        self.0.upgrade().iter().for_each(|cluster| cluster.turn_look(Look::UnderWay, Look::BrokenOff));
+    }
+}
+
+/// Resolves `names` for `cluster`.
 fn resolve(
     names: Arc<Endpoints>,
     cluster: &Arc<Cluster>,
     env: Arc<Env>,
-    known: Option<Arc<Endpoints>>,
     mut before: Option<Arc<Cluster>>,
-) -> Dns {
-    let (done, resolved) = watch::channel(known.is_some());
-    let runtime = env.runtime();
-    let (dialer, cluster) = (cluster.dialer.clone(), Arc::downgrade(cluster));
-    let task = spawn(&runtime, async move {
-        let mut last = known;
+) -> Owned<()> {
+    let (dialer, first) = (cluster.dialer.clone(), First(Arc::downgrade(cluster)));
+    spawn(&Handle::current(), async move {
         loop {
-            let Look { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
+            let Found { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
             // After the answers: what is suspected in the meantime waits until even the last is old enough.
             let looked = Instant::now();
             // Gone: the task is about to be stopped.
-            let Some(cluster) = cluster.upgrade() else { return };
-            if last.as_deref() != Some(&endpoints) {
-                let endpoints = Arc::new(endpoints);
+            let Some(cluster) = first.0.upgrade() else { return };
+            if *cluster.members().source != endpoints {
                 // Before the endpoints: a connection to one of them may need both.
                 dialer.names().set_alternates(alternates);
-                cluster.apply(endpoints.clone(), &env);
-                last = Some(endpoints);
+                cluster.apply(Arc::new(endpoints), &env);
             }
-            done.send_replace(true);
+            cluster.look.iter().for_each(|look| _ = look.send_replace(Look::Over));
             before.take().iter().for_each(|before| before.give_way(&cluster, env.limits.drain));
             drop(cluster);
             due(dialer.names(), looked, until).await;
         }
-    });
-    Dns { resolved, _task: task }
+    })
 }
 
 /// Looks `names` up whenever it is time to: they are resolved where connections are made, and no connection shall wait
 /// for that, or go to where a name led hours ago because nobody asked since and the resolver is away now.
-fn remember(names: Arc<Endpoints>, cluster: &Arc<Cluster>, env: &Env) -> Dns {
+fn remember(names: Arc<Endpoints>, cluster: &Arc<Cluster>) -> Owned<()> {
     let dialer = cluster.dialer.clone();
-    let task = spawn(&env.runtime(), async move {
+    spawn(&Handle::current(), async move {
         loop {
             let found = join_all(names.iter().map(|endpoint| find(endpoint, dialer.names()))).await;
             due(dialer.names(), Instant::now(), found.iter().filter_map(|(_, until)| *until).min()).await;
         }
-    });
-    let (_, resolved) = watch::channel(true);
-    Dns { resolved, _task: task }
+    })
 }
 
 /// Waits until what was looked up at `looked` is to be looked up again.
@@ -100,7 +90,7 @@ async fn due(names: &Names, looked: Instant, until: Option<Instant>) {
 }
 
 /// What all names stand for at one moment.
-struct Look {
+struct Found {
     endpoints: Endpoints,
     alternates: Alternates,
     /// When to look again; `None` if there is no name.
@@ -116,7 +106,7 @@ struct Part {
     port: u16,
 }
 
-async fn look_up(names: &Endpoints, known: &Names) -> Look {
+async fn look_up(names: &Endpoints, known: &Names) -> Found {
     let found = join_all(names.iter().map(|endpoint| find(endpoint, known))).await;
     let used: BTreeSet<&str> =
         found.iter().filter_map(|(parts, _)| parts.as_ref()).flatten().map(|p| &*p.host).collect();
@@ -150,7 +140,7 @@ async fn look_up(names: &Endpoints, known: &Names) -> Look {
             ..group.clone()
         }));
     }
-    Look { endpoints: Endpoints { localities, ..names.clone() }, alternates, until }
+    Found { endpoints: Endpoints { localities, ..names.clone() }, alternates, until }
 }
 
 /// What an endpoint's address stands for (`None` = itself) and when that is looked up next.

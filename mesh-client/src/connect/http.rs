@@ -8,6 +8,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::policy::ConnectionOptions;
 use parking_lot::Mutex;
+use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
 use super::IoStream;
@@ -56,6 +57,8 @@ pub(crate) struct SoleConnection {
     pub(crate) served: u32,
     /// It was there before the request that it carries.
     pub(super) reused: bool,
+    /// Who drives it.
+    pub(super) runtime: Id,
     vouched: Option<Arc<Vouched>>,
     _alive: Lifeline,
 }
@@ -72,6 +75,8 @@ pub(crate) struct SharedConnection {
     sender: http2::SendRequest<Upload>,
     pub(super) tasks: worker::Http2Tasks,
     pub(super) life: Life,
+    /// Who drives it.
+    pub(super) runtime: Id,
     /// Requests carried so far.
     pub(crate) served: AtomicU32,
     /// Of them, those whose answer has not ended.
@@ -162,6 +167,7 @@ pub(super) async fn http1(io: IoStream, life: Life, open: OpenGuard) -> hyper::R
         idle_since: Instant::now(),
         served: 0,
         reused: false,
+        runtime: Handle::current().id(),
         vouched,
         _alive: alive,
     }))
@@ -201,6 +207,7 @@ pub(super) async fn http2(
         sender,
         tasks,
         life,
+        runtime: Handle::current().id(),
         served: AtomicU32::new(0),
         streams: AtomicU32::new(0),
         limit,

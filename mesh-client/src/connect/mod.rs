@@ -22,7 +22,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mesh_core::id::SpiffeId;
-use mesh_core::limit::Count;
 use mesh_core::policy::{Address, Cluster, ConnectionOptions, EndpointMetadata, HttpProxy, UpstreamProtocol};
 use mesh_core::race;
 use tokio::time::{Instant, timeout};
@@ -33,7 +32,7 @@ use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
 use self::pool::Counts;
-pub(crate) use self::pool::{Lease, OpenGuard, PER_HOST, Pool, Room};
+pub(crate) use self::pool::{Connections, Full, Lease, OpenGuard, PER_HOST, Pool, Room};
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
@@ -100,7 +99,7 @@ pub(crate) struct Dialer {
     custom: Custom,
     random: Random,
     // Of the whole cluster, for `max_connections`.
-    open: Arc<Count>,
+    open: Arc<Connections>,
 }
 
 impl Pool {
@@ -116,7 +115,7 @@ impl Dialer {
         cluster: &Cluster,
         dialled_host: &str,
         env: &Env,
-        open: Arc<Count>,
+        open: Arc<Connections>,
         before: Option<&Self>,
     ) -> Self {
         let tls = Tls::new(cluster.tls.clone(), dialled_host, env);

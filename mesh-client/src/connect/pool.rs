@@ -1,47 +1,47 @@
-//! The connections to one endpoint: idle HTTP/1.1 ones on a stack, and the HTTP/2 connections that everybody shares: one,
-//! and further ones while it has no room for another stream.
+//! The connections to one endpoint: idle HTTP/1.1 ones on a stack, and the HTTP/2 connections that everybody shares
+//! (`pool/shared.rs`), as many as there may be (`pool/counts.rs`).
 //!
 //! ```text
 //! acquire ─▶ idle, or room on a shared one? ─▶ Lease ─▶ (answer ends) ─▶ idle again
 //!         └▶ below the limit? ─▶ dial ─▶ Lease
 //!         │                        └▶ (request gives up) ─▶ the next one's
-//!         └▶ wait for one of the two
+//!         └▶ wait in line for one of the two
 //! ```
+//!
+//! A connection is driven by the runtime that made it, and goes to requests of that one: another may stand still, and what is sent
+//! over its connections with it. Only where there may be no further one do requests take what others have.
 //!
 //! Refuses to know what is sent over a connection.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+mod counts;
+mod shared;
+
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
-use mesh_core::limit::Count;
 use mesh_core::policy::Address;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
-use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::runtime::{Handle, Id};
 use tokio::task::JoinError;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
+pub(super) use self::counts::Counts;
+use self::counts::Turn;
+pub(crate) use self::counts::{Connections, Full, OpenGuard, PER_HOST, Room};
+pub(crate) use self::shared::SharedStream;
+use self::shared::{MAX_SHUT, Next, SharedConnections, Slots, is_done, is_live};
 use super::back_off::BackOff;
-use super::upload::Upload;
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
-use crate::body::Outgoing;
 use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const MAX_IDLE: usize = 256;
-/// HTTP/2 connections to one endpoint that take no request any more; with so many of them no further one is made.
-const MAX_SHUT: usize = 8;
 
 /// The connections to one endpoint.
 pub(crate) struct Pool {
@@ -61,35 +61,11 @@ struct Kept {
     // The last one put back goes out first, being least likely to be closed by the peer at that moment: what a burst has
     // left over is found by nobody and ends.
     idle: Mutex<Vec<SoleConnection>>,
-    // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
-    connecting: Mutex<Option<Connecting>>,
+    // The one HTTP/2 connection being made on each runtime, for all there who need it. Asked only when no other has room.
+    connecting: Mutex<Slots>,
     // Those whose requests have given up: the next one takes them over.
     orphans: Mutex<Vec<Dial>>,
 }
-
-/// How many connections there may be. None = any number.
-#[derive(Clone, Copy)]
-pub(crate) struct Room {
-    /// To all endpoints of the cluster; each may have one whatever this is, as in Envoy.
-    pub(crate) of_cluster: Option<u32>,
-    /// To one endpoint.
-    pub(crate) of_endpoint: Option<u32>,
-    /// Longest wait for one that is in use. None = until the request's own end.
-    pub(crate) patience: Option<Duration>,
-    /// Connects also where that failed a moment ago.
-    pub(crate) insists: bool,
-}
-
-impl Room {
-    /// Any number, and at any time.
-    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None, insists: true };
-}
-
-/// Name of the limit of one endpoint.
-pub(crate) const PER_HOST: &str = "max_connections_per_host";
-
-/// The HTTP/2 connections to an endpoint, the newest last.
-type SharedConnections = SmallVec<[Arc<SharedConnection>; 2]>;
 
 /// A connection lent for one request.
 pub(crate) enum Lease {
@@ -97,14 +73,6 @@ pub(crate) enum Lease {
     Sole(SoleConnection),
     /// HTTP/2: one stream.
     Shared(SharedStream),
-}
-
-/// One stream of an HTTP/2 connection, held until the answer's end: the connection stays for it.
-pub(crate) struct SharedStream {
-    pub(crate) connection: Arc<SharedConnection>,
-    reused: bool,
-    // Of what sends the request body, where that takes time.
-    upload: Option<worker::Alive>,
 }
 
 impl Lease {
@@ -121,31 +89,14 @@ impl Lease {
     }
 }
 
-impl SharedStream {
-    /// Sends the one request of this stream. Its body goes out while the stream is held.
-    pub(crate) fn send(
-        &mut self,
-        request: Request<Outgoing>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> + use<> {
-        let request = request.map(|body| {
-            let (body, alive) = Upload::new(body, &self.connection.tasks);
-            self.upload = alive;
-            body
-        });
-        self.connection.sender().try_send_request(request)
-    }
-}
-
-impl Drop for SharedStream {
-    fn drop(&mut self) {
-        self.connection.leave();
-    }
-}
-
-type Connecting = Shared<BoxFuture<'static, Result<Arc<SharedConnection>, Cause>>>;
+/// Who waits in line, and since when.
+type Queued<'p> = (Turn<'p>, Instant);
 
 /// A connection being made, whoever waits for it.
-type Dial = worker::Owned<Result<Connection, Cause>>;
+struct Dial {
+    runtime: Id,
+    task: worker::Owned<Result<Connection, Cause>>,
+}
 
 /// One that a request waits for. If the request gives up it goes to the next: a handshake that takes longer than one
 /// try has time for would otherwise be begun again and again, and never be through.
@@ -156,7 +107,7 @@ struct Dialling<'p> {
 
 impl Dialling<'_> {
     async fn finish(mut self) -> Result<Connection, Cause> {
-        let done = self.dial.as_mut().expect("it is taken here only").await;
+        let done = (&mut self.dial.as_mut().expect("it is taken here only").task).await;
         self.dial = None;
         dialled(done, &self.pool.peer.address)
     }
@@ -167,112 +118,6 @@ impl Drop for Dialling<'_> {
         if let Some(dial) = self.dial.take() {
             self.pool.leave_behind(dial);
         }
-    }
-}
-
-/// What the connections to one endpoint tell those who wait for one.
-#[derive(Default)]
-pub(super) struct Counts {
-    open: Count,
-    // Of them, those that the pool made: a raw connection is nobody else's to use.
-    pooled: Count,
-    waiting: AtomicU32,
-    // The endpoint is gone.
-    closed: AtomicBool,
-    changed: Notify,
-    // Of the same ones that `open` counts, to end them with the endpoint.
-    pub(super) lines: worker::Lines,
-}
-
-impl Counts {
-    /// A stream has ended, or the peer takes more of them. Asked before told: most of the time nobody waits. Whoever
-    /// waits is counted before it looks a last time, so one of the two sees the other.
-    pub(super) fn made_room(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.changed.notify_one();
-        }
-    }
-
-    fn wait(&self) -> WaitingHere<'_> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        WaitingHere(self)
-    }
-}
-
-/// One who waits. Whoever was woken wakes the next, who finds out for himself whether there is something for him:
-/// two changes at once leave one notification.
-struct WaitingHere<'c>(&'c Counts);
-
-impl Drop for WaitingHere<'_> {
-    fn drop(&mut self) {
-        if self.0.waiting.fetch_sub(1, Ordering::SeqCst) > 1 {
-            self.0.changed.notify_one();
-        }
-    }
-}
-
-/// One open connection, counted until its task has ended.
-pub(crate) struct OpenGuard {
-    of_cluster: Arc<Count>,
-    of_endpoint: Arc<Counts>,
-    pooled: bool,
-}
-
-impl OpenGuard {
-    /// A connection of the pool, whatever the limits.
-    fn pooled(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
-        counts.pooled.enter();
-        Self::counted(dialer, counts, true)
-    }
-
-    fn counted(dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Self {
-        dialer.open.enter();
-        counts.open.enter();
-        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }
-    }
-
-    /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a raw one.
-    /// Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody tells them.
-    ///
-    /// # Errors
-    /// The limit that is reached, and its name.
-    fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Result<Self, (&'static str, u32)> {
-        if pooled && counts.pooled.enter_below(1) {
-            return Ok(Self::counted(dialer, counts, true));
-        }
-        let full = Err(("max_connections", room.of_cluster.unwrap_or(u32::MAX)));
-        // Looked at first: those of the endpoint are told only of a place that went in this very moment.
-        if room.of_cluster.is_some_and(|most| dialer.open.get() >= most) {
-            return full;
-        }
-        if !counts.open.enter_within(room.of_endpoint) {
-            return Err((PER_HOST, room.of_endpoint.unwrap_or(u32::MAX)));
-        }
-        if !dialer.open.enter_within(room.of_cluster) {
-            counts.open.leave();
-            counts.changed.notify_one();
-            return full;
-        }
-        if pooled {
-            counts.pooled.enter();
-        }
-        Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled })
-    }
-
-    /// Those who wait for a connection to the same endpoint.
-    pub(super) fn counts(&self) -> &Arc<Counts> {
-        &self.of_endpoint
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.of_cluster.leave();
-        self.of_endpoint.open.leave();
-        if self.pooled {
-            self.of_endpoint.pooled.leave();
-        }
-        self.of_endpoint.changed.notify_one();
     }
 }
 
@@ -303,7 +148,7 @@ impl Pool {
 
     /// Connections open to the endpoint.
     pub(crate) fn open(&self) -> u32 {
-        self.counts.open.get()
+        self.counts.open()
     }
 
     /// Of them, HTTP/1.1 connections that wait for a request.
@@ -315,8 +160,8 @@ impl Pool {
     /// Envoy's `tcp_proxy`.
     ///
     /// # Errors
-    /// The limit that is reached, and its name.
-    pub(crate) fn room(&self, room: Room) -> Result<OpenGuard, (&'static str, u32)> {
+    /// The limit that is reached.
+    pub(crate) fn room(&self, room: Room) -> Result<OpenGuard, Full> {
         OpenGuard::within(room, &self.dialer, &self.counts, false)
     }
 
@@ -325,35 +170,45 @@ impl Pool {
         self.dialer.dial_raw(&self.peer).await
     }
 
-    /// A connection that is there already, with the same words as [`acquire`](Self::acquire).
-    pub(crate) async fn at_hand(&self, grpc: bool, fresh: bool, now: Instant) -> Option<Lease> {
+    /// A connection that is there already and that nobody waits for, with the same words as [`acquire`](Self::acquire).
+    pub(crate) async fn at_hand(&self, grpc: bool, fresh: bool, now: Instant, room: Room) -> Option<Lease> {
         let want = self.dialer.want(grpc, &self.peer);
         // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
-        if fresh && want != Want::Http2 {
+        if (fresh && want != Want::Http2) || self.counts.is_awaited(want, room) {
             return None;
         }
-        self.reuse(want, fresh, now).await
+        self.reuse(want, fresh, here(), now).await
     }
 
     /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
-    /// `waiting` is asked for leave by who finds none that is free, and its answer held until there is one.
+    /// `waiting` is asked for leave by who finds none that is free, and its answer held until there is one; it is told how
+    /// many of those who wait are as good as served. `at` is the
+    /// limit that keeps the request waiting, while one does: who gives up can tell.
     pub(crate) async fn acquire<G>(
         &self,
         grpc: bool,
         fresh: bool,
         now: Instant,
         room: Room,
-        waiting: impl Fn() -> Result<G, Cause>,
+        waiting: impl FnOnce(u32) -> Result<G, Cause>,
+        at: &mut Option<Full>,
     ) -> Result<Lease, Cause> {
-        if let Some(lease) = self.at_hand(grpc, fresh, now).await {
+        if let Some(lease) = self.at_hand(grpc, fresh, now, room).await {
             return Ok(lease);
         }
-        let want = self.dialer.want(grpc, &self.peer);
         // Boxed: what waits or dials is far larger than a request that finds a connection, and rare.
-        match want {
-            Want::Http2 => Ok(Lease::Shared(Box::pin(self.connect_shared(room, waiting)).await?)),
-            Want::Http1 | Want::Either => Box::pin(self.connect_sole(want, room, waiting)).await,
-        }
+        Box::pin(async {
+            let want = self.dialer.want(grpc, &self.peer);
+            let behind = self.counts.is_awaited(want, room);
+            // Until it has a connection, whether that is being made or in use by others: as Envoy counts.
+            let _pending = waiting(if behind { self.counts.served(want) } else { 0 })?;
+            let turn = if behind { Some(self.turn(want, room, at).await?) } else { None };
+            match want {
+                Want::Http2 => Ok(Lease::Shared(self.connect_shared(room, turn, at).await?)),
+                Want::Http1 | Want::Either => self.connect_sole(want, room, turn, at).await,
+            }
+        })
+        .await
     }
 
     /// Has a connection before there is a request for it; one is enough.
@@ -362,7 +217,10 @@ impl Pool {
     /// There is none, and none can be made.
     pub(crate) async fn warm(&self, grpc: bool, room: Room) -> Result<(), Cause> {
         let want = self.dialer.want(grpc, &self.peer);
-        let there = (want != Want::Http1 && self.has_live()) || (want != Want::Http2 && self.idle() > 0);
+        let here = here();
+        let has_idle =
+            || self.kept.get().is_some_and(|kept| kept.idle.lock().iter().any(|sole| is_of(here, sole.runtime)));
+        let there = (want != Want::Http1 && self.has_live(here)) || (want != Want::Http2 && has_idle());
         if there || self.take_in() {
             return Ok(());
         }
@@ -381,7 +239,7 @@ impl Pool {
         self.leave(room)?;
         match self.made(self.dial(want, open)).await? {
             Connection::Sole(sole) => self.release(sole, Instant::now()),
-            Connection::Shared(_) if self.has_live() => {}
+            Connection::Shared(_) if self.has_live(here) => {}
             Connection::Shared(shared) => self.share(&shared),
         }
         Ok(())
@@ -404,16 +262,11 @@ impl Pool {
             }
         };
         drop(excess);
-        self.counts.changed.notify_one();
+        self.counts.made_room();
         if self.is_closed() {
             // Closed in between: nobody else would look there again.
             self.drop_idle();
         }
-    }
-
-    /// Forgets an HTTP/2 connection that is gone.
-    pub(crate) fn discard(&self, gone: &Arc<SharedConnection>) {
-        self.keep_shared(|connection| !Arc::ptr_eq(connection, gone));
     }
 
     /// Closes what has been idle or alive for too long.
@@ -448,10 +301,10 @@ impl Pool {
         drop(idle);
     }
 
-    /// A live connection that is there already.
-    async fn reuse(&self, want: Want, newest: bool, now: Instant) -> Option<Lease> {
+    /// A live connection that is there already; `None` = whoever drives it.
+    async fn reuse(&self, want: Want, newest: bool, runtime: Option<Id>, now: Instant) -> Option<Lease> {
         if want != Want::Http1
-            && let Some(stream) = self.reuse_shared(newest)
+            && let Some(stream) = self.reuse_shared(newest, runtime)
         {
             return Some(Lease::Shared(stream));
         }
@@ -459,8 +312,11 @@ impl Pool {
             return None;
         }
         loop {
-            let popped = self.kept.get()?.idle.lock().pop();
-            let mut connection = popped?;
+            let mut connection = {
+                let mut idle = self.kept.get()?.idle.lock();
+                let last = idle.iter().rposition(|sole| is_of(runtime, sole.runtime))?;
+                idle.remove(last)
+            };
             if connection.sender.is_closed() || is_stale(&connection, now) {
                 continue;
             }
@@ -474,56 +330,46 @@ impl Pool {
         }
     }
 
-    /// A stream on the first HTTP/2 connection that has room for it.
-    fn reuse_shared(&self, newest: bool) -> Option<SharedStream> {
-        let all = self.shared.load();
-        let all = all.as_deref()?;
-        let first = if newest { all.len() - 1 } else { 0 };
-        all[first..].iter().find_map(|connection| if is_live(connection) { self.enter(connection) } else { None })
-    }
-
-    /// A stream on this connection, which is retired with its last request.
-    fn enter(&self, connection: &Arc<SharedConnection>) -> Option<SharedStream> {
-        let served = connection.enter()?;
-        if connection.is_spent() {
-            // Requests on their way over it end in peace; the next one does not find it.
-            self.discard(connection);
-        }
-        Some(SharedStream { connection: connection.clone(), reused: served > 1, upload: None })
-    }
-
-    async fn connect_sole<G>(
-        &self,
+    async fn connect_sole<'p>(
+        &'p self,
         want: Want,
         room: Room,
-        waiting: impl Fn() -> Result<G, Cause>,
+        mut turn: Option<Queued<'p>>,
+        at: &mut Option<Full>,
     ) -> Result<Lease, Cause> {
-        // Until it has a connection, whether that is being made or in use by others: as Envoy counts.
-        let _pending = waiting()?;
-        let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
+        let here = here();
         let dial = loop {
-            if self.take_in()
-                && let Some(lease) = self.reuse(want, false, Instant::now()).await
+            // Who comes from the way of those who wait for nothing has looked for the others.
+            if (self.take_in() || turn.is_some())
+                && let Some(lease) = self.reuse(want, false, here, Instant::now()).await
             {
                 return Ok(lease);
             }
-            if let Some(dial) = self.orphan() {
+            if let Some(dial) = self.orphan(here) {
                 break dial;
             }
             if let Some(open) = self.further(room) {
                 self.leave(room)?;
                 break self.dial(want, open);
             }
-            // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
-            match &queued {
-                None => queued = Some((self.counts.wait(), Instant::now())),
-                Some((_, since)) => self.wait(room, *since).await?,
+            // There may be no further one: whoever drives it.
+            if let Some(dial) = self.orphan(None) {
+                break dial;
             }
-            if let Some(lease) = self.reuse(want, false, Instant::now()).await {
+            if turn.is_some()
+                && let Some(lease) = self.reuse(want, false, None, Instant::now()).await
+            {
                 return Ok(lease);
             }
+            // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
+            match &mut turn {
+                None => turn = Some(self.turn(want, room, at).await?),
+                Some(turn) => self.wait(room, turn).await?,
+            }
         };
-        drop(queued);
+        // What comes now is the endpoint's time, and the next one's turn.
+        *at = None;
+        drop(turn);
         match self.made(dial).await? {
             Connection::Sole(mut sole) => {
                 sole.served += 1;
@@ -531,7 +377,7 @@ impl Pool {
             }
             Connection::Shared(shared) => {
                 // Before the peer's protocol was known several were begun: one is enough.
-                if let Some(stream) = self.reuse_shared(false) {
+                if let Some(stream) = self.reuse_shared(false, here) {
                     return Ok(Lease::Shared(stream));
                 }
                 // Before others see it.
@@ -548,16 +394,17 @@ impl Pool {
             return;
         }
         self.kept().orphans.lock().push(dial);
-        self.counts.changed.notify_one();
+        self.counts.made_room();
         if self.is_closed() {
             drop(std::mem::take(&mut *self.kept().orphans.lock()));
         }
     }
 
-    /// The one of them that was begun first.
-    fn orphan(&self) -> Option<Dial> {
+    /// The one of them that was begun first; `None` = wherever.
+    fn orphan(&self, runtime: Option<Id>) -> Option<Dial> {
         let mut orphans = self.kept.get()?.orphans.lock();
-        (!orphans.is_empty()).then(|| orphans.remove(0))
+        let first = orphans.iter().position(|dial| is_of(runtime, dial.runtime))?;
+        Some(orphans.remove(first))
     }
 
     /// What a dial gives to who waits for it.
@@ -591,9 +438,9 @@ impl Pool {
     /// failure. Whether there was one to put.
     fn take_in(&self) -> bool {
         let Some(kept) = self.kept.get() else { return false };
-        let done: Vec<_> = kept.orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
+        let done: Vec<_> = kept.orphans.lock().extract_if(.., |dial| dial.task.is_finished()).collect();
         let mut any = false;
-        for connection in done.into_iter().filter_map(|dial| unconstrained(dial).now_or_never()?.ok()?.ok()) {
+        for connection in done.into_iter().filter_map(|dial| unconstrained(dial.task).now_or_never()?.ok()?.ok()) {
             any = true;
             self.tell(None);
             match connection {
@@ -604,116 +451,30 @@ impl Pool {
         any
     }
 
-    /// Waits for anything to change at the endpoint, having waited `since` then.
+    /// Stands in line until its turn comes; tells `at` which limit that is for.
     ///
     /// # Errors
     /// That takes longer than one may wait.
-    async fn wait(&self, room: Room, since: Instant) -> Result<(), Cause> {
-        let changed = self.counts.changed.notified();
-        let Some((after, until)) = room.patience.and_then(|after| Some((after, since.checked_add(after)?))) else {
-            changed.await;
-            return Ok(());
-        };
-        let late = |_| Cause::QueueTimeout { address: self.peer.address.clone(), after };
-        timeout_at(until, changed).await.map_err(late)
+    async fn turn(&self, want: Want, room: Room, at: &mut Option<Full>) -> Result<Queued<'_>, Cause> {
+        *at = Some(OpenGuard::full(room, &self.dialer));
+        let since = Instant::now();
+        Ok((self.in_time(room, since, self.counts.turn(want, &self.dialer.open)).await?, since))
     }
 
-    fn share(&self, connection: &Arc<SharedConnection>) {
-        self.shared.rcu(|all| {
-            let mut all = all.as_deref().cloned().unwrap_or_default();
-            all.retain(|other| !other.is_closed());
-            all.push(connection.clone());
-            Some(Arc::new(all))
-        });
-        if self.is_closed() {
-            self.shared.store(None);
-        }
-    }
-
-    /// Forgets the HTTP/2 connections that are not to be kept.
-    fn keep_shared(&self, keep: impl Fn(&Arc<SharedConnection>) -> bool) {
-        if self.shared.load().as_deref().is_none_or(|all| all.iter().all(&keep)) {
-            return;
-        }
-        self.shared.rcu(|all| {
-            let mut kept = all.as_deref().cloned().unwrap_or_default();
-            kept.retain(|connection| keep(connection));
-            (!kept.is_empty()).then(|| Arc::new(kept))
-        });
-    }
-
-    /// A stream on an HTTP/2 connection that has room, is being made, or is begun for it. Connecting goes on even if
-    /// all who wait give up: the next request will want it.
-    async fn connect_shared<G>(
-        &self,
-        room: Room,
-        waiting: impl Fn() -> Result<G, Cause>,
-    ) -> Result<SharedStream, Cause> {
-        // As over HTTP/1.1.
-        let _pending = waiting()?;
-        let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
-        let mut in_vain = 0;
-        loop {
-            let connecting = match self.next_shared(room)? {
-                Next::Stream(stream) => return Ok(stream),
-                Next::Join(connecting) | Next::Begun(connecting) => connecting,
-                Next::Full => {
-                    match &queued {
-                        // Counted among those who wait; then another look, so that nothing that happens is missed.
-                        None => queued = Some((self.counts.wait(), Instant::now())),
-                        Some((_, since)) => self.wait(room, *since).await?,
-                    }
-                    continue;
-                }
-            };
-            let result = connecting.clone().await;
-            let mut slot = self.kept().connecting.lock();
-            let first = slot.take_if(|other| other.ptr_eq(&connecting)).is_some();
-            // The first of those who waited puts it in place, having taken a place on it: whatever its room is, it
-            // serves one.
-            let stream = result.as_ref().ok().and_then(|shared| self.enter(shared));
-            let failure = match &result {
-                Err(cause) => Some(cause.clone()),
-                // Shut before it took one. Other connections may do better; these end as they begin.
-                Ok(shared) if first && stream.is_none() => {
-                    in_vain += 1;
-                    (shared.is_closed() || in_vain > MAX_SHUT).then(|| self.takes_no_stream())
-                }
-                Ok(_) => None,
-            };
-            if first {
-                self.tell(failure.as_ref());
-                result.iter().for_each(|shared| self.share(shared));
-            }
-            drop(slot);
-            match (stream, failure) {
-                (Some(stream), _) => return Ok(stream),
-                (None, Some(failure)) => return Err(failure),
-                (None, None) => {}
-            }
-        }
-    }
-
-    /// What there is for a request that wants HTTP/2.
+    /// Waits for anything to change.
     ///
     /// # Errors
-    /// Nothing, and connecting failed a moment ago.
-    fn next_shared(&self, room: Room) -> Result<Next, Cause> {
-        let mut slot = self.kept().connecting.lock();
-        self.tidy(&mut slot);
-        // One that came while we waited for the lock.
-        if let Some(stream) = self.reuse_shared(false) {
-            return Ok(Next::Stream(stream));
-        }
-        if let Some(connecting) = &*slot {
-            return Ok(Next::Join(connecting.clone()));
-        }
-        let open = self.further(room);
-        // Connections that are on their way out are no reason to wait for them.
-        let open = open.or_else(|| (!self.has_live()).then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
-        let Some(open) = open else { return Ok(Next::Full) };
-        self.leave(room)?;
-        Ok(Next::Begun(slot.insert(self.connect(open)).clone()))
+    /// That takes longer than one may wait.
+    async fn wait(&self, room: Room, (turn, since): &mut Queued<'_>) -> Result<(), Cause> {
+        self.in_time(room, *since, turn.changed()).await
+    }
+
+    async fn in_time<T>(&self, room: Room, since: Instant, wait: impl Future<Output = T>) -> Result<T, Cause> {
+        let Some((after, until)) = room.patience.and_then(|after| Some((after, since.checked_add(after)?))) else {
+            return Ok(wait.await);
+        };
+        let late = |_| Cause::QueueTimeout { address: self.peer.address.clone(), after };
+        timeout_at(until, wait).await.map_err(late)
     }
 
     /// Room for one more connection.
@@ -723,39 +484,11 @@ impl Pool {
         if shut < MAX_SHUT { OpenGuard::within(room, &self.dialer, &self.counts, true).ok() } else { None }
     }
 
-    fn has_live(&self) -> bool {
-        self.shared.load().as_deref().is_some_and(|all| all.iter().any(is_live))
-    }
-
-    /// Looks after a connection that nobody waited for to its end: it is put in place, or forgotten with its failure,
-    /// which the next request would take for its own.
-    fn tidy(&self, slot: &mut Option<Connecting>) {
-        if let Some(result) = slot.as_ref().and_then(|connecting| connecting.clone().now_or_never()) {
-            *slot = None;
-            if let Ok(shared) = result {
-                self.tell(None);
-                self.share(&shared);
-            }
-        }
-    }
-
-    fn takes_no_stream(&self) -> Cause {
-        failed(&self.peer.address, "the new HTTP/2 connection takes no stream")
-    }
-
     /// Begins to connect, by a task of its own: who waits for it may give up.
     fn dial(&self, want: Want, open: OpenGuard) -> Dial {
-        let (dialer, peer) = (self.dialer.clone(), self.peer.clone());
-        worker::spawn(&Handle::current(), async move { dialer.dial(&peer, want, open).await })
-    }
-
-    fn connect(&self, open: OpenGuard) -> Connecting {
-        let address = self.peer.address.clone();
-        let result = self.dial(Want::Http2, open).map(move |done| match dialled(done, &address)? {
-            Connection::Shared(shared) => Ok(shared),
-            Connection::Sole(_) => Err(failed(&address, "the peer does not speak HTTP/2")),
-        });
-        result.boxed().shared()
+        let (dialer, peer, here) = (self.dialer.clone(), self.peer.clone(), Handle::current());
+        let task = worker::spawn(&here, async move { dialer.dial(&peer, want, open).await });
+        Dial { runtime: here.id(), task }
     }
 
     fn is_worn(&self, connection: &SoleConnection) -> bool {
@@ -764,16 +497,14 @@ impl Pool {
     }
 }
 
-/// What there is for a request that wants HTTP/2.
-enum Next {
-    /// Room on a connection.
-    Stream(SharedStream),
-    /// A connection that is being made for others.
-    Join(Connecting),
-    /// One that was begun for it.
-    Begun(Connecting),
-    /// Neither room nor leave for a further connection.
-    Full,
+/// The runtime of the request.
+fn here() -> Option<Id> {
+    Handle::try_current().ok().map(|here| here.id())
+}
+
+/// Whether what a runtime drives is for those of `runtime`; `None` = of whichever.
+fn is_of(runtime: Option<Id>, driver: Id) -> bool {
+    runtime.is_none_or(|runtime| runtime == driver)
 }
 
 /// What came of a dial.
@@ -785,16 +516,7 @@ fn failed(address: &Address, why: impl Into<BoxError>) -> Cause {
     Cause::ConnectFailed { address: address.clone(), source: Arc::new(std::io::Error::other(why)) }
 }
 
-/// Whether requests may go over a connection.
-fn is_live(connection: &Arc<SharedConnection>) -> bool {
-    !connection.is_closed() && !connection.is_spent() && connection.is_trusted() && !connection.life.is_worn()
-}
-
 /// Whether it was idle or alive for too long.
 fn is_stale(connection: &SoleConnection, now: Instant) -> bool {
     connection.life.is_over(connection.idle_since, now) || !connection.is_trusted()
-}
-
-fn is_done(shared: &SharedConnection, now: Instant) -> bool {
-    shared.life.is_over(shared.quiet_since(now), now) || !shared.is_trusted()
 }

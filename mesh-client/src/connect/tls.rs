@@ -8,7 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{InvalidIdentity, PeerRefused, TrustBundles, anonymous_config, client_config};
+use mesh_core::identity::{self, InvalidIdentity, PeerRefused, TrustBundles, anonymous_config, client_config};
 use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, RootsTls, UpstreamTls};
 use mesh_core::source::Identities;
 use parking_lot::Mutex;
@@ -363,7 +363,7 @@ fn private_key(file: &str) -> Result<PrivateKeyDer<'static>, Setup> {
     if text.len() > MAX_KEY {
         return Err(failed(format!("it is longer than any private key ({MAX_KEY} bytes)")));
     }
-    PrivateKeyDer::from_pem_slice(&text).map_err(|e| failed(e.to_string()))
+    identity::private_key(&text).map_err(|why| failed(why.to_owned()))
 }
 
 fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, Setup> {
@@ -391,4 +391,22 @@ fn roots(file: Option<&str>) -> Result<RootCertStore, Setup> {
         }
     }
     Ok(roots)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use mesh_testkit::memory::{certified_files, copies};
+
+    use super::*;
+
+    #[test]
+    fn of_a_key_that_was_read_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let [key, certificate] = ["key.pem", "certificate.pem"].map(|name| folder.path().join(name));
+        let [number, text] = certified_files(&key, &certificate);
+        let read = Zeroizing::new(private_key(key.to_str().unwrap()).unwrap());
+        assert_eq!((copies(&number), copies(&text)), (1, 0), "the control: it is held");
+        drop(read);
+        assert_eq!((copies(&number), copies(&text)), (0, 0));
+    }
 }

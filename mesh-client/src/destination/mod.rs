@@ -5,14 +5,16 @@
 //!                                                          └── unused for long: forgotten
 //! ```
 //!
+//! The owner ends or stands still with the runtime that it runs on; the next request from another takes its work over.
+//!
 //! Refuses to know where snapshots come from.
 
 mod worker;
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,13 +22,14 @@ use foldhash::fast::RandomState;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use mesh_core::id::Target;
-use mesh_core::source::{DestinationSource, Watched};
+use mesh_core::policy::DestinationState;
+use mesh_core::source::{DestinationSource, Publisher, Watched};
 use mesh_core::telemetry::RequestSeries;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
 
-use crate::connect::worker::Owned;
+use self::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::worker::Mirrors;
@@ -61,8 +64,16 @@ pub(crate) struct Destination {
     phase: Watched<Phase>,
     // Milliseconds of the client's clock.
     last_used: AtomicU64,
+    // The same: from when on its owner is missed unless it shows itself before. 0 = it has none.
+    missed_from: AtomicU64,
     series: Arc<RequestSeries>,
-    _owner: Owned<()>,
+    states: Watched<DestinationState>,
+    publisher: Publisher<Phase>,
+    // Held while what was published last is made ready: one at a time, so that nobody goes back to what was before.
+    taking: Mutex<()>,
+    // Held while an owner begins.
+    owner: Mutex<Option<Owned>>,
+    destinations: Weak<Destinations>,
 }
 
 /// How far a destination is.
@@ -148,7 +159,7 @@ impl Destinations {
         if *count >= self.env.limits.destinations {
             return Err(Cause::TooManyDestinations(*count));
         }
-        let made = Arc::new(worker::start(target.clone(), self));
+        let made = worker::start(target.clone(), self);
         self.table.change(target.as_str(), |part| part.insert(target.as_str().into(), made.clone()));
         *count += 1;
         Ok(made)
@@ -222,10 +233,19 @@ impl Destination {
         self.phase.load()
     }
 
-    /// Notes a use, so that it is not forgotten.
-    pub(crate) fn touch(&self, now: Instant, env: &Env) {
-        let since = now.saturating_duration_since(env.epoch).as_millis() as u64;
-        self.last_used.store(since, Ordering::Relaxed);
+    /// Notes a use, so that it is not forgotten. Whoever misses the owner takes its place: only then is the configuration
+    /// that follows the newest.
+    pub(crate) fn touch(self: &Arc<Self>, now: Instant, env: &Env) {
+        let now = env.millis(now);
+        self.last_used.store(now, Ordering::Relaxed);
+        if self.is_missed(now) {
+            worker::take_over(self);
+        }
+    }
+
+    /// Whether nobody has shown himself as its owner for long.
+    fn is_missed(&self, now: u64) -> bool {
+        now >= self.missed_from.load(Ordering::Relaxed)
     }
 
     fn unused_for(&self, env: &Env) -> Duration {
@@ -241,7 +261,7 @@ impl Destination {
     }
 
     /// The router; waits up to `wait` for the first snapshot.
-    pub(crate) async fn router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
+    pub(crate) async fn router(self: &Arc<Self>, wait: Duration) -> Result<Arc<Router>, Cause> {
         match self.ready() {
             Some(router) => Ok(router),
             None => self.first_router(wait).await,
@@ -250,9 +270,17 @@ impl Destination {
 
     /// The same where there was none yet.
     #[cold]
-    pub(crate) async fn first_router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
+    pub(crate) async fn first_router(self: &Arc<Self>, wait: Duration) -> Result<Arc<Router>, Cause> {
         let mut phase = self.phase.clone();
-        let known = phase.wait_for(|phase| !matches!(phase, Phase::Pending));
+        let mut once = true;
+        let known = phase.wait_for(|phase| {
+            let pending = matches!(phase, Phase::Pending);
+            // Its owner says so when it ends.
+            if pending && self.is_missed(0) && std::mem::take(&mut once) {
+                worker::take_over(self);
+            }
+            !pending
+        });
         match timeout(wait, known).await.as_deref() {
             Ok(Phase::Ready(router)) => Ok(router.clone()),
             Ok(Phase::Failed(why)) => Err(Cause::NoListener(why.clone())),

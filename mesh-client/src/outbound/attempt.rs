@@ -60,7 +60,7 @@ pub(super) struct Shared<'t> {
     pub(super) session: &'t Session<'t>,
     pub(super) endpoint_host: bool,
     /// What retries of this destination may cost (gRFC A6).
-    pub(super) tokens: Option<&'t RetryTokens>,
+    pub(super) tokens: Option<&'t Arc<RetryTokens>>,
     /// What retries of this destination may add to its requests (Linkerd).
     pub(super) budget: Option<&'t Budget>,
     /// Counts in the limits of high priority.
@@ -163,7 +163,7 @@ impl Shared<'_> {
         // Between the request's begin and its first try nobody has waited: one look at the clock is enough.
         let now = if progress.tried.is_empty() { self.now } else { Instant::now() };
         let wanted = again.and_then(Again::member);
-        let (index, endpoint, attempt) =
+        let (index, endpoint, mut attempt) =
             self.begin(progress, now, wanted).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
         // That member may be full by now: then this is a try like any other.
         let fresh = wanted == Some(index);
@@ -180,8 +180,9 @@ impl Shared<'_> {
         }
         exchange.at(&endpoint);
         // Counted before connecting, so that a slow connection repels further requests.
-        let attempt = attempt.reported(self.members.issue(index)).limited(self.late_at(now));
-        let attempt = attempt.listening(self.cluster.listen(&self.members, index, self.env));
+        attempt.report(self.members.issue(index));
+        attempt.limit(self.late_at(now));
+        attempt.listen(self.cluster.listen(&self.members, index, self.env));
         let (lease, receipt, number) = (None, Receipt::Whole, progress.retried);
         Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, fresh })
     }
@@ -226,7 +227,7 @@ impl Shared<'_> {
         let permit = &launch.permit;
         let began = launch.attempt.started();
         let pool = launch.endpoint.pool();
-        let lease = permit.connection(pool, self.grpc, launch.fresh, began).await;
+        let lease = permit.connection(pool, self.grpc, launch.fresh, began, launch.attempt.waits_at()).await;
         launch.reached(lease)?;
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()
@@ -255,18 +256,18 @@ impl Shared<'_> {
         now: Instant,
         mut fresh: Option<usize>,
     ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
-        let mut full = SmallVec::<[usize; 4]>::new();
+        let (began, mut full) = (self.env.since_epoch(now), SmallVec::<[usize; 4]>::new());
         loop {
             let index = fresh.take().or_else(|| {
-                let index = self.pick(progress, &progress.tried, now, &full)?;
+                let index = self.pick(progress, &progress.tried, began, &full)?;
                 // Passing over both can leave nobody, and then nobody is passed over: rather one that was tried.
-                if full.contains(&index) { self.pick(progress, &[], now, &full) } else { Some(index) }
+                if full.contains(&index) { self.pick(progress, &[], began, &full) } else { Some(index) }
             })?;
             if full.contains(&index) {
                 return None;
             }
             let endpoint = self.cluster.endpoint(&self.members, index, self.env);
-            if let Some(attempt) = endpoint.begin(now, self.env.epoch) {
+            if let Some(attempt) = endpoint.begin(now, began) {
                 return Some((index, endpoint, attempt));
             }
             full.push(index);
@@ -280,7 +281,7 @@ impl Shared<'_> {
     }
 
     /// `full` can take no further request.
-    fn pick(&self, progress: &Progress, tried: &[usize], now: Instant, full: &[usize]) -> Option<usize> {
+    fn pick(&self, progress: &Progress, tried: &[usize], now: Duration, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
@@ -297,7 +298,7 @@ impl Shared<'_> {
         let tried = if avoid { tried } else { &[] };
         let both: SmallVec<[usize; 8]>;
         let pick = Pick {
-            now: self.env.since_epoch(now),
+            now,
             tried: if full.is_empty() {
                 tried
             } else {
@@ -385,6 +386,7 @@ impl Shared<'_> {
 impl Hold {
     /// Notes whether a connection could be had, and keeps it.
     fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<(), Failed> {
+        *self.attempt.waits_at() = None;
         match lease {
             Ok(lease) => {
                 // A connection that was there says nothing new.
@@ -445,7 +447,7 @@ impl Hold {
         match lost.connection_is_gone().then_some(lost.sent)? {
             false => Some(Again::Unsent(was_there.then_some(self.index))),
             // Closed as it was being used again: its end was on the way, and it has most likely not been looked at.
-            true if was_there && !lease.is_http2() && is_idempotent(method) => {
+            true if was_there && !lease.is_http2() && is_idempotent(method) && lost.is_closed() => {
                 (self.attempt.started().elapsed() < CLOSE_RACE).then_some(Again::Fresh(self.index))
             }
             true => None,
@@ -477,6 +479,16 @@ impl Lost {
     fn connection_is_gone(&self) -> bool {
         let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
         !stream_only && self.body.is_none()
+    }
+
+    /// Whether the peer closed the connection, and said nothing that is no answer: that would be one to this request.
+    fn is_closed(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
+        let error = &self.error;
+        let ended = |e: &io::Error| {
+            matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
+        };
+        error.is_incomplete_message() || error.is_closed() || find::<io::Error>(error).is_some_and(ended)
     }
 
     /// Whether the application's body failed and not the endpoint.

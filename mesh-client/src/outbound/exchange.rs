@@ -268,7 +268,10 @@ impl Exchange {
     /// The request ends without an answer.
     pub(crate) fn give_up(&mut self, cause: Cause) -> Error {
         // A try that its time cut short ends here.
-        self.hold = None;
+        let cause = match self.hold.take() {
+            Some(hold) => hold.attempt.ended_by(cause),
+            None => cause,
+        };
         let error = Error::new(self.target.as_str(), cause, self.attempts);
         self.outcome.flags = error.code().response_flag();
         if self.outcome.code == 0 {

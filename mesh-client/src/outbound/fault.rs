@@ -6,7 +6,7 @@ use http::HeaderMap;
 use mesh_core::id::ClusterName;
 use mesh_core::limit::Count;
 use mesh_core::matcher::{HeaderCondition, RequestView};
-use mesh_core::policy::{AbortStatus, Fault, PerMillion};
+use mesh_core::policy::{AbortStatus, Fault, PerMillion, ShareUnit};
 
 /// A fault policy, compiled.
 pub(crate) struct Faults {
@@ -51,7 +51,7 @@ impl Faults {
             Some(duration) => (duration, delay.share),
             None => {
                 let wanted = number(headers, "x-envoy-fault-delay-request")?;
-                let asked = share(headers, "x-envoy-fault-delay-request-percentage", delay.share);
+                let asked = share(headers, "x-envoy-fault-delay-request-percentage", delay.share, delay.unit);
                 (Duration::from_millis(wanted), asked)
             }
         };
@@ -67,7 +67,7 @@ impl Faults {
                 let http = http.filter(|status| (200..600).contains(status)).map(AbortStatus::Http);
                 let grpc = || number(headers, "x-envoy-fault-abort-grpc-request").and_then(|n| u32::try_from(n).ok());
                 let grpc = || grpc().filter(|code| (1..=16).contains(code)).map(AbortStatus::Grpc);
-                (http.or_else(grpc)?, share(headers, "x-envoy-fault-abort-request-percentage", abort.share))
+                (http.or_else(grpc)?, share(headers, "x-envoy-fault-abort-request-percentage", abort.share, abort.unit))
             }
             Some(status) => (status, abort.share),
         };
@@ -79,10 +79,10 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// The percentage that a header asks for, at most `ceiling`; `ceiling` if it asks for none.
-fn share(headers: &HeaderMap, name: &str, ceiling: PerMillion) -> PerMillion {
-    let asked = number(headers, name).and_then(|percent| u32::try_from(percent).ok());
-    asked.map_or(ceiling, |percent| PerMillion::new(percent.saturating_mul(10_000)).min(ceiling))
+/// The share that a header asks for, so many of `unit`, at most `ceiling`; `ceiling` if it asks for none.
+fn share(headers: &HeaderMap, name: &str, ceiling: PerMillion, unit: ShareUnit) -> PerMillion {
+    let asked = number(headers, name).and_then(|count| u32::try_from(count).ok());
+    asked.map_or(ceiling, |count| unit.share(count).min(ceiling))
 }
 
 #[cfg(test)]
@@ -99,8 +99,8 @@ mod tests {
     #[test]
     fn a_request_asks_for_its_own_fault_within_the_ceiling() {
         let half = PerMillion::new(500_000);
-        let delay = Some(FaultDelay { duration: None, share: half });
-        let abort = Some(FaultAbort { status: None, share: half });
+        let delay = Some(FaultDelay { duration: None, share: half, unit: ShareUnit::Hundred });
+        let abort = Some(FaultAbort { status: None, share: half, unit: ShareUnit::Hundred });
         let faults = Faults::new(&Fault { delay, abort, ..Fault::default() });
         let plain = headers(&[]);
         assert_eq!((faults.delay(&plain, || 0), faults.abort(&plain, || 0)), (None, None));
@@ -114,6 +114,15 @@ mod tests {
         assert_eq!(faults.delay(&asking, || 500_000), None, "the ceiling holds");
         assert_eq!(faults.abort(&asking, || 9_999), Some(AbortStatus::Grpc(7)));
         assert_eq!(faults.abort(&asking, || 10_000), None);
+        // 30 of ten thousand are 0.3 %, as Envoy and gRPC count.
+        for (unit, hit) in [(ShareUnit::TenThousand, 2_999), (ShareUnit::Million, 29), (ShareUnit::Hundred, 299_999)] {
+            let delay = Some(FaultDelay { duration: None, share: half, unit });
+            let faults = Faults::new(&Fault { delay, ..Fault::default() });
+            let asking =
+                headers(&[("x-envoy-fault-delay-request", "7"), ("x-envoy-fault-delay-request-percentage", "30")]);
+            let delays = [hit, hit + 1].map(|drawn| faults.delay(&asking, || drawn).is_some());
+            assert_eq!(delays, [true, false], "{unit:?}");
+        }
         let nonsense = headers(&[("x-envoy-fault-abort-request", "99"), ("x-envoy-fault-delay-request", "-1")]);
         assert_eq!((faults.delay(&nonsense, || 0), faults.abort(&nonsense, || 0)), (None, None));
     }

@@ -17,6 +17,7 @@ use mesh_core::policy::{
     AdaptiveConcurrency, AdmissionControl, FilterOverride, HttpFilter, HttpFilterKind, LocalRateLimit, PerMillion,
     RouteMatch,
 };
+use mesh_core::retry::RetryTokens;
 use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
 
@@ -58,6 +59,8 @@ pub(crate) struct Ticket {
 enum Limit {
     Throttle(Arc<Throttling>),
     Concurrency(Arc<Concurrency>),
+    // gRPC's retry tokens, and one bit for each status that costs one.
+    Tokens(Arc<RetryTokens>, u32),
 }
 
 /// The states of one destination's limits.
@@ -251,6 +254,11 @@ impl Concurrency {
 }
 
 impl Ticket {
+    /// For a gRPC call whose status is still to come: one in `costly`, a bit for each, costs a token, and OK earns.
+    pub(crate) fn of_tokens(tokens: &Arc<RetryTokens>, costly: u32, now: Instant) -> Self {
+        Self { to: Limit::Tokens(tokens.clone(), costly), began: now, random: 0, settled: false }
+    }
+
     /// Tells the end of the request: its answer has ended, or it failed. `tried` = an endpoint saw it, or should have:
     /// what was refused on the way says nothing of latency.
     pub(crate) fn settle(mut self, outcome: &Outcome, now: Instant, tried: bool) {
@@ -261,6 +269,11 @@ impl Ticket {
                 limit.gradient.finish(self.began, now, |below| self.random % below);
             }
             Limit::Concurrency(limit) => limit.gradient.cancel(),
+            Limit::Tokens(tokens, costly) => match outcome.grpc_status {
+                Some(0) => tokens.succeeded(),
+                Some(code) if (0..32).contains(&code) && costly & 1 << code != 0 => tokens.failed(),
+                _ => {}
+            },
         }
     }
 }
@@ -275,6 +288,8 @@ impl Drop for Ticket {
             Limit::Throttle(limit) => limit.throttle.record(Instant::now(), false),
             // How long it would have taken nobody knows.
             Limit::Concurrency(limit) => limit.gradient.cancel(),
+            // Neither a failure nor a success.
+            Limit::Tokens(..) => {}
         }
     }
 }

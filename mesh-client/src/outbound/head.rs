@@ -5,7 +5,8 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request};
 use hyper::ext::Protocol;
 use mesh_core::context::SentHost;
-use mesh_core::matcher::RequestView;
+use mesh_core::matcher::{CompiledRoute, RequestView};
+use mesh_core::policy::{AuthorityRewrite, Forward, WeightedCluster};
 use smallvec::SmallVec;
 
 use crate::body::Outgoing;
@@ -126,6 +127,34 @@ impl Head {
             parts.scheme = parts.scheme.or(Some(Scheme::HTTP));
             parts.authority = parts.authority.or_else(|| self.as_authority(&self.headers));
             self.uri = Uri::from_parts(parts).unwrap_or_default();
+        }
+    }
+
+    /// Rewrites path and authority as the route says, and the entry of its split, if there is one.
+    pub(crate) fn rewrite(&mut self, route: &CompiledRoute, forward: &Forward, share: Option<&WeightedCluster>) {
+        let before = forward.rewrite.forwarded_host.then(|| self.authority().to_owned());
+        let made = match (share.and_then(|share| share.authority.as_deref()), &forward.rewrite.authority) {
+            (Some(authority), _) => Some(authority.to_owned()),
+            (None, Some(AuthorityRewrite::Literal(authority))) => Some(authority.clone()),
+            (None, Some(AuthorityRewrite::Header(name))) => {
+                let value = self.headers.get(name).and_then(|value| value.to_str().ok());
+                value.filter(|value| !value.is_empty()).map(str::to_owned)
+            }
+            // Of the path as it came, before it is rewritten.
+            (None, Some(AuthorityRewrite::Path { .. })) => {
+                route.rewrite_authority(self.uri().path()).filter(|made| !made.is_empty())
+            }
+            // Which endpoint it is, each try knows.
+            (None, Some(AuthorityRewrite::Endpoint) | None) => None,
+        };
+        if let Some(path) = route.rewrite_path(self.path_and_query()) {
+            self.set_path(path);
+        }
+        if let Some(authority) = made {
+            self.set_authority(&authority);
+        }
+        if let Some(before) = before.and_then(|before| HeaderValue::from_str(&before).ok()) {
+            self.headers.append(HeaderName::from_static("x-forwarded-host"), before);
         }
     }
 

@@ -157,7 +157,10 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Res
         let time = policy.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
         within(time, policy.and_then(Retries::per_try_idle), shared.payload, work).await
     };
-    let outcome = outcome.map(|response| (response, launch)).map_err(|cause| Failed { cause, again });
+    let outcome = match outcome {
+        Ok(response) => Ok((response, launch)),
+        Err(cause) => Err(Failed { cause: launch.attempt.ended_by(cause), again }),
+    };
     Landed { outcome, resends, number }
 }
 

@@ -18,14 +18,13 @@ pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) ->
         _ => (authority, None),
     };
     let host = policy.host.as_deref().unwrap_or(own_host);
-    // A port that was right for the old scheme or host is not for the new one.
     let port: Option<u16> = match policy.port {
         Some(port) => Some(port),
-        None if policy.scheme.is_some() || policy.host.is_some() => None,
-        None => own_port,
+        // A new host comes without the old one's port; with a new scheme the old one's default port goes, another stays.
+        None if policy.host.is_some() => None,
+        None => own_port.filter(|port| scheme == head.scheme() || *port != default_port(head.scheme())),
     };
-    let default = if scheme == "https" { 443 } else { 80 };
-    let port = port.filter(|port| *port != default).map(|port| format!(":{port}")).unwrap_or_default();
+    let port = port.filter(|port| *port != default_port(scheme)).map(|port| format!(":{port}")).unwrap_or_default();
     let path = route.rewrite_path(head.path_and_query());
     let path = path.as_deref().unwrap_or(head.path_and_query());
     let path = if policy.strip_query { path.split('?').next().unwrap_or(path) } else { path };
@@ -36,6 +35,10 @@ pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) ->
         response.headers_mut().insert(header::LOCATION, location);
     }
     response
+}
+
+fn default_port(scheme: &str) -> u16 {
+    if scheme == "https" { 443 } else { 80 }
 }
 
 /// Answers at once.

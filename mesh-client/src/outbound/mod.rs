@@ -20,7 +20,7 @@ mod local;
 mod mirror;
 mod session;
 pub(crate) mod tcp;
-mod trace;
+pub(crate) mod trace;
 mod tries;
 pub(crate) mod warm;
 pub(crate) mod worker;
@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, SET_COOKIE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use mesh_core::balance::hash::HashInput;
 use mesh_core::context;
 use mesh_core::id::{ClusterName, Target};
@@ -127,7 +127,9 @@ fn told(headers: &HeaderMap) -> (bool, Option<Duration>) {
 
 fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {
     let access = Access::open(head, Some(trace.position()));
-    Box::new(Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
+    // Room first, for then it is made in its place.
+    let room = Box::new_uninit();
+    Box::write(room, Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
 }
 
 /// One request under way.
@@ -165,7 +167,7 @@ impl Answer {
 
 impl Call<'_> {
     /// From the destination to the route.
-    async fn answer(&mut self, destination: &Destination) -> Result<Answer, Cause> {
+    async fn answer(&mut self, destination: &Arc<Destination>) -> Result<Answer, Cause> {
         let wait = self.env.limits.config_wait;
         let wait = self.caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(self.exchange.started())));
         // Kept for the whole request, retries included: one request never sees two configurations.
@@ -230,9 +232,10 @@ impl Call<'_> {
             access.cluster = cluster.policy().name.to_string();
         }
         // Before header operations: those are the last word on what is sent.
-        self.rewrite(route, forward, share.and_then(|share| share.authority.as_deref()));
-        for headers in header_policies(route, share) {
-            headers.request.apply(&mut self.head.headers);
+        self.head.rewrite(route, forward, share);
+        let changes_headers = plan.changes_headers || share.is_some_and(|share| !share.headers.is_empty());
+        if changes_headers {
+            header_policies(route, share).for_each(|headers| headers.request.apply(&mut self.head.headers));
         }
         self.head.show_host();
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
@@ -262,8 +265,8 @@ impl Call<'_> {
         };
         self.mirror_late();
         let mut response = outcome?;
-        for headers in header_policies(route, share) {
-            headers.response.apply(response.headers_mut());
+        if changes_headers {
+            header_policies(route, share).for_each(|headers| headers.response.apply(response.headers_mut()));
         }
         if let Some(endpoint) = self.exchange.endpoint() {
             session.write(endpoint, share.map(|share| &share.name), response.headers_mut());
@@ -333,34 +336,6 @@ impl Call<'_> {
         let hashed = plan.hash.hash(&input, &mut |below| self.env.draw(below));
         self.hash = hashed.hash;
         hashed.cookies
-    }
-
-    /// `authority` is that of the entry of a weighted split.
-    fn rewrite(&mut self, route: &CompiledRoute, forward: &Forward, authority: Option<&str>) {
-        let before = forward.rewrite.forwarded_host.then(|| self.head.authority().to_owned());
-        let made = match (authority, &forward.rewrite.authority) {
-            (Some(authority), _) => Some(authority.to_owned()),
-            (None, Some(AuthorityRewrite::Literal(authority))) => Some(authority.clone()),
-            (None, Some(AuthorityRewrite::Header(name))) => {
-                let value = self.head.headers.get(name).and_then(|value| value.to_str().ok());
-                value.filter(|value| !value.is_empty()).map(str::to_owned)
-            }
-            // Of the path as it came, before it is rewritten.
-            (None, Some(AuthorityRewrite::Path { .. })) => {
-                route.rewrite_authority(self.head.uri().path()).filter(|made| !made.is_empty())
-            }
-            // Which endpoint it is, each try knows.
-            (None, Some(AuthorityRewrite::Endpoint) | None) => None,
-        };
-        if let Some(path) = route.rewrite_path(self.head.path_and_query()) {
-            self.head.set_path(path);
-        }
-        if let Some(authority) = made {
-            self.head.set_authority(&authority);
-        }
-        if let Some(before) = before.and_then(|before| HeaderValue::from_str(&before).ok()) {
-            self.head.headers.append(HeaderName::from_static("x-forwarded-host"), before);
-        }
     }
 
     /// The delay first, then the abort, each drawn by itself (gRFC A33).

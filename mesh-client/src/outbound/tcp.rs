@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::deadline::Deadline;
 use crate::cluster::{Attempt, Cluster, Endpoint, Members};
-use crate::connect::PER_HOST;
+use crate::connect::{Full, PER_HOST};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
@@ -76,10 +76,10 @@ impl Dial<'_> {
         members.check_drops(cluster, env)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
-            let Some((index, endpoint, attempt)) = self.begin(cluster, &members, hash) else { break };
+            let Some((index, endpoint, mut attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
             // Counted before connecting, so that a slow endpoint repels further connections.
-            let attempt = attempt.reported(members.issue(index));
+            attempt.report(members.issue(index));
             match self.one(cluster, &members, endpoint, attempt).await {
                 Ok(held) => return Ok(TcpConnection::new(held, Arc::clone(cluster), self.destination.clone(), idle)),
                 // Nothing was sent, so another one may have it.
@@ -106,7 +106,8 @@ impl Dial<'_> {
         let mut passed: SmallVec<[usize; 4]> = self.tried.iter().chain(&self.full).copied().collect();
         loop {
             let now = Instant::now();
-            let pick = Pick { now: self.env.since_epoch(now), tried: &passed, hash, other_priority: false };
+            let began = self.env.since_epoch(now);
+            let pick = Pick { now: began, tried: &passed, hash, other_priority: false };
             let mut draw = |below| self.env.draw(below);
             let (mut index, _) = members.ready.pick(&pick, &mut draw)?;
             if passed.contains(&index) {
@@ -117,7 +118,7 @@ impl Dial<'_> {
                 return None;
             }
             let endpoint = cluster.endpoint(members, index, self.env);
-            if let Some(attempt) = endpoint.begin(now, self.env.epoch) {
+            if let Some(attempt) = endpoint.begin(now, began) {
                 return Some((index, endpoint, attempt));
             }
             passed.push(index);
@@ -135,12 +136,12 @@ impl Dial<'_> {
         let dialled = async {
             // Limits of connections are for it, and none of requests, as with Envoy's `tcp_proxy`.
             let room = cluster.admission().room(false);
-            let open = endpoint.pool().room(room).map_err(|(limit, allowed)| Cause::Breaker {
+            let open = endpoint.pool().room(room).map_err(|Full { limit, allowed }| Cause::Breaker {
                 cluster: cluster.policy().name.clone(),
                 limit,
                 allowed,
             })?;
-            let _waiting = cluster.wait(false)?;
+            let _waiting = cluster.wait(false, 0)?;
             let (io, peer) = endpoint.pool().dial_raw().await?;
             Ok::<_, Cause>((open, io, peer))
         };

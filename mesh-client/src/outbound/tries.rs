@@ -5,9 +5,10 @@
 
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use hyper::body::Incoming;
 use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{Again, Failed, Progress, Resends, Shared};
 use super::exchange::{Exchange, Hold};
+use super::filters::Ticket;
 use super::head::Head;
 use super::session::Session;
 use super::{Call, deadline, hedge};
@@ -70,10 +72,27 @@ pub(super) async fn send(
         budget,
         high_priority: plan.high_priority,
     };
-    match &forward.hedge {
+    let outcome = match &forward.hedge {
         // Boxed: requests that are not hedged are no larger for it.
         Some(policy) if hedge::applies(policy, &shared) => Box::pin(hedge::send(shared, policy, head, exchange)).await,
         _ => one_by_one(&shared, head, exchange).await,
+    };
+    if let (Some(tokens), Ok(answer)) = (router.tokens(), &outcome) {
+        earn(tokens, retries, answer.status(), exchange);
+    }
+    outcome
+}
+
+/// Counts the answer that stands (gRFC A6), whatever policy its method has: a call's status may still be to come.
+/// Failures that are tried again, or would be, were counted with their tries.
+fn earn(tokens: &Arc<RetryTokens>, retries: Option<&Retries>, status: StatusCode, exchange: &mut Exchange) {
+    match exchange.early() {
+        None if exchange.is_grpc() && status == StatusCode::OK => {
+            let costly = retries.map_or(0, |retries| retries.statuses);
+            exchange.owe(Ticket::of_tokens(tokens, costly, exchange.started()));
+        }
+        early if status.as_u16() < 400 && early.is_none_or(|status| status == 0) => tokens.succeeded(),
+        _ => {}
     }
 }
 
@@ -116,11 +135,13 @@ async fn one_in_time(
             _ => Box::pin(within(time, idle, shared.payload, work)).await,
         }
     };
-    if outcome.is_err() {
+    outcome.map_err(|cause| {
         // Its place and its connection are free for others, whatever comes of it.
-        drop(exchange.let_go());
-    }
-    outcome
+        match exchange.let_go() {
+            Some(hold) => hold.attempt.ended_by(cause),
+            None => cause,
+        }
+    })
 }
 
 /// Runs a try within the time that the policy gives it.
@@ -147,12 +168,13 @@ async fn one_and_again(
     // Boxed: requests that are not sent again are no larger for it.
     let (mut resends, mut before) = (Resends::default(), None::<Box<(Cause, Again)>>);
     loop {
-        // Where there is no other place to go, what happened at the first one is worth more than that.
-        let launch = match shared.launch(progress, exchange, before.as_ref().map(|before| before.1)) {
-            Ok(launch) => launch,
+        // One statement, for what a launch leaves behind would be held while we wait.
+        let hold = match shared.launch(progress, exchange, before.as_ref().map(|before| before.1)) {
+            Ok(launch) => exchange.hold(launch),
+            // Where there is no other place to go, what happened at the first one is worth more than that.
             Err(cause) => return Err(before.map_or(cause, |before| before.0)),
         };
-        let Failed { cause, again } = match shared.fly(exchange.hold(launch), head).await {
+        let Failed { cause, again } = match shared.fly(hold, head).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
@@ -210,24 +232,15 @@ impl<'t> Shared<'t> {
         };
         let again = retries.rules.condition(&outcome, self.grpc).is_some();
         if let Some(tokens) = self.tokens {
-            self.count(tokens, again, &outcome);
+            let stop = || {
+                let TryOutcome::Answer { headers, .. } = outcome else { return false };
+                self.grpc && pushback(headers) == Some(Pushback::Stop)
+            };
+            if again || stop() {
+                tokens.failed();
+            }
         }
         again.then_some(retries)
-    }
-
-    /// Counts what came of a try, as far as it is known with the head of its answer (gRFC A6).
-    fn count(&self, tokens: &RetryTokens, again: bool, outcome: &TryOutcome<'_>) {
-        let TryOutcome::Answer { status, headers, grpc_status } = *outcome else {
-            return if again {
-                tokens.failed()
-            };
-        };
-        let stop = || self.grpc && pushback(headers) == Some(Pushback::Stop);
-        if again || stop() {
-            tokens.failed();
-        } else if status.as_u16() < 400 && grpc_status.is_none_or(|status| status == 0) {
-            tokens.succeeded();
-        }
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
@@ -313,6 +326,7 @@ fn failure_kind(cause: &Cause) -> FailureKind {
         Cause::StreamRefused { .. } => FailureKind::Refused,
         Cause::ConnectionLost { sent: false, .. } => FailureKind::ResetBeforeRequest,
         Cause::ConnectionLost { sent: true, .. } => FailureKind::Reset,
+        Cause::Queued { last, .. } => failure_kind(last),
         Cause::PerTryTimeout(_) | Cause::IdleTimeout(_) => FailureKind::PerTryTimeout,
         _ => FailureKind::Local,
     }

@@ -73,6 +73,31 @@ async fn every_address_of_a_name_is_an_endpoint_and_a_change_is_seen_after_the_t
     assert_eq!((resolver.asked(), addresses(&client)), (2, vec!["10.0.0.1:80".into(), "10.0.0.3:80".into()]));
 }
 
+/// As an address that discovery says is gone: of a name whose answers take turns each leaves some out.
+#[tokio::test]
+async fn what_is_under_way_to_an_address_that_an_answer_leaves_out_has_the_drain_limit() {
+    for (limit, remains) in [(None, false), (Some(Duration::MAX), true)] {
+        let server = EchoServer::start("v1").await;
+        let port = server.address().port();
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["127.0.0.1"], Some(20 * SECOND));
+        let builder = Client::builder(FixedSource::of(TARGET, strict(vec![name(port)]))).resolver(resolver.clone());
+        let client = if let Some(limit) = limit { builder.drain_limit(limit) } else { builder }.build();
+        server.behave(Behaviour::Stall);
+        let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
+        assert!(futures_util::poll!(&mut answer).is_pending());
+        resolver.set(HOST, &["127.0.0.2"], Some(20 * SECOND));
+        tokio::time::pause();
+        pass(21 * SECOND).await;
+        assert_eq!(addresses(&client), [format!("127.0.0.2:{port}")]);
+        pass(28 * SECOND).await;
+        assert!(futures_util::poll!(&mut answer).is_pending(), "it is not over");
+        pass(3 * SECOND).await;
+        assert_eq!(futures_util::poll!(&mut answer).is_pending(), remains, "{limit:?}");
+        tokio::time::resume();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_ttl_of_zero_is_looked_up_every_five_seconds() {
     let resolver = FakeResolver::new();

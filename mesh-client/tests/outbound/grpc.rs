@@ -74,7 +74,7 @@ async fn an_unavailable_answer_is_retried() {
 
 #[tokio::test]
 async fn an_injected_abort_is_a_grpc_status() {
-    let abort = FaultAbort { status: Some(AbortStatus::Http(503)), share: PerMillion::ALL };
+    let abort = FaultAbort::with(AbortStatus::Http(503), PerMillion::ALL);
     let route = policy::route_to("test".into()).with_fault(Fault { abort: Some(abort), ..Fault::default() });
     let snapshot = policy::snapshot(policy::routes([route]), [(cluster("test"), vec![])]);
     let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();

@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use super::{TARGET, client_of, cluster, fetch, snapshot_with};
 
-/// A server whose first connection says these bytes once it has read something, and stays open; later ones are those of
-/// a good server.
+/// A server whose first connection says these bytes, one text each time it has read something, and then closes or stays
+/// open; later ones are those of a good server.
 struct Hostile {
     address: SocketAddr,
     connections: Arc<AtomicUsize>,
@@ -27,9 +27,13 @@ struct Hostile {
 }
 
 impl Hostile {
+    async fn start(says: Vec<u8>, closes: bool) -> Self {
+        Self::saying(vec![says], closes).await
+    }
+
     // The test owns the task.
     #[allow(clippy::disallowed_methods)]
-    async fn start(says: Vec<u8>, closes: bool) -> Self {
+    async fn saying(texts: Vec<Vec<u8>>, closes: bool) -> Self {
         let good = EchoServer::start("good").await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -40,7 +44,7 @@ impl Hostile {
             loop {
                 let (mut tcp, _) = listener.accept().await.unwrap();
                 let first = count.fetch_add(1, Ordering::Relaxed) == 0;
-                let says = says.clone();
+                let texts = texts.clone();
                 all.spawn(async move {
                     if !first {
                         let mut good = TcpStream::connect(behind).await.unwrap();
@@ -48,8 +52,10 @@ impl Hostile {
                         return;
                     }
                     let mut heard = [0; 4096];
-                    let _ = tcp.read(&mut heard).await;
-                    let _ = tcp.write_all(&says).await;
+                    for says in texts {
+                        let _ = tcp.read(&mut heard).await;
+                        let _ = tcp.write_all(&says).await;
+                    }
                     while !closes && tcp.read(&mut heard).await.is_ok_and(|read| read > 0) {}
                 });
             }
@@ -112,6 +118,24 @@ async fn s77_a_hostile_http1_endpoint_costs_its_own_request_only() {
         assert_eq!(hostile.good.requests(), 0, "{name}");
         // The next one has a connection of its own.
         assert_eq!(within(fetch(&client, "/next")).await.unwrap().headers()["x-echo-path"], "/next", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_with_nonsense_over_a_connection_used_again_is_not_sent_again() {
+    let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec();
+    for (says, closes, again) in [
+        ("SSH-2.0-OpenSSH_9.9\r\n\r\n", false, false),
+        ("HTTP/1.1 abc OK\r\n\r\n", true, false),
+        // Control: closed without a word it was on its way out, and has most likely not looked at the request.
+        ("", true, true),
+    ] {
+        let hostile = Hostile::saying(vec![ok.clone(), says.into()], closes).await;
+        let client = hostile.client(UpstreamProtocol::Http1);
+        assert_eq!(&within(fetch(&client, "/first")).await.unwrap().body()[..], b"ok");
+        assert_eq!(within(fetch(&client, "/second")).await.is_ok(), again, "{says:?}");
+        assert_eq!(hostile.good.requests(), u64::from(again), "{says:?}");
+        assert_eq!(within(fetch(&client, "/next")).await.unwrap().headers()["x-echo-path"], "/next");
     }
 }
 

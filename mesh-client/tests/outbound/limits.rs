@@ -285,8 +285,8 @@ async fn adaptive_concurrency_is_each_clusters_own() {
 async fn faults_under_way_are_counted_for_all_who_share_breakers() {
     let server = EchoServer::start("one").await;
     for shared in [true, false] {
-        let delay = Some(FaultDelay { duration: Some(Duration::from_secs(3600)), share: PerMillion::ALL });
-        let abort = Some(FaultAbort { status: Some(AbortStatus::Http(555)), share: PerMillion::ALL });
+        let delay = Some(FaultDelay::of(Duration::from_secs(3600), PerMillion::ALL));
+        let abort = Some(FaultAbort::with(AbortStatus::Http(555), PerMillion::ALL));
         let breakers = Breakers::default();
         let client = |fault: Injected| {
             let kind = HttpFilterKind::Fault(Some(Injected { max_active: Some(1), ..fault }));

@@ -18,11 +18,13 @@ mod reqwest_adapter;
 mod resilience;
 mod retries;
 mod routing;
+mod runtimes;
 mod subsets;
 mod tcp;
 mod telemetry;
 mod tls;
 mod unix;
+mod waiting;
 
 use std::convert::Infallible;
 use std::future::ready;

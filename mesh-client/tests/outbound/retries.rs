@@ -18,7 +18,7 @@ use mesh_core::retry::RetryThrottling;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{
-    TARGET, client_of, cluster, fetch, forward_with, get, later, post, read, retrying, server_of, snapshot_with,
+    TARGET, client_of, cluster, fetch, forward_with, get, later, post, prefix, read, retrying, server_of, snapshot_with,
 };
 
 fn on_503() -> RetryOn {
@@ -390,6 +390,41 @@ async fn a6_failures_use_up_the_tokens_of_retries_and_successes_earn_them() {
         server.script([Behaviour::Status(503)]);
         assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "there are tokens again");
     }
+}
+
+#[tokio::test]
+async fn a6_a_call_counts_with_its_status_and_not_with_its_head() {
+    let server = EchoServer::start("one").await;
+    let on = RetryOn { unavailable: true, ..RetryOn::default() };
+    let mut snapshot = snapshot_with(forward_with(Some(retrying(1, on))), cluster("test"), &[&server]);
+    let plain = policy::forward(prefix("/plain"), forward_with(None));
+    Arc::make_mut(&mut snapshot.routes).virtual_hosts[0].routes.insert(0, plain);
+    let throttling = RetryThrottling::new(4, 1.0).unwrap();
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).retry_throttling(throttling).build();
+    let call = async |path: &str, behaviour: Behaviour| {
+        server.script([behaviour]);
+        let before = server.requests();
+        let mut request = get(path);
+        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        read(client.send(request).await.unwrap()).await.unwrap();
+        server.requests() - before
+    };
+    for _ in 0..4 {
+        assert_eq!(call("/", Behaviour::GrpcTrailers(5)).await, 1, "control: not found costs nothing");
+    }
+    assert_eq!(call("/", Behaviour::Grpc(14)).await, 2, "all four tokens are there; the second try earns again");
+    for _ in 0..2 {
+        assert_eq!(call("/", Behaviour::GrpcTrailers(14)).await, 1, "what has begun is not tried again");
+    }
+    // Two are left, which is half of them; this costs one more.
+    assert_eq!(call("/", Behaviour::Grpc(14)).await, 1);
+    for _ in 0..4 {
+        call("/plain", Behaviour::Grpc(14)).await;
+    }
+    for _ in 0..3 {
+        assert_eq!(call("/plain", Behaviour::GrpcTrailers(0)).await, 1);
+    }
+    assert_eq!(call("/", Behaviour::Grpc(14)).await, 2, "calls without a policy earn, and their failures cost nothing");
 }
 
 /// A body that comes in pieces, so that what of it is kept is the replay buffer's alone.

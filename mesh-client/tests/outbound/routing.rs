@@ -3,14 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Request};
-use mesh_client::{Client, DestinationPhase};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use mesh_client::{Client, DestinationPhase, FilterExplanation};
+use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault as _};
 use mesh_core::policy::{
     AbortStatus, ClusterChoice, DestinationState, DirectResponse, Discovery, Fault, FaultAbort, FaultDelay, Forward,
     HeaderAction, HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy, HeaderWrite, PathMatch, PathRewrite,
     PerMillion, Redirect, Rewrite, Route, RouteAction, RouteMatch, StringMatcher, WeightedCluster, WeightedClusters,
 };
+use mesh_core::retry::RetryThrottling;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{TARGET, client_of, fetch, forward_with, get, read, server_of, snapshot_of_clusters, snapshot_with};
@@ -146,9 +148,11 @@ async fn redirects_and_direct_responses_are_answered_locally() {
         path: Some(PathRewrite::Full("/moved".into())),
         strip_query: true,
     };
+    let secure = Redirect { host: None, path: None, ..redirect.clone() };
     let at = |path: &str| RouteMatch { path: PathMatch::Exact(path.into()), ..RouteMatch::any() };
     let routes = policy::routes([
         policy::route(at("/old"), RouteAction::Redirect(redirect)),
+        policy::route(at("/secure"), RouteAction::Redirect(secure)),
         policy::route(at("/health"), RouteAction::DirectResponse(DirectResponse { status: 418, body: b"tea".into() })),
     ]);
     let (client, _) = client_of(policy::snapshot(routes, []));
@@ -162,6 +166,17 @@ async fn redirects_and_direct_responses_are_answered_locally() {
     let response = fetch(&client, "/old?x=1").await.unwrap();
     assert_eq!(response.status(), 301);
     assert_eq!(response.headers()["location"], "https://other.test/moved");
+    for (authority, location) in [
+        ("a.test", "https://a.test/secure"),
+        // As Envoy: the old scheme's own port goes, another one stays.
+        ("a.test:80", "https://a.test/secure"),
+        ("a.test:8080", "https://a.test:8080/secure"),
+        ("[::1]:8080", "https://[::1]:8080/secure"),
+    ] {
+        let mut request = get("/secure");
+        request.headers_mut().insert("host", HeaderValue::from_static(authority));
+        assert_eq!(client.send(request).await.unwrap().headers()["location"], location, "{authority}");
+    }
     let response = fetch(&client, "/health").await.unwrap();
     assert_eq!((response.status().as_u16(), &response.body()[..]), (418, &b"tea"[..]));
 }
@@ -169,8 +184,8 @@ async fn redirects_and_direct_responses_are_answered_locally() {
 #[tokio::test(start_paused = true)]
 async fn an_injected_fault_delays_and_answers_instead_of_the_endpoint() {
     let route = policy::route_to("test".into()).with_fault(Fault {
-        delay: Some(FaultDelay { duration: Some(Duration::from_secs(7)), share: PerMillion::ALL }),
-        abort: Some(FaultAbort { status: Some(AbortStatus::Http(555)), share: PerMillion::ALL }),
+        delay: Some(FaultDelay::of(Duration::from_secs(7), PerMillion::ALL)),
+        abort: Some(FaultAbort::with(AbortStatus::Http(555), PerMillion::ALL)),
         ..Fault::default()
     });
     let (client, _) = client_of(policy::snapshot(policy::routes([route]), [(super::cluster("test"), vec![])]));
@@ -183,7 +198,7 @@ async fn an_injected_fault_delays_and_answers_instead_of_the_endpoint() {
 #[tokio::test]
 async fn a_share_of_nothing_injects_nothing() {
     let server = EchoServer::start("v1").await;
-    let abort = FaultAbort { status: Some(AbortStatus::Http(555)), share: PerMillion::NONE };
+    let abort = FaultAbort::with(AbortStatus::Http(555), PerMillion::NONE);
     let route = policy::route_to("test".into()).with_fault(Fault { abort: Some(abort), ..Fault::default() });
     let routes = policy::routes([route]);
     let (client, _) = client_of(policy::snapshot(routes, [(super::cluster("test"), vec![server.endpoint()])]));
@@ -223,6 +238,44 @@ async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
         state = client.explain(&request).state;
     }
     assert_eq!(state, DestinationPhase::Failed("no such service".into()));
+}
+
+#[tokio::test]
+async fn explain_sees_a_request_as_it_is_sent_and_what_its_retries_would_meet() {
+    let server = EchoServer::start("v1").await;
+    let rewrite = Rewrite { path: Some(PathRewrite::Full("/new".into())), ..Rewrite::default() };
+    let retry = Some(super::retrying(2, Default::default()));
+    let path = |path: &str| HeaderMatcher {
+        name: HeaderKey::Path,
+        value: HeaderMatch::Text(StringMatcher::exact(path)),
+        invert: false,
+        treat_missing_as_empty: false,
+    };
+    for (wanted, meant) in [("/new", true), ("/old", false)] {
+        let forward = Forward { rewrite: rewrite.clone(), retry: retry.clone(), ..Forward::to("test".into()) };
+        let abort = Some(FaultAbort::with(AbortStatus::Http(555), PerMillion::ALL));
+        let fault = Fault { abort, headers: vec![path(wanted)], ..Fault::default() };
+        let routes = policy::routes([policy::forward(RouteMatch::any(), forward).with_fault(fault)]);
+        let mut cluster = super::cluster("test");
+        cluster.breaker.max_retries = Some(3);
+        let snapshot = policy::snapshot(routes, [(cluster, vec![server.endpoint()])]);
+        let throttling = RetryThrottling::new(4, 1.0).unwrap();
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).retry_throttling(throttling).build();
+        assert_eq!(fetch(&client, "/old").await.unwrap().status().as_u16(), if meant { 555 } else { 200 });
+        let request = Request::get(format!("http://{TARGET}/old")).body(()).unwrap();
+        let told = client.explain(&request);
+        let [FilterExplanation::Fault { meant: told_meant, .. }] = told.filters[..] else {
+            panic!("{:?}", told.filters)
+        };
+        assert_eq!(told_meant, meant, "{wanted}");
+        let retry = told.retry.unwrap();
+        assert_eq!((retry.attempts, retry.chained, retry.tokens), (2, false, Some(true)));
+        assert_eq!((retry.in_flight, retry.most), (0, Some(3)));
+        let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+        context.retried = true;
+        let retry = scope(context.into(), async { client.explain(&request).retry.unwrap() }).await;
+        assert_eq!((retry.attempts, retry.chained), (0, true), "retries are not multiplied");
+    }
 }
 
 #[tokio::test]

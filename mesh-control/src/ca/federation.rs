@@ -103,7 +103,12 @@ impl Federation {
 
     /// The bundles of other trust domains.
     pub(crate) fn bundles(&self) -> TrustBundles {
-        self.trusted.load_full().as_ref().clone()
+        self.trusted().as_ref().clone()
+    }
+
+    /// The same, shared.
+    pub(super) fn trusted(&self) -> Arc<TrustBundles> {
+        self.trusted.load_full()
     }
 
     /// Beside those of our own domain.

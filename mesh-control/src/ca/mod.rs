@@ -35,7 +35,7 @@ pub use self::review::{
 pub use self::rotate::{RootRotation, RotateError, RotationState, RotationStep};
 pub(crate) use self::service::CertificateService;
 pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused, TokenUse};
-pub(crate) use self::trust::{Strangers, TrustService};
+pub(crate) use self::trust::TrustService;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -127,6 +127,7 @@ pub struct CertificateAuthority {
 
 /// A certificate just signed.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Issued {
     /// The leaf.
     pub leaf: CertificateDer<'static>,

@@ -43,6 +43,7 @@ pub struct RootRotation {
 
 /// Where a change of roots stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct RotationState {
     /// How far it is.
     pub step: RotationStep,

@@ -1,9 +1,10 @@
 //! The roots to trust, the revocation lists and the federated trust domains, as a stream: a workload learns of a change when
 //! it happens and not with its next certificate. Who has no certificate is told once: a member whose own root is gone has
-//! none that is good here.
+//! none that is good here. What is told is the same for everybody, and made once a change.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use aws_lc_rs::digest;
 use futures_util::stream;
@@ -11,28 +12,63 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::identity::TrustBundles;
 use mesh_core::source::Watched;
 use mesh_discovery::proto::trust::{TrustBundle, TrustBundleService, TrustBundleServiceServer, WatchTrustBundle};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::material::Material;
 use super::{CertificateAuthority, Changes, Federation};
-use crate::runtime::{Caller, Peer, Place, Shares, holder};
+use crate::runtime::{Caller, Peer, Place, Refusals, Shares, holder};
 use crate::xds::{Charge, Limits, NodeEntry, Nodes};
 
 /// The service of trust bundles.
 pub(crate) struct TrustService {
-    pub(crate) authority: Arc<CertificateAuthority>,
-    pub(crate) federation: Arc<Federation>,
-    pub(crate) drain: DrainWatch,
-    pub(crate) strangers: Strangers,
+    roots: Arc<Roots>,
+    drain: DrainWatch,
+    strangers: Strangers,
     /// Streams of members, and what each has not taken yet.
-    pub(crate) streams: Arc<Nodes>,
-    pub(crate) limits: Limits,
+    streams: Arc<Nodes>,
+    limits: Limits,
+    refusals: Arc<Refusals>,
+}
+
+/// What there is to tell.
+struct Roots {
+    authority: Arc<CertificateAuthority>,
+    federation: Arc<Federation>,
+    last: Mutex<Option<Arc<Told>>>,
+}
+
+/// What is told at one time.
+struct Told {
+    /// What it was made of. Not held: a key that signs no more goes.
+    of: (Weak<Material>, Weak<TrustBundles>),
+    message: TrustBundle,
+    /// Of the message, encoded.
+    bytes: usize,
+    digest: digest::Digest,
+}
+
+impl Roots {
+    /// What is to be told now.
+    fn now(&self) -> Arc<Told> {
+        // Changes are rare, and who waits here waits for what it would make as well.
+        let mut last = self.last.lock();
+        let of = (Arc::downgrade(&self.authority.material.load_full()), Arc::downgrade(&self.federation.trusted()));
+        if let Some(told) = last.as_ref().filter(|told| told.of.0.ptr_eq(&of.0) && told.of.1.ptr_eq(&of.1)) {
+            return told.clone();
+        }
+        let message = TrustBundle { federated: self.federation.told(), ..self.authority.watched_bundle() };
+        let encoded = message.encode_to_vec();
+        let (bytes, digest) = (encoded.len(), digest::digest(&digest::SHA256, &encoded));
+        last.insert(Arc::new(Told { of, message, bytes, digest })).clone()
+    }
 }
 
 /// Places of those without a certificate, each of whom is told once: what they are told is held until they take it.
-pub(crate) struct Strangers {
+struct Strangers {
     all: Arc<Semaphore>,
     of_address: Shares<IpAddr>,
 }
@@ -59,8 +95,7 @@ impl Default for Strangers {
 
 /// One who watches, and what was sent last.
 struct Watching {
-    authority: Arc<CertificateAuthority>,
-    federation: Arc<Federation>,
+    roots: Arc<Roots>,
     changes: (Changes, Watched<TrustBundles>),
     /// A digest: a thousand members are not to hold a thousand copies.
     sent: Option<digest::Digest>,
@@ -79,6 +114,26 @@ enum Watcher {
 }
 
 impl TrustService {
+    /// The streams of members count in `streams`.
+    pub(crate) fn new(
+        authority: Arc<CertificateAuthority>,
+        federation: Arc<Federation>,
+        streams: Arc<Nodes>,
+        refusals: Arc<Refusals>,
+        drain: DrainWatch,
+    ) -> Self {
+        let roots = Arc::new(Roots { authority, federation, last: Mutex::default() });
+        Self { roots, drain, strangers: Strangers::default(), streams, limits: Limits::default(), refusals }
+    }
+
+    /// Roots and lists are no secret, and whose root is gone has no certificate to ask with.
+    fn enter(&self, peer: &Peer) -> Result<Watcher, Status> {
+        match peer.caller {
+            Caller::Anonymous => self.strangers.enter(peer.address.ip()),
+            _ => Ok(Watcher::Member(self.streams.enter(peer, &self.limits)?)),
+        }
+    }
+
     pub(crate) fn into_server(self) -> TrustBundleServiceServer<Self> {
         TrustBundleServiceServer::new(self)
     }
@@ -88,15 +143,11 @@ impl TrustService {
 impl TrustBundleService for TrustService {
     async fn watch(&self, request: Request<WatchTrustBundle>) -> Result<Response<BoxStream<TrustBundle>>, Status> {
         let peer = Peer::of(request.extensions())?;
-        // Roots and lists are no secret, and whose root is gone has no certificate to ask with.
-        let watcher = match peer.caller {
-            Caller::Anonymous => self.strangers.enter(peer.address.ip())?,
-            _ => Watcher::Member(self.streams.enter(&peer, &self.limits)?),
-        };
-        let (authority, federation, drain) = (self.authority.clone(), self.federation.clone(), self.drain.clone());
-        let changes = (authority.changes(), federation.watch());
+        let watcher = self.enter(&peer).inspect_err(|status| self.refusals.stream("roots", &peer, status))?;
+        let (roots, drain) = (self.roots.clone(), self.drain.clone());
+        let changes = (roots.authority.changes(), roots.federation.watch());
         let (sent, untaken, bytes_of_one) = (None, None, self.limits.bytes_of_one);
-        let watching = Watching { authority, federation, changes, sent, drain, watcher, untaken, bytes_of_one };
+        let watching = Watching { roots, changes, sent, drain, watcher, untaken, bytes_of_one };
         Ok(Response::new(Box::pin(stream::unfold(Some(watching), |watching| async { watching?.next().await }))))
     }
 }
@@ -110,17 +161,15 @@ impl Watching {
             return None;
         }
         loop {
-            let now = TrustBundle { federated: self.federation.told(), ..self.authority.watched_bundle() };
-            let encoded = now.encode_to_vec();
-            let digest = digest::digest(&digest::SHA256, &encoded);
-            if self.sent.as_ref().is_none_or(|sent| sent.as_ref() != digest.as_ref()) {
-                if let Err(full) = self.charge(encoded.len()) {
+            let now = self.roots.now();
+            if self.sent.as_ref().is_none_or(|sent| sent.as_ref() != now.digest.as_ref()) {
+                if let Err(full) = self.charge(now.bytes) {
                     return Some((Err(full), None));
                 }
-                self.sent = Some(digest);
-                return Some((Ok(now), Some(self)));
+                self.sent = Some(now.digest);
+                return Some((Ok(now.message.clone()), Some(self)));
             }
-            drop((now, encoded));
+            drop(now);
             tokio::select! {
                 () = self.drain.drained() => return None,
                 () = self.changes.0.changed() => {}
@@ -133,6 +182,7 @@ impl Watching {
         let Watcher::Member(entry) = &self.watcher else { return Ok(()) };
         if entry.account.bytes().saturating_add(bytes) > self.bytes_of_one {
             let most = self.bytes_of_one;
+            entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Status::resource_exhausted(format!(
                 "processes of this identity have not taken {most} bytes of roots and revocation lists; try again later"
             )));
@@ -153,13 +203,13 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::ca::CertificateLife;
+    use crate::ca::{CertificateLife, RootRotation};
     use crate::clock::Clock;
 
     struct World {
         service: TrustService,
         _trigger: drain::DrainTrigger,
-        _home: tempfile::TempDir,
+        home: tempfile::TempDir,
     }
 
     type Told = Pin<Box<dyn Stream<Item = Result<TrustBundle, Status>> + Send>>;
@@ -171,10 +221,11 @@ mod tests {
             let life = CertificateLife::default();
             let authority = CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap();
             let (trigger, drain) = drain::channel();
-            let (authority, streams, strangers) = (Arc::new(authority), Arc::default(), Strangers::new(2, 1));
+            let authority = Arc::new(authority);
             let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
-            let service = TrustService { authority, federation, drain, strangers, streams, limits };
-            Self { service, _trigger: trigger, _home: home }
+            let service = TrustService::new(authority, federation, Arc::default(), Arc::default(), drain);
+            let service = TrustService { limits, strangers: Strangers::new(2, 1), ..service };
+            Self { service, _trigger: trigger, home }
         }
 
         /// `None` = without a certificate.
@@ -217,8 +268,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_told_is_made_once_a_change() {
+        let world = World::new(Limits::default());
+        let roots = &world.service.roots;
+        let first = roots.now();
+        let (life, domain) = (CertificateLife::default(), roots.authority.trust_domain().clone());
+        RootRotation::open(world.home.path(), domain, life, Clock::system()).unwrap().advance(false).unwrap();
+        assert!(Arc::ptr_eq(&first, &roots.now()), "nobody has looked at the files");
+        assert!(roots.authority.reload().unwrap());
+        let next = roots.now();
+        assert!(next.message.roots.len() > first.message.roots.len() && next.digest.as_ref() != first.digest.as_ref());
+        assert!(Arc::ptr_eq(&next, &roots.now()));
+        assert!(first.of.0.upgrade().is_none(), "a key of before is not kept for it");
+    }
+
+    #[tokio::test]
     async fn what_processes_of_one_identity_do_not_take_is_bounded() {
-        let bytes = World::new(Limits::default()).service.authority.watched_bundle().encoded_len();
+        let bytes = World::new(Limits::default()).service.roots.now().bytes;
         let world = World::new(Limits { bytes_of_one: bytes * 5 / 2, ..Limits::default() });
         let (mut slow, mut slower) = (world.watch(Some("a")).await.unwrap(), world.watch(Some("a")).await.unwrap());
         // Who does not ask for more has not taken what it was sent.

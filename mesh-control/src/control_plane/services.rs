@@ -6,9 +6,7 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 use tonic::service::Routes;
 
-use crate::ca::{
-    CertificateAuthority, CertificateService, Federation, JoinTokens, ServiceAccountTokens, Strangers, TrustService,
-};
+use crate::ca::{CertificateAuthority, CertificateService, Federation, JoinTokens, ServiceAccountTokens, TrustService};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
 use crate::jwks::Keys;
@@ -32,6 +30,7 @@ pub(super) struct Services {
     pub(super) nodes: Arc<Nodes>,
     pub(super) load: Arc<LoadBook>,
     pub(super) load_streams: Arc<Nodes>,
+    pub(super) root_streams: Arc<Nodes>,
     pub(super) certificate: Arc<ServerCertificate>,
     pub(super) refusals: Arc<Refusals>,
     pub(super) drain: DrainWatch,
@@ -44,9 +43,8 @@ impl Services {
         let (tokens, accounts) = (self.tokens.clone(), self.accounts.clone());
         let certificates =
             CertificateService::new(authority.clone(), federation.clone(), tokens, accounts, self.refusals.clone());
-        let strangers = Strangers::default();
-        let (streams, limits) = (Arc::default(), Limits::default());
-        let trust = TrustService { authority, federation, drain, strangers, streams, limits };
+        let (streams, refusals) = (self.root_streams.clone(), self.refusals.clone());
+        let trust = TrustService::new(authority, federation, streams, refusals, drain);
         let (registry, model) = (self.registry.clone(), self.model.clone());
         let registration = AnnounceService { registry, model, drain: self.drain.clone() };
         Routes::new(self.xds())
@@ -70,6 +68,7 @@ impl Services {
             cache: self.cache.clone(),
             registrations: self.registry.watch(),
             nodes: self.nodes.clone(),
+            other_streams: [self.load_streams.clone(), self.root_streams.clone()],
             load: self.load.clone(),
             certificate: self.certificate.clone(),
             refusals: self.refusals.clone(),
@@ -92,6 +91,7 @@ impl Services {
             book: self.load.clone(),
             streams: self.load_streams.clone(),
             limits: Limits::default(),
+            refusals: self.refusals.clone(),
             drain: self.drain.clone(),
         }
     }

@@ -68,6 +68,7 @@ impl Builder {
             nodes: Arc::default(),
             load: Arc::default(),
             load_streams: Arc::default(),
+            root_streams: Arc::default(),
             certificate: certificate.clone(),
             refusals: Arc::default(),
             drain: drain.clone(),

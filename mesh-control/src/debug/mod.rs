@@ -45,6 +45,8 @@ pub(crate) struct Debug {
     pub(crate) cache: Arc<Cache>,
     pub(crate) registrations: Watched<Registrations>,
     pub(crate) nodes: Arc<Nodes>,
+    /// Streams of load reports and of roots.
+    pub(crate) other_streams: [Arc<Nodes>; 2],
     pub(crate) load: Arc<LoadBook>,
     pub(crate) certificate: Arc<ServerCertificate>,
     pub(crate) refusals: Arc<Refusals>,
@@ -154,12 +156,9 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     one("mesh_control_pushes_total", "counter", "Responses sent to clients.", nodes.pushes.load(Ordering::Relaxed));
     one("mesh_control_acks_total", "counter", "Responses accepted by clients.", nodes.acks.load(Ordering::Relaxed));
     one("mesh_control_nacks_total", "counter", "Responses refused by clients.", nodes.nacks.load(Ordering::Relaxed));
-    one(
-        "mesh_control_refused_total",
-        "counter",
-        "Streams and subscriptions refused because of a limit.",
-        nodes.refused.load(Ordering::Relaxed),
-    );
+    let refused = std::iter::once(nodes).chain(&debug.other_streams).map(|nodes| nodes.refused.load(Ordering::Relaxed));
+    let help = "Streams and subscriptions refused because of a limit.";
+    one("mesh_control_refused_total", "counter", help, refused.sum());
     let (resources, bytes) = debug.cache.size();
     one("mesh_control_resources", "gauge", "Resources that clients subscribe to.", resources as u64);
     one("mesh_control_resource_bytes", "gauge", "Their bytes, each content once.", bytes as u64);

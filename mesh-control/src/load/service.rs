@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::LoadBook;
-use crate::runtime::Peer;
+use crate::runtime::{Peer, Refusals};
 use crate::xds::{Limits, NodeEntry, Nodes, scope_of};
 
 /// How often clients report.
@@ -30,10 +30,17 @@ pub(crate) struct LoadService {
     /// The reporting streams; they count apart from those of configuration.
     pub(crate) streams: Arc<Nodes>,
     pub(crate) limits: Limits,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) drain: DrainWatch,
 }
 
 impl LoadService {
+    /// A place for a stream, if its caller may report and there is one.
+    fn enter(&self, peer: &Peer) -> Result<NodeEntry, Status> {
+        scope_of(&peer.caller, None)?;
+        self.streams.enter(peer, &self.limits)
+    }
+
     pub(crate) fn into_server(self) -> LoadReportingServiceServer<Self> {
         let limit = self.limits.request_bytes;
         LoadReportingServiceServer::new(self).max_decoding_message_size(limit)
@@ -49,8 +56,7 @@ impl LoadReportingService for LoadService {
         request: Request<Streaming<LoadStatsRequest>>,
     ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
         let peer = Peer::of(request.extensions())?;
-        scope_of(&peer.caller, None)?;
-        let entry = self.streams.enter(&peer, &self.limits)?;
+        let entry = self.enter(&peer).inspect_err(|status| self.refusals.stream("load report", &peer, status))?;
         let reporting = Reporting {
             requests: request.into_inner(),
             client: Client { id: self.book.enter(), book: self.book.clone() },

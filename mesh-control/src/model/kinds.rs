@@ -84,6 +84,11 @@ const IGNORED: &[(&str, &str, Severity, &str)] = &[
 const GUARDING: [&str; 2] = ["security.istio.io", "policy.linkerd.io"];
 const NOT_ENFORCED: &str = "not enforced by this version; requests it should refuse are NOT refused: \
      remove the object, or enforce it by other means";
+/// Linkerd answers 404 at a Server that has routes to what none of them takes.
+const SERVES_ALL: &str = "routes of this group are not attached to Servers: requests that no route takes are NOT refused, \
+     and whoever is authorized for the Server may send them: write an HTTPRoute of policy.linkerd.io";
+/// What filters of Envoy that refuse requests have in their names and types.
+const GUARDS: [&str; 7] = ["rbac", "ext_authz", "jwt_authn", ".lua", "oauth2", "basic_auth", "api_key_auth"];
 const NO_EFFECT: &str = "this kind has no effect in this version";
 const NOT_MESH: &str = "not mesh configuration; ignored";
 
@@ -156,9 +161,10 @@ fn keep<T: Kind>(
 
 fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
     let ignored = IGNORED.iter().find(|(group, kind, ..)| *group == document.group && *kind == document.kind);
-    model.findings.push(match ignored {
-        Some((_, _, severity, message)) => document.finding(*severity, "", *message),
-        None => {
+    model.findings.push(match (ignored, lets_in(document)) {
+        (Some(_), Some((field, message))) => document.finding(Severity::Error, field, message),
+        (Some((_, _, severity, message)), None) => document.finding(*severity, "", *message),
+        (None, _) => {
             let mut message = format!("unknown kind {} in group {:?}; ignored", document.kind, document.group);
             let kinds = known().map(|(_, kind)| kind);
             let mut guards = GUARDING.contains(&document.group.as_str());
@@ -178,6 +184,34 @@ fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
             document.finding(severity, "kind", message)
         }
     });
+}
+
+/// Where an object of a kind that has no effect would refuse requests, and what is to be said of it.
+fn lets_in(document: &Document) -> Option<(&'static str, &'static str)> {
+    let spec = document.node.get("spec")?;
+    match (document.group.as_str(), document.kind.as_str()) {
+        ("networking.istio.io", "EnvoyFilter") => has_guard(spec).then_some(("spec.configPatches", NOT_ENFORCED)),
+        ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => {
+            let phase = spec.get("phase").and_then(Node::text);
+            phase.filter(|phase| ["AUTHN", "AUTHZ"].contains(phase)).map(|_| ("spec.phase", NOT_ENFORCED))
+        }
+        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute") => {
+            let parents = spec.get("parentRefs").map(Node::items).unwrap_or_default();
+            let mut kinds = parents.iter().filter_map(|parent| parent.get("kind")?.text());
+            kinds.any(|kind| kind == "Server").then_some(("spec.parentRefs", SERVES_ALL))
+        }
+        _ => None,
+    }
+}
+
+/// Whether somewhere in it a filter of Envoy is named that refuses requests.
+fn has_guard(node: &Node) -> bool {
+    match &node.value {
+        Value::Text(text) => text.contains("envoy") && GUARDS.iter().any(|name| text.contains(name)),
+        Value::List(items) => items.iter().any(has_guard),
+        Value::Map(entries) => entries.iter().any(|(_, node)| has_guard(node)),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::UInt(_) | Value::Float(_) => false,
+    }
 }
 
 /// Adds a document of a kind; gives what stays in force because it is not valid.

@@ -79,6 +79,37 @@ fn kinds_that_do_nothing_say_so() {
 }
 
 #[test]
+fn kinds_that_do_nothing_and_should_refuse_requests_are_errors() {
+    let patch =
+        |name: &str| format!("{{configPatches: [{{applyTo: HTTP_FILTER, patch: {{value: {{name: {name}}}}}}}]}}");
+    let parent = |of: &str| format!("{{parentRefs: [{of}]}}");
+    let server = "{group: policy.linkerd.io, kind: Server, name: a}";
+    for (api, kind, spec, at) in [
+        ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.ext_authz"), "spec.configPatches"),
+        ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.lua"), "spec.configPatches"),
+        ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.rbac"), "spec.configPatches"),
+        ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.gzip"), ""),
+        ("extensions.istio.io/v1alpha1", "WasmPlugin", "{phase: AUTHZ}".to_owned(), "spec.phase"),
+        ("extensions.istio.io/v1alpha1", "WasmPlugin", "{phase: STATS}".to_owned(), ""),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute", parent(server), "spec.parentRefs"),
+        ("gateway.networking.k8s.io/v1", "GRPCRoute", parent(server), "spec.parentRefs"),
+        ("gateway.networking.k8s.io/v1", "HTTPRoute", parent("{kind: Gateway, name: a}"), ""),
+    ] {
+        let found = findings(&object(api, kind, "a", &spec));
+        let (severity, words) = match at {
+            "" => (Severity::Warning, "no effect"),
+            _ => (Severity::Error, "are NOT refused"),
+        };
+        assert_eq!(
+            (found.len(), found[0].severity, found[0].field.as_str()),
+            (1, severity, at),
+            "{kind} {spec}: {found:?}"
+        );
+        assert!(found[0].message.contains(words), "{kind} {spec}: {found:?}");
+    }
+}
+
+#[test]
 fn unknown_fields_are_warnings_with_a_suggestion_and_a_line() {
     let text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec:\n  host: a\n  trafficpolicy: {}\n";
     let found = findings(text);

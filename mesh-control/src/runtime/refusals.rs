@@ -9,8 +9,9 @@ use std::time::Duration;
 use mesh_core::limit::Seldom;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tonic::Status;
 
-use super::Caller;
+use super::{Caller, Peer};
 
 /// Why somebody is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub(crate) enum Refusal {
     AnonymousLimit,
     /// The identity has as many connections as one may.
     IdentityLimit,
-    /// A stream of configuration was not opened, or ended.
+    /// A stream of configuration, of roots or of load reports was not opened, or ended.
     Stream,
     /// No certificate was given.
     Certificate,
@@ -86,6 +87,14 @@ impl Refusals {
         Some(0)
     }
 
+    /// Counts a stream that is not opened, or is ended, and tells of it.
+    pub(crate) fn stream(&self, of_what: &str, peer: &Peer, status: &Status) {
+        let (code, reason) = (status.code(), status.message());
+        if let Some(left_out) = self.of(Refusal::Stream, &peer.caller) {
+            tracing::warn!(target: "mesh::audit", %peer, ?code, reason, left_out, "{of_what} stream denied");
+        }
+    }
+
     /// Counts one; `Some` = it is to be told, with how many were left out.
     fn seldom(&self, refusal: Refusal) -> Option<u64> {
         let counted = &self.0[refusal as usize];
@@ -127,5 +136,20 @@ mod tests {
         let mut metrics = String::new();
         refusals.metrics(&mut metrics);
         assert!(metrics.contains("{reason=\"handshake\"} 101\n"), "{metrics}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn s91_of_members_every_denied_stream_is_recorded_and_of_strangers_one_at_times() {
+        let (log, refusals) = (Listening::begin(), Refusals::default());
+        let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
+        for (caller, said, lines) in [
+            (Caller::Anonymous, "peer=anonymous", 1),
+            // The control.
+            (Caller::Workload(id), "sa/reviews", 100),
+        ] {
+            let peer = Peer { address: ([192, 0, 2, 1], 1).into(), caller, joined: false };
+            (0..100).for_each(|_| refusals.stream("configuration", &peer, &Status::unauthenticated("no")));
+            assert_eq!(log.lines(&["mesh::audit", said]), lines, "{}", log.text());
+        }
     }
 }

@@ -52,14 +52,14 @@ struct Inner {
     scopes: HashMap<Arc<NodeScope>, ScopeUse>,
     entries: HashMap<Key, Entry>,
     subjects: HashMap<Box<str>, HashSet<Key>>,
-    wildcards: HashMap<(u32, Kind), Wildcard>,
-    last_scope: u32,
+    wildcards: HashMap<(u64, Kind), Wildcard>,
+    last_scope: u64,
     last_seat: u64,
 }
 
 /// A scope that streams have.
 struct ScopeUse {
-    id: u32,
+    id: u64,
     streams: usize,
     scoped: Arc<Scoped>,
     _charge: Charge,
@@ -74,7 +74,7 @@ struct Scoped {
 /// A resource as one scope sees it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
-    scope: u32,
+    scope: u64,
     kind: Kind,
     name: Arc<str>,
 }
@@ -130,7 +130,7 @@ struct Stale {
 
 /// The names of a wildcard after a revision.
 struct Covered {
-    at: (u32, Kind),
+    at: (u64, Kind),
     scope: Arc<Scoped>,
     before: Arc<[Arc<str>]>,
     after: Arc<[Arc<str>]>,

@@ -22,7 +22,7 @@ use tower_service::Service;
 use super::cache::Cache;
 use super::stream::{AdsStream, Asked};
 use super::{Limits, Nodes, scope};
-use crate::runtime::{Peer, Refusal, Refusals};
+use crate::runtime::{Peer, Refusals};
 
 const STATE: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -79,7 +79,7 @@ impl AggregatedService {
     fn open<R: Asked>(self, request: Request<Streaming<R>>) -> Result<Answers<R::Answer>, Status> {
         let peer = Peer::of(request.extensions())?;
         let refusals = self.refusals.clone();
-        self.open_for(peer.clone(), request).inspect_err(|status| denied(&peer, status, &refusals))
+        self.open_for(peer.clone(), request).inspect_err(|status| refusals.stream("configuration", &peer, status))
     }
 
     fn open_for<R: Asked>(self, peer: Peer, request: Request<Streaming<R>>) -> Result<Answers<R::Answer>, Status> {
@@ -101,14 +101,6 @@ impl AggregatedService {
     }
 }
 
-/// Records that a stream is not opened, or ends.
-pub(super) fn denied(peer: &Peer, status: &Status, refusals: &Refusals) {
-    let (code, reason) = (status.code(), status.message());
-    if let Some(left_out) = refusals.of(Refusal::Stream, &peer.caller) {
-        tracing::warn!(target: "mesh::audit", %peer, ?code, reason, left_out, "configuration stream denied");
-    }
-}
-
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// One method.
@@ -122,27 +114,5 @@ impl<R: Asked> StreamingService<R> for Open<R> {
     fn call(&mut self, requests: Request<Streaming<R>>) -> Self::Future {
         let service = self.0.clone();
         Box::pin(async move { service.open(requests).map(Response::new) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::Caller;
-    use crate::test_log::Listening;
-
-    #[tokio::test(start_paused = true)]
-    async fn s91_of_members_every_denied_stream_is_recorded_and_of_strangers_one_at_times() {
-        let (log, refusals) = (Listening::begin(), Refusals::default());
-        let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
-        for (caller, said, lines) in [
-            (Caller::Anonymous, "peer=anonymous", 1),
-            // The control.
-            (Caller::Workload(id), "sa/reviews", 100),
-        ] {
-            let peer = Peer { address: ([192, 0, 2, 1], 1).into(), caller, joined: false };
-            (0..100).for_each(|_| denied(&peer, &Status::unauthenticated("no"), &refusals));
-            assert_eq!(log.lines(&["mesh::audit", said]), lines, "{}", log.text());
-        }
     }
 }

@@ -11,7 +11,9 @@
 //! One response of a type at a time: what becomes due before it is answered is gathered by name, so a
 //! client that is slow, or never answers, costs what it subscribes to and no more, and gets the newest
 //! state when it does. A type also waits for those before it in the order, so that nothing is referred
-//! to that was not sent.
+//! to that was not sent. Endpoints refer to nothing and wait for no cluster: an Envoy answers clusters
+//! when they are in use, for which it needs their endpoints. For that answer its listeners and routes
+//! wait, or they would name what it does not use yet; but not longer than [`PATIENCE`].
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(not(feature = "fuzzing"), expect(unreachable_pub, reason = "only the fuzzer reaches it from outside"))]
@@ -22,6 +24,9 @@ mod status;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use self::known::{Held, Type};
 use super::cache::{Mailbox, Seat};
@@ -32,6 +37,10 @@ use crate::translate::{Dialect, NodeScope};
 
 pub(crate) use self::request::{Outcome, PIECE, Refused};
 
+/// For so long listeners and routes wait until an Envoy has its clusters in use. An Envoy that is not told otherwise
+/// waits as long for endpoints (`initial_fetch_timeout`).
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// One stream's memory.
 pub(crate) struct Session {
     seat: Seat,
@@ -41,6 +50,8 @@ pub(crate) struct Session {
     limits: Limits,
     types: [Type; 4],
     last_nonce: u64,
+    /// Since when an Envoy has not had in use all clusters that it was sent and the listeners and routes that waited for them.
+    behind: Option<Instant>,
 }
 
 /// The two forms of the protocol.
@@ -79,7 +90,7 @@ impl Plan {
 impl Session {
     /// `explained` = the client reads `resource_errors`.
     pub(crate) fn new(seat: Seat, form: Form, explained: bool, limits: Limits) -> Self {
-        Self { seat, form, explained, limits, types: Default::default(), last_nonce: 0 }
+        Self { seat, form, explained, limits, types: Default::default(), last_nonce: 0, behind: None }
     }
 
     pub(crate) fn scope(&self) -> &NodeScope {
@@ -96,47 +107,73 @@ impl Session {
     }
 
     /// The next response that may be sent now.
-    pub(crate) fn next(&mut self) -> Option<Response> {
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Response> {
         for (ty, due) in self.types.iter_mut().zip(self.seat.take_due()) {
             ty.due.extend(due);
         }
+        let [clusters, _, listeners, routes] = &self.types;
+        if clusters.in_flight.is_none() && !listeners.is_due() && !routes.is_due() {
+            self.behind = None;
+        }
         for kind in Kind::ALL {
-            let ty = &self.types[kind.index()];
-            if ty.due.is_empty() && !ty.owed {
+            if !self.types[kind.index()].is_due() {
                 continue;
             }
-            if ty.in_flight.is_some() {
-                return None;
+            if self.waits(kind, now) {
+                match kind {
+                    Kind::Cluster => continue,
+                    Kind::Endpoints | Kind::Listener | Kind::Routes => return None,
+                }
             }
             let plan = self.plan(kind);
             let owed = self.types[kind.index()].owed;
             if (owed || !plan.is_empty())
-                && let Some(response) = self.send(kind, plan)
+                && let Some(response) = self.send(kind, plan, now)
             {
                 return Some(response);
             }
         }
-        self.take_away()
+        // Of clusters that could not be looked at yet some may have vanished: their endpoints go after them.
+        if self.types[Kind::Cluster.index()].is_due() { None } else { self.take_away(now) }
+    }
+
+    /// When to ask for the next response again even if nothing has become due and nothing was answered.
+    pub(crate) fn late_at(&self, now: Instant) -> Option<Instant> {
+        self.behind.map(|since| since + PATIENCE).filter(|late| *late > now)
+    }
+
+    /// Whether what is due of a type must wait for an answer.
+    fn waits(&self, kind: Kind, now: Instant) -> bool {
+        let is_late = self.behind.is_some_and(|since| now >= since + PATIENCE);
+        let clusters = &self.types[Kind::Cluster.index()];
+        let clusters_wait = clusters.in_flight.is_some() && !is_late;
+        match kind {
+            Kind::Cluster => clusters_wait,
+            Kind::Endpoints => self.types[kind.index()].in_flight.is_some(),
+            Kind::Listener | Kind::Routes => {
+                let needs_clusters = self.scope().dialect == Dialect::Envoy || clusters.is_due();
+                self.types[kind.index()].in_flight.is_some() || clusters_wait && needs_clusters
+            }
+        }
     }
 
     /// Takes away what vanished, once the client has accepted all listeners and routes that it was sent: while it goes on with
     /// older ones, those may name what vanished.
-    fn take_away(&mut self) -> Option<Response> {
-        let waits = |kind: Kind| {
+    fn take_away(&mut self, now: Instant) -> Option<Response> {
+        let names_it = |kind: Kind| {
             let ty = &self.types[kind.index()];
             ty.in_flight.is_some() || ty.refuses()
         };
-        if [Kind::Listener, Kind::Routes].into_iter().any(waits) {
+        if [Kind::Listener, Kind::Routes].into_iter().any(names_it) {
             return None;
         }
         let kind =
             [Kind::Cluster, Kind::Endpoints].into_iter().find(|kind| !self.types[kind.index()].vanished.is_empty())?;
-        let ty = &mut self.types[kind.index()];
-        if ty.in_flight.is_some() {
+        if self.waits(kind, now) {
             return None;
         }
-        let gone = std::mem::take(&mut ty.vanished).into_iter().collect();
-        self.send(kind, Plan { gone, ..Plan::default() })
+        let gone = std::mem::take(&mut self.types[kind.index()].vanished).into_iter().collect();
+        self.send(kind, Plan { gone, ..Plan::default() }, now)
     }
 
     /// Looks at what is due of a type; forgets what needs no response. Clusters and endpoints that
@@ -184,8 +221,9 @@ impl Session {
 
     /// Makes the response and records it. `None` = what there is to say is more than any client takes: what the client has
     /// stays good.
-    fn send(&mut self, kind: Kind, mut plan: Plan) -> Option<Response> {
-        if kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy {
+    fn send(&mut self, kind: Kind, mut plan: Plan, now: Instant) -> Option<Response> {
+        let clusters_of_envoy = kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy;
+        if clusters_of_envoy {
             self.renew_endpoints(&plan.make);
         }
         let Self { types, seat, last_nonce, limits, .. } = self;
@@ -224,7 +262,10 @@ impl Session {
             let held = if everything { Held::Bytes(encoded.clone()) } else { Held::Version(encoded.version) };
             ty.sent(&encoded.name, held);
         }
-        ty.in_flight = Some(resources.iter().map(|encoded| encoded.name.clone()).collect());
+        ty.awaits(resources.iter().map(|encoded| encoded.name.clone()).collect());
+        if clusters_of_envoy {
+            self.behind.get_or_insert(now);
+        }
         Some(self.respond(kind, &resources, plan))
     }
 

@@ -15,7 +15,7 @@ use super::cache::{Cache, Mailbox};
 use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
-use super::{Limits, scope, service};
+use super::{Kind, Limits, scope};
 use crate::runtime::{Peer, Refusals};
 
 /// Characters of a node's own words that are kept.
@@ -56,7 +56,7 @@ impl<R: Asked> AdsStream<R> {
     /// The next response, with the stream to go on with; `None` as stream ends it.
     pub(super) async fn next(mut self) -> Option<(Result<R::Answer, Status>, Option<Self>)> {
         loop {
-            let response = self.entry.node.lock().session.as_mut().and_then(Session::next);
+            let (response, late) = self.due(Instant::now());
             if let Some(response) = response.and_then(R::answer) {
                 self.entry.nodes.pushes.fetch_add(1, Ordering::Relaxed);
                 return Some((Ok(response), Some(self)));
@@ -67,6 +67,12 @@ impl<R: Asked> AdsStream<R> {
                     None => std::future::pending().await,
                 }
             };
+            let late = async {
+                match late {
+                    Some(late) => sleep_until(late).await,
+                    None => std::future::pending().await,
+                }
+            };
             let request = async {
                 sleep_until(self.pace.next()).await;
                 self.requests.message().await
@@ -74,10 +80,11 @@ impl<R: Asked> AdsStream<R> {
             tokio::select! {
                 () = self.drain.drained() => return None,
                 () = woken => {}
+                () = late => {}
                 request = request => match request {
                     Ok(Some(request)) => {
                         if let Err(status) = self.request(request).await {
-                            service::denied(&self.peer, &status, &self.refusals);
+                            self.refusals.stream("configuration", &self.peer, &status);
                             return Some((Err(status), None));
                         }
                     }
@@ -91,10 +98,29 @@ impl<R: Asked> AdsStream<R> {
         }
     }
 
+    /// The response that may be sent, and when there may be another though nothing happens.
+    fn due(&self, now: Instant) -> (Option<Response>, Option<Instant>) {
+        let mut node = self.entry.node.lock();
+        let Some(session) = &mut node.session else { return (None, None) };
+        (session.next(now), session.late_at(now))
+    }
+
     async fn request(&mut self, request: R) -> Result<(), Status> {
         self.pace.take(Instant::now());
         self.introduce(&request)?;
-        self.begin(&request).await?;
+        let large = self.begin(&request).await?;
+        self.take_in(request)?;
+        let Some((kind, names)) = large else { return Ok(()) };
+        for piece in names.chunks(PIECE) {
+            if let Some(session) = &mut self.entry.node.lock().session {
+                session.begun(kind, piece);
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn take_in(&self, request: R) -> Result<(), Status> {
         let type_url = request.type_url().to_owned();
         let nodes = &self.entry.nodes;
         let mut node = self.entry.node.lock();
@@ -136,17 +162,16 @@ impl<R: Asked> AdsStream<R> {
         Ok(())
     }
 
-    /// Has made what a large request asks for, piece by piece, so that others get their turn.
-    async fn begin(&self, request: &R) -> Result<(), Status> {
-        let names = request.names();
-        let large = |session: &Session| session.is_large(request.type_url(), request.nonce(), names);
-        let Some(kind) = self.entry.node.lock().session.as_ref().and_then(large) else { return Ok(()) };
+    /// Has made what a large request asks for, piece by piece, so that others get their turn; gives the names.
+    async fn begin(&self, request: &R) -> Result<Option<(Kind, Vec<String>)>, Status> {
+        let large = |session: &Session| session.is_large(request.type_url(), request.nonce(), request.names());
+        let Some((kind, names)) = self.entry.node.lock().session.as_ref().and_then(large) else { return Ok(None) };
         for piece in names.chunks(PIECE) {
             let begun = self.entry.node.lock().session.as_mut().map(|session| session.begin(kind, piece));
             begun.unwrap_or(Ok(())).map_err(|refused| self.refuse(&refused))?;
             tokio::task::yield_now().await;
         }
-        Ok(())
+        Ok(Some((kind, names)))
     }
 
     fn refuse(&self, refused: &Refused) -> Status {

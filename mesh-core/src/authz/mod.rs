@@ -86,6 +86,7 @@ struct Stage {
 
 /// Why a request is denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Denial<'a> {
     /// The policy.
     pub policy: &'a str,
@@ -110,6 +111,7 @@ pub enum DenialReason {
 
 /// What an external authorizer is to say before the decision goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Question<'a> {
     /// Whom to ask.
     pub provider: &'a AuthorizerProvider,
@@ -134,6 +136,7 @@ pub struct Step(usize);
 
 /// A decision that is told besides the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Observation<'a> {
     /// The policy.
     pub policy: &'a str,
@@ -147,6 +150,7 @@ pub struct Observation<'a> {
 
 /// Why a decision is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ObservationKind {
     /// The policy is evaluated and not enforced (`istio.io/dry-run`, `shadow_rules`).
     DryRun,

@@ -299,10 +299,11 @@ fn read(header: &HeaderMatcher, values: Vec<String>) -> May {
     if values.is_empty() {
         return known(false);
     }
-    let every = values.iter().all(|value| test(value));
+    // A reading is each value, and all of them joined as other engines join them; to deny, each element of a list as well.
+    let readings = || values.iter().cloned().chain([values.join(",")]);
+    let every = readings().all(|value| test(&value));
     let listed = matches!(header.name, HeaderKey::Header(_));
-    let some = values.iter().any(|value| test(value) || listed && value.split(',').any(|part| test(part.trim())))
-        || test(&values.join(","));
+    let some = readings().any(|value| test(&value) || listed && value.split(',').any(|part| test(part.trim())));
     if header.invert { (!some, !every) } else { (every, some) }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::report::EndpointReport;
-use super::stamped::{Stamped, decay, millis, since};
+use super::stamped::{Stamped, decay, millis};
 use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -27,9 +27,9 @@ pub struct Load {
     weight: Stamped,
     // As the endpoint reports it (Prequal).
     reported_latency: Stamped,
-    // The whole of the milliseconds, for this may be long ago.
+    // The whole of the milliseconds, for these may be long ago.
     ramp_from: AtomicU64,
-    weighted_since: AtomicU32,
+    weighted_since: AtomicU64,
     reported_in_flight: AtomicU32,
     // Our own requests in flight when it was reported.
     own_when_reported: AtomicU32,
@@ -149,13 +149,13 @@ impl Load {
     }
 
     /// Takes over the weight that a report of the endpoint asks for, which came with an answer or on a stream of its own.
-    pub fn report(&self, report: &EndpointReport, settings: &WeightedRoundRobin, now: Duration) {
-        let now = millis(now);
+    pub fn report(&self, report: &EndpointReport, settings: &WeightedRoundRobin, at: Duration) {
+        let now = millis(at);
         if let Some(weight) = report.weight(settings) {
             let expires = settings.weight_expiration.as_millis();
             let fresh = self.weight.read(now).is_some_and(|(_, age)| u128::from(age) < expires);
             if !fresh {
-                self.weighted_since.store(now, Ordering::Relaxed);
+                self.weighted_since.store(whole_millis(at), Ordering::Relaxed);
             }
             self.weight.set(weight, now);
         }
@@ -174,9 +174,9 @@ impl Load {
     }
 
     /// The reported weight, unless it is too old or too new (gRFC A58).
-    pub(super) fn reported_weight(&self, settings: &WeightedRoundRobin, now: u32) -> Option<f32> {
-        let (weight, age) = self.weight.read(now)?;
-        let known_for = since(now, self.weighted_since.load(Ordering::Relaxed));
+    pub(super) fn reported_weight(&self, settings: &WeightedRoundRobin, now: Duration) -> Option<f32> {
+        let (weight, age) = self.weight.read(millis(now))?;
+        let known_for = whole_millis(now).saturating_sub(self.weighted_since.load(Ordering::Relaxed));
         let usable = u128::from(age) < settings.weight_expiration.as_millis()
             && u128::from(known_for) >= settings.blackout_period.as_millis();
         usable.then_some(weight)

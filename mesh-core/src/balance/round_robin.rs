@@ -18,8 +18,8 @@ impl RoundRobin {
 }
 
 impl Picker for RoundRobin {
-    fn pick(&self, pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
-        self.0.pick(pick.tried)
+    fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        self.0.pick(pick.tried, draw)
     }
 }
 
@@ -54,7 +54,7 @@ impl Stride {
         Some(self.weights.get(index)?.load(Ordering::Relaxed) as f32 / FULL as f32)
     }
 
-    pub(super) fn pick(&self, tried: &[usize]) -> Option<usize> {
+    pub(super) fn pick(&self, tried: &[usize], draw: &mut Draw<'_>) -> Option<usize> {
         let len = self.weights.len();
         if len == 0 {
             return None;
@@ -62,13 +62,28 @@ impl Stride {
         let excluded = Excluded::new(tried, len);
         let allowed = |index: &usize| !excluded.contains(*index);
         // The heaviest never sits out, so without exclusions one round suffices; concurrent pickers may
-        // take our turns, hence a second. Then the first that may be taken.
+        // take our turns, hence a second.
         for _ in 0..2 * len {
             if let Some(index) = self.next().filter(allowed) {
                 return Some(index);
             }
         }
+        // Only light ones are left: a draw by weight, for their turns are far apart.
+        let weights = || (0..len).filter(allowed).map(|index| (index, self.scaled(index)));
+        let total = weights().map(|(_, weight)| weight).sum();
+        let mut point = if total == 0 { return None } else { draw(total) };
+        for (index, weight) in weights() {
+            match point.checked_sub(weight) {
+                Some(rest) => point = rest,
+                None => return Some(index),
+            }
+        }
+        // Weights may have changed in between.
         (0..len).find(allowed)
+    }
+
+    fn scaled(&self, index: usize) -> u64 {
+        u64::from(self.weights[index].load(Ordering::Relaxed))
     }
 
     /// Whose turn it is, if it is not one of the rounds that a light candidate sits out.
@@ -76,7 +91,7 @@ impl Stride {
         let len = self.weights.len() as u64;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let (round, index) = (turn / len, turn % len);
-        let weight = u64::from(self.weights[index as usize].load(Ordering::Relaxed));
+        let weight = self.scaled(index as usize);
         // Neighbours sit out different rounds: hence the offset.
         let phase = (weight.wrapping_mul(round) + index * (FULL / 2)) % FULL;
         (phase >= FULL - weight).then_some(index as usize)

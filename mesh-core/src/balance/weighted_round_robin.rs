@@ -32,7 +32,8 @@ impl WeightedRoundRobin {
         Self { candidates, settings, stride, updated: AtomicU32::new(0) }
     }
 
-    fn update(&self, now: u32) {
+    fn update(&self, at: Duration) {
+        let now = millis(at);
         let updated = self.updated.load(Ordering::Relaxed);
         let period = self.settings.weight_update.as_millis().max(SHORTEST);
         let due = updated == 0 || u128::from(since(now, updated)) >= period;
@@ -40,7 +41,7 @@ impl WeightedRoundRobin {
         if !due || self.updated.compare_exchange(updated, now.max(1), Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return;
         }
-        let reported = |index: usize| self.candidates[index].load()?.reported_weight(&self.settings, now);
+        let reported = |index: usize| self.candidates[index].load()?.reported_weight(&self.settings, at);
         let usable = || (0..self.candidates.len()).filter_map(reported);
         let (count, sum) = usable().fold((0_u32, 0.0), |(count, sum), weight| (count + 1, sum + f64::from(weight)));
         if count < 2 {
@@ -53,9 +54,9 @@ impl WeightedRoundRobin {
 }
 
 impl Picker for WeightedRoundRobin {
-    fn pick(&self, pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
-        self.update(millis(pick.now));
-        self.stride.pick(pick.tried)
+    fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        self.update(pick.now);
+        self.stride.pick(pick.tried, draw)
     }
 
     fn score(&self, index: usize, _now: Duration) -> Option<Score> {

@@ -41,20 +41,19 @@ impl TraceContext {
 
     pub(super) fn read(bytes: &[u8]) -> Result<Self, InvalidTraceparent> {
         let text: &[u8; LENGTH] = bytes.first_chunk().ok_or(InvalidTraceparent)?;
-        let mut canonical = text[2] == b'-' && text[35] == b'-' && text[52] == b'-';
-        // Only lower-case digits come out as they went in.
-        let mut eight = |at: usize| {
-            let number = eight_digits(&text[at..at + 8]);
-            canonical &= digits(number) == text[at..at + 8];
+        let dashes = text[2] == b'-' && text[35] == b'-' && text[52] == b'-';
+        let mut wrong = 0;
+        let mut eight = |text: &[u8]| {
+            let (number, others) = eight_digits(text);
+            wrong |= others;
             u64::from(number)
         };
-        let mut sixteen = |at| eight(at) << 32 | eight(at + 8);
+        let mut sixteen = |at: usize| eight(&text[at..at + 8]) << 32 | eight(&text[at + 8..at + 16]);
         let (trace_id, span_id) = (u128::from(sixteen(3)) << 64 | u128::from(sixteen(19)), sixteen(36));
-        let (version, flags) = (two_digits(&text[0..2]), two_digits(&text[53..55]));
-        canonical &= digits(u32::from(version))[6..] == text[0..2] && digits(u32::from(flags))[6..] == text[53..55];
+        let [.., version, flags] = eight(&[b'0', b'0', b'0', b'0', text[0], text[1], text[53], text[54]]).to_be_bytes();
         let read = Self { trace_id, span_id, flags };
         let ends = bytes.len() == LENGTH || (version > 0 && bytes[LENGTH] == b'-');
-        if !canonical || !ends || version == 0xff || trace_id == 0 || span_id == 0 {
+        if wrong != 0 || !dashes || !ends || version == 0xff || trace_id == 0 || span_id == 0 {
             return Err(InvalidTraceparent);
         }
         Ok(read)
@@ -125,20 +124,20 @@ fn digits(number: u32) -> [u8; 8] {
     (word + u64::from(b'0') * ONES + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
-/// The number of eight lower-case digits. What is none gives some number.
-fn eight_digits(text: &[u8]) -> u32 {
+/// The number of eight lower-case digits, and what is 0 if they are such.
+fn eight_digits(text: &[u8]) -> (u32, u64) {
     let text: &[u8; 8] = text.first_chunk().expect("eight digits");
     let word = u64::from_be_bytes(*text);
+    // Without what lies between `9` and `a` all sixteen are 0x30 to 0x3f.
     let letters = word >> 6 & ONES;
-    let mut word = ((word & (15 * ONES)) + letters * 9) & (15 * ONES);
+    let packed = word - letters * u64::from(b'a' - b'9' - 1);
+    let mut word = packed & (15 * ONES);
+    // A letter is a digit of ten or more, and no other is.
+    let ten = (word + 6 * ONES) >> 4 & ONES;
+    let wrong = (packed ^ word ^ (0x30 * ONES)) | (letters ^ ten);
     word = (word >> 4 | word) & 0x00ff_00ff_00ff_00ff;
     word = (word >> 8 | word) & 0x0000_ffff_0000_ffff;
-    (word >> 16 | word) as u32
-}
-
-/// The same of two.
-fn two_digits(text: &[u8]) -> u8 {
-    eight_digits(&[b'0', b'0', b'0', b'0', b'0', b'0', text[0], text[1]]) as u8
+    ((word >> 16 | word) as u32, wrong)
 }
 
 #[cfg(test)]
@@ -161,6 +160,23 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e473é-00f067aa0ba902b7-0",
         ] {
             assert_eq!(TraceContext::parse(bad), Err(InvalidTraceparent), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_byte_but_a_lower_case_digit_is_refused_wherever_it_stands() {
+        let good = *b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        for (at, b) in (0..LENGTH).flat_map(|at| (0..=u8::MAX).map(move |b| (at, b))) {
+            let mut bytes = good;
+            bytes[at] = b;
+            let fits = match at {
+                2 | 35 | 52 => b == b'-',
+                _ => matches!(b, b'0'..=b'9' | b'a'..=b'f'),
+            };
+            let read = TraceContext::read(&bytes);
+            assert_eq!(read.is_ok(), fits, "{b:#x} at {at}");
+            // What is sent has our version.
+            assert!(read.is_err() || read.unwrap().text()[2..] == bytes[2..], "{b:#x} at {at}");
         }
     }
 

@@ -36,13 +36,13 @@ impl Evidence {
         }
     }
 
-    /// Whether Linkerd's failure accrual counts it as a failure: 5xx, and the gRPC statuses
-    /// DEADLINE_EXCEEDED, PERMISSION_DENIED, INTERNAL, UNAVAILABLE and DATA_LOSS. `None` = it says nothing.
+    /// Whether Linkerd's failure accrual counts it as a failure: 5xx, and the gRPC statuses UNKNOWN,
+    /// DEADLINE_EXCEEDED, PERMISSION_DENIED, INTERNAL, UNAVAILABLE and DATA_LOSS, as its proxies do unless told otherwise. `None` = it says nothing.
     pub fn is_failure(self) -> Option<bool> {
         match self {
             Self::Nothing => None,
             Self::Status(status) => Some(status >= 500),
-            Self::Grpc(status) => Some(matches!(status, 4 | 7 | 13 | 14 | 15)),
+            Self::Grpc(status) => Some(matches!(status, 2 | 4 | 7 | 13 | 14 | 15)),
             Self::Lost | Self::Late => Some(true),
         }
     }
@@ -61,7 +61,7 @@ mod tests {
         for (status, http, failure) in [
             (0, 200, false),
             (1, 499, false),
-            (2, 500, false),
+            (2, 500, true),
             (3, 400, false),
             (4, 504, true),
             (5, 404, false),

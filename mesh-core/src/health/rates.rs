@@ -14,7 +14,7 @@ pub(super) fn below_the_mean(counts: &[Counts], policy: &SuccessRateEjection) ->
     let mean = rates.iter().map(|(_, rate)| rate).sum::<f64>() / number;
     let variance = rates.iter().map(|(_, rate)| (rate - mean) * (rate - mean)).sum::<f64>() / number;
     let threshold = mean - variance.sqrt() * f64::from(policy.stdev_factor) / 1000.0;
-    worst_first(rates, |rate| rate < threshold)
+    worst_first(rates, |_, rate| rate < threshold)
 }
 
 /// Places of those of whose requests too large a share failed, worst first.
@@ -23,8 +23,12 @@ pub(super) fn beyond_the_share(counts: &[Counts], policy: &FailurePercentageEjec
     if rates.is_empty() || rates.len() < policy.minimum_hosts as usize {
         return Vec::new();
     }
-    let most = f64::from(policy.threshold.get()) / f64::from(PerMillion::ALL.get());
-    worst_first(rates, |rate| 1.0 - rate >= most)
+    // In whole numbers: the nearest fraction of 20 % lies above it, and twenty failures of a hundred would not reach it.
+    let beyond = |Counts { good, bad }: Counts| {
+        let total = u64::from(good) + u64::from(bad);
+        u128::from(bad) * u128::from(PerMillion::ALL.get()) >= u128::from(total) * u128::from(policy.threshold.get())
+    };
+    worst_first(rates, |place, _| beyond(counts[place]))
 }
 
 /// Success rates of those with enough requests to judge by.
@@ -36,8 +40,8 @@ fn rates(counts: &[Counts], volume: u32) -> Vec<(usize, f64)> {
     counts.iter().enumerate().filter_map(rate).collect()
 }
 
-fn worst_first(mut rates: Vec<(usize, f64)>, is_outlier: impl Fn(f64) -> bool) -> Vec<usize> {
-    rates.retain(|(_, rate)| is_outlier(*rate));
+fn worst_first(mut rates: Vec<(usize, f64)>, is_outlier: impl Fn(usize, f64) -> bool) -> Vec<usize> {
+    rates.retain(|(place, rate)| is_outlier(*place, *rate));
     rates.sort_by(|a, b| a.1.total_cmp(&b.1));
     rates.into_iter().map(|(place, _)| place).collect()
 }
@@ -111,5 +115,13 @@ mod tests {
     fn the_share_of_failures_is_reached_at_its_threshold_and_the_worst_comes_first() {
         let all = counts(&[(15, 85), (16, 84), (100, 0), (0, 100), (100, 0)]);
         assert_eq!(beyond_the_share(&all, &failure_percentage()), [3, 0]);
+        for percent in 1..=100 {
+            let policy =
+                FailurePercentageEjection { threshold: PerMillion::new(percent * 10_000), ..failure_percentage() };
+            let one =
+                |bad| beyond_the_share(&counts(&[(0, 100), (100 - bad, bad), (100, 0), (100, 0), (100, 0)]), &policy);
+            assert_eq!(one(percent), [0, 1], "{percent} % reached");
+            assert_eq!(one(percent - 1), [0], "below {percent} %");
+        }
     }
 }

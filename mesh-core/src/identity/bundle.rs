@@ -13,7 +13,7 @@ use x509_parser::prelude::{ASN1Time, FromDer, X509Name};
 
 use super::ListLife;
 use super::signed::Signed;
-use crate::id::{SpiffeId, TrustDomain};
+use crate::id::{InvalidSpiffeId, SpiffeId, TrustDomain};
 
 /// The roots of one trust domain, at least one, and its revocation lists. Equal if both are, in whatever order.
 #[derive(Clone)]
@@ -292,12 +292,18 @@ impl TrustBundles {
 
     /// Who `id` is in the domain that its trust domain is an alias of; `None` if it is no alias.
     pub fn aliased(&self, id: &SpiffeId) -> Option<SpiffeId> {
+        // Of a peer whose new name is none nobody gets here.
+        self.renamed(id)?.ok()
+    }
+
+    /// The same; a name that is longer may be none any more.
+    pub(super) fn renamed(&self, id: &SpiffeId) -> Option<Result<SpiffeId, InvalidSpiffeId>> {
         if self.0.aliases.is_empty() {
             return None;
         }
         let domain = id.trust_domain();
         let stands_for = Some(self.real(&domain)).filter(|real| **real != domain)?;
-        format!("spiffe://{stands_for}{}", id.path()).parse().ok()
+        Some(format!("spiffe://{stands_for}{}", id.path()).parse())
     }
 
     /// Adds or replaces a domain's bundle.

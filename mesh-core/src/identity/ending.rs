@@ -100,6 +100,7 @@ impl EndingLeaf {
 
 /// Of whom a revocation list tells, and its life in seconds since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ListLife {
     /// Who signed it, and the certificates of which it tells.
     pub issuer: Box<str>,

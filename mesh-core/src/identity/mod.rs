@@ -1,7 +1,7 @@
 //! Who we are and whom we trust: the SPIFFE rules of `security` in one place, used by both sides.
 //!
-//! Refuses to know where certificates come from and does no I/O. The crypto provider is always an
-//! argument; rustls' process default is never touched.
+//! Refuses to know where certificates come from and does no I/O. The crypto provider of TLS is
+//! always an argument; rustls' process default is never touched. Tokens are verified, and roots named, by aws-lc-rs itself.
 
 mod bundle;
 mod ending;
@@ -10,6 +10,7 @@ mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod key;
 mod signed;
 mod svid;
 mod tls;
@@ -22,6 +23,7 @@ pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles, root_name};
 pub use self::ending::{EndingLeaf, EndingLists, EndingRoots, LifeLeft, ListLife};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
+pub use self::key::private_key;
 pub use self::signed::is_signed_with;
 pub use self::svid::{
     MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, root_of, verify_again, verify_path,

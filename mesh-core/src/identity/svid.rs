@@ -99,6 +99,11 @@ pub fn verify_svid(
     let Some(bundle) = bundles.get(&id.trust_domain()) else {
         return Err(PeerRefused::UnknownDomain(id));
     };
+    if let Some(Err(error)) = bundles.renamed(&id) {
+        // Policy knows it by that name: under the former one no rule for it would find it.
+        let reason = format!("under the present name of its trust domain it has no name: {error}");
+        return Err(PeerRefused::NotValid { id, reason });
+    }
     let judged = match leaf_rules(&parsed, intermediates) {
         Ok(()) => walk(leaf, intermediates, bundle, algorithms, now, usage, |path| signer_rules(path, &id, bundles))
             .unwrap_or_else(|e| Err(in_words(&e))),

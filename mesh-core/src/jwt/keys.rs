@@ -97,8 +97,10 @@ enum Material {
 
 /// Most bytes of a key set.
 const MOST_BYTES: usize = 1 << 20;
-/// Most keys of a set: a token that names none is tried with each.
+/// Most keys of a set.
 const MOST_KEYS: usize = 100;
+/// With how many keys a token is tried: more of them, with a caller who is nobody yet, would be work for little.
+const MOST_TRIED: usize = 8;
 
 #[derive(Deserialize)]
 struct SetSpec {
@@ -164,17 +166,21 @@ impl KeySet {
         Ok(verdict)
     }
 
-    /// The same without a memory. A token that names a key is checked with that key, and with those that
-    /// have no name, as Envoy does.
+    /// The same without a memory. A token that names a key is checked with that key, and then with those that
+    /// have no name, as Envoy does, and one that names none with all; but with [`MOST_TRIED`] that fit its algorithm and no more.
     fn verify(&self, id: Option<&str>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Verdict {
-        let mut known = false;
-        for key in &self.keys {
-            if id.is_some() && key.id.is_some() && key.id.as_deref() != id {
-                continue;
-            }
+        let (mut known, mut tried) = (false, 0);
+        let is_named = |key: &&Key| id.is_some() && key.id.as_deref() == id;
+        let may_be = |key: &&Key| id.is_none() || key.id.is_none();
+        for key in self.keys.iter().filter(is_named).chain(self.keys.iter().filter(may_be)) {
             known = true;
-            if key.verify(algorithm, message, signature) {
+            let Some(is_good) = key.verify(algorithm, message, signature) else { continue };
+            if is_good {
                 return Verdict::Good;
+            }
+            tried += 1;
+            if tried == MOST_TRIED {
+                break;
             }
         }
         if known { Verdict::Bad } else { Verdict::NoKey }
@@ -223,14 +229,15 @@ impl Key {
         Some(Self { id: spec.kid.map(Into::into), algorithm, material })
     }
 
-    fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+    /// `None` = the key is not for this algorithm.
+    fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Option<bool> {
         if self.algorithm.is_some_and(|only| only != algorithm) {
-            return false;
+            return None;
         }
         let verified = match (&self.material, algorithm) {
             (Material::Rsa { n, e }, _) => match algorithm.rsa() {
                 Some(parameters) => signature::RsaPublicKeyComponents { n, e }.verify(parameters, message, signature),
-                None => return false,
+                None => return None,
             },
             (Material::P256(point), Algorithm::Es256) => {
                 UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point).verify(message, signature)
@@ -245,8 +252,8 @@ impl Key {
                 UnparsedPublicKey::new(&signature::ED25519, key).verify(message, signature)
             }
             // The type of the key and the algorithm do not go together.
-            _ => return false,
+            _ => return None,
         };
-        verified.is_ok()
+        Some(verified.is_ok())
     }
 }

@@ -41,6 +41,7 @@ const MOST_BYTES: usize = 16 << 10;
 
 /// Why a token is refused; the words are those that Envoy's users know from its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// There is none, and one is demanded.
     #[error("Jwt is missing")]

@@ -157,6 +157,35 @@ fn a_key_without_a_name_is_tried_with_every_token_and_one_of_another_name_is_not
     }
 }
 
+/// Whoever has no token that holds makes little work.
+#[test]
+fn a_token_that_names_no_key_is_tried_with_eight_of_its_algorithm() {
+    let issuer = Issuer::new();
+    let own = |jwks: &str, kid: Option<&str>| {
+        let mut key = serde_json::from_str::<Value>(jwks).unwrap()["keys"][0].take();
+        key["kid"] = json!(kid);
+        key
+    };
+    let rsa = json!({"kty": "RSA", "n": b64([0xff; 256]), "e": b64([1, 0, 1])});
+    let set = |others: usize, kid: Option<&str>, kids: Option<&str>| {
+        let mut keys = vec![rsa.clone()];
+        keys.extend((0..others).map(|_| own(&Issuer::new().jwks, kids)));
+        keys.push(own(&issuer.jwks, kid));
+        KeySet::parse(&json!({ "keys": keys }).to_string()).unwrap()
+    };
+    let judged = |keys: &KeySet, header| {
+        verify(&provider(), keys, &[], &issuer.token(header, claims()), Duration::from_secs(NOW)).map(drop)
+    };
+    let nameless = || json!({"alg": "ES256"});
+    // A key of another type is none of the eight.
+    assert_eq!(judged(&set(7, None, None), nameless()), Ok(()));
+    assert_eq!(judged(&set(8, None, None), nameless()), Err(Refusal::Signature));
+    assert_eq!(judged(&set(8, None, None), header()), Err(Refusal::Signature));
+    // The control: a key that is named is found among any number.
+    assert_eq!(judged(&set(80, Some("one"), None), header()), Ok(()));
+    assert_eq!(judged(&set(80, Some("one"), Some("two")), header()), Ok(()));
+}
+
 #[test]
 fn s90_json_nested_without_end_is_refused() {
     let issuer = Issuer::new();

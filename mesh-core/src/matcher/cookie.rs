@@ -21,15 +21,13 @@ impl CookieCondition {
     pub(super) fn holds(&self, headers: &HeaderMap) -> bool {
         values(headers, &self.name).any(|value| self.value.holds(value)) != self.invert
     }
-}
 
-impl CookieCondition {
-    /// Whether it holds for every value of the cookie, and whether for some.
-    pub(super) fn readings(&self, headers: &HeaderMap) -> (bool, bool) {
+    /// Whether it holds for every value of the cookie, for all together as [`holds`](Self::holds) says, and for some.
+    pub(super) fn readings(&self, headers: &HeaderMap) -> (bool, bool, bool) {
         let mut held = values(headers, &self.name).map(|value| self.value.holds(value) != self.invert);
-        let Some(first) = held.next() else { return (self.invert, self.invert) };
+        let first = held.next().unwrap_or(self.invert);
         let (every, some) = held.fold((first, first), |(every, some), holds| (every && holds, some || holds));
-        (every, some || self.holds(headers))
+        (every, if self.invert { every } else { some }, some)
     }
 }
 

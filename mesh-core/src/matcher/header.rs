@@ -57,8 +57,8 @@ impl HeaderCondition {
         Self { source, test, invert: policy.invert, missing_is_empty: policy.treat_missing_as_empty }
     }
 
-    /// What a request's values say, one by one: whether it holds for every value as it was sent, and whether
-    /// there is any reading (one value, all of them joined, one element of a list) for which it holds. Joining,
+    /// What a request's values say: whether it holds for every value as it was sent and for all of them joined, and whether
+    /// there is any reading (one value, all of them joined, one element of a list) for which it holds. Joining alone,
     /// which routes do (gRFC A28), would let a second value hide the first from a rule that denies. A header whose name
     /// differs in `_` for `-` alone is one more reading: to many an application the two are one.
     pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
@@ -90,28 +90,39 @@ impl HeaderCondition {
     }
 
     fn readings_of(&self, name: &HeaderName, headers: &HeaderMap) -> (bool, bool) {
-        let separator = separator(name);
         let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
         let presence = matches!(self.test, Test::Present(_));
         let Some(first) = values.next().filter(|_| !presence) else {
             let holds = self.holds_header(name, headers);
             return (holds, holds);
         };
-        let (mut every, mut some) = (true, false);
-        for value in std::iter::once(first).chain(values) {
+        let mut values = std::iter::once(first).chain(values).peekable();
+        let (mut every, mut some, mut several) = (true, false, false);
+        while let Some(value) = values.next() {
+            several |= values.peek().is_some();
             if self.is_beyond(value) {
                 (every, some) = (false, true);
                 continue;
             }
             let holds = self.tests(value);
             every &= holds;
-            // HTTP/2 delivers spaces around a value as they are sent; HTTP/1.1 takes them away.
-            some |= holds || value.split(|b| *b == separator[0]).any(|element| self.tests(element.trim_ascii()));
-            some |= self.tests(value.trim_ascii());
+            some = some || holds || self.tests_within(value, separator(name)[0]);
         }
-        // The joined form, which is what other engines look at.
-        let some = some || self.holds_header(name, headers) != self.invert;
+        if several {
+            // The joined form, which is what other engines look at.
+            let joined = self.holds_header(name, headers) != self.invert;
+            (every, some) = (every && joined, some || joined);
+        }
         if self.invert { (!some, !every) } else { (every, some) }
+    }
+
+    /// The test of what a value is to who takes spaces away or divides lists. HTTP/2 delivers spaces around a value as they are
+    /// sent; HTTP/1.1 takes them away.
+    fn tests_within(&self, value: &[u8], separator: u8) -> bool {
+        let trimmed = value.trim_ascii();
+        (trimmed.len() < value.len() && self.tests(trimmed))
+            || (value.contains(&separator)
+                && value.split(|b| *b == separator).any(|element| self.tests(element.trim_ascii())))
     }
 
     /// The condition of an RBAC rule: `te` counts as absent (gRFC A41).

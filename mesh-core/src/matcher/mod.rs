@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod header;
 mod host;
 mod index;
+mod normal;
 mod path;
 mod query;
 mod rewrite;
@@ -33,11 +34,11 @@ pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
 pub use self::header::{HeaderCondition, are_twins};
 pub(crate) use self::header::{remove_header, separator};
-pub use self::path::PathCondition;
+pub use self::normal::{OF_NO_PATH, is_of_no_path, is_of_no_target};
+pub use self::path::{PathCondition, unescaped};
 pub use self::text::TextCondition;
 
 pub(crate) use self::cookie::values as cookies;
-pub(crate) use self::path::unescaped;
 pub(crate) use self::query::{decode, first_value};
 pub(crate) use self::rewrite::replace_all;
 
@@ -151,6 +152,7 @@ enum Part<'c> {
 
 /// The route of a request, and those that it might have as well.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Choices<'t> {
     /// The first that matches: of several values of a header all joined with commas count, of a query parameter the first.
     pub route: Option<&'t CompiledRoute>,
@@ -327,16 +329,25 @@ impl Conditions {
     /// them: a rule that guards something is not stepped round with what two read in two ways.
     pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
         let split = request.split();
-        let some = self.check_with(request, split, |part| part.readings(request, split.1).1).is_ok();
-        (some && self.parts().all(|part| part.readings(request, split.1).0), some)
+        let mut every = true;
+        let some = self.check_with(request, split, |part| {
+            let (all, any) = part.readings(request, split.1);
+            every &= all;
+            any
+        });
+        (every && some.is_ok(), some.is_ok())
     }
 
-    /// The same of what the request has more than once, and in the middle whether it holds it as routes are chosen, which may
-    /// only be if it does in some reading.
+    /// The same of what the request has more than once, and in the middle whether it holds it as routes are chosen, which is
+    /// one of the readings.
     fn choices(&self, request: &RequestView<'_>, split: (&str, &str)) -> (bool, bool, bool) {
-        let some = self.check_with(request, split, |part| part.choices(request, split.1).1).is_ok();
-        let chosen = some && self.parts().all(|part| part.holds(request, split.1));
-        (chosen && self.parts().all(|part| part.choices(request, split.1).0), chosen, some)
+        let (mut every, mut chosen) = (true, true);
+        let some = self.check_with(request, split, |part| {
+            let (all, holds, any) = part.choices(request, split.1);
+            (every, chosen) = (every && all, chosen && holds);
+            any
+        });
+        (every && some.is_ok(), chosen && some.is_ok(), some.is_ok())
     }
 
     /// Path and query are those of the request, split once for all routes.
@@ -344,17 +355,12 @@ impl Conditions {
         self.check_with(request, split, |part| part.holds(request, split.1))
     }
 
-    fn parts(&self) -> impl Iterator<Item = Part<'_>> {
-        let (headers, query) = (self.headers.iter().map(Part::Header), self.query.iter().map(Part::Query));
-        headers.chain(query).chain(self.cookies.iter().map(Part::Cookie))
-    }
-
     #[inline]
     fn check_with(
         &self,
         request: &RequestView<'_>,
         (path, _): (&str, &str),
-        holds: impl Fn(Part<'_>) -> bool,
+        mut holds: impl FnMut(Part<'_>) -> bool,
     ) -> Result<(), Miss> {
         if !self.path.holds(path) {
             return Err(Miss::Path);
@@ -398,23 +404,26 @@ impl Part<'_> {
 
     /// Whether it holds in every reading, and whether in some.
     fn readings(self, request: &RequestView<'_>, query: &str) -> (bool, bool) {
-        match self {
-            Self::Header(header) => header.readings(request),
+        let (every, _, some) = match self {
+            Self::Header(header) => return header.readings(request),
             Self::Query(parameter) => parameter.readings(query),
             Self::Cookie(cookie) => cookie.readings(request.headers),
-        }
+        };
+        (every, some)
     }
 
-    /// The same of what is there more than once, as routes are chosen among the readings: a list in one value is that value to
-    /// who chooses a route.
-    fn choices(self, request: &RequestView<'_>, query: &str) -> (bool, bool) {
-        let chosen = self.holds(request, query);
+    /// The same of what is there more than once, and in the middle whether it holds as routes are chosen, which is one of the
+    /// readings: a list in one value is that value to who chooses a route.
+    fn choices(self, request: &RequestView<'_>, query: &str) -> (bool, bool, bool) {
         match self {
-            Self::Header(header) if !header.has_several(request) => (chosen, chosen),
-            part => {
-                let (every, some) = part.readings(request, query);
-                (every && chosen, some || chosen)
+            Self::Header(header) => {
+                let chosen = header.holds(request);
+                let alone = (chosen, chosen);
+                let (every, some) = if header.has_several(request) { header.readings(request) } else { alone };
+                (every, chosen, some)
             }
+            Self::Query(parameter) => parameter.readings(query),
+            Self::Cookie(cookie) => cookie.readings(request.headers),
         }
     }
 }

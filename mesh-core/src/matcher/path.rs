@@ -12,7 +12,7 @@ use crate::policy::{PathMatch, Pattern};
 use crate::target::unescape_path;
 
 /// A condition of a rule in the form in which paths of requests come: with their needless escapes decoded.
-pub(crate) fn unescaped(path: &PathMatch) -> PathMatch {
+pub fn unescaped(path: &PathMatch) -> PathMatch {
     let decoded = |text: &str| unescape_path(text).into_owned();
     match path {
         PathMatch::Exact(text) => PathMatch::Exact(decoded(text)),

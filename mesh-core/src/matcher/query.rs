@@ -21,11 +21,11 @@ impl QueryCondition {
         first_value(query, &self.name).is_some_and(|value| self.tests(value))
     }
 
-    /// Whether it holds for every value of the parameter, and whether for some.
-    pub(super) fn readings(&self, query: &str) -> (bool, bool) {
+    /// Whether it holds for every value of the parameter, for the first, and for some.
+    pub(super) fn readings(&self, query: &str) -> (bool, bool, bool) {
         let mut held = values(query, &self.name).map(|value| self.tests(value));
-        let Some(first) = held.next() else { return (false, false) };
-        held.fold((first, first), |(every, some), holds| (every && holds, some || holds))
+        let Some(first) = held.next() else { return (false, false, false) };
+        held.fold((first, first, first), |(every, first, some), holds| (every && holds, first, some || holds))
     }
 
     fn tests(&self, value: &str) -> bool {

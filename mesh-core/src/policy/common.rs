@@ -31,6 +31,39 @@ impl InvalidPolicy {
     }
 }
 
+/// What a share is counted in (the denominator of Envoy's `FractionalPercent`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShareUnit {
+    /// Hundredths.
+    #[default]
+    Hundred,
+    /// Ten-thousandths.
+    TenThousand,
+    /// Millionths.
+    Million,
+}
+
+impl ShareUnit {
+    /// So many of this unit; more than everything is everything.
+    pub const fn share(self, count: u32) -> PerMillion {
+        PerMillion::new(count.saturating_mul(self.millionths()))
+    }
+
+    /// How many of this unit a share is, rounded down.
+    pub const fn count(self, share: PerMillion) -> u32 {
+        share.get() / self.millionths()
+    }
+
+    const fn millionths(self) -> u32 {
+        match self {
+            Self::Hundred => 10_000,
+            Self::TenThousand => 100,
+            Self::Million => 1,
+        }
+    }
+}
+
 /// A share in millionths (Envoy's `FractionalPercent` brought to one denominator): 0 to 1,000,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{HeaderMatcher, HeaderWrite, PerMillion};
+use super::{HeaderMatcher, HeaderWrite, PerMillion, ShareUnit};
 use crate::id::ClusterName;
 
 /// Usual instance name of the fault filter.
@@ -59,6 +59,15 @@ pub struct FaultDelay {
     /// Share of requests. Where the request decides, a ceiling on its
     /// `x-envoy-fault-delay-request-percentage`.
     pub share: PerMillion,
+    /// What that header counts in (Envoy: the denominator of the share). Default: per cent.
+    pub unit: ShareUnit,
+}
+
+impl FaultDelay {
+    /// A delay of `duration`.
+    pub fn of(duration: Duration, share: PerMillion) -> Self {
+        Self { duration: Some(duration), share, unit: ShareUnit::default() }
+    }
 }
 
 /// An abort and its share.
@@ -70,6 +79,15 @@ pub struct FaultAbort {
     /// Share of requests. Where the request decides, a ceiling on its
     /// `x-envoy-fault-abort-request-percentage`.
     pub share: PerMillion,
+    /// What that header counts in (Envoy: the denominator of the share). Default: per cent.
+    pub unit: ShareUnit,
+}
+
+impl FaultAbort {
+    /// An abort with `status`.
+    pub fn with(status: AbortStatus, share: PerMillion) -> Self {
+        Self { status: Some(status), share, unit: ShareUnit::default() }
+    }
 }
 
 /// The answer of an abort.

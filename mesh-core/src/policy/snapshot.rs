@@ -5,6 +5,7 @@ use std::ops::Index;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
+use smallvec::SmallVec;
 
 use super::{
     Cluster, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, Listener, RetryPolicy, Route, RouteAction,
@@ -49,10 +50,9 @@ impl Snapshot {
     }
 }
 
-/// The clusters of a snapshot by name, sorted. Most snapshots have one or two, and a process has thousands of
-/// snapshots: so no room is kept for more.
+/// The clusters of a snapshot by name, sorted. Most snapshots have one, which lies within them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Clusters(Box<[(ClusterName, ClusterState)]>);
+pub struct Clusters(SmallVec<[(ClusterName, ClusterState); 1]>);
 
 impl Clusters {
     /// The cluster of that name.
@@ -70,10 +70,12 @@ impl Clusters {
         self.place(name).is_ok()
     }
 
-    /// Puts a cluster in, or in the place of the one of that name. Copies all others: many at once are collected.
+    /// Puts a cluster in, or in the place of the one of that name. Moves those after it: many at once are collected.
     pub fn insert(&mut self, name: ClusterName, state: ClusterState) {
-        let others = std::mem::take(&mut self.0).into_iter();
-        *self = others.chain([(name, state)]).collect();
+        match self.place(&name) {
+            Ok(place) => self.0[place].1 = state,
+            Err(place) => self.0.insert(place, (name, state)),
+        }
     }
 
     /// Every cluster, by name.
@@ -109,11 +111,13 @@ impl Clusters {
 /// Of several of one name the last counts.
 impl FromIterator<(ClusterName, ClusterState)> for Clusters {
     fn from_iter<I: IntoIterator<Item = (ClusterName, ClusterState)>>(clusters: I) -> Self {
-        let mut all: Vec<_> = clusters.into_iter().collect();
+        let mut all: SmallVec<[_; 1]> = clusters.into_iter().collect();
         all.reverse();
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all.dedup_by(|(a, _), (b, _)| a == b);
-        Self(all.into())
+        // A process has thousands of snapshots: no room is kept for more.
+        all.shrink_to_fit();
+        Self(all)
     }
 }
 

@@ -129,6 +129,13 @@ impl RetryRules {
         }
     }
 
+    /// The gRPC statuses for which it asks for a retry, whatever else the answer says: one bit for each.
+    pub fn grpc_statuses(&self) -> u32 {
+        let none = HeaderMap::new();
+        let named = |code: &i32| self.of_answer(StatusCode::OK, &none, Some(*code)).is_some();
+        (1..=16).filter(named).fold(0, |bits, code| bits | 1 << code)
+    }
+
     fn of_status(&self, status: Option<i32>, grpc: bool) -> Option<&'static str> {
         match status.filter(|_| grpc)? {
             4 => self.on.deadline_exceeded.then_some("deadline-exceeded"),
@@ -204,7 +211,14 @@ fn holds(matcher: &ResponseMatch, status: StatusCode) -> bool {
 
 /// The gRPC status in headers or trailers; `None` if it is absent or no number.
 pub fn grpc_status(headers: &HeaderMap) -> Option<i32> {
-    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
+    grpc_status_text(headers)?.parse().ok()
+}
+
+/// The gRPC status in headers or trailers as it came; what is no text is empty.
+pub fn grpc_status_text(headers: &HeaderMap) -> Option<&str> {
+    // A walk: most heads have few headers and not this one, and a look-up hashes its name.
+    let (_, value) = headers.iter().find(|(name, _)| **name == GRPC_STATUS)?;
+    Some(value.to_str().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod told;
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
 pub use self::classify::{
-    FailureKind, RetryRules, TryOutcome, grpc_status, grpc_status_of, http_status_of, is_failure,
+    FailureKind, RetryRules, TryOutcome, grpc_status, grpc_status_of, grpc_status_text, http_status_of, is_failure,
 };
 pub use self::throttling::{RetryThrottling, RetryTokens};
 pub use self::told::{Pushback, pushback, reset};

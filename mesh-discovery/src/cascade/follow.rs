@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use super::{Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
-use crate::xds::{Key, Kind, Known, Origin, Value};
+use crate::xds::{Key, Kind, Known, Loss, Origin, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -36,7 +36,8 @@ pub(super) struct Grounds {
     origins: SmallVec<[Origin; 4]>,
     /// Two control planes of one authority.
     mixed: bool,
-    /// Something is missing without its end having been decided: no reason to give up what is in use.
+    /// Something is missing without its end having been decided, and not for one cluster alone: no reason to give up what
+    /// is in use.
     lost: bool,
 }
 
@@ -323,9 +324,11 @@ impl<'a, R: Resources> Follow<'a, R> {
         let mut value = None;
         let found = match known {
             Known::Pending => Found::Pending,
-            Known::Lost(reason, origin) => {
-                self.grounds.lost = true;
-                origin.into_iter().for_each(|origin| self.grounds.add(origin));
+            Known::Lost(reason, loss) => {
+                self.grounds.lost |= !fails_alone(&self.steps, kind, loss);
+                if let Loss::Former(origin) | Loss::Late(origin) = loss {
+                    self.grounds.add(origin);
+                }
                 Found::Failed(told(reason, self.node))
             }
             Known::Missing(reason, origin) => {
@@ -342,6 +345,19 @@ impl<'a, R: Resources> Follow<'a, R> {
         self.steps.push(Step { key, found: value });
         found
     }
+}
+
+/// Whether what is missing fails its cluster and holds nothing else back (gRFC A74): who gave listener and routes, which
+/// come before it, goes on without it. Where nobody of their authority can be reached, no more is said of them either, and
+/// what is in use is better.
+fn fails_alone(before: &[Step], kind: Kind, loss: Loss) -> bool {
+    let frame = before.iter().filter(|step| step.key.kind <= Kind::Routes).filter_map(|step| step.found.as_ref());
+    kind > Kind::Routes
+        && match loss {
+            Loss::Former(_) => false,
+            Loss::Late(_) => true,
+            Loss::Unreachable(authority) => !frame.map(|(_, origin)| origin.authority).any(|of| of == authority),
+        }
 }
 
 /// A reason and the node it was told to, by which a control plane's operator finds it (gRFC A88).
@@ -391,7 +407,9 @@ fn named_clusters(listener: &Listener, routes: &RouteConfiguration) -> BTreeSet<
                 names.insert(name.clone());
             }
             ClusterChoice::Weighted(weighted) => {
-                names.extend(weighted.entries().iter().map(|entry| entry.name.clone()))
+                // Nothing goes to a share of 0, which may name what is yet to come (gRFC A28).
+                let drawn = weighted.entries().iter().filter(|entry| entry.weight > 0);
+                names.extend(drawn.map(|entry| entry.name.clone()))
             }
             ClusterChoice::Header(_) => {}
         }

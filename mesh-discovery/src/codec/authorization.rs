@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterProto;
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher as TextProto, path_matcher};
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
+use mesh_core::matcher::{OF_NO_PATH, is_of_no_path, is_of_no_target, unescaped};
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
     HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher, is_of_peer,
@@ -362,6 +363,15 @@ fn as_separated_prefix(list: &[Permission]) -> Option<Permission> {
 
 /// Reads a path condition; forms that the model has no word for become the pattern that says the same.
 fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<PathMatch> {
+    let path = path_of(proto, at, report)?;
+    if is_of_no_path(&unescaped(&path), true) {
+        report.problem(at, OF_NO_PATH);
+        return None;
+    }
+    Some(path)
+}
+
+fn path_of(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<PathMatch> {
     let Some(path_matcher::Rule::Path(text)) = &proto.rule else {
         report.problem(at, "a path is required");
         return None;
@@ -417,9 +427,17 @@ fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<
         report.problem(at, "a beginning, an end or a part of a text may not be empty");
         return None;
     }
+    if is_of_no_target(&header) {
+        report.problem(at, OF_NO_PATH);
+        return None;
+    }
     if matches!(&header.name, HeaderKey::Header(name) if is_of_peer(name)) {
         // No reason to refuse the listener: whoever made the rule knows that a request may have none.
         report.unenforced(&at.field("name"), "a server takes the header away, and a rule sees none");
+    }
+    // As in gRPC; Envoy looks at them.
+    if matches!(&header.name, HeaderKey::Header(name) if *name == http::header::TE || name.as_str().ends_with("-bin")) {
+        report.unenforced(&at.field("name"), "the header counts as absent (gRFC A41), whatever a request has there");
     }
     Some(header)
 }

@@ -23,7 +23,7 @@ use super::common::{self, non_empty};
 use super::extension::{self, url};
 use super::report::{At, Report, consider};
 use super::{balancer, connection, endpoint, health_check, locality, matcher, outlier, subset, tls};
-use crate::proto::policy::{AutoTls, ClusterPolicy, OutlierShares};
+use crate::proto::policy::{AutoTls, ClusterPolicy, METADATA_KEY, OutlierShares};
 
 pub(super) use envoy_types::pb::envoy::config::cluster::v3::Cluster as Proto;
 
@@ -170,6 +170,12 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
             ignore_new_hosts_until_first_hc => "a new endpoint is used before its first health check",
             close_connections_on_host_set_change => "connections to endpoints that stay are kept",
         });
+    }
+    let typed = proto.metadata.iter().flat_map(|metadata| metadata.typed_filter_metadata.keys());
+    let mut unread: Vec<&String> = typed.filter(|key| *key != METADATA_KEY).collect();
+    unread.sort_unstable();
+    for key in unread {
+        report.unenforced(&at.field("metadata").key("typed_filter_metadata", key), "no filter here reads it");
     }
 }
 

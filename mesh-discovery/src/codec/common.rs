@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent, fractional_percent::DenominatorType};
 use envoy_types::pb::google::protobuf::{self as google, BoolValue, UInt32Value, UInt64Value};
 use ipnet::IpNet;
-use mesh_core::policy::{Address, PerMillion};
+use mesh_core::policy::{Address, PerMillion, ShareUnit};
 
 use super::report::{At, Report, consider};
 
@@ -79,21 +79,35 @@ pub(super) fn is_true(proto: Option<&BoolValue>) -> bool {
 
 /// A share as a fraction of a million.
 pub(super) fn fraction(share: PerMillion) -> FractionalPercent {
-    FractionalPercent { numerator: share.get(), denominator: DenominatorType::Million.into() }
+    fraction_in(share, ShareUnit::Million)
+}
+
+/// A share as a fraction with this denominator.
+pub(super) fn fraction_in(share: PerMillion, unit: ShareUnit) -> FractionalPercent {
+    let denominator = match unit {
+        ShareUnit::Hundred => DenominatorType::Hundred,
+        ShareUnit::TenThousand => DenominatorType::TenThousand,
+        ShareUnit::Million => DenominatorType::Million,
+    };
+    FractionalPercent { numerator: unit.count(share), denominator: denominator.into() }
 }
 
 /// Reads a fraction; more than everything is everything.
 pub(super) fn read_fraction(proto: &FractionalPercent, at: &At<'_>, report: &mut Report) -> Option<PerMillion> {
-    let unit = match DenominatorType::try_from(proto.denominator) {
-        Ok(DenominatorType::Hundred) => 10_000,
-        Ok(DenominatorType::TenThousand) => 100,
-        Ok(DenominatorType::Million) => 1,
+    Some(read_unit(proto, at, report)?.share(proto.numerator))
+}
+
+/// Reads the denominator of a fraction.
+pub(super) fn read_unit(proto: &FractionalPercent, at: &At<'_>, report: &mut Report) -> Option<ShareUnit> {
+    match DenominatorType::try_from(proto.denominator) {
+        Ok(DenominatorType::Hundred) => Some(ShareUnit::Hundred),
+        Ok(DenominatorType::TenThousand) => Some(ShareUnit::TenThousand),
+        Ok(DenominatorType::Million) => Some(ShareUnit::Million),
         Err(_) => {
             report.problem(&at.field("denominator"), format!("{} is not a denominator", proto.denominator));
-            return None;
+            None
         }
-    };
-    Some(PerMillion::new(proto.numerator.saturating_mul(unit)))
+    }
 }
 
 /// A fraction that no runtime key overrides.
@@ -101,14 +115,18 @@ pub(super) fn runtime_fraction(share: PerMillion) -> RuntimeFractionalPercent {
     RuntimeFractionalPercent { default_value: Some(fraction(share)), ..Default::default() }
 }
 
-/// Reads the default of a runtime fraction; `None` when it is not given.
+/// Reads the default of a runtime fraction, which alone counts (gRFC A28); unset it is protobuf's, nothing. `None` when no
+/// fraction is given.
 pub(super) fn read_runtime_fraction(
     proto: Option<&RuntimeFractionalPercent>,
     at: &At<'_>,
     name: &str,
     report: &mut Report,
 ) -> Option<PerMillion> {
-    read_fraction(proto?.default_value.as_ref()?, &at.field(name), report)
+    match &proto?.default_value {
+        Some(share) => read_fraction(share, &at.field(name), report),
+        None => Some(PerMillion::NONE),
+    }
 }
 
 /// A share as a percentage.

@@ -149,6 +149,11 @@ fn read_locality(
         Some(locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => &list.lb_endpoints,
         _ => &proto.lb_endpoints,
     };
+    let Some(weight) = weight else {
+        let effect = "the locality has no weight: its endpoints get no traffic (gRFC A27)";
+        report.unenforced_if(!listed.is_empty(), at, "load_balancing_weight", effect);
+        return None;
+    };
     let mut endpoints = Vec::with_capacity(listed.len());
     for (i, endpoint) in listed.iter().enumerate() {
         endpoints.extend(read_endpoint(endpoint, proxy.as_ref(), shared, &at.item("lb_endpoints", i), report));
@@ -156,11 +161,6 @@ fn read_locality(
     if endpoints.iter().try_fold(0_u32, |sum, e| sum.checked_add(e.weight.get())).is_none() {
         report.problem(&at.field("lb_endpoints"), "the endpoints' weights sum to more than a u32 holds");
     }
-    let Some(weight) = weight else {
-        let effect = "the locality has no weight: its endpoints get no traffic (gRFC A27)";
-        report.unenforced_if(!endpoints.is_empty(), at, "load_balancing_weight", effect);
-        return None;
-    };
     let locality = proto.locality.as_ref().map(|l| Locality {
         region: l.region.clone(),
         zone: l.zone.clone(),

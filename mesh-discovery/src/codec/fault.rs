@@ -8,8 +8,9 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{
     FaultAbort as AbortProto, HttpFault,
     fault_abort::{ErrorType, HeaderAbort},
 };
+use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use mesh_core::id::ClusterName;
-use mesh_core::policy::{AbortStatus, Fault, FaultAbort, FaultDelay, PerMillion};
+use mesh_core::policy::{AbortStatus, Fault, FaultAbort, FaultDelay, PerMillion, ShareUnit};
 
 use super::report::{At, Report, consider};
 use super::{common, matcher};
@@ -17,14 +18,20 @@ use super::{common, matcher};
 pub(super) fn encode(fault: &Fault) -> HttpFault {
     HttpFault {
         delay: fault.delay.as_ref().map(|delay| DelayProto {
-            percentage: Some(common::fraction(delay.share)),
+            percentage: Some(match delay.duration {
+                Some(_) => common::fraction(delay.share),
+                None => common::fraction_in(delay.share, delay.unit),
+            }),
             fault_delay_secifier: Some(match delay.duration {
                 Some(duration) => FaultDelaySecifier::FixedDelay(common::duration(duration)),
                 None => FaultDelaySecifier::HeaderDelay(HeaderDelay {}),
             }),
         }),
         abort: fault.abort.as_ref().map(|abort| AbortProto {
-            percentage: Some(common::fraction(abort.share)),
+            percentage: Some(match abort.status {
+                Some(_) => common::fraction(abort.share),
+                None => common::fraction_in(abort.share, abort.unit),
+            }),
             error_type: Some(match abort.status {
                 Some(AbortStatus::Http(status)) => ErrorType::HttpStatus(status.into()),
                 Some(AbortStatus::Grpc(status)) => ErrorType::GrpcStatus(status),
@@ -65,13 +72,13 @@ pub(super) fn decode(proto: &HttpFault, at: &At<'_>, report: &mut Report) -> Fau
 }
 
 fn read_delay(proto: &DelayProto, at: &At<'_>, report: &mut Report) -> Option<FaultDelay> {
-    let share = read_share(proto.percentage.as_ref(), at, report);
+    let (share, unit) = read_share(proto.percentage.as_ref(), at, report).unzip();
     match &proto.fault_delay_secifier {
         Some(FaultDelaySecifier::FixedDelay(fixed)) => {
             let duration = common::read_duration(fixed, &at.field("fixed_delay"), report)?;
-            Some(FaultDelay { duration: Some(duration), share: share? })
+            Some(FaultDelay::of(duration, share?))
         }
-        Some(FaultDelaySecifier::HeaderDelay(_)) => Some(FaultDelay { duration: None, share: share? }),
+        Some(FaultDelaySecifier::HeaderDelay(_)) => Some(FaultDelay { duration: None, share: share?, unit: unit? }),
         None => {
             report.problem(at, "a fixed delay is required");
             None
@@ -85,7 +92,7 @@ fn read_abort(proto: &AbortProto, at: &At<'_>, report: &mut Report) -> Option<Fa
         idle: [],
         response_body => "the body says that a fault was injected",
     });
-    let share = read_share(proto.percentage.as_ref(), at, report);
+    let (share, unit) = read_share(proto.percentage.as_ref(), at, report).unzip();
     let status = match proto.error_type {
         Some(ErrorType::HttpStatus(status)) => match u16::try_from(status) {
             Ok(status) if (200..600).contains(&status) => Some(AbortStatus::Http(status)),
@@ -105,19 +112,16 @@ fn read_abort(proto: &AbortProto, at: &At<'_>, report: &mut Report) -> Option<Fa
             return None;
         }
     };
-    Some(FaultAbort { status, share: share? })
+    // A fixed status does without: nobody asks for a share of it.
+    let unit = if status.is_none() { unit? } else { ShareUnit::default() };
+    Some(FaultAbort { status, share: share?, unit })
 }
 
 /// An unset share is none, as in Envoy.
-fn read_share(
-    proto: Option<&envoy_types::pb::envoy::r#type::v3::FractionalPercent>,
-    at: &At<'_>,
-    report: &mut Report,
-) -> Option<PerMillion> {
-    match proto {
-        Some(share) => common::read_fraction(share, &at.field("percentage"), report),
-        None => Some(PerMillion::NONE),
-    }
+fn read_share(proto: Option<&FractionalPercent>, at: &At<'_>, report: &mut Report) -> Option<(PerMillion, ShareUnit)> {
+    let Some(proto) = proto else { return Some((PerMillion::NONE, ShareUnit::default())) };
+    let unit = common::read_unit(proto, &at.field("percentage"), report)?;
+    Some((unit.share(proto.numerator), unit))
 }
 
 #[cfg(test)]
@@ -128,8 +132,8 @@ mod tests {
     fn a_fault_that_is_meant_for_some_nodes_hits_none() {
         let share = PerMillion::ALL;
         let fault = Fault {
-            delay: Some(FaultDelay { duration: Some(std::time::Duration::from_secs(1)), share }),
-            abort: Some(FaultAbort { status: Some(AbortStatus::Http(503)), share }),
+            delay: Some(FaultDelay::of(std::time::Duration::from_secs(1), share)),
+            abort: Some(FaultAbort::with(AbortStatus::Http(503), share)),
             ..Fault::default()
         };
         for nodes in [vec![], vec!["another".to_owned()]] {

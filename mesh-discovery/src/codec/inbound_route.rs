@@ -23,7 +23,6 @@ use mesh_core::policy::{Domain, FilterOverride, InboundHost, InboundRoutes, Rout
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
 use super::{common, route as route_codec};
-use crate::proto::policy::RoutePolicy;
 
 /// What one place changes of the filters, and those around it: the innermost that changes a filter counts. Many routes
 /// are in one place, so that nothing of it is copied for each of them.
@@ -191,7 +190,7 @@ fn read_route(
         report.problem(&at.field("match"), "a match is required");
         return None;
     };
-    let matcher = route_codec::decode_match(matcher, &RoutePolicy::default(), &at.field("match"), report);
+    let matcher = route_codec::decode_inbound_match(matcher, &at.field("match"), report);
     let changes = outer.inside(read_changes(&proto.typed_per_filter_config, place, at, report));
     let serves = matches!(proto.action, Some(route::Action::NonForwardingAction(_)));
     Some(Read { name: proto.name.clone(), matcher: matcher?, changes: serves.then_some(changes) })

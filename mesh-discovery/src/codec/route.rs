@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     self as xds, Route as RouteProto, RouteMatch as MatchProto, VirtualHost as HostProto, header_matcher,
     route_action::RequestMirrorPolicy, route_match::PathSpecifier,
 };
+use mesh_core::matcher::{OF_NO_PATH, is_of_no_path, is_of_no_target, unescaped};
 use mesh_core::policy::{
     Domain, HeaderKey, HeaderMatch, HeaderMatcher, HedgePolicy, Mirror, PathMatch, Pattern, PerMillionRatio,
     RetryBudget, Route, RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
@@ -50,6 +51,11 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         filters: route_extra::decode_overrides(&proto.typed_per_filter_config, at, report),
         mirrors: decode_mirrors(&proto.request_mirror_policies, at, report),
         hedge: None,
+        plugins: proto
+            .cluster_specifier_plugins
+            .iter()
+            .filter_map(|p| Some(p.extension.as_ref()?.name.clone()))
+            .collect(),
     };
     let mut domains = HashSet::new();
     let hosts = proto.virtual_hosts.iter().enumerate();
@@ -85,6 +91,8 @@ pub(super) struct Outer {
     pub(super) filters: Overrides,
     pub(super) mirrors: Vec<Mirror>,
     pub(super) hedge: Option<HedgePolicy>,
+    /// Names of the plugins that routes may refer to.
+    pub(super) plugins: Arc<[String]>,
 }
 
 fn decode_mirrors(protos: &[RequestMirrorPolicy], at: &At<'_>, report: &mut Report) -> Vec<Mirror> {
@@ -156,6 +164,7 @@ fn decode_virtual_host(
         filters: overrides,
         mirrors: if own_mirrors.is_empty() { outer.mirrors.clone() } else { own_mirrors },
         hedge: hedge.map(|h| retry::decode_hedge(h, &at.field("hedge_policy"), report)),
+        plugins: outer.plugins.clone(),
     };
     let retry = proto.retry_policy.as_ref();
     let retry =
@@ -326,12 +335,19 @@ fn encode_methods(methods: &[String]) -> Option<xds::HeaderMatcher> {
     })
 }
 
-pub(super) fn decode_match(
-    proto: &MatchProto,
-    ours: &RoutePolicy,
-    at: &At<'_>,
-    report: &mut Report,
-) -> Option<RouteMatch> {
+/// Of what a server is asked, whose paths are in normal form: a condition that none of them meets would lead what it is for
+/// past the filters that stand before it.
+pub(super) fn decode_inbound_match(proto: &MatchProto, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {
+    let matcher = decode_match(proto, &RoutePolicy::default(), at, report)?;
+    let is_met = !is_of_no_path(&unescaped(&matcher.path), matcher.case_sensitive);
+    if is_met && !matcher.headers.iter().any(is_of_no_target) {
+        return Some(matcher);
+    }
+    report.problem(at, OF_NO_PATH);
+    None
+}
+
+fn decode_match(proto: &MatchProto, ours: &RoutePolicy, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {
     let MatchProto {
         path_specifier: _,
         case_sensitive: _,

@@ -76,16 +76,21 @@ pub(super) fn decode(
         }
         Some(route::Action::NonForwardingAction(_)) => Some(RouteAction::NonForwarding),
         Some(route::Action::FilterAction(_)) => {
-            // gRFC A28: accepted, and the requests that match fail.
             report.unenforced(&at.field("filter_action"), "matching requests are answered 501");
-            let body = b"the route's action is not supported".to_vec();
-            Some(RouteAction::DirectResponse(DirectResponse { status: 501, body }))
+            Some(unsupported())
         }
         None => {
-            report.problem(at, "an action is required");
-            None
+            report.unenforced(at, "the route has no action that is known: matching requests are answered 501");
+            Some(unsupported())
         }
     }
+}
+
+/// An action that is inappropriate, unset, or newer than this codec, which is the same to protobuf: the route is taken, and
+/// what matches fails (gRFC A28, A36).
+fn unsupported() -> RouteAction {
+    let body = b"the route's action is not supported".to_vec();
+    RouteAction::DirectResponse(DirectResponse { status: 501, body })
 }
 
 fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction {
@@ -144,7 +149,7 @@ fn decode_forward(
     };
     let rewrite = decode_rewrite(proto, at, report);
     Some(Forward {
-        to: decode_choice(proto.cluster_specifier.as_ref(), at, report)?,
+        to: decode_choice(proto.cluster_specifier.as_ref(), &outer.plugins, at, report)?,
         timeout,
         idle_timeout: common::nonzero_duration(proto.idle_timeout.as_ref(), at, "idle_timeout", report),
         max_stream_duration,
@@ -188,14 +193,13 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
 /// `max_stream_duration` (gRFC A31). No timeout is an explicit 0, for Envoy would take 15 s.
 fn encode_timeouts(forward: &Forward, action: &mut xds::RouteAction, ours: &mut RoutePolicy) {
     let (timeout, stream, grpc) = (forward.timeout, forward.max_stream_duration, forward.grpc_timeout_max);
-    let is_shorter = |limit: &Duration, than: Duration| !limit.is_zero() && *limit <= than;
     action.timeout = Some(common::duration(timeout.unwrap_or_default()));
     let header_max = match timeout {
         None => grpc,
         Some(timeout) => match grpc {
-            Some(grpc) => Some(if is_shorter(&grpc, timeout) { grpc } else { timeout }),
+            Some(grpc) => Some(if is_shorter(grpc, timeout) { grpc } else { timeout }),
             // What is said of all streams is shorter anyway.
-            None => (!stream.is_some_and(|stream| is_shorter(&stream, timeout))).then_some(timeout),
+            None => (!stream.is_some_and(|stream| is_shorter(stream, timeout))).then_some(timeout),
         },
     };
     if stream.is_some() || header_max.is_some() {
@@ -208,6 +212,11 @@ fn encode_timeouts(forward: &Forward, action: &mut xds::RouteAction, ours: &mut 
     if timeout.is_some() {
         ours.grpc_timeout_max = grpc.map(common::duration);
     }
+}
+
+/// Whether a limit that is one leaves no more than another.
+fn is_shorter(limit: Duration, than: Duration) -> bool {
+    !limit.is_zero() && limit <= than
 }
 
 /// Times that a route limits.
@@ -228,8 +237,11 @@ fn decode_timeouts(proto: &xds::RouteAction, ours: &RoutePolicy, at: &At<'_>, re
     let max_stream_duration = common::opt_duration(stream, &at_max, "max_stream_duration", report);
     let header = common::opt_duration(max.grpc_timeout_header_max.as_ref(), &at_max, "grpc_timeout_header_max", report);
     let own = common::opt_duration(ours.grpc_timeout_max.as_ref(), at, "grpc_timeout_max", report);
-    // A ceiling equal to the timeout is how a timeout is told to gRPC, and no ceiling of its own.
-    let grpc_timeout_max = own.or(header.filter(|header| Some(*header) != timeout));
+    // A ceiling equal to the timeout is how a timeout is told to gRPC, and no ceiling of its own, unless it stands in the
+    // place of a shorter life of all streams (gRFC A31).
+    let stands_for_all = |header| max_stream_duration.is_some_and(|stream| is_shorter(stream, header));
+    let is_own = |header: &Duration| Some(*header) != timeout || stands_for_all(*header);
+    let grpc_timeout_max = own.or(header.filter(is_own));
     Timeouts { timeout, max_stream_duration, grpc_timeout_max }
 }
 
@@ -252,7 +264,12 @@ fn encode_weight(entry: &WeightedCluster) -> ClusterWeight {
     }
 }
 
-fn decode_choice(proto: Option<&ClusterSpecifier>, at: &At<'_>, report: &mut Report) -> Option<ClusterChoice> {
+fn decode_choice(
+    proto: Option<&ClusterSpecifier>,
+    plugins: &[String],
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<ClusterChoice> {
     match proto {
         Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
             report.problem(&at.field("cluster"), "a name is required");
@@ -268,6 +285,11 @@ fn decode_choice(proto: Option<&ClusterSpecifier>, at: &At<'_>, report: &mut Rep
         },
         Some(ClusterSpecifier::WeightedClusters(split)) => {
             decode_weights(split, &at.field("weighted_clusters"), report).map(ClusterChoice::Weighted)
+        }
+        Some(ClusterSpecifier::ClusterSpecifierPlugin(name)) if !plugins.contains(name) => {
+            let reason = format!("cluster_specifier_plugins has no {name:?}");
+            report.problem(&at.field("cluster_specifier_plugin"), reason);
+            None
         }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_) | ClusterSpecifier::InlineClusterSpecifierPlugin(_))
         | None => {

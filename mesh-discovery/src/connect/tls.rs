@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mesh_core::id::{SpiffeId, TrustDomain};
-use mesh_core::identity::{Identity, TrustBundle, peer_spiffe_id};
+use mesh_core::identity::{Identity, TrustBundle, peer_spiffe_id, private_key};
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
@@ -190,6 +190,26 @@ fn root_store(file: Option<&str>) -> Result<RootCertStore, String> {
 fn certified_from(chain: &str, key: &str, crypto: &CryptoProvider) -> Result<CertifiedKey, String> {
     let certificates = read_certificates(chain)?;
     let (pem, _) = read_now(key).map_err(|e| format!("private key {key}: {e}"))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| format!("private key {key}: {e}"))?;
+    let key = private_key(&pem).map_err(|e| format!("private key {key}: {e}"))?;
     CertifiedKey::from_der(certificates, key, crypto).map_err(|e| format!("{chain}: {e}"))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use mesh_testkit::memory::{certified_files, copies};
+
+    use super::*;
+
+    #[test]
+    fn of_a_key_that_was_read_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let [key, certificate] = ["key.pem", "certificate.pem"].map(|name| folder.path().join(name));
+        let [number, text] = certified_files(&key, &certificate);
+        let [key, certificate] = [&key, &certificate].map(|path| path.to_str().unwrap());
+        let (held, _) = read_now(key).unwrap();
+        assert!(copies(&text) >= 1, "the control: it is held");
+        drop(held);
+        drop(certified_from(certificate, key, &mesh_testkit::crypto()).unwrap());
+        assert_eq!((copies(&number), copies(&text)), (0, 0));
+    }
 }

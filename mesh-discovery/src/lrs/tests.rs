@@ -192,6 +192,27 @@ async fn what_happens_while_no_stream_is_open_is_part_of_the_next_report() {
 }
 
 #[tokio::test]
+async fn a_stream_that_breaks_between_the_messages_of_a_report_costs_what_was_on_its_way_and_no_more() {
+    const CLUSTERS: usize = 10_000;
+    let mut world = world(all_ours()).await;
+    // With names as long as it takes for a report to be more than the window of a stream, which is 1 MiB.
+    let clusters: Vec<_> = (0..CLUSTERS).map(|number| world.cluster(&format!("{number:0300}"))).collect();
+    let mut stream = world.streams.recv().await.unwrap();
+    stream.order(&[]).await;
+    clusters.iter().for_each(|cluster| drop(cluster.locality(&zone("z")).issue()));
+    let first = stream.report().await.len();
+    assert!(first < CLUSTERS, "it takes several messages");
+    drop(stream);
+    // Some are lost in buffers; what was not taken from the store is told now.
+    let mut stream = world.streams.recv().await.unwrap();
+    stream.order(&[]).await;
+    let mut told = first;
+    while told < CLUSTERS / 2 {
+        told += stream.report().await.len();
+    }
+}
+
+#[tokio::test]
 async fn a_control_plane_hears_of_its_own_clusters_only() {
     let mut world =
         world(Arc::new(|names| names.iter().map(|name| Some(u16::from(name.as_str() != "ours"))).collect())).await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
 use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
+use mesh_core::id::ClusterName;
 use mesh_core::telemetry::load::{ClusterReport, LoadStore};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -114,16 +115,10 @@ impl Worker {
                 }
                 writable = tick => writable.map_err(|_| CLOSED)?,
             }
-            let now = Instant::now();
-            let reports = order.as_ref().map(|order| self.take(order, now));
-            due = now + order.as_ref().map_or(LOOK, |order| order.interval);
-            if let Some(reports) = reports
-                && !(reports.is_empty() && told_nothing)
-            {
-                told_nothing = reports.is_empty();
-                for message in messages(reports) {
-                    stream.requests.send(message).await.map_err(|_| CLOSED)?;
-                }
+            due = Instant::now() + order.as_ref().map_or(LOOK, |order| order.interval);
+            if let Some(order) = &order {
+                let told = self.tell(order, &stream, !told_nothing).await?;
+                told_nothing = !told;
             }
             if self.ours.among(&self.store.names()).is_empty() {
                 stream.end().await;
@@ -132,9 +127,26 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, order: &Order, now: Instant) -> Vec<ClusterReport> {
+    /// Sends what happened, each message taken from the store when there is room for it: what a stream that breaks in
+    /// between has not taken is told on the next one. Gives whether something happened; if nothing did, an empty message
+    /// says so where it is wanted.
+    async fn tell(&mut self, order: &Order, stream: &Open, says_nothing: bool) -> Result<bool, String> {
         let ours = self.ours.among(&self.store.names());
-        self.store.take(|cluster| order.wants(cluster) && ours.contains(cluster), now)
+        let mut wanted: Vec<ClusterName> = ours.iter().filter(|name| order.wants(name)).cloned().collect();
+        wanted.sort_unstable();
+        let mut told = false;
+        for part in wanted.chunks(CLUSTERS) {
+            let room = stream.requests.reserve().await.map_err(|_| CLOSED)?;
+            let reports = self.store.take(|cluster| part.binary_search(cluster).is_ok(), Instant::now());
+            if !reports.is_empty() {
+                room.send(message(reports));
+                told = true;
+            }
+        }
+        if !told && says_nothing {
+            stream.requests.send(message(Vec::new())).await.map_err(|_| CLOSED)?;
+        }
+        Ok(told)
     }
 }
 
@@ -161,10 +173,6 @@ impl Open {
 
 const CLOSED: &str = "the control plane closed the stream";
 
-/// One message, or as many as it takes; no reports are one empty message.
-fn messages(reports: Vec<ClusterReport>) -> impl Iterator<Item = LoadStatsRequest> {
-    let count = reports.len().div_ceil(CLUSTERS).max(1);
-    let mut stats = reports.into_iter().map(wire::stats);
-    let message = move |_| LoadStatsRequest { node: None, cluster_stats: stats.by_ref().take(CLUSTERS).collect() };
-    (0..count).map(message)
+fn message(reports: Vec<ClusterReport>) -> LoadStatsRequest {
+    LoadStatsRequest { node: None, cluster_stats: reports.into_iter().map(wire::stats).collect() }
 }

@@ -9,10 +9,10 @@ use std::io::Read;
 use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{Identity, TrustBundle, TrustBundles, peer_spiffe_id};
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles, peer_spiffe_id, private_key};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
@@ -102,15 +102,15 @@ impl Files {
 
     async fn refresh_certified(&mut self, now: u64) -> Result<bool, FileRefused> {
         let Some((chain, key)) = &self.watcher.identity else { return Ok(false) };
-        let (private, readable_by_others) = read_noting_mode(key).await?;
+        let (private, exposed) = read_noting_mode(key).await?;
         let read = [read(chain).await?, private];
         self.certified.take(&read, |[leaf, private]| {
-            if readable_by_others {
+            if let Some(exposed) = exposed {
                 // Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
-                tracing::warn!(file = key, "the private key can be read by others than its owner: chmod 600");
+                tracing::warn!(file = key, "{exposed}");
             }
             let certificates = certificates(chain, leaf)?;
-            let private = PrivateKeyDer::from_pem_slice(private).map_err(|e| refuse(key, e))?;
+            let private = private_key(private).map_err(|e| refuse(key, e))?;
             let certified =
                 CertifiedKey::from_der(certificates, private, &self.crypto).map_err(|e| refuse(chain, e))?;
             // Everything that an identity must be is checked there; whom to trust is added later.
@@ -247,39 +247,57 @@ async fn read(file: &str) -> Result<Zeroizing<Vec<u8>>, FileRefused> {
     read_noting_mode(file).await.map(|(content, _)| content)
 }
 
-/// Opens a file once; its content, and whether others than its owner can read it.
-async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, bool), FileRefused> {
+/// Opens a file once; its content, and what others than its owner could do to a key in it.
+async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, Option<&'static str>), FileRefused> {
     let path = file.to_owned();
     // Not by tokio's files, which have buffers of their own that nobody wipes.
     let read = tokio::task::spawn_blocking(move || read_now(&path)).await;
-    let (content, open_to_others) = read
+    let (content, exposed) = read
         .map_err(|e| refuse(file, e))?
         .map_err(|e: std::io::Error| refuse(file, format!("it cannot be read: {e}")))?;
     if content.len() as u64 > MAX_FILE {
         return Err(refuse(file, "it is larger than 4 MiB"));
     }
-    Ok((content, open_to_others))
+    Ok((content, exposed))
 }
 
 /// A file of at most one byte more than is taken; its content is wiped when it is dropped.
-pub(crate) fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, bool)> {
+pub(crate) fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, Option<&'static str>)> {
     let opened = std::fs::File::open(file)?;
     let metadata = opened.metadata()?;
     let room = usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or_default();
     // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
     let mut content = Zeroizing::new(Vec::with_capacity(room + 64));
     opened.take(MAX_FILE + 1).read_to_end(&mut content)?;
-    Ok((content, open_to_others(&metadata)))
+    Ok((content, exposed(file, &metadata)))
 }
 
+/// What others could do to a private key in this file; whoever may write its folder can put another one in its place,
+/// unless each may take away there only what is his own.
 #[cfg(unix)]
-fn open_to_others(metadata: &std::fs::Metadata) -> bool {
-    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o044 != 0
+fn exposed(file: &str, metadata: &std::fs::Metadata) -> Option<&'static str> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = metadata.permissions().mode();
+    let folder = std::path::Path::new(file).parent().map(|folder| match folder.as_os_str().is_empty() {
+        true => std::path::Path::new("."),
+        false => folder,
+    });
+    // What cannot be asked is not said to be open.
+    let folder = folder.and_then(|folder| std::fs::metadata(folder).ok()).map_or(0, |of| of.permissions().mode());
+    if mode & 0o022 != 0 {
+        Some("the private key can be written by others than its owner: chmod 600")
+    } else if mode & 0o044 != 0 {
+        Some("the private key can be read by others than its owner: chmod 600")
+    } else if folder & 0o022 != 0 && folder & 0o1000 == 0 {
+        Some("the private key can be replaced by others, who can write its folder: chmod 755 on that")
+    } else {
+        None
+    }
 }
 
 #[cfg(not(unix))]
-fn open_to_others(_: &std::fs::Metadata) -> bool {
-    false
+fn exposed(_: &str, _: &std::fs::Metadata) -> Option<&'static str> {
+    None
 }
 
 fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileRefused> {

@@ -13,12 +13,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::{Code, Status, Streaming};
-use tonic_prost::ProstCodec;
 
 use super::message::{Ask, Body, Cause, Name, Request, Resource, ResourceError, Response, StreamError, Variant};
 use super::node;
 use super::transport::{AdsStream, Transport};
-use super::wire::{DeltaResource, DeltaResponse, Packed, WorldResponse};
+use super::wire::{Bounded, DeltaResource, DeltaResponse, Failure, Packed, WorldResponse};
 use crate::codec;
 use crate::connect::{Connection, Connector, MAX_MESSAGE, status_text};
 
@@ -69,7 +68,7 @@ where
     let grpc = Grpc::with_origin(connection.clone(), connection.origin());
     let mut grpc = grpc.max_decoding_message_size(MAX_MESSAGE);
     grpc.ready().await.map_err(|error| Status::unknown(format!("the connection was not ready: {error}")))?;
-    grpc.streaming(tonic::Request::new(requests), PathAndQuery::from_static(method), ProstCodec::new()).await
+    grpc.streaming(tonic::Request::new(requests), PathAndQuery::from_static(method), Bounded::default()).await
 }
 
 async fn world(connection: Connection, outgoing: ReceiverStream<Request>) -> Responses {
@@ -205,7 +204,7 @@ fn body(packed: Packed) -> Body {
     Body::new(std::str::from_utf8(&packed.type_url).unwrap_or_default(), packed.value)
 }
 
-fn resource_error(error: wire::ResourceError) -> Option<ResourceError> {
+fn resource_error(error: Failure) -> Option<ResourceError> {
     let name = error.resource_name?.name;
     let status = error.error_detail.unwrap_or_default();
     let cause = match Code::from_i32(status.code) {

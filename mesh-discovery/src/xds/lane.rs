@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::PollSender;
 
 use super::message::{Request, Response, StreamError, Variant};
@@ -28,6 +28,8 @@ pub(super) struct Lane {
     backoff: Backoff,
     random: fastrand::Rng,
     phase: Phase,
+    /// Until when nobody is dialled, for the last attempt failed and the wait after it was given up with the last wish.
+    barred: Option<Instant>,
 }
 
 enum Phase {
@@ -58,7 +60,7 @@ pub(super) enum Event {
 impl Lane {
     pub(super) fn new(transport: Box<dyn Transport>) -> Self {
         let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        Self { transport, backoff, random: fastrand::Rng::new(), phase: Phase::Idle }
+        Self { transport, backoff, random: fastrand::Rng::new(), phase: Phase::Idle, barred: None }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -79,10 +81,21 @@ impl Lane {
         self.phase = Phase::Waiting(Box::pin(tokio::time::sleep(wait)));
     }
 
-    /// Gives the connection up.
+    /// Gives the connection up. A wait goes on: wishes that come and go do not dial who cannot be reached.
     pub(super) fn stop(&mut self) {
-        self.backoff.reset();
+        match &self.phase {
+            Phase::Waiting(sleep) => self.barred = Some(sleep.deadline()),
+            Phase::Open { .. } => self.backoff.reset(),
+            Phase::Idle | Phase::Opening(_) => {}
+        }
         self.phase = Phase::Idle;
+    }
+
+    /// Goes on with the wait that it was in when it was given up; false if that is over.
+    pub(super) fn waits_on(&mut self) -> bool {
+        let Some(end) = self.barred.take().filter(|end| *end > Instant::now()) else { return false };
+        self.phase = Phase::Waiting(Box::pin(tokio::time::sleep_until(end)));
+        true
     }
 
     /// Writes a request; only after [`Event::Writable`].

@@ -1,4 +1,5 @@
-//! The name of a resource without the resource.
+//! The fields of a protobuf without what they mean: the name of a resource without the resource, and how many parts a
+//! message has.
 
 use std::borrow::Cow;
 
@@ -7,25 +8,37 @@ use std::borrow::Cow;
 pub(super) fn peek(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     let mut name = None;
     while !bytes.is_empty() {
-        let tag = varint(&mut bytes)?;
-        let length = match tag & 7 {
-            0 => {
-                varint(&mut bytes)?;
-                continue;
-            }
-            1 => 8,
-            2 => usize::try_from(varint(&mut bytes)?).ok()?,
-            5 => 4,
-            _ => return None,
-        };
-        let (field, rest) = bytes.split_at_checked(length)?;
-        bytes = rest;
+        let (tag, field) = field(&mut bytes)?;
         if tag == (1 << 3 | 2) {
             // The last one counts, as everywhere in protobuf.
             name = Some(std::str::from_utf8(field).ok()?);
         }
     }
     name.filter(|name| !name.is_empty()).map(Cow::Borrowed)
+}
+
+/// Whether a message has no more than so many fields, repeated ones counted each time. What is no protobuf has none.
+pub(super) fn has_at_most(max: usize, mut bytes: &[u8]) -> bool {
+    let fields = std::iter::from_fn(|| field(&mut bytes));
+    fields.take(max + 1).count() <= max
+}
+
+/// Takes the first field: its tag and its bytes, none for a number.
+fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
+    let tag = varint(bytes)?;
+    let length = match tag & 7 {
+        0 => {
+            varint(bytes)?;
+            0
+        }
+        1 => 8,
+        2 => usize::try_from(varint(bytes)?).ok()?,
+        5 => 4,
+        _ => return None,
+    };
+    let (field, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some((tag, field))
 }
 
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
@@ -59,6 +72,13 @@ mod tests {
             let resource = codec::encode_cluster(&mesh_core::policy::Cluster::new(name.as_str().into()));
             prop_assert_eq!(peek(&resource.value), Some(Cow::Borrowed(name.as_str())));
         }
+    }
+
+    #[test]
+    fn fields_are_counted_as_often_as_they_come() {
+        let bytes = [0x12, 0, 0x12, 1, 7, 0x10, 1, 0x12, 0];
+        assert!(has_at_most(4, &bytes) && !has_at_most(3, &bytes));
+        assert!(has_at_most(0, &[]) && has_at_most(0, &[0xff]));
     }
 
     #[test]

@@ -1,9 +1,23 @@
 //! The responses of both variants of the protocol, with the bytes of each resource as the part of the response that they
 //! are: what is held already is told by its bytes, and is neither copied nor looked into.
 
-use bytes::Bytes;
-use envoy_types::pb::envoy::service::discovery::v3::{ResourceError, ResourceName};
+//!
+//! A part of a response takes a hundred times the bytes that it may have on the wire: a response with more parts than any
+//! mesh has resources is refused before it is read. Lists inside of what is read here there are none.
+
+use std::marker::PhantomData;
+
+use bytes::{Buf, Bytes};
 use envoy_types::pb::google::protobuf::Duration;
+use prost::Message;
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder};
+use tonic_prost::ProstCodec;
+
+use super::name;
+
+/// Fields of a response, each resource and name one.
+const MAX_PARTS: usize = 1 << 20;
 
 /// `envoy.service.discovery.v3.DiscoveryResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -17,7 +31,7 @@ pub(super) struct WorldResponse {
     #[prost(string, tag = "5")]
     pub(super) nonce: String,
     #[prost(message, repeated, tag = "7")]
-    pub(super) resource_errors: Vec<ResourceError>,
+    pub(super) resource_errors: Vec<Failure>,
 }
 
 /// `envoy.service.discovery.v3.DeltaDiscoveryResponse`.
@@ -36,7 +50,7 @@ pub(super) struct DeltaResponse {
     #[prost(message, repeated, tag = "8")]
     pub(super) removed_resource_names: Vec<ResourceName>,
     #[prost(message, repeated, tag = "9")]
-    pub(super) resource_errors: Vec<ResourceError>,
+    pub(super) resource_errors: Vec<Failure>,
 }
 
 /// `envoy.service.discovery.v3.Resource`.
@@ -63,19 +77,91 @@ pub(super) struct Packed {
     pub(super) value: Bytes,
 }
 
+/// `envoy.service.discovery.v3.ResourceName`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ResourceName {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}
+
+/// `envoy.service.discovery.v3.ResourceError`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Failure {
+    #[prost(message, optional, tag = "1")]
+    pub(super) resource_name: Option<ResourceName>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) error_detail: Option<Detail>,
+}
+
+/// `google.rpc.Status`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Detail {
+    #[prost(int32, tag = "1")]
+    pub(super) code: i32,
+    #[prost(string, tag = "2")]
+    pub(super) message: String,
+}
+
+/// Prost's messages, where answers are read only within [`MAX_PARTS`].
+pub(super) struct Bounded<Q, A>(PhantomData<(Q, A)>);
+
+impl<Q, A> Default for Bounded<Q, A> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<Q: Message + Send + 'static, A: Message + Default + Send + 'static> Codec for Bounded<Q, A> {
+    type Encode = Q;
+    type Decode = A;
+    type Encoder = <ProstCodec<Q, A> as Codec>::Encoder;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstCodec::<Q, A>::new().encoder()
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self::default()
+    }
+}
+
+impl<Q, A: Message + Default> Decoder for Bounded<Q, A> {
+    type Item = A;
+    type Error = Status;
+
+    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<A>, Status> {
+        let bytes = source.copy_to_bytes(source.remaining());
+        read(bytes).map(Some).map_err(Status::internal)
+    }
+}
+
+fn read<A: Message + Default>(bytes: Bytes) -> Result<A, String> {
+    if !name::has_at_most(MAX_PARTS, &bytes) {
+        return Err(format!(
+            "a response has more than {MAX_PARTS} resources and names: have the control plane send less at a time"
+        ));
+    }
+    A::decode(bytes).map_err(|error| format!("a response cannot be read: {error}"))
+}
+
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::service::discovery::v3 as xds;
     use envoy_types::pb::google::protobuf::Any;
-    use prost::Message;
+    use envoy_types::pb::google::rpc;
 
     use super::*;
 
     #[test]
     fn both_responses_are_the_messages_of_the_protocol_and_their_resources_are_parts_of_the_bytes() {
         let any = Any { type_url: "t".into(), value: vec![1, 2, 3] };
-        let name = ResourceName { name: "n".into(), ..ResourceName::default() };
-        let error = ResourceError { resource_name: Some(name.clone()), error_detail: None };
+        let name = xds::ResourceName { name: "n".into(), ..Default::default() };
+        let status = rpc::Status { code: 5, message: "m".into(), details: vec![any.clone()] };
+        let error = xds::ResourceError { resource_name: Some(name.clone()), error_detail: Some(status) };
+        let own_name = ResourceName { name: "n".into() };
+        let detail = Some(Detail { code: 5, message: "m".into() });
+        let own_error = Failure { resource_name: Some(own_name.clone()), error_detail: detail };
         let world = xds::DiscoveryResponse {
             version_info: "v".into(),
             resources: vec![any.clone()],
@@ -87,7 +173,7 @@ mod tests {
         let bytes = Bytes::from(world.encode_to_vec());
         let read = WorldResponse::decode(bytes.clone()).unwrap();
         assert_eq!((read.version_info, read.type_url, read.nonce), ("v".into(), "u".into(), "1".into()));
-        assert_eq!(read.resource_errors, std::slice::from_ref(&error));
+        assert_eq!(read.resource_errors, std::slice::from_ref(&own_error));
         let Packed { type_url, value } = &read.resources[0];
         assert_eq!((&type_url[..], &value[..]), (&b"t"[..], &any.value[..]));
         assert!(bytes.as_ptr_range().contains(&value.as_ptr()), "not copied");
@@ -111,11 +197,22 @@ mod tests {
         };
         let read = DeltaResponse::decode(delta.encode_to_vec().as_slice()).unwrap();
         assert_eq!((read.system_version_info, read.type_url, read.nonce), ("v".into(), "u".into(), "2".into()));
-        assert_eq!((read.removed_resources, read.removed_resource_names), (vec!["r".into()], vec![name.clone()]));
-        assert_eq!(read.resource_errors, [error]);
+        assert_eq!((read.removed_resources, read.removed_resource_names), (vec!["r".into()], vec![own_name.clone()]));
+        assert_eq!(read.resource_errors, [own_error]);
         let DeltaResource { version, resource, name: plain, ttl, resource_name } = read.resources[0].clone();
-        assert_eq!((version, plain, resource_name), ("7".into(), "a".into(), Some(name)));
+        assert_eq!((version, plain, resource_name), ("7".into(), "a".into(), Some(own_name)));
         assert_eq!(ttl, Some(Duration { seconds: 5, nanos: 1 }));
         assert_eq!(resource.map(|packed| packed.value), Some(Bytes::from_static(&[1, 2, 3])));
+    }
+
+    #[test]
+    fn a_response_of_more_parts_than_any_mesh_has_is_refused_before_it_is_read() {
+        // Resources that are empty: two bytes each.
+        let empty = |parts: usize| Bytes::from([0x12, 0].repeat(parts));
+        let refused = read::<WorldResponse>(empty(MAX_PARTS + 1)).unwrap_err();
+        assert!(refused.contains("more than 1048576"), "{refused}");
+        assert!(read::<DeltaResponse>(Bytes::from([0x32, 0].repeat(MAX_PARTS + 1))).is_err());
+        // The control run: as many as that are read.
+        assert_eq!(read::<WorldResponse>(empty(MAX_PARTS)).unwrap().resources.len(), MAX_PARTS);
     }
 }

@@ -79,7 +79,7 @@ impl Worker {
         for _ in 0..BATCH {
             let mut state = state.lock();
             self.take_commands(cx, &mut state);
-            self.connect(&mut state);
+            while self.connect(&mut state) {}
             let mut busy = false;
             for server in 0..self.lanes.len() {
                 busy |= self.talk(cx, server, &mut state);
@@ -132,11 +132,16 @@ impl Worker {
         self.settle(state);
     }
 
-    /// Begins and ends connections as they are wanted.
-    fn connect(&mut self, state: &mut State) {
+    /// Begins and ends connections as they are wanted; gives whether others may be wanted by that.
+    fn connect(&mut self, state: &mut State) -> bool {
+        let mut turned = false;
         for (server, lane) in self.lanes.iter_mut().enumerate() {
             let id = server as ServerId;
             match (state.ads.wants(id), lane.is_idle()) {
+                (true, true) if lane.waits_on() => {
+                    state.ads.still_away(id, Instant::now());
+                    turned = true;
+                }
                 (true, true) => lane.open(state.ads.variant(id, Instant::now())),
                 (false, false) => {
                     lane.stop();
@@ -145,6 +150,7 @@ impl Worker {
                 _ => {}
             }
         }
+        turned
     }
 
     /// Moves one connection on; gives whether something happened.

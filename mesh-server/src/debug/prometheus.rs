@@ -303,7 +303,7 @@ fn health_lines(out: &mut String, metrics: &Metrics) {
 
 fn inbound_lines(out: &mut String, stats: &InboundStats) {
     const REFUSED: &str = "mesh_inbound_connections_refused_total";
-    const PLAINTEXT: &str = "mesh_inbound_plaintext_connections_total";
+    const PLAINTEXT: &str = "mesh_inbound_plaintext_connections";
     head(out, REFUSED, "counter", "Connections closed before any request reached the application.");
     for reason in Refusal::ALL {
         line(out, REFUSED, "", &format!("reason=\"{}\"", reason.as_str()), stats.refused(reason));
@@ -311,8 +311,8 @@ fn inbound_lines(out: &mut String, stats: &InboundStats) {
     head(
         out,
         PLAINTEXT,
-        "counter",
-        "Plaintext connections served under PERMISSIVE, by peer; of those seen within two hours.",
+        "gauge",
+        "Plaintext connections served under PERMISSIVE, by peer; of those that had one open within two hours.",
     );
     for (peer, connections) in stats.plaintext_peers() {
         let peer = peer.map_or_else(|| "others".to_owned(), |ip| ip.to_string());
@@ -541,11 +541,11 @@ mod tests {
 
     #[test]
     fn connections_are_shown_beside_requests() {
-        let stats = InboundStats::default();
+        let stats = Arc::<InboundStats>::default();
         stats.refuse(Refusal::Plaintext, ([10, 0, 0, 1], 1).into(), &"test");
-        stats.served_plaintext(([10, 0, 0, 2], 1).into());
+        let _open = stats.served_plaintext(([10, 0, 0, 2], 1).into());
         let text = encode("0", &Metrics::default(), Some(&stats));
         assert!(text.contains("mesh_inbound_connections_refused_total{reason=\"plaintext\"} 1\n"), "{text}");
-        assert!(text.contains("mesh_inbound_plaintext_connections_total{peer=\"10.0.0.2\"} 1\n"), "{text}");
+        assert!(text.contains("mesh_inbound_plaintext_connections{peer=\"10.0.0.2\"} 1\n"), "{text}");
     }
 }

@@ -90,7 +90,9 @@ async fn run(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn serve(tcp: TcpStream, shared: Arc<Shared>) {
-    let Ok(Ok((version, mut io))) = timeout(HEAD_LIMIT, detect(Stream::Plain(tcp))).await else { return };
+    let Ok(Ok((version, mut io))) = timeout(HEAD_LIMIT, detect(Stream::Plain { tcp, _open: None })).await else {
+        return;
+    };
     io.watch(version, &shared.config, || tracing::warn!("a flood of control frames ended a debug connection"));
     let io = TokioIo::new(io);
     let service = service_fn(|request| {

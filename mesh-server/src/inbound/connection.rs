@@ -26,7 +26,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -153,13 +153,18 @@ impl Door {
         let layer = self.layer.for_connection(peer.clone(), guest.server_name.clone(), false);
         let (leash, tether) = leash();
         io.tether = Some(tether);
-        // What else a new policy says is said to each request.
-        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, |_, _, _| true);
+        let (leave, leaving) = drain::channel();
+        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, may_ask_on);
+        let (told, limit) = (layer.clone(), self.config.unwelcome_limit);
         let closing = Box::pin(async move {
-            unwelcome.await;
+            if unwelcome.await == Leave::Narrowed {
+                told.leave();
+                leave.drain();
+                sleep(limit).await;
+            }
             leash.cut(Why::Policy);
         });
-        Some(Accepted::new(io, version, peer, layer, closing))
+        Some(Accepted::new(io, version, peer, layer, (closing, leaving)))
     }
 
     /// Decides about a connection; `None` = refused and closed.
@@ -223,10 +228,8 @@ impl Door {
         tls: bool,
     ) -> Option<(Stream, Option<Verified>)> {
         if !tls {
-            if listener.tls == InboundTls::Permissive {
-                self.stats.served_plaintext(address);
-            }
-            return Some((Stream::Plain(tcp), None));
+            let _open = (listener.tls == InboundTls::Permissive).then(|| self.stats.served_plaintext(address));
+            return Some((Stream::Plain { tcp, _open }, None));
         }
         match timeout(self.config.handshake_timeout, self.tls.accept(tcp, &listener.instances)).await {
             Err(_) => self.refuse(Refusal::Timeout, address, &"the handshake took too long"),

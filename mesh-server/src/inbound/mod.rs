@@ -12,4 +12,5 @@ pub use self::stats::{InboundStats, Refusal};
 
 pub(crate) use self::connection::{Door, http1_builder, http2_builder};
 pub(crate) use self::peers::Peers;
+pub(crate) use self::stats::PlaintextOpen;
 pub(crate) use self::worker::run;

@@ -108,6 +108,7 @@ async fn attend(
         () = sleep(left) => {}
     }
     leash.cut(why);
+    leash.gone().await;
 }
 
 fn why(leave: Leave) -> Why {

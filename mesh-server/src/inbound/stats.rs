@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -93,6 +94,21 @@ pub struct InboundStats {
     plaintext: Mutex<HashMap<Option<IpAddr>, PlaintextPeer>>,
 }
 
+/// A plaintext connection that is open: while it is, its peer is not forgotten.
+pub(crate) struct PlaintextOpen {
+    stats: Arc<InboundStats>,
+    peer: Option<IpAddr>,
+}
+
+impl Drop for PlaintextOpen {
+    fn drop(&mut self) {
+        if let Some(peer) = self.stats.plaintext.lock().get_mut(&self.peer) {
+            peer.open -= 1;
+            peer.seen = Instant::now();
+        }
+    }
+}
+
 #[derive(Default)]
 struct Counted {
     count: AtomicU64,
@@ -101,6 +117,9 @@ struct Counted {
 
 struct PlaintextPeer {
     connections: u64,
+    /// Of them.
+    open: u64,
+    /// When one of them was open last.
     seen: Instant,
     logged: Option<Instant>,
 }
@@ -121,8 +140,8 @@ impl InboundStats {
     }
 
     /// Plaintext connections served under a permissive policy, by address, in order; `None` = all
-    /// addresses beyond the first 1,024. Who has not come for two hours is forgotten: when it is empty nobody has opened a
-    /// plaintext connection in that time, and it is safe to turn to STRICT for whoever comes at least as often.
+    /// addresses beyond the first 1,024. Who has had none open for two hours is forgotten: when it is empty nobody has
+    /// had a plaintext connection in that time, and it is safe to turn to STRICT for whoever comes at least as often.
     pub fn plaintext_peers(&self) -> Vec<(Option<IpAddr>, u64)> {
         let mut kept = self.plaintext.lock();
         forget_old(&mut kept, Instant::now());
@@ -140,30 +159,36 @@ impl InboundStats {
         tracing::warn!(reason = reason.as_str(), code, %peer, suppressed, "connection refused: {why}");
     }
 
-    pub(crate) fn served_plaintext(&self, peer: SocketAddr) {
+    pub(crate) fn served_plaintext(self: &Arc<Self>, peer: SocketAddr) -> PlaintextOpen {
         let now = Instant::now();
-        {
+        let (open, told) = {
             let mut peers = self.plaintext.lock();
             let own = Some(peer.ip());
             if peers.len() >= MAX_PLAINTEXT_PEERS && !peers.contains_key(&own) {
                 forget_old(&mut peers, now);
             }
             let full = peers.len() >= MAX_PLAINTEXT_PEERS && !peers.contains_key(&own);
-            let known =
-                peers.entry(own.filter(|_| !full)).or_insert(PlaintextPeer { connections: 0, seen: now, logged: None });
+            let own = own.filter(|_| !full);
+            let new = PlaintextPeer { connections: 0, open: 0, seen: now, logged: None };
+            let known = peers.entry(own).or_insert(new);
             known.connections += 1;
+            known.open += 1;
             known.seen = now;
-            if full || known.logged.is_some_and(|at| now.duration_since(at) < PLAINTEXT_LOG_EVERY) {
-                return;
+            let told = full || known.logged.is_some_and(|at| now.duration_since(at) < PLAINTEXT_LOG_EVERY);
+            if !told {
+                known.logged = Some(now);
             }
-            known.logged = Some(now);
+            (PlaintextOpen { stats: self.clone(), peer: own }, told)
+        };
+        if !told {
+            tracing::info!(peer = %peer.ip(), "plaintext peer served under PERMISSIVE; STRICT would refuse it");
         }
-        tracing::info!(peer = %peer.ip(), "plaintext peer served under PERMISSIVE; STRICT would refuse it");
+        open
     }
 }
 
 fn forget_old(peers: &mut HashMap<Option<IpAddr>, PlaintextPeer>, now: Instant) {
-    peers.retain(|_, peer| now.duration_since(peer.seen) < PLAINTEXT_KEPT);
+    peers.retain(|_, peer| peer.open > 0 || now.duration_since(peer.seen) < PLAINTEXT_KEPT);
 }
 
 impl fmt::Debug for InboundStats {
@@ -179,11 +204,11 @@ mod tests {
 
     #[test]
     fn plaintext_peers_are_counted_by_address_within_a_bound() {
-        let stats = InboundStats::default();
+        let stats = Arc::<InboundStats>::default();
         for i in 0..=MAX_PLAINTEXT_PEERS as u32 {
-            stats.served_plaintext((std::net::Ipv4Addr::from(i), 1).into());
+            drop(stats.served_plaintext((std::net::Ipv4Addr::from(i), 1).into()));
         }
-        stats.served_plaintext(([0, 0, 0, 0], 2).into());
+        drop(stats.served_plaintext(([0, 0, 0, 0], 2).into()));
         let peers = stats.plaintext_peers();
         assert_eq!(peers.len(), MAX_PLAINTEXT_PEERS + 1);
         assert_eq!(peers[0], (Some([0, 0, 0, 0].into()), 2));
@@ -192,15 +217,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn plaintext_peers_that_do_not_come_again_are_forgotten() {
-        let stats = InboundStats::default();
+        let stats = Arc::<InboundStats>::default();
         let (one, other) = (([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 1).into());
-        stats.served_plaintext(one);
-        stats.served_plaintext(other);
+        drop(stats.served_plaintext(one));
+        drop(stats.served_plaintext(other));
         mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
-        stats.served_plaintext(other);
+        drop(stats.served_plaintext(other));
         assert_eq!(stats.plaintext_peers().len(), 2, "control");
         mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
         assert_eq!(stats.plaintext_peers(), [(Some([10, 0, 0, 2].into()), 2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plaintext_peer_is_known_for_as_long_as_it_has_a_connection_open() {
+        let stats = Arc::<InboundStats>::default();
+        let open = stats.served_plaintext(([10, 0, 0, 1], 1).into());
+        drop(stats.served_plaintext(([10, 0, 0, 2], 1).into()));
+        mesh_testkit::clock::pass(PLAINTEXT_KEPT * 2).await;
+        assert_eq!(stats.plaintext_peers(), [(Some([10, 0, 0, 1].into()), 1)], "the control has ended");
+        drop(open);
+        mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
+        assert_eq!(stats.plaintext_peers().len(), 1, "it counts from the end on");
+        mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
+        assert!(stats.plaintext_peers().is_empty());
     }
 
     #[test]

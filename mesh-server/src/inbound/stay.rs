@@ -67,6 +67,8 @@ pub(super) async fn stay_taken_over(
             () = sleep(leave.limit(config)) => {}
         }
         leash.cut(Why::Policy);
+        // As long as the application keeps it, it is one of those that are open.
+        leash.gone().await;
     }
 }
 

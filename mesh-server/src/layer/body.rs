@@ -33,7 +33,7 @@ pin_project! {
     {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if let Some(record) = this.record.take() {
+            if let Some(record) = this.record {
                 // Dropped without having been asked for its end, which hyper does when it knows that
                 // nothing more can come. Otherwise the record's own drop says that the peer is gone.
                 if record.is_whole() || this.content.is_end_stream() {
@@ -112,8 +112,9 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for InboundBody<B> {
             // An error of the application's body: the response has ended, if badly.
             Some(Err(_)) | None => ended = true,
         }
-        if ended && let Some(record) = this.record.take() {
+        if ended {
             record.finish();
+            *this.record = None;
         }
         Poll::Ready(frame)
     }

@@ -9,9 +9,7 @@ use mesh_core::context::{self, RETRIED};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::are_twins;
 use mesh_core::policy::{InboundListener, InboundTls, is_of_peer};
-
-// Names made once: a look-up by text has to check and sort the text each time.
-static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+use mesh_core::retry::grpc_status_text;
 
 /// What the mesh wants to know of a request's headers.
 #[derive(Default)]
@@ -114,8 +112,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 /// The gRPC status in headers or trailers; one that gRPC does not know is 2 (unknown), as its clients
 /// read it.
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
-    let text = headers.get(&GRPC_STATUS)?.to_str().ok();
-    let code = text.and_then(|text| text.parse().ok()).unwrap_or(2);
+    let code = grpc_status_text(headers)?.parse().unwrap_or(2);
     Some(if (0..=16).contains(&code) { code } else { 2 })
 }
 

@@ -73,7 +73,7 @@ pub use self::priority::Priority;
 use self::record::Record;
 use self::routes::Place;
 pub(crate) use self::target::Slashes;
-use self::target::Unsettled;
+use self::target::{Unsettled, Usual};
 use self::token::Challenge;
 use crate::load::{LoadReports, Question, Told};
 
@@ -179,6 +179,7 @@ struct Connection {
     peer: Option<Arc<PeerIdentity>>,
     /// The TLS server name that the peer asked for, empty if it named none; `None` = not known.
     server_name: Option<Box<str>>,
+    usual: Usual,
     series: Arc<RequestSeries>,
     limits: Limits,
     /// The rate limit of its peer.
@@ -242,6 +243,7 @@ impl Connection {
             shared: shared.clone(),
             peer: peer.map(Arc::new),
             server_name: None,
+            usual: Usual::default(),
             series,
             limits: Limits::new(Scope::Connection),
             rate: Own::default(),
@@ -337,7 +339,7 @@ where
         let parting = connection.parting(&request);
         let seen = headers::read(request.headers_mut());
         let grpc = seen.grpc;
-        let settled = target::settle(&mut request, &seen, &shared.slashes);
+        let settled = target::settle(&mut request, &seen, &shared.slashes, &connection.usual);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
@@ -465,13 +467,13 @@ impl InboundLayer {
             let before = extensions.remove().map(Box::new);
             extensions.insert(Treated { by: shared.clone(), before });
         }
-        // By reference: what a closure takes along is copied with it.
-        let mut request = Some(request);
-        let mut called = || request.take().map(|request| inner.call(request));
-        match caught(|| context::enter(context.clone(), &mut called)) {
-            Ok(inner) => {
-                let inner = inner.expect("it is there");
-                Work::Serving { inner: context::scope(context, inner), grpc, more: None }
+        // Both by reference: what a closure takes along or gives back is copied from one to the next.
+        let (mut request, mut called) = (Some(request), None);
+        let mut call = || called = request.take().map(|request| inner.call(request));
+        match caught(|| context::enter(context.clone(), &mut call)) {
+            Ok(()) => {
+                let inner = context::scope(context, called.expect("it was called"));
+                Work::Serving { inner, grpc, more: None }
             }
             Err(panicked) => {
                 tracing::error!(error = %panicked, "the application's service failed: answered with 500");
@@ -678,7 +680,7 @@ where
                     Ok(Poll::Pending) => {
                         ready!(is_over(this.record, cx));
                         let answer = Refused::Over.answer(*grpc);
-                        return Poll::Ready(Ok(conclude(answer, *this.parting, this.record.take())));
+                        return Poll::Ready(Ok(conclude(answer, *this.parting, this.record)));
                     }
                     Err(panicked) => Err(panicked.into()),
                 };
@@ -713,7 +715,7 @@ where
             WorkProjection::Told { told } => tell(told.take().expect("a future is not polled after its end")),
             WorkProjection::Refused { why, grpc } => why.answer(*grpc),
         };
-        Poll::Ready(Ok(conclude(response, *this.parting, this.record.take())))
+        Poll::Ready(Ok(conclude(response, *this.parting, this.record)))
     }
 }
 
@@ -728,19 +730,19 @@ fn is_over(record: &mut Option<Record>, cx: &Context<'_>) -> Poll<()> {
     Poll::Ready(())
 }
 
-/// The head of an answer as the caller gets it, and in the record.
+/// The head of an answer as the caller gets it, and in the record, which goes with its body.
 fn conclude<B: Body>(
     mut response: Response<Content<B>>,
     parting: Parting,
-    mut record: Option<Record>,
+    record: &mut Option<Record>,
 ) -> Response<InboundBody<B>> {
     if parting.is_last(response.status()) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Some(record) = &mut record {
+    if let Some(record) = record {
         record.head(response.status(), response.headers_mut());
     }
-    response.map(|content| InboundBody::new(content, record))
+    response.map(|content| InboundBody::new(content, record.take()))
 }
 
 /// The answer to a question about the load.

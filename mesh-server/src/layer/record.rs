@@ -192,7 +192,7 @@ impl Record {
     }
 
     /// The response has ended.
-    pub(super) fn finish(mut self) {
+    pub(super) fn finish(&mut self) {
         for ticket in std::mem::take(&mut self.tickets) {
             ticket.finish();
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mesh_core::id::Workload;
-use mesh_core::matcher::{CompiledRoute, RequestView, RouteTable};
+use mesh_core::matcher::{CompiledRoute, RequestView, RouteTable, unescaped};
 use mesh_core::policy::{
     Guards, HeaderPolicy, InboundHost, InboundRoute, InboundRoutes, Route, RouteAction, RouteConfiguration, RouteMatch,
     VirtualHost,
@@ -43,7 +43,8 @@ impl Routes {
             routes: host
                 .routes
                 .iter()
-                .map(|r| Route::new(of_requests(&r.matcher), RouteAction::NonForwarding))
+                .map(|r| RouteMatch { path: unescaped(&r.matcher.path), ..of_requests(&r.matcher) })
+                .map(|matcher| Route::new(matcher, RouteAction::NonForwarding))
                 .collect(),
             headers: HeaderPolicy::default(),
             retry: None,

@@ -2,6 +2,7 @@
 //! one may take away. Policy and application see the result.
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Method, Request, header};
@@ -62,6 +63,29 @@ fn has_encoded_slash(path: &str) -> bool {
     path.contains('%') && (path.contains("%2F") || path.contains("%5C"))
 }
 
+/// The authority that the first request of a connection has, if that is in normal form: nearly always all of them have it,
+/// and comparing costs a few instructions where reading a name costs ten for each byte.
+#[derive(Default)]
+pub(super) struct Usual(OnceLock<Box<str>>);
+
+impl Usual {
+    fn normal<'a>(&self, authority: &'a str) -> Result<Cow<'a, str>, MalformedTarget> {
+        if self.0.get().is_some_and(|usual| **usual == *authority) {
+            return Ok(Cow::Borrowed(authority));
+        }
+        let normal = normalize_authority(authority)?;
+        if let Cow::Borrowed(plain) = &normal
+            && plain.len() <= LONGEST_USUAL
+        {
+            self.0.get_or_init(|| (*plain).into());
+        }
+        Ok(normal)
+    }
+}
+
+/// A DNS name with a port. What is longer is no host's, and not held for the life of a connection.
+const LONGEST_USUAL: usize = 253 + ":65535".len();
+
 /// What `Connection` may name: it is no way to have a header taken away that somebody else relies on.
 const OF_ONE_HOP: [&str; 9] = [
     "close",
@@ -76,12 +100,17 @@ const OF_ONE_HOP: [&str; 9] = [
 ];
 
 /// Brings a request's path and authority to their normal form and leaves it one authority: the URI's where there is one,
-/// which then has no `Host` beside it that says something else. Most requests are not changed.
+/// which then has no `Host` beside it that says something else. Most requests are not changed. `usual` is their connection's.
 ///
 /// # Errors
 /// The request has more than one meaning. It is unchanged then.
-pub(super) fn settle<B>(request: &mut Request<B>, seen: &Seen, slashes: &Slashes) -> Result<(), Unsettled> {
-    let (authority, host) = settled_authority(request, seen.host)?;
+pub(super) fn settle<B>(
+    request: &mut Request<B>,
+    seen: &Seen,
+    slashes: &Slashes,
+    usual: &Usual,
+) -> Result<(), Unsettled> {
+    let (authority, host) = settled_authority(request, seen.host, usual)?;
     if seen.connection {
         check_connection(request.headers())?;
     }
@@ -109,8 +138,8 @@ enum Host {
 }
 
 impl Host {
-    fn of(given: &str) -> Result<Self, MalformedTarget> {
-        Ok(match normalize_authority(given)? {
+    fn of(given: &str, usual: &Usual) -> Result<Self, MalformedTarget> {
+        Ok(match usual.normal(given)? {
             Cow::Borrowed(_) => Self::Stays,
             Cow::Owned(normal) => Self::Becomes(normal.try_into().map_err(|_| MalformedTarget::Authority)?),
         })
@@ -118,7 +147,11 @@ impl Host {
 }
 
 /// The authority to put in place of the URI's, if that is not in normal form, and what becomes of `Host`.
-fn settled_authority<B>(request: &Request<B>, has_host: bool) -> Result<(Option<Authority>, Host), Unsettled> {
+fn settled_authority<B>(
+    request: &Request<B>,
+    has_host: bool,
+    usual: &Usual,
+) -> Result<(Option<Authority>, Host), Unsettled> {
     let host = if has_host {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next();
@@ -133,16 +166,16 @@ fn settled_authority<B>(request: &Request<B>, has_host: bool) -> Result<(Option<
     let Some(authority) = request.uri().authority() else {
         // An empty one says that there is none (RFC 9112, section 3.2).
         let host = match host.filter(|host| !host.is_empty()) {
-            Some(host) => Host::of(std::str::from_utf8(host).map_err(|_| MalformedTarget::Authority)?)?,
+            Some(host) => Host::of(std::str::from_utf8(host).map_err(|_| MalformedTarget::Authority)?, usual)?,
             None => Host::Stays,
         };
         return Ok((None, host));
     };
-    let normal = normalize_authority(authority.as_str())?;
+    let normal = usual.normal(authority.as_str())?;
     let host = match host {
         None => Host::Stays,
         Some(host) if host == normal.as_bytes() => Host::Stays,
-        Some(host) if host == authority.as_str().as_bytes() => Host::of(authority.as_str())?,
+        Some(host) if host == authority.as_str().as_bytes() => Host::of(authority.as_str(), usual)?,
         Some(_) => Host::Goes,
     };
     let authority = match normal {
@@ -180,4 +213,36 @@ fn settled_path<B>(request: &Request<B>, grpc: bool, slashes: &Slashes) -> Resul
         path.push_str(query);
     }
     Ok(Some(path.try_into().map_err(|_| MalformedTarget::Escape)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_authorities_than_the_usual_one_are_read_as_ever() {
+        let normal = |usual: &Usual, of: &str| usual.normal(of).map(Cow::into_owned);
+        for first in ["a.test:80", "A.test", "a..test", "", "a"] {
+            let usual = Usual::default();
+            let _ = normal(&usual, first);
+            for authority in
+                ["a.test:80", "A.test:80", "a.test:080", "a.test", "b.test:80", "a..test", "a@b", "", "[::1]:80"]
+            {
+                let expected = normalize_authority(authority).map(Cow::into_owned);
+                assert_eq!(normal(&usual, authority), expected, "{authority} after {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_usual_authority_is_not_held() {
+        let long = "a".repeat(LONGEST_USUAL + 1);
+        for first in ["A.test", "a..test", long.as_str()] {
+            let usual = Usual::default();
+            let _ = usual.normal(first);
+            assert_eq!(usual.0.get(), None, "{first}");
+            assert_eq!(usual.normal("a.test"), Ok(Cow::Borrowed("a.test")));
+            assert_eq!(usual.0.get().map(|held| &**held), Some("a.test"));
+        }
+    }
 }

@@ -72,8 +72,8 @@ impl Leash {
     }
 
     /// From now on reading and writing fail.
-    pub(crate) fn cut(self, why: Why) {
-        // Nobody else has the leash.
+    pub(crate) fn cut(&self, why: Why) {
+        // The first reason counts.
         let _ = self.cut.why.set(why);
         self.cut.reader.wake();
         self.cut.writer.wake();

@@ -12,10 +12,15 @@ use tokio_rustls::server::TlsStream;
 use super::cut::Tether;
 use super::{Frames, HttpVersion, Messages};
 use crate::Config;
+use crate::inbound::PlaintextOpen;
 
 /// An accepted socket.
 pub(crate) enum Stream {
-    Plain(TcpStream),
+    Plain {
+        tcp: TcpStream,
+        /// Counts it while it is open.
+        _open: Option<PlaintextOpen>,
+    },
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -23,7 +28,7 @@ impl Stream {
     /// The TLS server name that the peer asked for; empty if none.
     pub(crate) fn server_name(&self) -> &str {
         match self {
-            Self::Plain(_) => "",
+            Self::Plain { .. } => "",
             Self::Tls(tls) => tls.get_ref().1.server_name().unwrap_or_default(),
         }
     }
@@ -31,7 +36,7 @@ impl Stream {
     /// Closes it at once, and so that the peer does not take it for an orderly end.
     pub(crate) fn reset(self) {
         let tcp = match &self {
-            Self::Plain(tcp) => tcp,
+            Self::Plain { tcp, .. } => tcp,
             Self::Tls(tls) => tls.get_ref().0,
         };
         // A socket that refuses is closed all the same.
@@ -61,7 +66,7 @@ pub(crate) struct Detected {
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Plain { tcp, .. } => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
     }
@@ -70,21 +75,21 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Plain { tcp, .. } => Pin::new(tcp).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Plain { tcp, .. } => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Plain { tcp, .. } => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
@@ -95,14 +100,14 @@ impl AsyncWrite for Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Plain { tcp, .. } => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Plain { tcp, .. } => tcp.is_write_vectored(),
             Self::Tls(tls) => tls.is_write_vectored(),
         }
     }
@@ -118,7 +123,7 @@ impl Detected {
     /// speaks: bytes that came under another one, or under none, may have been meant for another protocol.
     pub(crate) fn may_be_http2(&self) -> bool {
         match &self.stream {
-            Stream::Plain(_) => true,
+            Stream::Plain { .. } => true,
             Stream::Tls(tls) => matches!(tls.get_ref().1.alpn_protocol(), Some(b"h2" | b"istio")),
         }
     }
@@ -134,6 +139,17 @@ impl Detected {
 
     fn check(&self) -> io::Result<()> {
         self.tether.as_ref().map_or(Ok(()), Tether::check)
+    }
+
+    /// Whoever waits to write hears that the connection was cut.
+    fn wait_to_write<T>(&self, cx: &Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &self.tether {
+            Some(tether) if polled.is_pending() => match tether.wait_to_write(cx.waker()) {
+                Ok(()) => Poll::Pending,
+                Err(cut) => Poll::Ready(Err(cut)),
+            },
+            _ => polled,
+        }
     }
 
     /// Looks at what has come of frames. Who sends a flood is told before it is over, if the socket takes it at once.
@@ -190,7 +206,8 @@ impl AsyncWrite for Detected {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.check()?;
-        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        let written = ready!(this.wait_to_write(cx, polled))?;
         if let Some(frames) = &mut this.frames {
             frames.wrote(&buf[..written]);
         }
@@ -200,11 +217,14 @@ impl AsyncWrite for Detected {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.check()?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        let polled = Pin::new(&mut this.stream).poll_flush(cx);
+        this.wait_to_write(cx, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.wait_to_write(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -214,7 +234,8 @@ impl AsyncWrite for Detected {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.check()?;
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let written = ready!(this.wait_to_write(cx, polled))?;
         if let Some(frames) = &mut this.frames {
             let mut rest = written;
             for buf in bufs {

@@ -69,7 +69,7 @@ async fn every_path_answers_from_its_closure() {
     let metrics = ask(&debug, &get("/metrics")).await;
     assert!(metrics.contains("istio_build{component=\"mesh\",tag=\"1.2.3\"} 1\n"), "{metrics}");
     assert!(metrics.contains("istio_requests_total{reporter=\"destination\""), "{metrics}");
-    assert!(metrics.contains("mesh_inbound_plaintext_connections_total{peer=\"127.0.0.1\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("mesh_inbound_plaintext_connections{peer=\"127.0.0.1\"} 1\n"), "{metrics}");
     assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
     let refused = "mesh_config_resources{kind=\"routes\",state=\"nacked_but_cached\"} 3\n";
     assert!(metrics.contains(refused) && metrics.contains("mesh_config_unconfirmed_seconds 60\n"), "{metrics}");

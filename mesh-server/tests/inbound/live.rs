@@ -1,5 +1,7 @@
 //! Requests that are being served while policy changes.
 
+use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,16 +9,20 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tower_layer::Layer;
+use tower_service::Service;
 
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, PathMatch, Permission,
-    Principal, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundState, InboundTls, PathMatch,
+    Permission, Principal, StringMatcher,
 };
-use mesh_server::Config;
+use mesh_server::{Config, Server};
 
 use crate::kit::{Client, Http, World, get, listener, policy, read, spawn, text, within};
 
@@ -27,23 +33,17 @@ struct Streams {
 }
 
 impl Streams {
-    async fn start(unwelcome_limit: Duration) -> Self {
+    /// `by_hand` = in a loop of the application's own.
+    async fn start(unwelcome_limit: Duration, by_hand: bool) -> Self {
         let (feed, fed) = watch::channel(0);
-        let service = tower::service_fn(move |_| {
-            let fed = fed.clone();
-            async move {
-                let frames = futures_util::stream::unfold(fed, |mut fed| async move {
-                    fed.changed().await.ok()?;
-                    let now = *fed.borrow_and_update();
-                    Some((Ok::<_, BoxError>(Frame::data(Bytes::from(now.to_string()))), fed))
-                });
-                Ok::<_, BoxError>(Response::new(StreamBody::new(frames)))
-            }
-        });
         let mut config = Config::default();
         config.unwelcome_limit = unwelcome_limit;
         config.lame_duck = Duration::from_millis(10);
-        Self { world: World::start(policy(InboundTls::Permissive), config, service).await, feed }
+        let mut world = World::start(policy(InboundTls::Permissive), config, fed_by(fed.clone())).await;
+        if by_hand {
+            world.address = serve_by_hand(world.server.clone(), fed_by(fed)).await;
+        }
+        Self { world, feed }
     }
 
     /// A stream that somebody has open.
@@ -73,6 +73,54 @@ impl Streams {
     }
 }
 
+fn fed_by<B>(
+    fed: watch::Receiver<u32>,
+) -> impl Service<
+    http::Request<B>,
+    Response = Response<impl http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static>,
+    Error = BoxError,
+    Future: Send + 'static,
+> + Clone
++ Send
++ 'static {
+    tower::service_fn(move |_| {
+        let fed = fed.clone();
+        async move {
+            let frames = futures_util::stream::unfold(fed, |mut fed| async move {
+                fed.changed().await.ok()?;
+                let now = *fed.borrow_and_update();
+                Some((Ok::<_, BoxError>(Frame::data(Bytes::from(now.to_string()))), fed))
+            });
+            Ok::<_, BoxError>(Response::new(StreamBody::new(frames)))
+        }
+    })
+}
+
+async fn serve_by_hand<S, RB>(server: Server, service: S) -> SocketAddr
+where
+    S: Service<http::Request<Incoming>, Response = Response<RB>, Error = BoxError> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    RB: http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    spawn(async move {
+        while let Ok((tcp, peer)) = listener.accept().await {
+            let (server, service) = (server.clone(), service.clone());
+            spawn(async move {
+                let Some(connection) = server.accept(tcp, peer).await else { return };
+                let service = TowerToHyperService::new(connection.layer().layer(service));
+                let io = TokioIo::new(connection);
+                let _ = match io.inner().is_http2() {
+                    true => server.http2().serve_connection(io, service).await,
+                    false => server.http1().serve_connection(io, service).await,
+                };
+            });
+        }
+    });
+    address
+}
+
 /// The stream ends, and with an error: nobody takes it for whole.
 async fn ends(answer: &mut Response<Incoming>) {
     within(async {
@@ -98,8 +146,8 @@ fn denied(permission: Permission, account: &str) -> AuthorizationPolicy {
 
 #[tokio::test]
 async fn s51_a_stream_ends_when_a_policy_comes_that_refuses_its_caller_and_others_go_on() {
-    for version in [Http::One, Http::Two] {
-        let streams = Streams::start(Duration::from_millis(20)).await;
+    for (version, by_hand) in [(Http::One, false), (Http::Two, false), (Http::One, true), (Http::Two, true)] {
+        let streams = Streams::start(Duration::from_millis(20), by_hand).await;
         let (_refused, mut refused) = streams.open("refused", "/", version).await;
         let (_welcome, mut welcome) = streams.open("welcome", "/", version).await;
         streams.flows(&mut refused).await;
@@ -120,8 +168,8 @@ async fn s51_a_stream_ends_when_a_policy_comes_that_refuses_its_caller_and_other
 
 #[tokio::test]
 async fn s51_what_only_a_request_can_tell_is_asked_of_the_next_one() {
-    for version in [Http::One, Http::Two] {
-        let streams = Streams::start(Duration::from_millis(20)).await;
+    for (version, by_hand) in [(Http::One, false), (Http::Two, false), (Http::One, true), (Http::Two, true)] {
+        let streams = Streams::start(Duration::from_millis(20), by_hand).await;
         let (_client, mut admin) = streams.open("web", "/admin", version).await;
         streams.publish(vec![denied(Permission::Path(PathMatch::Exact("/admin".into())), "web")]);
         ends(&mut admin).await;
@@ -187,32 +235,48 @@ async fn an_http1_connection_that_leaves_says_so_to_a_request_that_is_on_its_way
     within(idle.ended).await.unwrap();
 }
 
+/// Whoever does as told loses nothing.
+#[tokio::test]
+async fn a_loop_of_the_applications_own_hears_that_a_connection_has_to_leave() {
+    let world = World::hello(InboundTls::Permissive).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, peer) = listener.accept().await.unwrap();
+    let client = spawn(Client::over(tcp, Http::Two));
+    let connection = within(world.server.accept(accepted, peer)).await.unwrap();
+    let leaving = connection.leaving();
+    let hello = tower::service_fn(|_: http::Request<Incoming>| async { text("hello") });
+    let service = TowerToHyperService::new(connection.layer().layer(hello));
+    let http2 = world.server.http2();
+    let serving = async {
+        let mut serving = std::pin::pin!(http2.serve_connection(TokioIo::new(connection), service));
+        tokio::select! {
+            ended = serving.as_mut() => return ended,
+            () = leaving => serving.as_mut().graceful_shutdown(),
+        }
+        serving.await
+    };
+    let asking = async {
+        let mut client = client.await.unwrap().unwrap();
+        assert_eq!(client.get("/").await.unwrap(), (200, "hello".to_owned()));
+        world.policy.publish(InboundState::Ready(Arc::new(denying(Principal::Any))));
+        client.ended.await.unwrap();
+    };
+    let (ended, ()) = within(async { tokio::join!(serving, asking) }).await;
+    assert!(ended.is_ok(), "an orderly end");
+}
+
+/// A listener that denies this caller all.
+fn denying(who: Principal) -> InboundListener {
+    let rule = AuthorizationRule { name: "r".to_owned(), permissions: vec![Permission::Any], principals: vec![who] };
+    let policy = AuthorizationPolicy { rules: vec![rule], ..AuthorizationPolicy::new("p", AuthorizationAction::Deny) };
+    InboundListener { authorization: vec![policy], ..listener(InboundTls::Permissive) }
+}
+
 #[tokio::test]
 async fn s51_a_connection_that_the_application_took_over_is_cut_too() {
     for refused in [true, false] {
-        let (taken, mut took) = mpsc::channel(1);
-        let service = tower::service_fn(move |mut request: http::Request<mesh_server::Body>| {
-            let taken = taken.clone();
-            async move {
-                let upgrade = hyper::upgrade::on(&mut request);
-                spawn(async move {
-                    taken.send(hyper_util::rt::TokioIo::new(upgrade.await.unwrap())).await.unwrap();
-                });
-                let switching =
-                    Response::builder().status(101).header("connection", "upgrade").header("upgrade", "echo");
-                Ok::<_, BoxError>(switching.body(http_body_util::Empty::<Bytes>::new()).unwrap())
-            }
-        });
-        let mut config = Config::default();
-        config.unwelcome_limit = Duration::from_millis(20);
-        let world = World::start(policy(InboundTls::Permissive), config, service).await;
-        let mut tcp = TcpStream::connect(world.address).await.unwrap();
-        let request = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
-        tcp.write_all(request).await.unwrap();
-        let mut head = [0; 12];
-        within(tcp.read_exact(&mut head)).await.unwrap();
-        assert_eq!(&head, b"HTTP/1.1 101");
-        let mut io = within(took.recv()).await.unwrap();
+        let (world, mut tcp, mut io) = took_over(Config::default()).await;
         // The application waits for bytes that do not come.
         let waiting = spawn(async move {
             let mut byte = [0; 1];
@@ -220,12 +284,7 @@ async fn s51_a_connection_that_the_application_took_over_is_cut_too() {
             (read, io)
         });
         let who = if refused { Principal::Any } else { Principal::Authenticated(None) };
-        let rule =
-            AuthorizationRule { name: "r".to_owned(), permissions: vec![Permission::Any], principals: vec![who] };
-        let mut changed = listener(InboundTls::Permissive);
-        changed.authorization =
-            vec![AuthorizationPolicy { rules: vec![rule], ..AuthorizationPolicy::new("p", AuthorizationAction::Deny) }];
-        world.policy.publish(InboundState::Ready(Arc::new(changed)));
+        world.policy.publish(InboundState::Ready(Arc::new(denying(who))));
         if refused {
             assert!(within(waiting).await.unwrap().0.is_err());
         } else {
@@ -237,4 +296,71 @@ async fn s51_a_connection_that_the_application_took_over_is_cut_too() {
             io.write_all(b"y").await.unwrap();
         }
     }
+}
+
+/// A caller that does not read would keep a writer waiting, and so the connection open.
+#[tokio::test]
+async fn s51_it_is_cut_while_the_application_waits_to_write_and_counts_for_as_long_as_it_has_it() {
+    let mut config = Config::default();
+    config.max_connections = 1;
+    let (world, _silent, mut io) = took_over(config).await;
+    let (blocked, full) = oneshot::channel();
+    let mut blocked = Some(blocked);
+    let waiting = spawn(async move {
+        let ended = std::future::poll_fn(|cx| {
+            loop {
+                match std::task::ready!(std::pin::Pin::new(&mut io).poll_write(cx, &[0; 64 << 10])) {
+                    Ok(_) => {}
+                    Err(ended) => return std::task::Poll::Ready(ended),
+                }
+            }
+        });
+        let mut ended = std::pin::pin!(ended);
+        let ended = std::future::poll_fn(|cx| {
+            let polled = ended.as_mut().poll(cx);
+            blocked.take().filter(|_| polled.is_pending()).map(|blocked| blocked.send(()));
+            polled
+        })
+        .await;
+        (ended, io)
+    });
+    within(full).await.unwrap();
+    world.policy.publish(InboundState::Ready(Arc::new(denying(Principal::Any))));
+    let (ended, io) = within(waiting).await.unwrap();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionAborted);
+    let ask = async || {
+        let mut client = Client::over(TcpStream::connect(world.address).await?, Http::One).await?;
+        Ok::<_, BoxError>(client.get("/").await?)
+    };
+    assert!(within(ask()).await.is_err(), "it is open still");
+    drop(io);
+    within(async { while ask().await.is_err() {} }).await;
+}
+
+/// A server and a connection of which both ends are in the test's hands after an upgrade.
+async fn took_over(mut config: Config) -> (World, TcpStream, TokioIo<hyper::upgrade::Upgraded>) {
+    let (taken, mut took) = mpsc::channel(1);
+    let service = tower::service_fn(move |mut request: http::Request<mesh_server::Body>| {
+        let taken = taken.clone();
+        async move {
+            let upgrade = hyper::upgrade::on(&mut request);
+            spawn(async move {
+                // Nobody takes over what is refused.
+                let Ok(upgraded) = upgrade.await else { return };
+                taken.send(TokioIo::new(upgraded)).await.unwrap();
+            });
+            let switching = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "echo");
+            Ok::<_, BoxError>(switching.body(http_body_util::Empty::<Bytes>::new()).unwrap())
+        }
+    });
+    config.unwelcome_limit = Duration::from_millis(20);
+    let world = World::start(policy(InboundTls::Permissive), config, service).await;
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    tcp.write_all(request).await.unwrap();
+    let mut head = [0; 12];
+    within(tcp.read_exact(&mut head)).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 101");
+    let io = within(took.recv()).await.unwrap();
+    (world, tcp, io)
 }

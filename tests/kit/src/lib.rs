@@ -12,6 +12,8 @@ mod dropped;
 mod echo;
 mod issuer;
 mod log;
+#[cfg(target_os = "linux")]
+pub mod memory;
 pub mod policy;
 mod raw;
 mod resolver;

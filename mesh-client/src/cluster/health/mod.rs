@@ -11,7 +11,7 @@ use mesh_core::health::{Accrual, Evidence, Turn, Vitals};
 use mesh_core::policy;
 use tokio::sync::Notify;
 
-pub(super) use self::worker::start;
+pub(super) use self::worker::{Owned, start};
 
 /// Whether the policy asks for a look at the endpoints' health.
 pub(super) fn is_watched(policy: &policy::Cluster) -> bool {

@@ -150,7 +150,7 @@ impl Prober {
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
         let pool = patient.pool.get_or_insert_with(|| Pool::new(self.dialer.clone(), patient.peer.clone()));
         for fresh in [false, true] {
-            let mut lease = pool.acquire(false, fresh, Instant::now(), Room::ANY, || Ok(())).await?;
+            let mut lease = pool.acquire(false, fresh, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await?;
             let outgoing = body.clone().map_or(Outgoing::Empty, |bytes| Outgoing::Full(Some(bytes), None));
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {

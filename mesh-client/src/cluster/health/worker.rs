@@ -13,22 +13,32 @@ use futures_util::{FutureExt, StreamExt};
 use mesh_core::health::{Change, CheckOutcome, Member, Roster, Standing, Tally};
 use mesh_core::policy::{self, Address, Endpoints};
 use mesh_core::telemetry::HealthSeries;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use super::probe::{Patient, Prober};
 use super::{Watch, is_checked, is_watched};
 use crate::cluster::{Cluster, Members, is_still};
-use crate::connect::worker::{Owned, spawn};
+use crate::connect::worker::{self, spawn};
 use crate::env::Env;
 
-/// Starts the owner, if the policy asks for one.
-pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Option<Owned<()>> {
+/// The task, and what it knows: it stays when the task is begun anew.
+pub(in crate::cluster) struct Owned {
+    roster: Arc<Mutex<Roster<Address>>>,
+    _task: worker::Owned<()>,
+}
+
+/// Starts the owner on the caller's runtime, if the policy asks for one; it knows what `former` knew.
+pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>, former: Option<Owned>) -> Option<Owned> {
     let policy = cluster.policy();
     let wake = cluster.wake.clone().filter(|_| is_watched(policy))?;
     let probers = policy.health_checks.iter().map(|check| Arc::new(Prober::new(check, policy, &cluster.dialer)));
+    let roster = former.map(|former| former.roster);
+    let roster = roster.unwrap_or_else(|| Arc::new(Mutex::new(Roster::new(policy.clone()))));
     let owner = Owner {
-        roster: Roster::new(policy.clone()),
+        roster: roster.clone(),
         probers: probers.collect(),
         series: env.metrics.health(&policy.name),
         policy: policy.clone(),
@@ -39,14 +49,15 @@ pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Optio
         running: HashMap::default(),
         shown: 0,
     };
-    Some(spawn(&env.runtime(), owner.run(wake)))
+    Some(Owned { roster, _task: spawn(&Handle::current(), owner.run(wake)) })
 }
 
 struct Owner {
     policy: Arc<policy::Cluster>,
     cluster: Weak<Cluster>,
     env: Arc<Env>,
-    roster: Roster<Address>,
+    // Locked while it decides; nobody else does but who takes its place.
+    roster: Arc<Mutex<Roster<Address>>>,
     // The endpoints that the roster knows.
     seen: Option<Arc<Endpoints>>,
     probers: Box<[Arc<Prober>]>,
@@ -80,7 +91,7 @@ impl Owner {
                 self.settle(&cluster, &mut changed);
             }
             let penalties = self.policy.accrual.is_some();
-            let probation = if penalties { self.roster.next_probation() } else { None };
+            let probation = if penalties { self.roster.lock().next_probation() } else { None };
             woken = false;
             tokio::select! {
                 () = wake.notified() => woken = true,
@@ -102,20 +113,20 @@ impl Owner {
         let members = cluster.members();
         if self.seen.as_ref().is_none_or(|seen| !Arc::ptr_eq(seen, members.source())) {
             self.sync(&members);
-            changed.extend(self.roster.standings().map(|(address, _)| address.clone()));
+            changed.extend(self.roster.lock().standings().map(|(address, _)| address.clone()));
         }
         let now = self.env.since_epoch(Instant::now());
         let env = self.env.clone();
         for (address, watch) in watches(&members) {
             for reason in watch.vitals.take_limits() {
-                let change = self.roster.limit_reached(address, reason, now, &mut |below| env.draw(below));
+                let change = self.roster.lock().limit_reached(address, reason, now, &mut |below| env.draw(below));
                 self.note(address, change, "", changed);
             }
             let state = watch.accrual.state();
-            let change = self.roster.accrued(address, state, now, &mut |below| env.draw(below));
+            let change = self.roster.lock().accrued(address, state, now, &mut |below| env.draw(below));
             self.note(address, change, "", changed);
         }
-        for address in self.roster.begin_probations(now) {
+        for address in self.roster.lock().begin_probations(now) {
             if let Some(watch) = watch_at(&members, &address) {
                 watch.accrual.begin_probation();
             }
@@ -129,10 +140,9 @@ impl Owner {
             usable: endpoint.health.is_usable(),
             checked: is_checked(&self.policy, endpoint),
         };
-        self.roster.sync(all().map(|endpoint| (endpoint.address.clone(), member(endpoint))));
-        let roster = &self.roster;
+        self.roster.lock().sync(all().map(|endpoint| (endpoint.address.clone(), member(endpoint))));
         self.running.retain(|(address, place), check| {
-            let stays = roster.pace(address, *place, true, &mut |_| 0).is_some();
+            let stays = self.roster.lock().pace(address, *place, true, &mut |_| 0).is_some();
             if !stays {
                 check.abort();
             }
@@ -160,7 +170,9 @@ impl Owner {
     fn begin(&mut self, address: Address, place: usize, mut patient: Patient) {
         let traffic = self.has_traffic(place);
         let env = &self.env;
-        let Some(wait) = self.roster.pace(&address, place, traffic, &mut |below| env.draw(below)) else { return };
+        let Some(wait) = self.roster.lock().pace(&address, place, traffic, &mut |below| env.draw(below)) else {
+            return;
+        };
         let prober = self.probers[place].clone();
         let key = (address.clone(), place);
         let (check, handle) = abortable(async move {
@@ -186,7 +198,7 @@ impl Owner {
         // Its endpoint is gone.
         let Ok(Check { address, place, patient, outcome, why }) = check else { return };
         self.series.checked(outcome == CheckOutcome::Passed);
-        for change in self.roster.checked(&address, place, outcome) {
+        for change in self.roster.lock().checked(&address, place, outcome) {
             self.note(&address, Some(change), &why, changed);
         }
         self.begin(address, place, patient);
@@ -199,7 +211,7 @@ impl Owner {
             watches(&members).map(|(address, watch)| (address.clone(), watch.vitals.take_tally())).collect();
         let now = self.env.since_epoch(Instant::now());
         let env = self.env.clone();
-        for (address, change) in self.roster.sweep(&tallies, now, &mut |below| env.draw(below)) {
+        for (address, change) in self.roster.lock().sweep(&tallies, now, &mut |below| env.draw(below)) {
             self.note(&address, Some(change), "", changed);
         }
     }
@@ -247,7 +259,7 @@ impl Owner {
             let Some(index) = members.ready.find(&address) else { continue };
             let candidate = &members.ready.candidates()[index];
             let before = candidate.load().map_or(Standing::Good, |load| load.standing());
-            let standing = self.roster.standing(&address);
+            let standing = self.roster.lock().standing(&address);
             if before == standing {
                 continue;
             }
@@ -263,7 +275,7 @@ impl Owner {
             }
             rebuild = true;
         }
-        let ejected = self.roster.ejected();
+        let ejected = self.roster.lock().ejected();
         self.series.ejected(self.shown, ejected);
         self.shown = ejected;
         if rebuild {

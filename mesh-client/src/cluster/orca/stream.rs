@@ -63,7 +63,8 @@ async fn try_follow(
     heard: &mut bool,
 ) -> Result<End, End> {
     let broken = |why: &dyn std::fmt::Display| End::Broken(why.to_string());
-    let mut lease = pool.acquire(true, false, Instant::now(), Room::ANY, || Ok(())).await.map_err(|e| broken(&e))?;
+    let mut lease =
+        pool.acquire(true, false, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await.map_err(|e| broken(&e))?;
     if let Lease::Sole(_) = lease {
         return Err(End::Unknown("it speaks HTTP/1.1 only".to_owned()));
     }

@@ -71,7 +71,13 @@ async fn load_reports_are_answered_kept_and_summed() {
         }],
     };
     let anonymous = Connection::anonymous(&plane).await;
+    let denied = async || {
+        let (_, metrics) = page(&plane, "localhost", "/metrics").await;
+        metrics.contains("mesh_control_refusals_total{reason=\"stream\"} 1\n")
+    };
+    assert!(!denied().await);
     assert_eq!(anonymous.report(report()).await.unwrap_err().code(), Code::Unauthenticated);
+    assert!(denied().await);
     let member = join(&plane, "default", "productpage").await;
     let mut answers = member.report(report()).await.unwrap();
     let answer = answers.message().await.unwrap().unwrap();

@@ -298,6 +298,15 @@ pub(super) fn server_name(text: &str) -> Result<Permission, String> {
 
 /// A header; `*` = it is there.
 pub(super) fn header(name: &HeaderKey, text: &str) -> Result<Principal, String> {
+    if *name == HeaderKey::Path {
+        // With its query, which has no normal form.
+        let path = |text: &'_ str| text.split('?').next().unwrap_or_default().to_owned();
+        match Wild::read(text)? {
+            Wild::Exact(text) | Wild::Prefix(text) => normal(&path(text)).map(drop)?,
+            Wild::Suffix(end) => normal(&format!("/x{}", path(end))).map(drop)?,
+            Wild::Present => {}
+        }
+    }
     let value =
         Wild::read(text)?.text("").map_or(HeaderMatch::Present(true), |text| HeaderMatch::Text(with_case(text)));
     Ok(Principal::Header(header_of(name.clone(), value)))

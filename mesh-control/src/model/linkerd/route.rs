@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mesh_core::matcher::{OF_NO_PATH, is_of_no_path};
 use mesh_core::policy::{HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Permission, StringMatch, StringMatcher};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -156,8 +157,10 @@ fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteConditio
             "PathPrefix" => normal(value).map(|path| (0, PathMatch::PathSeparatedPrefix(path))),
             // How specific a pattern is nobody can say: it goes before prefixes.
             "RegularExpression" => {
-                let read = check.patterns.read(value).map(|pattern| (1, PathMatch::Regex(pattern)));
-                read.map_err(|error| error.reason)
+                let read = check.patterns.read(value).map(PathMatch::Regex).map_err(|error| error.reason);
+                read.and_then(
+                    |path| if is_of_no_path(&path, true) { Err(OF_NO_PATH.to_owned()) } else { Ok((1, path)) },
+                )
             }
             other => Err(format!("{other:?} is not one of Exact, PathPrefix, RegularExpression")),
         };

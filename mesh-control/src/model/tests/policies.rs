@@ -79,6 +79,13 @@ fn authorization_policy_rejections() {
     for name in OF_PEER.into_iter().chain(["te", "x-a-bin", "x_forwarded_client_cert", "Client_Cert"]) {
         when(&format!("key: 'request.headers[{name}]', values: [a]"), ".key", "never seen by a rule");
     }
+    for (text, normal) in
+        [("/files/a%3Ab*", "/files/a:b"), ("/x%5by", "/x%5By"), ("/a//b?x=1", "/a/b"), ("*%3A", "/x:")]
+    {
+        when(&format!("key: 'request.headers[:path]', values: ['{text}']"), ".values[0]", &format!("write {normal:?}"));
+        when(&format!("key: 'request.headers[:path]', notValues: ['{text}']"), ".notValues[0]", "normal form");
+    }
+    accepts(&policy("{rules: [{when: [{key: 'request.headers[:path]', values: ['*', '/a?x=%3A*', '*.js?v=//']}]}]}"));
     let dry = |value: &str, action: &str| {
         format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{istio.io/dry-run: '{value}'}}}}\n\

@@ -744,6 +744,8 @@ fn linkerd_policy_rejections() {
     rejects(&matches("{path: {value: '/a//b'}}"), &format!("{at}.path.value"), "write");
     rejects(&matches("{path: {type: Glob, value: /a}}"), &format!("{at}.path.value"), "not one of Exact");
     rejects(&matches("{path: {type: RegularExpression, value: '('}}"), &format!("{at}.path.value"), "unclosed");
+    let escaped = "{path: {type: RegularExpression, value: '/files/%3A.*'}}";
+    rejects(&matches(escaped), &format!("{at}.path.value"), "normal form");
     rejects(&matches("{queryParams: [{name: a, value: b}]}"), &format!("{at}.queryParams"), "not supported");
     rejects(&matches("{headers: [{name: 'a b', value: c}]}"), &format!("{at}.headers[0].name"), "not a header name");
     rejects(&route("hostnames: [a.test]"), "spec.hostnames", "not supported");

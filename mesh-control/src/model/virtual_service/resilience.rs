@@ -113,7 +113,7 @@ fn fault_delay(spec: &DelaySpec, check: &mut Check<'_>, path: &str) -> Option<Fa
         }
         (percentage, _) => share(percentage.as_ref(), check, path)?,
     };
-    Some(FaultDelay { duration: Some(duration), share })
+    Some(FaultDelay::of(duration, share))
 }
 
 fn fault_abort(spec: &AbortSpec, check: &mut Check<'_>, path: &str) -> Option<FaultAbort> {
@@ -147,7 +147,7 @@ fn fault_abort(spec: &AbortSpec, check: &mut Check<'_>, path: &str) -> Option<Fa
             return None;
         }
     };
-    Some(FaultAbort { status: Some(status), share })
+    Some(FaultAbort::with(status, share))
 }
 
 fn share(spec: Option<&PercentSpec>, check: &mut Check<'_>, path: &str) -> Option<PerMillion> {

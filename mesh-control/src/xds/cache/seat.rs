@@ -17,7 +17,7 @@ const MAX_AUTHORITIES: usize = 4;
 pub(crate) struct Seat {
     cache: Arc<Cache>,
     scope: Arc<Scoped>,
-    scope_id: u32,
+    scope_id: u64,
     mailbox: Arc<Mailbox>,
     named: HashSet<(Kind, Arc<str>)>,
     /// What the wildcards cost.
@@ -36,7 +36,7 @@ impl Cache {
         let mut inner = self.inner.lock();
         inner.last_seat += 1;
         let mailbox = Mailbox { id: inner.last_seat, due: Default::default(), wake: Default::default() };
-        let next = inner.last_scope.wrapping_add(1);
+        let next = inner.last_scope + 1;
         let node = match inner.scopes.get_key_value(&scope) {
             Some((known, _)) => known.clone(),
             None => Arc::new(scope),
@@ -180,17 +180,19 @@ impl Seat {
                 .into_iter()
                 .map(|name| {
                     let key = self.key(kind, name.into());
-                    let encoded = self.cache.make(&*resources, &self.scope, &key);
-                    (key, encoded)
+                    let is_there = self.cache.inner.lock().entries.contains_key(&key);
+                    let made = (!is_there).then(|| self.cache.make(&*resources, &self.scope, &key));
+                    (key, made)
                 })
                 .collect();
             let mut inner = self.cache.inner.lock();
-            if inner.revision != revision || inner.wildcards.contains_key(&at) {
+            let went = |(key, made): &(Key, Option<_>)| made.is_none() && !inner.entries.contains_key(key);
+            if inner.revision != revision || inner.wildcards.contains_key(&at) || made.iter().any(went) {
                 continue;
             }
             let names: Arc<[Arc<str>]> = made.iter().map(|(key, _)| key.name.clone()).collect();
-            for (key, encoded) in made {
-                inner.entry(key, &self.scope, encoded).covered = true;
+            for (key, made) in made {
+                inner.entry(key, &self.scope, made.flatten()).covered = true;
             }
             let mut subscribers = Mailboxes::default();
             subscribers.insert(&self.mailbox);
@@ -199,6 +201,17 @@ impl Seat {
             self.note_covered(kind, names.len());
             return names;
         }
+    }
+
+    /// The names that [`cover`](Self::cover) is about to make; none if they are made.
+    pub(crate) fn to_cover(&self, kind: Kind) -> Vec<String> {
+        let inner = self.cache.inner.lock();
+        if inner.wildcards.contains_key(&(self.scope_id, kind)) {
+            return Vec::new();
+        }
+        let resources = inner.resources.clone();
+        drop(inner);
+        resources.wildcard(&self.scope.node, kind)
     }
 
     fn note_covered(&mut self, kind: Kind, names: usize) {

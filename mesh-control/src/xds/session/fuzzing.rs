@@ -2,7 +2,8 @@
 //!
 //! Bytes become requests of a client, in either form of the protocol, revisions of the configuration, and the moments at
 //! which responses are taken. A model of the client, written from the protocol's words, knows what it has asked for, been
-//! sent and answered. In the end it keeps the rules, and must then have what it asks for.
+//! sent and answered. In the end it keeps the rules, and must then have what it asks for. As an Envoy it then answers
+//! clusters once it has their endpoints, and must not be sent listeners and routes before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc::Status;
 use mesh_discovery::codec;
 use prost::Message;
+use tokio::time::Instant;
 
-use super::{Form, Kind, Limits, Response, Session};
+use super::{Form, Kind, Limits, PATIENCE, Response, Session};
 use crate::translate::{Dialect, NodeScope};
 use crate::xds::Resources;
 use crate::xds::cache::Cache;
@@ -66,7 +68,8 @@ pub fn session(bytes: &[u8]) {
         }
         world.check();
     }
-    world.settle();
+    // An Envoy may ask for the endpoints of more clusters than it may name.
+    let _ = world.settle();
     world.leave();
 }
 
@@ -99,6 +102,11 @@ struct World {
     published: Fake,
     types: [Type; 4],
     last_nonce: u64,
+    now: Instant,
+    /// Whether time has passed while something may have waited.
+    late: bool,
+    /// Clusters that an Envoy was sent anew and has no endpoints for.
+    warming: BTreeSet<String>,
 }
 
 impl World {
@@ -120,6 +128,9 @@ impl World {
             published: Fake::default(),
             types: Default::default(),
             last_nonce: 0,
+            now: Instant::now(),
+            late: false,
+            warming: BTreeSet::new(),
         };
         if setting & 16 != 0 {
             let all = Kind::ALL.into_iter().flat_map(|kind| REAL.map(|name| ((kind, name), 1)));
@@ -155,7 +166,12 @@ impl World {
                     self.publish();
                 }
             }
-            13 => self.publish(),
+            13 => {
+                if event & 0x80 != 0 {
+                    self.wait();
+                }
+                self.publish();
+            }
             14 => {
                 let kind = Kind::ALL[usize::from(event >> 4 & 3)];
                 if self.types[kind.index()].waiting {
@@ -292,7 +308,7 @@ impl World {
 
     /// Takes the next response, if one may be sent.
     fn take(&mut self) -> bool {
-        let Some(response) = self.session.next() else { return false };
+        let Some(response) = self.session.next(self.now) else { return false };
         let (type_url, nonce, errors) = match &response {
             Response::State(r) => (&r.type_url, &r.nonce, &r.resource_errors),
             Response::Delta(r) => (&r.type_url, &r.nonce, &r.resource_errors),
@@ -303,7 +319,10 @@ impl World {
         self.last_nonce = number;
         let ty = &self.types[kind.index()];
         assert!(ty.asked, "nobody asked for a {kind}");
-        assert!(!ty.waiting, "a second {kind} before the first is answered");
+        assert!(!ty.waiting || self.late && kind == Kind::Cluster, "a second {kind} before the first is answered");
+        if self.is_envoy() && !self.late && matches!(kind, Kind::Listener | Kind::Routes) {
+            assert!(!self.types[Kind::Cluster.index()].waiting, "{kind} before the clusters are in use");
+        }
         assert!(self.explained || errors.is_empty(), "errors for a client that reads none");
         let missing: Vec<String> = errors.iter().map(name_of).collect();
         for name in &missing {
@@ -360,8 +379,25 @@ impl World {
         }
         for (name, held) in sent {
             ty.absent.remove(&name);
-            ty.held.insert(name, held);
+            let before = ty.held.insert(name.clone(), held);
+            match kind {
+                Kind::Cluster if ty.held.get(&name) != before.as_ref() => _ = self.warming.insert(name),
+                Kind::Endpoints => _ = self.warming.remove(&name),
+                Kind::Cluster | Kind::Listener | Kind::Routes => {}
+            }
         }
+        let [clusters, endpoints, ..] = &self.types;
+        self.warming.retain(|name| clusters.held.contains_key(name) && !endpoints.absent.contains(name));
+    }
+
+    fn is_envoy(&self) -> bool {
+        self.session.scope().dialect == Dialect::Envoy
+    }
+
+    /// Waits for as long as anything is held back.
+    fn wait(&mut self) {
+        self.now += PATIENCE;
+        self.late = true;
     }
 
     /// What operators see of the stream is what the client did.
@@ -376,28 +412,53 @@ impl World {
     }
 
     /// The client keeps the rules from now on.
-    fn settle(&mut self) {
+    fn settle(&mut self) -> Result<(), Refused> {
         // What the client refused keeps what its older self may refer to; somebody mends it.
         let referrers = self.editions.iter_mut().filter(|((kind, _), _)| matches!(kind, Kind::Listener | Kind::Routes));
         referrers.for_each(|(_, edition)| *edition += 10);
         self.publish();
-        let mut responses = 0;
+        let (mut responses, mut waited) = (0, false);
         loop {
-            for kind in Kind::ALL {
-                if self.types[kind.index()].waiting {
-                    self.answer(kind).expect("what stands was admitted");
-                }
-            }
-            if !self.take() {
+            self.answer_all()?;
+            if self.take() {
+                responses += 1;
+                assert!(responses < SETTLED, "responses without end");
+            } else if waited || !self.types[Kind::Cluster.index()].waiting {
                 break;
+            } else {
+                // That there are none cannot be said in every form, nor before what vanished with them is taken away.
+                let there_are = |name: &String| self.now(Kind::Endpoints, name).is_some();
+                assert!(!self.warming.iter().all(there_are), "{:?} wait for endpoints that there are", self.warming);
+                self.wait();
+                waited = true;
             }
-            responses += 1;
-            assert!(responses < SETTLED, "responses without end");
         }
         self.check();
         for kind in Kind::ALL {
             self.has_what_it_asks_for(kind);
         }
+        Ok(())
+    }
+
+    /// Answers what came; clusters, as an Envoy, when there are endpoints for all, which it asks for.
+    fn answer_all(&mut self) -> Result<(), Refused> {
+        for kind in [Kind::Endpoints, Kind::Listener, Kind::Routes, Kind::Cluster] {
+            let warms = kind == Kind::Cluster && self.is_envoy() && !self.warming.is_empty();
+            if self.types[kind.index()].waiting && !warms {
+                self.answer(kind)?;
+            }
+        }
+        let endpoints = &self.types[Kind::Endpoints.index()];
+        let wanted: Vec<String> = self.warming.difference(&endpoints.explicit).cloned().collect();
+        if !self.is_envoy() || wanted.is_empty() {
+            return Ok(());
+        }
+        let nonce = endpoints.nonce.clone();
+        let names = match self.form {
+            Form::State => endpoints.names.iter().cloned().chain(wanted).collect(),
+            Form::Delta => wanted,
+        };
+        self.request(Kind::Endpoints, nonce, names, Vec::new(), None, false)
     }
 
     fn has_what_it_asks_for(&self, kind: Kind) {

@@ -163,6 +163,21 @@ impl Type {
         self.known.values().any(|known| known.answer == Answer::Refused && known.held.is_some())
     }
 
+    /// Whether there is something to say of it.
+    pub(super) fn is_due(&self) -> bool {
+        self.owed || !self.due.is_empty()
+    }
+
+    /// Records the names that a response holds. The answer to it is the one to an older response, too, that was not waited for.
+    pub(super) fn awaits(&mut self, mut names: Vec<Arc<str>>) {
+        if let Some(before) = self.in_flight.take() {
+            names.extend(before.into_iter().filter(|name| self.known.contains_key(name)));
+            names.sort_unstable();
+            names.dedup();
+        }
+        self.in_flight = Some(names);
+    }
+
     /// The client's answer to the last response.
     pub(super) fn answered(&mut self, answer: Answer) {
         for name in self.in_flight.take().into_iter().flatten() {

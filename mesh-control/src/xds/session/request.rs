@@ -43,6 +43,11 @@ pub(crate) enum Refused {
          that are alike have the same labels, or give some of them another service account"
     )]
     TooMuch { kept: usize, most: usize },
+    #[error(
+        "a request that lists {listed} names of type {type_url}; at most {most} are read: name each once, and subscribe to \
+         fewer, or with `*` to all"
+    )]
+    TooLong { listed: usize, most: usize, type_url: &'static str },
     #[error("a resource name of {bytes} bytes; at most {limit} are taken: names are as short as those sent")]
     NameTooLong { bytes: usize, limit: usize },
 }
@@ -51,6 +56,7 @@ impl Session {
     /// Takes a request of a state-of-the-world stream in.
     pub(crate) fn state_request(&mut self, request: DiscoveryRequest) -> Result<Outcome, Refused> {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
+        self.is_short(kind, [request.resource_names.len()])?;
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
         if request.response_nonce == ty.nonce {
@@ -87,6 +93,8 @@ impl Session {
     pub(crate) fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, Refused> {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
         let subscribed = &request.resource_names_subscribe;
+        let dropped = request.resource_names_unsubscribe.len();
+        self.is_short(kind, [subscribed.len(), dropped, request.initial_resource_versions.len()])?;
         self.refuse(kind, self.names_after(kind, &request), subscribed.iter())?;
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
@@ -124,6 +132,14 @@ impl Session {
         Ok(outcome)
     }
 
+    /// Whether no list of a request is so long that reading it would cost more than any subscription does. Some clients name
+    /// a thing twice.
+    fn is_short<const N: usize>(&self, kind: Kind, lists: [usize; N]) -> Result<(), Refused> {
+        let (most, type_url) = (2 * self.limits.names, kind.type_url());
+        let too_long = lists.into_iter().find(|listed| *listed > most);
+        too_long.map_or(Ok(()), |listed| Err(Refused::TooLong { listed, most, type_url }))
+    }
+
     /// How many names are subscribed to when a request has been taken in. One that is asked for again is no other.
     fn names_after(&self, kind: Kind, request: &DeltaDiscoveryRequest) -> Names {
         let ty = &self.types[kind.index()];
@@ -155,23 +171,42 @@ impl Session {
         if kept > most { Err(Refused::TooMuch { kept, most }) } else { Ok(()) }
     }
 
-    /// Whether a request names so much that is new that it is better taken in piece by piece: its names, then
-    /// [`begin`](Self::begin) with each piece, then the request. What is wrong with it is left to the request.
-    pub(crate) fn is_large(&self, type_url: &str, nonce: &str, names: &[String]) -> Option<Kind> {
-        let kind = Kind::from_type_url(type_url).filter(|_| names.len() > PIECE)?;
+    /// What a request asks for if it is so much that it is better taken in piece by piece: [`begin`](Self::begin) with each
+    /// piece of these names, the request, then [`begun`](Self::begun) with each. What is wrong with it is left to the request.
+    pub(crate) fn is_large(&self, type_url: &str, nonce: &str, names: &[String]) -> Option<(Kind, Vec<String>)> {
+        let kind = Kind::from_type_url(type_url)?;
         let ty = &self.types[kind.index()];
         let counts = nonce.is_empty() || nonce == ty.nonce || self.form == Form::Delta;
         let fits = |name: &String| name.len() <= self.limits.name_bytes;
-        (counts && names.len() <= self.limits.names && names.iter().all(fits)).then_some(kind)
+        if !counts || names.len() > self.limits.names || !names.iter().all(fits) {
+            return None;
+        }
+        let is_named = if self.form == Form::State { ty.named } else { ty.asked };
+        let is_whole =
+            names.iter().any(|name| name == WILDCARD) || kind.is_full_state() && names.is_empty() && !is_named;
+        let mut all = if is_whole && !ty.wildcard { self.seat.to_cover(kind) } else { Vec::new() };
+        let is_known = |name: &str| ty.known.get(name).is_some_and(|known| known.explicit);
+        all.extend(named(names).filter(|name| !is_known(name)).map(str::to_owned));
+        all.sort_unstable();
+        all.dedup();
+        (all.len() > PIECE).then_some((kind, all))
     }
 
-    /// Has made what these names stand for; the request that names them is still to come.
+    /// Has made what these names stand for; the request that asks for them is still to come.
     pub(crate) fn begin(&mut self, kind: Kind, names: &[String]) -> Result<(), Refused> {
-        for name in named(names) {
+        for name in names {
             self.afford()?;
             self.seat.subscribe(kind, name);
         }
         Ok(())
+    }
+
+    /// Of what was made, what the request did not name is kept by the wildcard.
+    pub(crate) fn begun(&mut self, kind: Kind, names: &[String]) {
+        let known = &self.types[kind.index()].known;
+        for name in names.iter().filter(|name| known.get(name.as_str()).is_none_or(|known| !known.explicit)) {
+            self.seat.unsubscribe(kind, &name.as_str().into());
+        }
     }
 
     /// Subscribes to a name; false if it was already.

@@ -23,6 +23,7 @@ struct Client {
     session: Session,
     names: [Vec<String>; 4],
     nonce: [String; 4],
+    now: Instant,
 }
 
 /// `(kind, resources, removed)`.
@@ -33,6 +34,8 @@ type Row = (Kind, Vec<String>, Vec<String>);
 struct Seen {
     kind: Kind,
     resources: Vec<String>,
+    /// Their bytes.
+    contents: Vec<bytes::Bytes>,
     removed: Vec<String>,
     errors: Vec<String>,
     version: String,
@@ -61,7 +64,7 @@ impl Client {
         account: &Arc<Account>,
     ) -> Self {
         let session = Session::new(cache.seat(scope, account), form, explained, limits);
-        Self { session, names: Default::default(), nonce: Default::default() }
+        Self { session, names: Default::default(), nonce: Default::default(), now: Instant::now() }
     }
 
     /// Subscribes to these names and no others.
@@ -96,13 +99,14 @@ impl Client {
 
     /// The next response, not answered yet.
     fn next(&mut self) -> Option<Seen> {
-        let seen = match self.session.next()? {
+        let seen = match self.session.next(self.now)? {
             Response::State(r) => {
                 let name =
                     |any: &bytes::Bytes| codec::resource_name(&r.type_url, &Any::decode(any.clone()).unwrap()).unwrap();
                 Seen {
                     kind: Kind::from_type_url(&r.type_url).unwrap(),
                     resources: r.resources.iter().map(name).collect(),
+                    contents: r.resources,
                     removed: Vec::new(),
                     errors: r.resource_errors.into_iter().map(|e| e.resource_name.unwrap().name).collect(),
                     version: r.version_info,
@@ -111,7 +115,8 @@ impl Client {
             }
             Response::Delta(r) => Seen {
                 kind: Kind::from_type_url(&r.type_url).unwrap(),
-                resources: r.resources.into_iter().map(|r| r.name).collect(),
+                resources: r.resources.iter().map(|r| r.name.clone()).collect(),
+                contents: r.resources.into_iter().map(|r| r.resource).collect(),
                 removed: r.removed_resources,
                 errors: r.resource_errors.into_iter().map(|e| e.resource_name.unwrap().name).collect(),
                 version: r.system_version_info,
@@ -456,6 +461,39 @@ fn too_many_and_too_long_names_are_refused() {
 }
 
 #[test]
+fn a_request_that_lists_more_than_can_be_subscribed_to_is_refused_unread() {
+    let limits = Limits { names: 2, ..Limits::default() };
+    let lists = |count| vec![String::new(); count];
+    for form in BOTH {
+        let mut client = Client::with(&Fake::default().cache(), form, false, limits);
+        let mut ask = |subscribe: usize, unsubscribe: usize, versions: usize| {
+            let type_url = Kind::Cluster.type_url().to_owned();
+            match form {
+                Form::State => {
+                    let resource_names = lists(subscribe);
+                    let request = DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() };
+                    client.session.state_request(request)
+                }
+                Form::Delta => client.session.delta_request(DeltaDiscoveryRequest {
+                    type_url,
+                    resource_names_subscribe: lists(subscribe),
+                    resource_names_unsubscribe: lists(unsubscribe),
+                    initial_resource_versions: (0..versions).map(|n| (n.to_string(), String::new())).collect(),
+                    ..DeltaDiscoveryRequest::default()
+                }),
+            }
+        };
+        let too_long = if form == Form::State { &[[5, 0, 0]][..] } else { &[[5, 0, 0], [0, 5, 0], [0, 0, 5]] };
+        for [subscribe, unsubscribe, versions] in too_long {
+            let refused = ask(*subscribe, *unsubscribe, *versions).unwrap_err();
+            assert!(matches!(refused, Refused::TooLong { listed: 5, most: 4, .. }), "{refused}");
+        }
+        // The control.
+        ask(4, 4, 4).unwrap();
+    }
+}
+
+#[test]
 fn a47_a_stream_asks_as_a_few_authorities_and_the_names_of_others_do_not_exist() {
     let name = |authority: u32| format!("xdstp://{authority}/envoy.config.cluster.v3.Cluster/a");
     let names: Vec<String> = (0..5).map(name).collect();
@@ -626,22 +664,65 @@ fn a_large_request_is_taken_in_by_pieces_and_means_the_same() {
     for form in BOTH {
         let cache = Fake::default().with(Kind::Endpoints, "name-0", 1).with(Kind::Endpoints, "name-700", 1).cache();
         let mut client = Client::new(&cache, form);
-        let kind = client.session.is_large(Kind::Endpoints.type_url(), "", &names).unwrap();
-        for piece in names.chunks(PIECE) {
+        // One that is named often is looked at once.
+        let said = [&names[..], &names[..PIECE]].concat();
+        let (kind, large) = client.session.is_large(Kind::Endpoints.type_url(), "", &said).unwrap();
+        assert_eq!(large.len(), names.len());
+        for piece in large.chunks(PIECE) {
             client.session.begin(kind, piece).unwrap();
         }
         let evaluated = cache.evaluated();
         assert_eq!((evaluated, client.next()), (names.len() as u64, None), "nothing is asked for yet");
         client.ask(Kind::Endpoints, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        client.session.begun(kind, &large);
         assert_eq!(cache.evaluated(), evaluated, "the request itself has nothing left to make");
         assert_eq!(client.settle()[0].1, ["name-0", "name-700"]);
+        assert_eq!(cache.size().0, names.len(), "what is named stays");
         // What is refused or does not count is not begun with.
         let small = Limits { names: names.len() - 1, ..Limits::default() };
         let other = Client::with(&cache, form, false, small);
         assert_eq!(other.session.is_large(Kind::Endpoints.type_url(), "", &names), None);
-        let stale = client.session.is_large(Kind::Endpoints.type_url(), "stale", &names);
-        assert_eq!(stale.is_some(), form == Form::Delta);
+        let fresh: Vec<String> = names.iter().map(|name| format!("other-{name}")).collect();
+        let is_large = |nonce: &str, names| client.session.is_large(Kind::Endpoints.type_url(), nonce, names).is_some();
+        assert_eq!([is_large("stale", &fresh), is_large("", &fresh)], [form == Form::Delta, true]);
+        assert!(!is_large("", &names), "an answer repeats what is there");
         drop((client, other));
         assert_eq!(cache.size().0, 0, "nothing is left behind");
+    }
+}
+
+#[test]
+fn everything_is_taken_in_by_pieces_too_if_it_is_much() {
+    let names: Vec<String> = (0..3 * PIECE).map(|n| format!("name-{n:03}")).collect();
+    let fake = names.iter().fold(Fake::default(), |fake, name| fake.with(Kind::Cluster, name, 1));
+    for form in BOTH {
+        for asked in [&[][..], &["*"], &["*", "name-007", "nobody"]] {
+            let (cache, account) = (fake.cache(), Arc::default());
+            let limits = Limits::default();
+            let mut client = Client::for_account(NodeScope::default(), &cache, form, false, limits, &account);
+            let said: Vec<String> = asked.iter().map(|name| (*name).to_owned()).collect();
+            let (kind, large) = client.session.is_large(Kind::Cluster.type_url(), "", &said).unwrap();
+            for piece in large.chunks(PIECE) {
+                client.session.begin(kind, piece).unwrap();
+            }
+            let evaluated = cache.evaluated();
+            client.ask(kind, asked);
+            assert_eq!(cache.evaluated(), evaluated, "the request itself has nothing left to make");
+            client.session.begun(kind, &large);
+            assert_eq!(client.settle()[0].1, names, "{form:?} {asked:?}");
+            // It costs what it would otherwise, and another one of its kind has nothing to make.
+            let mut other = Client::for_account(NodeScope::default(), &cache, form, false, limits, &account);
+            let before = account.bytes();
+            assert_eq!(other.session.is_large(kind.type_url(), "", &said), None, "{form:?} {asked:?}");
+            other.ask(kind, asked);
+            drop(client);
+            assert_eq!((account.bytes(), cache.evaluated()), (before, evaluated), "{form:?} {asked:?}");
+            // What is still there follows changes, and nothing is left behind.
+            other.settle();
+            fake.clone().with(Kind::Cluster, "name-001", 2).publish(&cache, "2");
+            assert_eq!(other.settle().len(), 1);
+            drop(other);
+            assert_eq!((cache.size().0, account.bytes()), (0, 0), "{form:?} {asked:?}");
+        }
     }
 }

@@ -35,6 +35,29 @@ fn weights_follow_reports_after_the_blackout_and_until_they_expire() {
 }
 
 #[test]
+fn weights_that_are_known_for_months_stay_known() {
+    let set = candidates(&[1, 1]);
+    let picker = WeightedRoundRobin::new(set.clone(), settings(), &mut |_| 0);
+    let report = |now| {
+        set[0].load_or_new().report(&orca(100.0, 0.5), &settings(), now);
+        set[1].load_or_new().report(&orca(100.0, 0.125), &settings(), now);
+    };
+    // 2^32 ms are 49.7 days.
+    let around = Duration::from_millis(u64::from(u32::MAX));
+    let mut now = SECOND;
+    while now < around + 2 * SECOND {
+        report(now);
+        now += Duration::from_secs(100);
+    }
+    report(around + 2 * SECOND);
+    assert_eq!(picks(&picker, 2, around + 3 * SECOND), [20, 80]);
+    let late = Duration::from_secs(200) + around;
+    assert_eq!(picks(&picker, 2, late), [50, 50], "control: without a report they expire");
+    report(late);
+    assert_eq!(picks(&picker, 2, late + SECOND), [50, 50], "control: and there is a blackout");
+}
+
+#[test]
 fn one_usable_weight_is_not_enough() {
     let set = candidates(&[1, 3]);
     let picker = WeightedRoundRobin::new(set.clone(), settings(), &mut |_| 0);

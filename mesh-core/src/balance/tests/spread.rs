@@ -105,6 +105,21 @@ fn round_robin_spreads_a_heavy_endpoint_evenly() {
     assert!(picks.iter().filter(|i| **i == 1).count().abs_diff(100) <= 1);
 }
 
+#[test]
+fn round_robin_spreads_what_the_heaviest_cannot_take_by_the_weight_of_the_others() {
+    let set = candidates(&[1000, 1, 1, 3, 1]);
+    let pickers: [Box<dyn Picker>; 2] = [
+        Box::new(RoundRobin::new(&set, &mut |_| 0)),
+        Box::new(WeightedRoundRobin::new(set.clone(), policy::WeightedRoundRobin::default(), &mut |_| 0)),
+    ];
+    for picker in pickers {
+        let others = counts(&*picker, 5, PICKS, &Pick { tried: &[0], now: SECOND, ..Pick::default() });
+        assert_fits(&others, &[0.0, 1.0, 1.0, 3.0, 1.0], "the heaviest was tried");
+        let all = [0, 1, 2, 3, 4];
+        assert!(picker.pick(&Pick { tried: &all, now: SECOND, ..Pick::default() }, &mut |_| 0).is_some());
+    }
+}
+
 /// The definition: an endpoint has the keys on the arcs that end at its entries (`address_n`, gRFC A42).
 #[test]
 fn a_ring_gives_each_endpoint_the_keys_on_its_arcs() {

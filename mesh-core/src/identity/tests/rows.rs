@@ -253,6 +253,26 @@ fn s62_the_bundle_is_that_of_the_peers_own_domain() {
     assert_eq!(bundles.aliased(&id), None);
 }
 
+/// Policy would know it by neither of its names.
+#[test]
+fn s62_a_peer_whose_present_name_is_too_long_is_refused() {
+    let root = Root::new();
+    let (former, present) = ("old.test", "cluster.local");
+    let named = |path: usize| leaf(&[&format!("spiffe://{former}/{}", "a".repeat(path))]);
+    let longest = 2048 - "spiffe://".len() - present.len() - 1;
+    let now = UnixTime::now();
+    let mut bundles = root.bundles();
+    bundles
+        .insert(TrustDomain::new(former).unwrap(), bundles.get(&TrustDomain::new(present).unwrap()).unwrap().clone());
+    assert!(verify(&root.issue(&named(longest + 1)).cert, &bundles, now).is_ok(), "control: its own domain");
+    let mut bundles = root.bundles();
+    bundles.alias(TrustDomain::new(former).unwrap(), TrustDomain::new(present).unwrap());
+    let id = verify(&root.issue(&named(longest)).cert, &bundles, now).unwrap();
+    assert_eq!(bundles.aliased(&id).unwrap().as_str().len(), 2048);
+    let refused = verify(&root.issue(&named(longest + 1)).cert, &bundles, now).unwrap_err();
+    assert!(not_valid(refused).contains("longer than 2048 bytes"));
+}
+
 #[test]
 fn s62_a_client_takes_a_server_under_its_former_trust_domain() {
     let root = Root::new();

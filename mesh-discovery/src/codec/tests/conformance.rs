@@ -144,7 +144,7 @@ fn l2_the_filter_chain_a39() {
 #[test]
 fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
     let abort = |status| Fault {
-        abort: Some(FaultAbort { status: Some(AbortStatus::Http(status)), share: PerMillion::ALL }),
+        abort: Some(FaultAbort::with(AbortStatus::Http(status), PerMillion::ALL)),
         ..Fault::default()
     };
     let pack = |status| extension::pack(url::FAULT, &codec::fault::encode(&abort(status)));
@@ -325,6 +325,21 @@ fn r5_runtime_fractions_a28() {
     }
     let at = "virtual_hosts[0].routes[0].match.runtime_fraction.denominator";
     says("unknown denominator", codec::decode_routes(&fraction(1, 9)), &Says::Refused(&[at]));
+    // A key that nobody looks up, and no share beside it: never, and not always.
+    let keyed = core::RuntimeFractionalPercent { default_value: None, runtime_key: "unset".into() };
+    let route = decoded_route(&with_route(|r| {
+        r.r#match.as_mut().unwrap().runtime_fraction = Some(keyed.clone());
+        let Some(rds::route::Action::Route(action)) = &mut r.action else { panic!("it forwards") };
+        let mirror = rds::route_action::RequestMirrorPolicy {
+            cluster: "m".into(),
+            runtime_fraction: Some(keyed),
+            ..Default::default()
+        };
+        action.request_mirror_policies.push(mirror);
+    }));
+    assert_eq!(route.matcher.fraction, Some(PerMillion::NONE));
+    let RouteAction::Forward(forward) = &route.action else { panic!("it forwards") };
+    assert_eq!(forward.mirrors[0].share, PerMillion::NONE);
 }
 
 #[test]
@@ -335,7 +350,6 @@ fn r6_a_route_without_a_known_cluster_is_dropped_a28() {
         assert_eq!(decoded.unenforced[0].field, "virtual_hosts[0].routes[0].route");
     };
     dropped(None);
-    dropped(Some(ClusterSpecifier::ClusterSpecifierPlugin("p".into())));
     dropped(Some(ClusterSpecifier::InlineClusterSpecifierPlugin(Default::default())));
     let at = "virtual_hosts[0].routes[0].route.cluster";
     let nameless = Some(ClusterSpecifier::Cluster(String::new()));
@@ -353,7 +367,10 @@ fn r7_other_actions_are_taken_a28() {
     route("non-forwarding", with(Some(Action::NonForwardingAction(Default::default()))), &Says::Taken);
     let filter = format!("{at}.filter_action");
     route("filter action", with(Some(Action::FilterAction(Default::default()))), &Says::Reported(&[&filter]));
-    route("none", with(None), &Says::Refused(&[at]));
+    // Nothing, or what a newer protocol has.
+    route("none", with(None), &Says::Reported(&[at]));
+    let none = decoded_route(&with_route(with(None))).action;
+    assert!(matches!(none, RouteAction::DirectResponse(DirectResponse { status: 501, .. })), "{none:?}");
     let status = format!("{at}.direct_response.status");
     route("no status", with(Some(Action::DirectResponse(Default::default()))), &Says::Refused(&[&status]));
     let file = core::DataSource {
@@ -393,13 +410,31 @@ fn r9_r10_clusters_by_header_are_ours_and_plugins_are_unknown() {
     action("by header", by_header("x-cluster"), &Says::Taken);
     let at = "virtual_hosts[0].routes[0].route.cluster_header";
     action("no header name", by_header(":x y"), &Says::Refused(&[at]));
+    let declared = |is_optional| {
+        let extension = Some(core::TypedExtensionConfig { name: "p".into(), typed_config: None });
+        rds::ClusterSpecifierPlugin { is_optional, extension }
+    };
     let plugin = |is_optional| {
         changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
-            proto.cluster_specifier_plugins.push(rds::ClusterSpecifierPlugin { is_optional, ..Default::default() });
+            proto.cluster_specifier_plugins.push(declared(is_optional));
         })
     };
     says("plugin", codec::decode_routes(&plugin(false)), &Says::Refused(&["cluster_specifier_plugins[0]"]));
     says("optional plugin", codec::decode_routes(&plugin(true)), &Says::Taken);
+    // A route may refer to what is declared and optional, and is passed over; not to what is not declared.
+    let referring = |plugins: Vec<_>| {
+        changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+            proto.cluster_specifier_plugins = plugins;
+            let Some(rds::route::Action::Route(action)) = &mut proto.virtual_hosts[0].routes[0].action else {
+                panic!("it forwards")
+            };
+            action.cluster_specifier = Some(ClusterSpecifier::ClusterSpecifierPlugin("p".into()));
+        })
+    };
+    let at = "virtual_hosts[0].routes[0].route.cluster_specifier_plugin";
+    says("undeclared", codec::decode_routes(&referring(Vec::new())), &Says::Refused(&[at]));
+    let passed_over = codec::decode_routes(&referring(vec![declared(true)])).unwrap();
+    assert_eq!((passed_over.value.virtual_hosts[0].routes.len(), passed_over.unenforced.len()), (0, 1));
 }
 
 #[test]
@@ -419,6 +454,19 @@ fn r11_timeouts_a31() {
     for [whole, header] in [[None, None], [s(3), None], [s(3), s(5)], [s(3), s(0)], [s(0), s(5)], [None, s(0)]] {
         let proto = |time: Option<std::time::Duration>| time.and_then(|time| seconds(time.as_secs() as i64));
         assert_eq!(limits(max(proto(whole), proto(header))), (None, whole, header), "0 is not the same as none");
+    }
+    // A ceiling like the timeout counts in the place of a shorter life of all streams; otherwise it is the timeout, told
+    // to gRPC.
+    for (whole, kept) in [(Some(1), true), (Some(5), true), (Some(7), false), (Some(0), false), (None, false)] {
+        let forward = decoded_forward(&with_action(|a| {
+            a.timeout = seconds(5);
+            a.max_stream_duration = Some(rds::route_action::MaxStreamDuration {
+                max_stream_duration: whole.and_then(seconds),
+                grpc_timeout_header_max: seconds(5),
+                grpc_timeout_header_offset: None,
+            });
+        }));
+        assert_eq!((forward.timeout, forward.grpc_timeout_max), (s(5), s(5).filter(|_| kept)), "{whole:?}");
     }
     let at = "virtual_hosts[0].routes[0].route.timeout";
     action("negative", |a| a.timeout = seconds(-1), &Says::Refused(&[at]));
@@ -554,8 +602,8 @@ fn faults_hold_all_of_a33() {
         headers: vec![rds::HeaderMatcher { name: "x-chaos".into(), ..Default::default() }],
         max_active_faults: number(3),
         ..codec::fault::encode(&Fault {
-            delay: Some(FaultDelay { duration: None, share: PerMillion::ALL }),
-            abort: Some(FaultAbort { status: None, share: PerMillion::ALL }),
+            delay: Some(FaultDelay { duration: None, share: PerMillion::ALL, unit: ShareUnit::TenThousand }),
+            abort: Some(FaultAbort { status: None, share: PerMillion::ALL, unit: ShareUnit::Hundred }),
             ..Fault::default()
         })
     };
@@ -564,7 +612,9 @@ fn faults_hold_all_of_a33() {
     assert_eq!(decoded.unenforced, []);
     let AnyListener::Outbound(listener) = decoded.value else { panic!("a client's listener") };
     let HttpFilterKind::Fault(Some(fault)) = &listener.filters[0].kind else { panic!("a fault filter") };
-    assert!(fault.delay.as_ref().unwrap().duration.is_none() && fault.abort.as_ref().unwrap().status.is_none());
+    let (delay, abort) = (fault.delay.as_ref().unwrap(), fault.abort.as_ref().unwrap());
+    assert_eq!((delay.duration, delay.unit), (None, ShareUnit::TenThousand));
+    assert_eq!((abort.status, abort.unit), (None, ShareUnit::Hundred));
     assert_eq!((fault.headers.len(), fault.cluster.clone(), fault.max_active), (1, Some("c".into()), Some(3)));
 }
 

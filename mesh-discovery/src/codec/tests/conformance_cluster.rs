@@ -178,6 +178,18 @@ fn c7_c8_c9_endpoints_drops_and_overprovisioning_a27() {
         |e| e.endpoints[1].load_balancing_weight = None,
         &Says::Reported(&[unweighed]),
     );
+    // Nothing in it counts: neither what is wrong, nor an address that another locality has as well.
+    let passed_over = |weight: u32| {
+        move |e: &mut ClusterLoadAssignment| {
+            e.endpoints[1].lb_endpoints = e.endpoints[0].lb_endpoints.clone();
+            e.endpoints[1].lb_endpoints.push(Default::default());
+            e.endpoints[1].load_balancing_weight = number(weight);
+        }
+    };
+    endpoints("a locality of weight 0", passed_over(0), &Says::Reported(&[unweighed]));
+    let at = |field| format!("endpoints[1].lb_endpoints{field}");
+    let wrong = [at("[0].endpoint.address"), at("[1].endpoint")];
+    endpoints("control: of weight 1", passed_over(1), &Says::Refused(&[&wrong[0], &wrong[1]]));
     let list = Some(eds::locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(Default::default()));
     let leds = "endpoints[0].leds_cluster_locality_config";
     endpoints("x15: a list collection", |e| e.endpoints[0].lb_config = list, &Says::Refused(&[leds]));
@@ -229,6 +241,17 @@ fn c11_telemetry_labels_name_the_service_a89() {
     let cluster = decoded(|c| extension::put_struct(&mut c.metadata, "com.google.csm.telemetry_labels", fields));
     let telemetry = cluster.telemetry;
     assert_eq!((&*telemetry.service_name, &*telemetry.service_namespace), ("reviews", "books"));
+}
+
+#[test]
+fn typed_metadata_that_nobody_reads_is_told() {
+    let audience = |c: &mut Proto| {
+        let typed = &mut c.metadata.get_or_insert_default().typed_filter_metadata;
+        typed.insert("com.google.audience".into(), Any::default());
+        typed.insert("another".into(), Any::default());
+    };
+    let told = ["another", "com.google.audience"].map(|key| format!("metadata.typed_filter_metadata[{key:?}]"));
+    cluster("typed metadata", audience, &Says::Reported(&[&told[0], &told[1]]));
 }
 
 fn policies(list: Vec<Any>) -> impl FnOnce(&mut Proto) {

@@ -125,9 +125,19 @@ fn headers() -> impl Strategy<Value = HeaderPolicy> {
 }
 
 pub(super) fn fault() -> impl Strategy<Value = Fault> {
-    let delay = (option::of(duration()), share()).prop_map(|(duration, share)| FaultDelay { duration, share });
+    let unit = || prop_oneof![Just(ShareUnit::Hundred), Just(ShareUnit::TenThousand), Just(ShareUnit::Million)];
+    let asked = || (unit(), 0..101_u32).prop_map(|(unit, count)| (unit.share(count), unit));
+    let delay = prop_oneof![
+        (duration(), share()).prop_map(|(duration, share)| FaultDelay::of(duration, share)),
+        asked().prop_map(|(share, unit)| FaultDelay { duration: None, share, unit }),
+    ]
+    .boxed();
     let status = prop_oneof![(200..600_u16).prop_map(AbortStatus::Http), (1..17_u32).prop_map(AbortStatus::Grpc),];
-    let abort = (option::of(status), share()).prop_map(|(status, share)| FaultAbort { status, share });
+    let abort = prop_oneof![
+        (status, share()).prop_map(|(status, share)| FaultAbort::with(status, share)),
+        asked().prop_map(|(share, unit)| FaultAbort { status: None, share, unit }),
+    ]
+    .boxed();
     (
         option::of(delay),
         option::of(abort),
@@ -285,7 +295,7 @@ fn separated_prefix() -> impl Strategy<Value = String> {
 pub(super) fn path_match() -> impl Strategy<Value = PathMatch> {
     prop_oneof![
         text().prop_map(PathMatch::Exact),
-        "/[a-z/]{0,6}".prop_map(PathMatch::Prefix),
+        "/([a-z]{1,3}/){0,2}[a-z]{0,3}".prop_map(PathMatch::Prefix),
         separated_prefix().prop_map(PathMatch::PathSeparatedPrefix),
         pattern().prop_map(PathMatch::Regex),
     ]

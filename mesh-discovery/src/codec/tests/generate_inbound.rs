@@ -21,6 +21,16 @@ fn net() -> impl Strategy<Value = IpNet> {
     (any::<IpAddr>(), 0..=32_u8).prop_map(|(ip, length)| IpNet::new(ip, length).expect("32 fits both families"))
 }
 
+/// A condition on a header that does not count as absent.
+fn header_seen() -> impl Strategy<Value = HeaderMatcher> {
+    header_matcher().prop_map(|matcher| match &matcher.name {
+        HeaderKey::Header(name) if name.as_str().ends_with("-bin") => {
+            HeaderMatcher { name: HeaderKey::Authority, ..matcher }
+        }
+        _ => matcher,
+    })
+}
+
 fn metadata() -> impl Strategy<Value = MetadataMatch> {
     let value = prop_oneof![
         any::<bool>().prop_map(MetadataValue::Present),
@@ -125,7 +135,7 @@ fn jwt() -> impl Strategy<Value = JwtAuthentication> {
 fn permission() -> impl Strategy<Value = Permission> {
     let leaf = prop_oneof![
         Just(Permission::Any),
-        header_matcher().prop_map(Permission::Header),
+        header_seen().prop_map(Permission::Header),
         path_match().prop_map(Permission::Path),
         (1..=u16::MAX).prop_map(Permission::DestinationPort),
         any::<(u16, u16)>().prop_map(|(a, b)| Permission::DestinationPorts(a.min(b), a.max(b))),
@@ -148,7 +158,7 @@ fn principal() -> impl Strategy<Value = Principal> {
         option::of(string_matcher()).prop_map(Principal::Authenticated),
         net().prop_map(Principal::DirectRemoteIp),
         net().prop_map(Principal::RemoteIp),
-        header_matcher().prop_map(Principal::Header),
+        header_seen().prop_map(Principal::Header),
         path_match().prop_map(Principal::Path),
         metadata().prop_map(Principal::Metadata),
     ];

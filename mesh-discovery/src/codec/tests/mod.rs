@@ -18,3 +18,4 @@ mod refusals;
 mod refusals_cluster;
 mod rows;
 mod tcp;
+mod unmet;

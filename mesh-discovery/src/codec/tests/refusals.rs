@@ -219,10 +219,7 @@ fn domains_are_served_once() {
 
 #[test]
 fn a_virtual_hosts_fault_holds_for_routes_without_their_own() {
-    let fault = Fault {
-        abort: Some(FaultAbort { status: Some(AbortStatus::Http(503)), share: PerMillion::ALL }),
-        ..Default::default()
-    };
+    let fault = Fault { abort: Some(FaultAbort::with(AbortStatus::Http(503), PerMillion::ALL)), ..Default::default() };
     let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
         let config = extension::pack(extension::url::FAULT, &codec::fault::encode(&fault));
         proto.virtual_hosts[0].typed_per_filter_config.insert(FAULT_FILTER.into(), config);
@@ -235,7 +232,7 @@ fn a_virtual_hosts_fault_holds_for_routes_without_their_own() {
 #[test]
 fn routes_share_what_their_virtual_host_says_of_filters_and_cors() {
     let fault = |status| Fault {
-        abort: Some(FaultAbort { status: Some(AbortStatus::Http(status)), share: PerMillion::ALL }),
+        abort: Some(FaultAbort::with(AbortStatus::Http(status), PerMillion::ALL)),
         ..Default::default()
     };
     let pack = |status| extension::pack(extension::url::FAULT, &codec::fault::encode(&fault(status)));

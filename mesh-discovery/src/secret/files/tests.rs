@@ -226,7 +226,7 @@ async fn s94_a_swapped_volume_is_taken_up_whole_and_half_a_swap_not_at_all() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn s94_a_key_that_others_can_read_is_noticed_and_a_file_without_end_is_not_read() {
+async fn s94_a_key_that_others_can_read_or_write_is_noticed_and_a_file_without_end_is_not_read() {
     use std::os::unix::fs::PermissionsExt;
     let log = mesh_testkit::Log::default();
     let writer = log.clone();
@@ -236,22 +236,37 @@ async fn s94_a_key_that_others_can_read_is_noticed_and_a_file_without_end_is_not
     let _listens = tracing::subscriber::set_default(subscriber);
     let world = World::new();
     let key = world.directory.path().join("key.pem");
+    let set = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
     // It is no refusal: so are the files that Kubernetes projects.
-    let noticed = async |mode| {
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+    let noticed = async |mode, folder| {
+        set(&key, mode);
+        set(world.directory.path(), folder);
         let before = log.text().len();
         let Refreshed { identity, refused, .. } = world.files().refresh(now()).await;
         assert_eq!((identity.unwrap().id().as_str(), refused.len()), (REVIEWS, 0));
         let told = log.text()[before..].to_owned();
-        let line = told.lines().find(|line| line.contains("the private key can be read by others than its owner"));
-        line.is_some_and(|line| line.contains("WARN") && line.contains("chmod 600") && line.contains("key.pem"))
+        let line = told.lines().find(|line| line.contains("the private key can be"))?;
+        assert!(line.contains("WARN") && line.contains("chmod") && line.contains("key.pem"), "{line}");
+        ["read by", "written by", "replaced by"].into_iter().find(|what| line.contains(what))
     };
-    for mode in [0o644, 0o640, 0o604] {
-        assert!(noticed(mode).await, "{mode:o}");
+    for (mode, folder, what) in [
+        (0o644, 0o700, Some("read by")),
+        (0o640, 0o700, Some("read by")),
+        (0o604, 0o700, Some("read by")),
+        (0o620, 0o700, Some("written by")),
+        (0o602, 0o700, Some("written by")),
+        (0o600, 0o770, Some("replaced by")),
+        (0o600, 0o707, Some("replaced by")),
+        // The controls; in the last one nobody takes away what is another's.
+        (0o600, 0o755, None),
+        (0o400, 0o700, None),
+        (0o600, 0o1777, None),
+    ] {
+        assert_eq!(noticed(mode, folder).await, what, "{mode:o} in {folder:o}");
     }
-    for mode in [0o600, 0o400] {
-        assert!(!noticed(mode).await, "{mode:o}: control");
-    }
+    set(world.directory.path(), 0o700);
     std::fs::File::create(world.directory.path().join("chain.pem")).unwrap().set_len(MAX_FILE + 1).unwrap();
     let refused = world.files().refresh(now()).await.refused;
     assert!(refused[0].reason.contains("larger"), "{refused:?}");

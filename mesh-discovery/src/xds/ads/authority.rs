@@ -131,6 +131,7 @@ impl<C: Codec> Ads<C> {
     pub(super) fn heard(&mut self, server: ServerId, now: Instant) {
         let session = &mut self.sessions[usize::from(server)];
         session.is_well();
+        session.hears(now);
         if std::mem::replace(&mut session.answered, true) {
             return;
         }

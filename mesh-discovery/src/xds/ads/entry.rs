@@ -60,9 +60,19 @@ pub(crate) enum Known<'a, V> {
     Value(&'a V, Origin),
     /// There is none, and this is why.
     Missing(&'a str, Origin),
-    /// There is none for now, because nobody can be asked or only a former control plane had it: what
-    /// rests on it stays in use, nothing new is built on it.
-    Lost(&'a str, Option<Origin>),
+    /// There is none for now, which does not say that it does not exist.
+    Lost(&'a str, Loss),
+}
+
+/// Why there is nothing of a resource for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Only a former control plane had it, and not this one: what rests on it stays in use, nothing new is built on it.
+    Former(Origin),
+    /// This one did not send it in time, and would have said so if it did not exist.
+    Late(Origin),
+    /// No control plane of this authority can be reached.
+    Unreachable(u16),
 }
 
 /// 128 bits that tell bytes apart, in a form that leaves no gaps around it.

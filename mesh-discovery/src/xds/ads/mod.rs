@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::authority::Authority;
-pub(crate) use self::entry::{Entry, Known, Origin, SAVED, ServerId, Standing};
+pub(crate) use self::entry::{Entry, Known, Loss, Origin, SAVED, ServerId, Standing};
 use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
@@ -316,12 +316,16 @@ impl<C: Codec> Ads<C> {
         let active = authority.map_or(SAVED, Authority::active_server);
         let origin = |server| Origin { authority: entry.authority, server };
         match (&entry.good, &entry.failure) {
-            (Some(good), Some(failure)) if good.server != active => Known::Lost(&failure.reason, Some(origin(active))),
+            (Some(good), Some(failure)) if good.server != active => {
+                Known::Lost(&failure.reason, Loss::Former(origin(active)))
+            }
             (Some(good), _) => Known::Value(&good.value, origin(good.server)),
-            (None, Some(failure)) if entry.standing == Standing::TimedOut => Known::Lost(&failure.reason, None),
+            (None, Some(failure)) if entry.standing == Standing::TimedOut => {
+                Known::Lost(&failure.reason, Loss::Late(origin(active)))
+            }
             (None, Some(failure)) => Known::Missing(&failure.reason, origin(active)),
             (None, None) => match authority.and_then(|authority| authority.unreachable.as_deref()) {
-                Some(reason) => Known::Lost(reason, None),
+                Some(reason) => Known::Lost(reason, Loss::Unreachable(entry.authority)),
                 None => Known::Pending,
             },
         }
@@ -393,13 +397,16 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn opened(&mut self, server: ServerId, now: Instant) {
         self.clock = now;
         let from_scratch = self.authorities.iter().any(|authority| authority.is_waiting_for(server));
-        self.sessions[usize::from(server)].opened(now + self.resource_timeout, from_scratch);
+        self.sessions[usize::from(server)].opened(now.checked_add(self.resource_timeout), from_scratch);
         self.purge(server);
     }
 
     /// A stream is gone or could not be opened; everything known stays. Gives when to try again.
     pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>, now: Instant) -> Retry {
         self.clock = now;
+        if error.is_some() {
+            self.doubt_silence(server);
+        }
         let good = self.disconnected(server);
         let session = &mut self.sessions[usize::from(server)];
         session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());
@@ -417,6 +424,18 @@ impl<C: Codec> Ads<C> {
         Retry::Later
     }
 
+    /// A connection broke: of what was concluded from nothing but silence on it, nothing is known. The control plane may
+    /// have hung.
+    fn doubt_silence(&mut self, server: ServerId) {
+        for key in self.sessions[usize::from(server)].take_in_silence() {
+            let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { continue };
+            let concluded = matches!(entry.standing, Standing::DoesNotExist | Standing::TimedOut);
+            if concluded && is_active(&self.authorities, entry, server) && entry.ask_anew(server) {
+                self.changed.push(key);
+            }
+        }
+    }
+
     /// Control planes that have been given up since the last call: their streams are to be closed, and opened anew in a
     /// while.
     pub(crate) fn take_given_up(&mut self) -> Vec<ServerId> {
@@ -427,8 +446,18 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn released(&mut self, server: ServerId) {
         self.disconnected(server);
         let session = &mut self.sessions[usize::from(server)];
-        session.failing = None;
+        // Where the last attempt failed and the next one is not yet due, whoever comes meanwhile hears of it.
+        session.past_failure = session.failing.take();
         session.last_error = None;
+    }
+
+    /// A control plane that could not be reached is wanted again before it is to be tried again.
+    pub(crate) fn still_away(&mut self, server: ServerId, now: Instant) {
+        self.clock = now;
+        if let Some(error) = self.sessions[usize::from(server)].past_failure.take() {
+            self.sessions[usize::from(server)].last_error = Some(error.to_string());
+            self.unreachable(server, error);
+        }
     }
 
     /// Whether there is something to send on the open stream.
@@ -470,9 +499,9 @@ impl<C: Codec> Ads<C> {
             if self.sessions[server].probation.is_some_and(|end| end <= now) {
                 self.probated(server as ServerId);
             }
-            while self.first_timer(server).is_some_and(|at| at <= now) {
+            while let Some(at) = self.first_timer(server).filter(|at| *at <= now) {
                 let Some(key) = self.sessions[server].pop_timer() else { break };
-                self.expired(server as ServerId, &key, now);
+                self.expired(server as ServerId, &key, at, now);
             }
         }
         self.end_due(now);
@@ -489,7 +518,7 @@ impl<C: Codec> Ads<C> {
     /// A stream has been silent for as long as an answer may take. If none is owed, that is right and proper: a
     /// control plane says nothing to a client that holds everything it asks for in its latest version.
     fn probated(&mut self, server: ServerId) {
-        let owes = self.has_request(server) || self.first_timer(usize::from(server)).is_some();
+        let owes = self.owes(server);
         let session = &mut self.sessions[usize::from(server)];
         session.probation = None;
         if !owes {
@@ -497,6 +526,20 @@ impl<C: Codec> Ads<C> {
             session.is_well();
             self.reachable(server);
         }
+    }
+
+    /// Whether an answer of a control plane is due: to what has yet to be asked, to what is waited for, and where it was
+    /// asked as if nothing were held, to everything that there may be.
+    fn owes(&mut self, server: ServerId) -> bool {
+        if self.has_request(server) || self.first_timer(usize::from(server)).is_some() {
+            return true;
+        }
+        let session = &self.sessions[usize::from(server)];
+        let may_be = |kind: Kind, name| {
+            self.entries[kind.index()].get(name).is_some_and(|entry| entry.standing != Standing::DoesNotExist)
+        };
+        session.from_scratch
+            && Kind::ALL.into_iter().any(|kind| session.talk(kind).asked().any(|name| may_be(kind, name)))
     }
 
     fn first_timer(&mut self, server: usize) -> Option<Instant> {
@@ -507,24 +550,30 @@ impl<C: Codec> Ads<C> {
     }
 
     fn start_timer(&mut self, server: ServerId, key: Key, now: Instant) {
+        let at = now.checked_add(self.patience(server));
         let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
         if !entry.is_wanted() || !entry.is_awaited(server) || !is_active(&self.authorities, entry, server) {
             return;
         }
+        // Beyond what the clock can tell is for ever.
+        let Some(at) = at else { return };
         let session = &mut self.sessions[usize::from(server)];
-        let at = now
-            + if session.features.resource_timer_is_transient_error {
-                self.transient_timeout
-            } else {
-                self.resource_timeout
-            };
         // Of timers so old that their number comes again there are none.
         self.last_timer = self.last_timer.wrapping_add(1).max(1);
         entry.timer = self.last_timer;
         session.start_timer(at, self.last_timer, key);
     }
 
-    fn expired(&mut self, server: ServerId, key: &Key, now: Instant) {
+    /// How long a resource of a control plane may stay away.
+    fn patience(&self, server: ServerId) -> Duration {
+        match self.sessions[usize::from(server)].features.resource_timer_is_transient_error {
+            true => self.transient_timeout,
+            false => self.resource_timeout,
+        }
+    }
+
+    /// A resource that was to be there `at` that time is not.
+    fn expired(&mut self, server: ServerId, key: &Key, at: Instant, now: Instant) {
         let Some(entry) = self.entries[key.kind.index()].get(&key.name) else { return };
         let authority = usize::from(entry.authority);
         let spoke = self.sessions[usize::from(server)].is_good();
@@ -532,20 +581,19 @@ impl<C: Codec> Ads<C> {
             // A control plane takes streams and says nothing: the next one is tried, beyond gRFC A71.
             return self.unreachable(server, StreamError::new("it took the stream and has not answered"));
         }
-        let session = &self.sessions[usize::from(server)];
+        let waited = self.patience(server);
+        let session = &mut self.sessions[usize::from(server)];
+        let silent = session.gives_up(key, at.checked_sub(waited));
         let transient = session.features.resource_timer_is_transient_error;
         let strict = session.features.fail_on_data_errors;
         let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
-        let (standing, waited) = match transient {
-            true => (Standing::TimedOut, self.transient_timeout),
-            false => (Standing::DoesNotExist, self.resource_timeout),
-        };
+        let standing = if transient { Standing::TimedOut } else { Standing::DoesNotExist };
         let reason = format!("the control plane did not send it within {waited:?}");
         tracing::warn!(kind = %key.kind, name = ?key.name, server = %session.server, ?waited, "a resource did not come");
-        // What a snapshot on disk says is no longer true. What one that stood in for this control plane gave is deleted, and
-        // stays in use like what is deleted otherwise.
+        // What a snapshot on disk says is no longer true, if this control plane speaks at all. What one that stood in for it
+        // gave is deleted, and stays in use like what is deleted otherwise.
         let ends = |by| by == SAVED || strict && self.authorities[authority].prefers(server, by);
-        let drop_good = !transient && entry.good.as_ref().is_some_and(|good| ends(good.server));
+        let drop_good = !transient && !silent && entry.good.as_ref().is_some_and(|good| ends(good.server));
         if entry.missing(server, standing, reason, drop_good, now) {
             self.changed.push(key.clone());
         }

@@ -2,6 +2,7 @@
 //! (gRFC A46). What equals what is held already costs a hash and no decoding.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use twox_hash::XxHash3_128;
@@ -14,8 +15,14 @@ use crate::xds::contain::contained;
 use crate::xds::kind::{Key, Kind};
 use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, Variant};
 
-/// Longest error text of a NACK, in bytes.
+/// Longest text of the reasons in a NACK, in bytes.
 const MAX_ERROR: usize = 8 << 10;
+/// Longest list of the names before them, in bytes: hundreds.
+const MAX_NAMES: usize = 32 << 10;
+/// Longest reason of a resource that the control plane cannot give, in bytes.
+const MAX_REASON: usize = 2 << 10;
+/// How often at most responses of a type that was not asked for are told of.
+const STRANGE: Duration = Duration::from_secs(60);
 
 /// Why an empty resource is not used.
 const EMPTIED: &str = "the control plane sent it empty; the last good one stays in use";
@@ -32,9 +39,11 @@ pub(super) struct Round<V> {
     strict: bool,
     /// Of the resource before: many control planes give all the same.
     own: Name,
-    problems: Vec<String>,
+    problems: Problems,
     /// Some of the problems was not there before.
     is_news: bool,
+    /// Tells apart what is wrong with resources that have no entry; 0 = nothing.
+    nameless: u64,
     nonce: String,
     /// What is in use since this response.
     taken: Vec<Replaced<V>>,
@@ -61,11 +70,67 @@ impl<V> Round<V> {
         (!text.is_empty()).then(|| self.own.clone())
     }
 
-    /// Notes a problem of a resource that has no entry; `complaint` is what was said last.
-    fn nameless(&mut self, problem: String, complaint: Option<&String>) {
-        self.is_news |= complaint.is_none_or(|said| !said.contains(&problem));
-        self.problems.push(problem);
+    /// Notes a problem of a resource that has no entry, by its place.
+    fn nameless(&mut self, index: usize, problem: &str) {
+        let (place, problem) = (format!("resource {index}"), cut(problem, MAX_REASON));
+        let said = format!("{place}{problem}");
+        self.nameless = (XxHash3_128::oneshot_with_seed(self.nameless, said.as_bytes()) as u64).max(1);
+        self.problems.add(&place, &said);
     }
+}
+
+/// What is wrong with a response, as the refusal says it: all names come before any reason is cut, for a control plane
+/// has to know which resources are refused.
+#[derive(Default)]
+struct Problems {
+    count: usize,
+    names: String,
+    /// How many the names hold.
+    named: usize,
+    reasons: String,
+    is_cut: bool,
+}
+
+impl Problems {
+    fn add(&mut self, name: &str, reason: &str) {
+        self.count += 1;
+        if self.names.len() + name.len() < MAX_NAMES {
+            self.named += 1;
+            join(&mut self.names, ", ", name);
+        }
+        if !self.is_cut {
+            let room = MAX_ERROR - self.reasons.len();
+            let part = cut(reason, room);
+            self.is_cut = part.len() < reason.len() || self.reasons.len() + "; ".len() + part.len() > MAX_ERROR;
+            join(&mut self.reasons, "; ", part);
+        }
+    }
+
+    /// None if there is none.
+    fn text(&self) -> Option<String> {
+        let Self { count, names, reasons, .. } = self;
+        let more = match count - self.named {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        match (count, self.is_cut) {
+            (0, _) => None,
+            (_, false) => Some(reasons.clone()),
+            (_, true) => Some(format!("{count} are refused: {names}{more}; the first reasons: {reasons}…")),
+        }
+    }
+}
+
+fn join(text: &mut String, between: &str, part: &str) {
+    if !text.is_empty() {
+        text.push_str(between);
+    }
+    text.push_str(part);
+}
+
+/// The text, or so much of its beginning.
+fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
 }
 
 impl<C: Codec> Ads<C> {
@@ -78,7 +143,11 @@ impl<C: Codec> Ads<C> {
         session.responses += 1;
         let kind = Kind::of_type_url(&response.type_url).filter(|kind| session.talk(*kind).started);
         let Some(kind) = kind else {
-            tracing::warn!(type_url = ?response.type_url, "ignored an xDS response of a type that was not asked for");
+            if session.strange.is_none_or(|told| now.saturating_duration_since(told) >= STRANGE) {
+                session.strange = Some(now);
+                let type_url = cut(&response.type_url, MAX_REASON);
+                tracing::warn!(?type_url, server = %session.server, "ignored an xDS response of a type that was not asked for");
+            }
             return;
         };
         self.round = self.round.wrapping_add(1);
@@ -91,8 +160,9 @@ impl<C: Codec> Ads<C> {
             now,
             strict: session.features.fail_on_data_errors,
             own: Name::default(),
-            problems: Vec::new(),
+            problems: Problems::default(),
             is_news: false,
+            nameless: 0,
             nonce: response.nonce,
             taken: Vec::new(),
         };
@@ -124,7 +194,7 @@ impl<C: Codec> Ads<C> {
         let Some(entry) = self.entries[key.kind.index()].get_mut(&name) else { return false };
         let reason = format!("{} {name} is refused: {reason}", key.kind);
         round.is_news = true;
-        round.problems.push(reason.clone());
+        round.problems.add(&name, &reason);
         entry.refuse(reason, &body, before, round.strict, round.now);
         self.changed.push(key.clone());
         true
@@ -135,14 +205,14 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn conclude(&mut self) {
         let Some(round) = self.open.take() else { return };
         let session = &mut self.sessions[usize::from(round.server)];
-        let complaint = (!round.problems.is_empty()).then(|| bounded(&round.problems));
+        let complaint = round.problems.text();
+        let nameless = std::mem::replace(&mut session.talk_mut(round.kind).nameless, round.nameless);
         if let Some(text) = &complaint {
             session.nacks += 1;
-            if round.is_news {
+            if round.is_news || round.nameless != 0 && nameless != round.nameless {
                 tracing::warn!(kind = %round.kind, version = ?round.version, error = ?text, "refused an xDS response; the last good stays");
             }
         }
-        session.talk_mut(round.kind).complaint.clone_from(&complaint);
         session.answer(round.kind, round.version, round.nonce, complaint);
         self.let_saved_go();
     }
@@ -168,8 +238,7 @@ impl<C: Codec> Ads<C> {
         let Some(entry) = entries.get_mut(name.as_ref()).filter(usable) else { return };
         if entry.round == round.number {
             // Which one is meant nobody can tell; the first may be in use already.
-            let said = sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
-            round.nameless(format!("resource {index} ({name}): its name came before in this response"), said);
+            round.nameless(index, &format!(" ({name}): its name came before in this response"));
             return;
         }
         entry.round = round.number;
@@ -204,7 +273,7 @@ impl<C: Codec> Ads<C> {
             }
             Err(refused) => {
                 round.is_news |= refused.is_new;
-                round.problems.push(refused.reason);
+                round.problems.add(&name, &refused.reason);
                 refused.changed
             }
         };
@@ -241,15 +310,12 @@ impl<C: Codec> Ads<C> {
             Some(Cow::Borrowed(resource.name.as_str()))
         };
         let Some(name) = name.filter(|name| !name.is_empty()) else {
-            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
-            round.nameless(format!("resource {index}: its name cannot be read"), said);
+            round.nameless(index, ": its name cannot be read");
             return None;
         };
         if body.type_url != kind.type_url() {
             let (is, wanted) = (&body.type_url, kind.type_url());
-            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
-            let problem = format!("resource {index} ({name}): its type is {is:?} in a response of type {wanted:?}");
-            round.nameless(problem, said);
+            round.nameless(index, &format!(" ({name}): its type is {is:?} in a response of type {wanted:?}"));
             return None;
         }
         Some(name)
@@ -273,7 +339,7 @@ impl<C: Codec> Ads<C> {
         let reason = if error.message.is_empty() {
             "the control plane says that it cannot give it".to_owned()
         } else {
-            error.message
+            cut(&error.message, MAX_REASON).to_owned()
         };
         let decisive = matches!(error.cause, Cause::NotFound | Cause::Denied);
         self.is_missing(round, &name, Standing::ReceivedError, Some(reason), decisive);
@@ -343,24 +409,4 @@ pub(super) fn decoded<C: Codec>(
 fn digest(bytes: &[u8], trusted: bool) -> Digest {
     let hash = XxHash3_128::oneshot(bytes) ^ u128::from(!trusted);
     [(hash >> 64) as u64, hash as u64]
-}
-
-/// The problems as one text; what does not fit is cut, and what is not in it at all is counted.
-fn bounded(problems: &[String]) -> String {
-    let mut text = problems.join("; ");
-    if text.len() > MAX_ERROR {
-        let end = (0..=MAX_ERROR).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        text.truncate(end);
-        let starts = problems.iter().scan(0, |next, problem| {
-            let start = *next;
-            *next += problem.len() + "; ".len();
-            Some(start)
-        });
-        let left = starts.filter(|start| *start >= end).count();
-        text.push('…');
-        if left > 0 {
-            text.push_str(&format!(" and {left} more"));
-        }
-    }
-    text
 }

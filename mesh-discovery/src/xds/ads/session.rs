@@ -46,7 +46,7 @@ pub(crate) struct Session {
     /// Whether the node has been sent on this stream.
     introduced: bool,
     /// Nothing of what is held is told on this stream: the control plane sends everything.
-    from_scratch: bool,
+    pub(super) from_scratch: bool,
     /// What the last stream spoke: versions of one variant mean nothing in the other.
     spoke: Option<Variant>,
     /// Whether a response has come on this stream.
@@ -56,8 +56,16 @@ pub(crate) struct Session {
     /// The silence on this stream is right: nothing was owed when its probation ended. The stream is good then, yet
     /// what is asked later has to be answered all the same.
     pub(super) is_quiet: bool,
+    /// When the last response of this stream came.
+    heard: Option<Instant>,
+    /// Resources that count as missing for nothing but its silence since they were asked for.
+    in_silence: Vec<Key>,
+    /// When it was last told of that it says what it was not asked for.
+    pub(super) strange: Option<Instant>,
     /// Why it counts as unreachable; cleared by the first response of a stream, or its right silence.
     pub(crate) failing: Option<StreamError>,
+    /// Why it counted as unreachable when it was last let go.
+    pub(super) past_failure: Option<StreamError>,
     /// Since when there has been no stream that vouches for what is held; none while there is one.
     pub(crate) unconfirmed_since: Option<Instant>,
     /// Of the last failure, for reports.
@@ -89,8 +97,8 @@ pub(super) struct Talk {
     answers: VecDeque<(String, Option<String>)>,
     /// All names as they were listed last.
     list: Option<Arc<[Name]>>,
-    /// The last complaint, so that it is logged once.
-    pub(super) complaint: Option<String>,
+    /// Tells apart what was wrong last with resources that have no entry, so that it is logged once.
+    pub(super) nameless: u64,
 }
 
 /// A request and what its writing brings about.
@@ -120,7 +128,11 @@ impl Session {
             answered: false,
             probation: None,
             is_quiet: false,
+            heard: None,
+            in_silence: Vec::new(),
+            strange: None,
             failing: None,
+            past_failure: None,
             last_error: None,
             streams_opened: 0,
             responses: 0,
@@ -164,14 +176,14 @@ impl Session {
 
     /// A stream is open: everything is asked for anew, and `from_scratch` as if nothing were held. Its probation ends at
     /// `probation`.
-    pub(super) fn opened(&mut self, probation: Instant, from_scratch: bool) {
+    pub(super) fn opened(&mut self, probation: Option<Instant>, from_scratch: bool) {
         self.connected = true;
         let translated = self.spoke.replace(self.variant).is_some_and(|spoke| spoke != self.variant);
         self.from_scratch = from_scratch || translated;
         if self.from_scratch {
             self.types.iter_mut().for_each(|talk| talk.version = Name::default());
         }
-        self.probation = Some(probation);
+        self.probation = probation;
         self.streams_opened += 1;
         self.types.iter_mut().for_each(Talk::stop);
     }
@@ -191,6 +203,25 @@ impl Session {
         self.unconfirmed_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
+    /// A response came: it lives, and what it was silent about it was silent about alive.
+    pub(super) fn hears(&mut self, now: Instant) {
+        self.heard = Some(now);
+        self.in_silence = Vec::new();
+    }
+
+    /// A resource that was asked for then counts as missing; gives whether it has said nothing at all since.
+    pub(super) fn gives_up(&mut self, key: &Key, asked: Option<Instant>) -> bool {
+        let silent = self.heard.is_none_or(|heard| asked.is_none_or(|asked| heard < asked));
+        if silent {
+            self.in_silence.push(key.clone());
+        }
+        silent
+    }
+
+    pub(super) fn take_in_silence(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.in_silence)
+    }
+
     /// It has answered, or is rightly silent.
     pub(super) fn is_well(&mut self) {
         self.failing = None;
@@ -206,6 +237,8 @@ impl Session {
         self.answered = false;
         self.probation = None;
         self.is_quiet = false;
+        self.heard = None;
+        self.in_silence = Vec::new();
         self.timers = VecDeque::new();
         self.types.iter_mut().for_each(Talk::stop);
     }
@@ -320,6 +353,11 @@ impl Talk {
     /// Whether the control plane has been asked for a name on this stream, and not been told that it is wanted no longer.
     pub(super) fn has_asked(&self, name: &Name) -> bool {
         self.started && (self.names.contains(name) && !self.fresh.contains(name) || self.stale.contains(name))
+    }
+
+    /// The names that the control plane has been asked for on this stream.
+    pub(super) fn asked(&self) -> impl Iterator<Item = &Name> {
+        self.names.iter().filter(|name| self.has_asked(name))
     }
 
     /// Whether the control plane has yet to be told that a name is wanted no longer.

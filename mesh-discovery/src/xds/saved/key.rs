@@ -14,7 +14,8 @@ const BYTES: usize = 32;
 pub(super) fn open(path: &Path, us: Option<u32>) -> Result<hmac::Key, String> {
     let found = match read(path, us)? {
         Some(found) => found,
-        None => make(path, us)?,
+        // A hard link fails where a rename would replace.
+        None => make(path, us, |from, to| fs::hard_link(from, to))?,
     };
     if found.len() != BYTES {
         return Err(format!("it has {} bytes and not {BYTES}; remove it, and a new one is made", found.len()));
@@ -22,13 +23,23 @@ pub(super) fn open(path: &Path, us: Option<u32>) -> Result<hmac::Key, String> {
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &found))
 }
 
-fn make(path: &Path, us: Option<u32>) -> Result<Zeroizing<Vec<u8>>, String> {
+fn make(
+    path: &Path,
+    us: Option<u32>,
+    link: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut fresh = Zeroizing::new(vec![0; BYTES]);
     SystemRandom::new().fill(&mut fresh).map_err(|_| "no random numbers".to_owned())?;
     // Under another name until it is whole: who comes at the same time, or after a crash, finds all of it or nothing.
     let beside = path.with_extension(format!("{}.new", std::process::id()));
-    let written = write_new(&beside, &fresh).and_then(|()| fs::hard_link(&beside, path));
-    // Its name alone; after a crash the next one of that name goes first.
+    // One of a process that had this number before.
+    let _ = fs::remove_file(&beside);
+    let written = write_new(&beside, &fresh).and_then(|()| match link(&beside, path) {
+        // No links on SMB, FAT and what some programs serve: it is written in its place, where a crash may leave a part, which
+        // is told of.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => write_new(path, &fresh),
+        linked => linked,
+    });
     let _ = fs::remove_file(&beside);
     match written {
         Ok(()) => Ok(fresh),
@@ -40,20 +51,18 @@ fn make(path: &Path, us: Option<u32>) -> Result<Zeroizing<Vec<u8>>, String> {
     }
 }
 
+/// One that could not be written whole is not left there.
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    // One of a process that had this number before.
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
-    }
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 fn read(path: &Path, us: Option<u32>) -> Result<Option<Zeroizing<Vec<u8>>>, String> {
@@ -102,5 +111,28 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(tag(open(&path, us).unwrap()), first, "control");
         assert!(open(&folder.path().join("no/such/folder"), us).unwrap_err().contains("cannot be made"));
+    }
+
+    #[test]
+    fn a_key_is_made_once_also_where_there_are_no_hard_links() {
+        let us = super::super::own_user();
+        let none = |_: &Path, _: &Path| Err(io::Error::from(io::ErrorKind::Unsupported));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot.key");
+        let first = make(&path, us, none).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), *first);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        // Who made one at the same time takes the one that is there.
+        assert_eq!(*make(&path, us, none).unwrap(), *first);
+        assert_eq!(*make(&path, us, |from, to| fs::hard_link(from, to)).unwrap(), *first, "the control");
+        // One of this number that crashed left it.
+        let beside = path.with_extension(format!("{}.new", std::process::id()));
+        fs::write(&beside, b"x").unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(make(&path, us, none).unwrap().len(), BYTES);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing lies beside it");
+        // Cut off by a crash.
+        fs::write(&path, b"x").unwrap();
+        assert!(open(&path, us).unwrap_err().contains("remove it"));
     }
 }

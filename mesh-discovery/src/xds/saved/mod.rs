@@ -315,6 +315,10 @@ fn text(rest: &mut &[u8]) -> Option<Name> {
 
 /// Puts the bytes in the place of the file, all or nothing, for the owner's eyes only.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if bytes.len() as u64 > MAX_BYTES {
+        // The next start would refuse it.
+        return Err(io::Error::other(format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len())));
+    }
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     // One left by a crash may have any mode.
@@ -350,6 +354,16 @@ mod tests {
     fn sample() -> Vec<u8> {
         let records = [(Kind::Cluster, 1_000, "x", "v1", &b"one"[..]), (Kind::Endpoints, 1_000, "x", "", b"")];
         encode(records.into_iter(), &key(), 7, 1_000)
+    }
+
+    #[test]
+    fn what_the_next_start_would_refuse_for_its_size_is_not_written() {
+        let path = std::env::temp_dir().join(format!("mesh-snapshot-size-{}", std::process::id()));
+        replace(&path, b"good").unwrap();
+        let refused = replace(&path, &vec![0; MAX_BYTES as usize + 1]).unwrap_err().to_string();
+        assert!(refused.contains("268435457 bytes"), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), b"good", "the last one stays");
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]

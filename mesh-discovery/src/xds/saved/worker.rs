@@ -47,8 +47,11 @@ impl Saver {
 
     /// A control plane changed something.
     pub(in crate::xds) fn changed(&mut self) {
-        if !std::mem::replace(&mut self.dirty, true) {
-            self.timer.as_mut().reset(Instant::now() + self.delay);
+        // Beyond what the clock can tell there is only the writing once an hour.
+        if !std::mem::replace(&mut self.dirty, true)
+            && let Some(at) = Instant::now().checked_add(self.delay)
+        {
+            self.timer.as_mut().reset(at);
         }
     }
 

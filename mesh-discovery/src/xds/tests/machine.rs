@@ -63,7 +63,7 @@ impl Machine {
         Self { ads: Ads::new(codec.clone(), topology, now), codec, now }
     }
 
-    fn topology(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Topology {
+    pub(super) fn topology(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Topology {
         let server = |id| Server { name: format!("s{id}"), features, variant };
         let authority = Servers { ordered: (0..servers).collect(), on_reachability_only: false };
         Topology {

@@ -7,6 +7,7 @@ mod machine;
 mod protocol;
 mod resumption;
 mod sequences;
+mod told;
 mod ttl;
 mod worker;
 

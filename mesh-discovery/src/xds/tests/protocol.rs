@@ -1,10 +1,8 @@
 //! The protocol alone: what is said and when, and what becomes of what is heard.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::super::ads::{Known, Retry, Standing};
+use super::super::ads::{Ads, Known, Loss, Retry, Standing};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Ask, Cause, Resource, ResourceError, Response, StreamError, Variant};
 use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, removed, response};
@@ -85,59 +83,19 @@ fn a_nack_names_every_bad_resource_and_uses_the_good_ones() {
 }
 
 #[test]
-fn a_nack_that_is_cut_says_how_many_more_there_are() {
-    let mut ads = Machine::of(Variant::Delta);
-    let names: Vec<String> = (1000..2000).map(|number| number.to_string()).collect();
-    names.iter().for_each(|name| ads.subscribe(&[listener(name)]));
-    ads.opened();
-    ads.request();
-    let all: Vec<String> = names.iter().map(|name| format!("{name}=bad")).collect();
-    ads.respond(Kind::Listener, "v1", &all.iter().map(String::as_str).collect::<Vec<_>>());
-    // `1000: field: bad; ` is 18 bytes long: 455 fit into 8 KiB, and another one begins.
-    assert!(ads.request().error.unwrap().ends_with("… and 544 more"));
-}
-
-/// Counts the refusals in the log.
-#[derive(Clone, Default)]
-struct Log(Arc<AtomicUsize>);
-
-impl tracing::Subscriber for Log {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() == tracing::Level::WARN
+fn a_time_beyond_the_clock_is_none() {
+    for transient in [false, true] {
+        let features = ServerFeatures { resource_timer_is_transient_error: transient, ..Default::default() };
+        let mut ads = Machine::new(Some(Variant::Delta), features, 1);
+        let mut topology = Machine::topology(Some(Variant::Delta), features, 1);
+        (topology.resource_timeout, topology.transient_timeout) = (Duration::MAX, Duration::MAX);
+        ads.ads = Ads::new(ads.codec.clone(), topology, ads.now);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        assert_eq!(ads.ads.next_deadline(), None);
+        assert!(ads.pass(1000 * TIMEOUT).is_empty());
     }
-    fn event(&self, event: &tracing::Event<'_>) {
-        // Only a refusal has an error.
-        let refusal = event.fields().any(|field| field.name() == "error");
-        self.0.fetch_add(usize::from(refusal), Ordering::Relaxed);
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
-#[test]
-fn r06_the_same_refused_bytes_are_answered_every_time_and_logged_once() {
-    let log = Log::default();
-    let _guard = tracing::subscriber::set_default(log.clone());
-    let mut ads = Machine::of(Variant::Delta);
-    ads.subscribe(&["a", "b"].map(listener));
-    ads.opened();
-    ads.request();
-    for round in 0..100 {
-        // What is good in between does not make the refusal news.
-        ads.respond(Kind::Listener, &format!("good{round}"), &["b=1"]);
-        assert_eq!(ads.request().error, None);
-        ads.respond(Kind::Listener, &format!("bad{round}"), &["a=bad"]);
-        assert_eq!(ads.request().error.as_deref(), Some("a: field: bad"));
-    }
-    assert_eq!(log.0.load(Ordering::Relaxed), 1);
-    assert_eq!(ads.ads.sessions()[0].nacks, 100);
-    ads.respond(Kind::Listener, "other", &["b=bad"]);
-    assert_eq!(log.0.load(Ordering::Relaxed), 2, "control: other bytes are news");
 }
 
 #[test]
@@ -497,7 +455,7 @@ fn where_the_server_reports_absence_a_late_resource_means_a_slow_server() {
     assert!(ads.pass(TIMEOUT).is_empty());
     assert_eq!(ads.pass(TIMEOUT), [listener("a")]);
     assert_eq!(ads.entry(&listener("a")).standing, Standing::TimedOut);
-    assert!(matches!(ads.known(&listener("a")), Known::Lost(reason, None) if reason.contains("within 30s")));
+    assert!(matches!(ads.known(&listener("a")), Known::Lost(reason, Loss::Late(_)) if reason.contains("within 30s")));
 }
 
 #[test]

@@ -255,6 +255,66 @@ fn a71_a_control_plane_that_is_rightly_silent_is_reachable_whatever_it_does_not_
 }
 
 #[test]
+fn r10_what_rests_on_silence_alone_is_void_when_the_connection_breaks() {
+    let broken = || Some(StreamError::new("keep-alive timed out"));
+    for variant in BOTH {
+        // One that answered, then hung; and one that was rightly silent, then was asked for more.
+        let answered = || {
+            let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+            ads.subscribe(&[listener("a")]);
+            ads.opened();
+            ads.request();
+            ads.respond(Kind::Listener, "v1", &["a=1"]);
+            ads.pass(Duration::from_secs(1));
+            ads.subscribe(&[listener("b")]);
+            ads.drain(0);
+            ads
+        };
+        let begin: [&dyn Fn() -> Machine; 2] = [&answered, &|| resumed(TIMEOUT)];
+        for begin in begin {
+            let mut ads = begin();
+            assert_eq!(ads.pass(TIMEOUT), [listener("b")]);
+            assert!(ads.missing(&listener("b")).is_some(), "for all that is known");
+            assert_eq!(ads.close(broken()), Retry::Soon);
+            assert_eq!(ads.ads.take_changed(), [listener("b")]);
+            assert_eq!(ads.known(&listener("b")), Known::Pending);
+            ads.close(Some(StreamError::new("refused")));
+            assert!(ads.ads.wants(1), "the next one is asked");
+
+            // The control runs: it ended in order; it has spoken since.
+            let mut ads = begin();
+            ads.pass(TIMEOUT);
+            ads.close(None);
+            assert!(ads.missing(&listener("b")).is_some());
+            ads.close(Some(StreamError::new("refused")));
+            assert!(!ads.ads.wants(1));
+            let mut ads = begin();
+            ads.pass(TIMEOUT);
+            ads.respond(Kind::Listener, "v2", &["a=1"]);
+            ads.close(broken());
+            assert!(ads.missing(&listener("b")).is_some());
+        }
+    }
+}
+
+#[test]
+fn x9_a_better_one_that_is_asked_from_scratch_and_says_nothing_is_not_well() {
+    for (variant, answers) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = fallen_back(variant, ServerFeatures::default(), &["a=1"]);
+        ads.take(1, response(Kind::Listener, "w1", &["a=2", "b=2"]));
+        ads.opened();
+        ads.drain(0);
+        if answers {
+            // The control run.
+            ads.respond(Kind::Listener, "v2", &["a=1", "b=1"]);
+        }
+        ads.pass(10 * TIMEOUT);
+        assert_eq!(ads.ads.sessions()[0].failing.is_some(), !answers);
+        assert_eq!(ads.close(None), if answers { Retry::Soon } else { Retry::Later });
+    }
+}
+
+#[test]
 fn a57_what_a_silent_control_plane_owes_times_out_where_no_other_is_needed() {
     for variant in BOTH {
         let mut ads = returned(variant, ServerFeatures::default());

@@ -44,6 +44,12 @@ pub(super) async fn answer(
             response.headers_mut().insert("grpc-status", HeaderValue::from(status));
             Ok(response)
         }
+        Behaviour::GrpcTrailers(status) => {
+            let body = Full::new(Bytes::from_static(&[0; 5])).map_err(|never| match never {});
+            let mut response = Response::new(body.with_trailers(grpc_end(status)?).boxed_unsync());
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            Ok(response)
+        }
         Behaviour::Bare(status, headers) => {
             let mut response = Response::builder().status(status);
             for (name, value) in headers {
@@ -66,7 +72,7 @@ pub(super) async fn answer(
             // A framed message of one field: `status` is 1 or 2.
             let message = Bytes::from(vec![0, 0, 0, 0, 2, 0x08, if serving { 1 } else { 2 }]);
             let body = Full::new(message).map_err(|never| match never {});
-            let mut response = Response::new(body.with_trailers(grpc_ok()?).boxed_unsync());
+            let mut response = Response::new(body.with_trailers(grpc_end(0)?).boxed_unsync());
             response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
             Ok(response)
         }
@@ -154,11 +160,11 @@ fn echo(name: &str, request: Received, status: StatusCode) -> Result<Response<Bo
     if !grpc {
         return Ok(response.body(body.boxed_unsync())?);
     }
-    Ok(response.body(body.with_trailers(grpc_ok()?).boxed_unsync())?)
+    Ok(response.body(body.with_trailers(grpc_end(0)?).boxed_unsync())?)
 }
 
 /// Trailers that say OK.
-fn grpc_ok() -> Result<std::future::Ready<Option<Result<HeaderMap, BoxError>>>, BoxError> {
-    let ok = HeaderMap::from_iter([("grpc-status".parse()?, HeaderValue::from_static("0"))]);
-    Ok(std::future::ready(Some(Ok(ok))))
+fn grpc_end(status: i32) -> Result<std::future::Ready<Option<Result<HeaderMap, BoxError>>>, BoxError> {
+    let trailers = HeaderMap::from_iter([("grpc-status".parse()?, HeaderValue::from(status))]);
+    Ok(std::future::ready(Some(Ok(trailers))))
 }

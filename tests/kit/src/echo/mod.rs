@@ -44,6 +44,8 @@ pub enum Behaviour {
     Status(u16),
     /// Answer 200 with this `grpc-status` in the headers and no body (trailers only).
     Grpc(i32),
+    /// Answer 200 with an empty message, and this `grpc-status` in the trailers.
+    GrpcTrailers(i32),
     /// Answer with this status, these headers and no body.
     Bare(u16, &'static [(&'static str, &'static str)]),
     /// Answer 200 with the beginning of a body, whose end comes with [`EchoServer::release`].

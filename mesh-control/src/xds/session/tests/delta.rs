@@ -132,7 +132,7 @@ fn an_older_library_is_told_what_is_missing_in_words_that_it_reads_r42() {
             let cache = Fake::default().cache();
             let mut client = Client::with(&cache, Form::Delta, told_by_errors, Limits::default());
             client.ask(kind, &["nobody"]);
-            let Some(Response::Delta(response)) = client.session.next() else { panic!("nothing was sent") };
+            let Some(Response::Delta(response)) = client.session.next(client.now) else { panic!("nothing was sent") };
             let older = Older::decode(response.encode_to_vec().as_slice()).unwrap();
             assert_eq!((older.removed_resources.len(), older.nonce), (learnt, "1".to_owned()), "{kind}");
         }

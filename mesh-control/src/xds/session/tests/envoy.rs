@@ -1,6 +1,88 @@
 //! What an Envoy needs beyond the protocol's letter.
 
+use std::collections::BTreeMap;
+
 use super::*;
+
+/// An Envoy as far as it has started: it makes clusters that are new or changed anew, and answers the response that they were
+/// in when all have their endpoints (`ClusterManagerImpl::updateClusterCounts`). It asks for those of new ones.
+struct Envoy {
+    client: Client,
+    clusters: BTreeMap<String, bytes::Bytes>,
+    warming: BTreeSet<String>,
+    owes: bool,
+}
+
+impl Envoy {
+    /// With all clusters, and the listeners and routes of this name.
+    fn new(cache: &Arc<Cache>, form: Form, name: &str, limits: Limits) -> Self {
+        let scope = NodeScope { dialect: Dialect::Envoy, ..NodeScope::default() };
+        let client = Client::of(scope, cache, form, false, limits);
+        let mut envoy = Self { client, clusters: BTreeMap::new(), warming: BTreeSet::new(), owes: false };
+        envoy.client.ask(Kind::Cluster, &[]);
+        envoy.settle();
+        envoy.client.ask(Kind::Listener, &[name]);
+        envoy.client.ask(Kind::Routes, &[name]);
+        envoy.settle();
+        envoy
+    }
+
+    /// Reads the next response, and answers it unless it waits for endpoints.
+    fn take(&mut self) -> Option<Row> {
+        let seen = self.client.next()?;
+        self.read(&seen);
+        if seen.kind != Kind::Cluster {
+            self.client.answer(seen.kind, None);
+        }
+        self.answer_clusters();
+        Some((seen.kind, seen.resources, seen.removed))
+    }
+
+    fn read(&mut self, seen: &Seen) {
+        match seen.kind {
+            Kind::Cluster => {
+                self.owes = true;
+                for (name, content) in seen.resources.iter().zip(&seen.contents) {
+                    if self.clusters.insert(name.clone(), content.clone()).as_ref() != Some(content) {
+                        self.warming.insert(name.clone());
+                    }
+                }
+                let whole = self.client.session.form() == Form::State;
+                self.clusters
+                    .retain(|name, _| !seen.removed.contains(name) && (!whole || seen.resources.contains(name)));
+                self.warming.retain(|name| self.clusters.contains_key(name));
+                let names: Vec<String> = self.clusters.keys().cloned().collect();
+                if names != self.client.names[Kind::Endpoints.index()] {
+                    self.client.ask(Kind::Endpoints, &names.iter().map(String::as_str).collect::<Vec<_>>());
+                }
+            }
+            Kind::Endpoints => {
+                self.warming.retain(|name| !seen.resources.contains(name) && !seen.removed.contains(name))
+            }
+            Kind::Listener | Kind::Routes => {}
+        }
+    }
+
+    fn answer_clusters(&mut self) {
+        if self.warming.is_empty() && std::mem::take(&mut self.owes) {
+            self.client.answer(Kind::Cluster, None);
+        }
+    }
+
+    fn settle(&mut self) -> Vec<Row> {
+        std::iter::from_fn(|| self.take()).collect()
+    }
+
+    /// Whether it has all of its clusters in use.
+    fn is_warm(&self) -> bool {
+        self.warming.is_empty() && !self.client.status(Kind::Cluster).waiting
+    }
+}
+
+/// What is sent of clusters that changed, where there are these.
+fn clusters(form: Form, all: &[&str], changed: &[&str]) -> Row {
+    row(Kind::Cluster, if form == Form::State { all } else { changed }, &[])
+}
 
 fn client(cache: &Arc<Cache>, form: Form, dialect: Dialect) -> Client {
     let scope = NodeScope { dialect, ..NodeScope::default() };
@@ -60,7 +142,7 @@ fn endpoints_known_from_an_earlier_stream_are_sent_again() {
         let cache = fake(1).cache();
         let mut first = client(&cache, Form::Delta, dialect);
         first.ask(Kind::Endpoints, &["a"]);
-        let Some(Response::Delta(sent)) = first.session.next() else { panic!("nothing was sent") };
+        let Some(Response::Delta(sent)) = first.session.next(first.now) else { panic!("nothing was sent") };
         let mut second = client(&cache, Form::Delta, dialect);
         let request = DeltaDiscoveryRequest {
             type_url: sent.type_url,
@@ -72,4 +154,182 @@ fn endpoints_known_from_an_earlier_stream_are_sent_again() {
         second.settle().len()
     };
     assert_eq!([sent_again(Dialect::Envoy), sent_again(Dialect::Proxyless)], [1, 0]);
+}
+
+#[test]
+fn endpoints_of_a_new_cluster_go_out_though_clusters_changed_again() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let two = one.with(Kind::Cluster, "b", 1).with(Kind::Endpoints, "b", 1);
+        two.publish(&cache, "2");
+        assert_eq!(envoy.take(), Some(clusters(form, &["a", "b"], &["b"])));
+        assert!(!envoy.is_warm(), "the control: it waits for the endpoints");
+        two.with(Kind::Cluster, "a", 2).publish(&cache, "3");
+        let endpoints = |name| row(Kind::Endpoints, &[name], &[]);
+        assert_eq!(envoy.settle(), [endpoints("b"), clusters(form, &["a", "b"], &["a"]), endpoints("a")], "{form:?}");
+        assert!(envoy.is_warm());
+    }
+}
+
+#[test]
+fn endpoints_of_a_changed_cluster_go_out_though_older_ones_were_not_answered_yet() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let two = one.with(Kind::Endpoints, "a", 2);
+        two.publish(&cache, "2");
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Endpoints);
+        let three = two.with(Kind::Cluster, "a", 3);
+        three.publish(&cache, "3");
+        assert_eq!(envoy.take(), Some(clusters(form, &["a"], &["a"])));
+        three.with(Kind::Cluster, "a", 4).publish(&cache, "4");
+        assert_eq!(envoy.take(), None);
+        envoy.client.answer(Kind::Endpoints, None);
+        let both = [clusters(form, &["a"], &["a"]), row(Kind::Endpoints, &["a"], &[])];
+        assert_eq!(envoy.settle(), [&both[1..], &both[..]].concat(), "{form:?}");
+        assert!(envoy.is_warm());
+    }
+}
+
+#[test]
+fn the_endpoints_of_clusters_that_come_in_parts_go_out_between_them() {
+    let names = ["a", "b", "c"];
+    let cache = all_kinds(&names, 1).cache();
+    let mut envoy = Envoy::new(&cache, Form::Delta, "a", Limits { response_bytes: 1, ..Limits::default() });
+    all_kinds(&names, 2).publish(&cache, "2");
+    let sent = envoy.settle();
+    assert!(envoy.is_warm(), "{sent:?}");
+    let routes = sent.iter().position(|(kind, ..)| *kind == Kind::Listener).unwrap();
+    assert_eq!(sent[..routes].iter().filter(|(kind, ..)| *kind == Kind::Cluster).count(), 3, "{sent:?}");
+}
+
+#[test]
+fn listeners_and_routes_wait_until_the_clusters_are_in_use() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let mut proxyless = client(&cache, form, Dialect::Proxyless);
+        Kind::ALL.into_iter().for_each(|kind| proxyless.ask(kind, &["a", "b"]));
+        proxyless.settle();
+        let two = one.with(Kind::Cluster, "b", 1).with(Kind::Endpoints, "b", 1);
+        let two = two.with(Kind::Listener, "a", 2).with(Kind::Routes, "a", 2);
+        two.publish(&cache, "2");
+        envoy.take();
+        // The endpoints are there, and the Envoy is not done with them yet.
+        let endpoints = envoy.client.next().unwrap();
+        assert_eq!((endpoints.kind, envoy.take()), (Kind::Endpoints, None), "{form:?}");
+        envoy.read(&endpoints);
+        envoy.client.answer(Kind::Endpoints, None);
+        assert_eq!(envoy.take(), None, "{form:?}");
+        envoy.answer_clusters();
+        assert_eq!(envoy.settle(), [Kind::Listener, Kind::Routes].map(|kind| row(kind, &["a"], &[])), "{form:?}");
+        // The control: who waits by itself is sent everything at once.
+        let kinds: Vec<Kind> = std::iter::from_fn(|| proxyless.next()).map(|seen| seen.kind).collect();
+        assert_eq!(kinds, Kind::ALL, "{form:?}");
+    }
+}
+
+#[test]
+fn an_envoy_that_does_not_take_its_clusters_into_use_holds_up_nothing_for_long() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let started = envoy.client.now;
+        assert_eq!(envoy.client.session.late_at(started), None);
+        // Of `b` no endpoints come: of a cluster with a certificate that it waits for, say.
+        let two = one.with(Kind::Cluster, "b", 1).with(Kind::Routes, "a", 2);
+        two.publish(&cache, "2");
+        envoy.take();
+        if let Some(seen) = envoy.client.next() {
+            envoy.client.answer(seen.kind, None);
+        }
+        assert_eq!(envoy.client.session.late_at(started), Some(started + PATIENCE), "{form:?}");
+        envoy.client.now += PATIENCE - Duration::from_millis(1);
+        assert_eq!(envoy.take(), None, "{form:?}");
+        envoy.client.now += Duration::from_millis(1);
+        assert_eq!(envoy.take(), Some(row(Kind::Routes, &["a"], &[])), "{form:?}");
+        assert_eq!(envoy.client.session.late_at(envoy.client.now), None);
+        // From then on it gets everything as it comes, clusters that mend it among them.
+        let three = two.with(Kind::Cluster, "b", 3).with(Kind::Routes, "a", 3);
+        three.clone().with(Kind::Endpoints, "b", 3).publish(&cache, "3");
+        let seen = std::iter::from_fn(|| envoy.client.next()).map(|seen| seen.kind).collect::<Vec<_>>();
+        assert_eq!(seen, [Kind::Cluster, Kind::Endpoints, Kind::Routes], "{form:?}");
+        // It has recovered, and is waited for again.
+        for kind in [Kind::Endpoints, Kind::Routes, Kind::Cluster] {
+            envoy.client.answer(kind, None);
+        }
+        assert_eq!(envoy.client.next(), None);
+        three.with(Kind::Cluster, "a", 4).with(Kind::Routes, "a", 4).publish(&cache, "4");
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Cluster);
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Endpoints);
+        assert_eq!(envoy.client.next(), None, "{form:?}");
+    }
+}
+
+#[test]
+fn changes_of_clusters_one_after_the_other_hold_up_routes_no_longer_than_that() {
+    for form in BOTH {
+        let fake = |edition| all_kinds(&["a"], edition);
+        let cache = fake(1).cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let (mut kinds, mut rounds) = (Vec::new(), 0);
+        for edition in 2..100 {
+            // Whenever it is done with one change, there is another.
+            fake(edition).publish(&cache, &edition.to_string());
+            envoy.answer_clusters();
+            while let Some(seen) = envoy.client.next() {
+                envoy.read(&seen);
+                if seen.kind != Kind::Cluster {
+                    envoy.client.answer(seen.kind, None);
+                }
+                kinds.push(seen.kind);
+            }
+            if kinds.contains(&Kind::Routes) {
+                break;
+            }
+            rounds += 1;
+            envoy.client.now += Duration::from_secs(1);
+        }
+        assert_eq!(rounds, PATIENCE.as_secs(), "{form:?} {kinds:?}");
+        assert_eq!(kinds[kinds.len() - 4..], Kind::ALL, "{form:?}");
+    }
+}
+
+#[test]
+fn a_cluster_that_vanished_before_its_endpoints_were_sent_goes_in_the_end() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        one.clone().with(Kind::Cluster, "b", 1).with(Kind::Endpoints, "b", 1).publish(&cache, "2");
+        assert_eq!(envoy.take(), Some(clusters(form, &["a", "b"], &["b"])));
+        one.publish(&cache, "3");
+        // Only in the incremental form the protocol can say that there are no endpoints.
+        let told = envoy.settle();
+        assert_eq!(envoy.is_warm(), form == Form::Delta, "{told:?}");
+        envoy.client.now += PATIENCE;
+        envoy.settle();
+        assert!(envoy.is_warm() && !envoy.clusters.contains_key("b"), "{form:?} {:?}", envoy.clusters);
+    }
+}
+
+#[test]
+fn endpoints_stay_while_their_vanished_cluster_must_wait() {
+    let one = all_kinds(&["a", "b"], 1);
+    let cache = one.cache();
+    let mut proxyless = client(&cache, Form::Delta, Dialect::Proxyless);
+    Kind::ALL.into_iter().for_each(|kind| proxyless.ask(kind, &["a", "b"]));
+    proxyless.settle();
+    let two = one.with(Kind::Cluster, "a", 2);
+    two.publish(&cache, "2");
+    assert_eq!(proxyless.next().unwrap().kind, Kind::Cluster);
+    two.without(Kind::Cluster, "b").without(Kind::Endpoints, "b").publish(&cache, "3");
+    assert_eq!(proxyless.next(), None);
+    proxyless.answer(Kind::Cluster, None);
+    assert_eq!(proxyless.settle(), [Kind::Cluster, Kind::Endpoints].map(|kind| row(kind, &[], &["b"])));
 }

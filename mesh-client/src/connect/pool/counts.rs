@@ -1,0 +1,275 @@
+//! How many connections there are to an endpoint and in its cluster, against limits, and who waits for one.
+//!
+//! Who finds none that is free stands in line, and so do those who come after: what becomes free goes to the first in
+//! line, who alone looks, and not to who happens to ask in that moment. A request that gives up leaves its place to the
+//! next.
+//!
+//! ```text
+//! nobody waits ─▶ look ─▶ nothing? ─▶ line ─▶ the first in it: look, wait for a change, look again
+//! somebody waits ─────────────────────┘
+//! ```
+//!
+//! Refuses to know what connections are made of, and where they are kept.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use mesh_core::limit::Count;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+
+use super::super::{Dialer, Want, worker};
+use super::MAX_SHUT;
+
+/// How many connections there may be. None = any number.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// To all endpoints of the cluster; each may have one whatever this is, as in Envoy.
+    pub(crate) of_cluster: Option<u32>,
+    /// To one endpoint.
+    pub(crate) of_endpoint: Option<u32>,
+    /// Longest wait for one that is in use. None = until the request's own end.
+    pub(crate) patience: Option<Duration>,
+    /// Connects also where that failed a moment ago.
+    pub(crate) insists: bool,
+    /// Does not stand in line while there is something for it: it has limits of its own.
+    pub(crate) passes: bool,
+}
+
+impl Room {
+    /// Any number, and at any time.
+    pub(crate) const ANY: Self =
+        Self { of_cluster: None, of_endpoint: None, patience: None, insists: true, passes: true };
+}
+
+/// A limit that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full {
+    /// Its name.
+    pub(crate) limit: &'static str,
+    /// Its value.
+    pub(crate) allowed: u32,
+}
+
+/// Name of the limit of one endpoint.
+pub(crate) const PER_HOST: &str = "max_connections_per_host";
+
+/// The open connections of a cluster.
+#[derive(Default)]
+pub(crate) struct Connections {
+    count: Count,
+    // For the first in line at every endpoint. Nobody but they waits here.
+    closed: Notify,
+}
+
+impl Connections {
+    /// How many there are.
+    pub(crate) fn get(&self) -> u32 {
+        self.count.get()
+    }
+}
+
+/// What the connections to one endpoint tell those who wait for one.
+#[derive(Default)]
+pub(in crate::connect) struct Counts {
+    open: Count,
+    // Of them, those that the pool made: a raw connection is nobody else's to use.
+    pooled: Count,
+    // In each line.
+    waiting: [AtomicU32; 2],
+    // The endpoint is gone.
+    pub(super) closed: AtomicBool,
+    // Made by the first who waits: at most endpoints nobody ever does.
+    waiters: OnceLock<Box<[Line; 2]>>,
+    // Of the same ones that `open` counts, to end them with the endpoint.
+    pub(in crate::connect) lines: worker::Lines,
+}
+
+/// Those who wait for a connection of one kind.
+struct Line {
+    // Who has it is the first. Fair, and passed on by who gives up.
+    turn: Semaphore,
+    // For the first.
+    changed: Notify,
+    // Changes of which the first was told and has not found that there is nothing in them.
+    told: AtomicU32,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), changed: Notify::new(), told: AtomicU32::new(0) }
+    }
+}
+
+/// Which line: over HTTP/1.1 and over HTTP/2 nobody takes what the other waits for. What ALPN settles on is nearly always
+/// HTTP/2.
+fn line_of(want: Want) -> usize {
+    usize::from(want != Want::Http1)
+}
+
+impl Counts {
+    /// Connections open to the endpoint.
+    pub(super) fn open(&self) -> u32 {
+        self.open.get()
+    }
+
+    /// Whether who wants a connection has to stand in line for it. All that a request pays that finds one.
+    pub(super) fn is_awaited(&self, want: Want, room: Room) -> bool {
+        !room.passes && self.waiting[line_of(want)].load(Ordering::Relaxed) > 0
+    }
+
+    /// Something is free, or there is room to make it. Asked before told: most of the time nobody waits. Whoever waits is
+    /// counted before it looks a last time, so one of the two sees the other.
+    pub(in crate::connect) fn made_room(&self) {
+        if self.waiting.iter().all(|waiting| waiting.load(Ordering::SeqCst) == 0) {
+            return;
+        }
+        for line in self.waiters.get().iter().flat_map(|lines| lines.iter()) {
+            line.told.fetch_add(1, Ordering::Relaxed);
+            line.changed.notify_one();
+        }
+    }
+
+    /// How many of those who wait have something left to them, and have merely not run since.
+    pub(super) fn served(&self, want: Want) -> u32 {
+        let line = line_of(want);
+        let told = self.waiters.get().map_or(0, |lines| lines[line].told.load(Ordering::Relaxed));
+        told.min(self.waiting[line].load(Ordering::Relaxed))
+    }
+
+    /// Stands in line until its turn comes. The first in line has to look once more before it [waits](Turn::changed).
+    pub(super) async fn turn<'c>(&'c self, want: Want, of_cluster: &'c Connections) -> Turn<'c> {
+        let line = &self.waiters.get_or_init(Box::default)[line_of(want)];
+        let waiting = Waiting::in_line(&self.waiting[line_of(want)]);
+        let first = line.turn.acquire().await.expect("it is never closed");
+        // Hears of what is closed from now on, not only once it waits.
+        Turn { line, of_cluster, closed: Box::pin(of_cluster.closed.notified()), _place: (first, waiting) }
+    }
+}
+
+/// One who waits, counted.
+struct Waiting<'c>(&'c AtomicU32);
+
+impl<'c> Waiting<'c> {
+    fn in_line(waiting: &'c AtomicU32) -> Self {
+        waiting.fetch_add(1, Ordering::SeqCst);
+        // What it looks at next is not read before; see `OpenGuard`.
+        fence(Ordering::SeqCst);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The first in line, until this is dropped: then it is the next one's turn, who looks whether there is something for him.
+pub(super) struct Turn<'c> {
+    line: &'c Line,
+    of_cluster: &'c Connections,
+    // Made before the last look.
+    closed: Pin<Box<Notified<'c>>>,
+    _place: (SemaphorePermit<'c>, Waiting<'c>),
+}
+
+impl Turn<'_> {
+    /// Waits until something has changed since the last look: at the endpoint, or in the room that the cluster has.
+    pub(super) async fn changed(&mut self) {
+        self.line.told.store(0, Ordering::Relaxed);
+        tokio::select! {
+            () = self.line.changed.notified() => {}
+            () = self.closed.as_mut() => self.closed.set(self.of_cluster.closed.notified()),
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let less = |told: u32| told.checked_sub(1);
+        // There was nothing to tell where it went without.
+        let _ = self.line.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+}
+
+/// One open connection, counted until its task has ended.
+pub(crate) struct OpenGuard {
+    of_cluster: Arc<Connections>,
+    of_endpoint: Arc<Counts>,
+    pooled: bool,
+}
+
+impl OpenGuard {
+    /// A connection of the pool, whatever the limits.
+    pub(super) fn pooled(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
+        counts.pooled.enter();
+        Self::counted(dialer, counts, true)
+    }
+
+    fn counted(dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Self {
+        dialer.open.count.enter();
+        counts.open.enter();
+        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }
+    }
+
+    /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a raw one.
+    /// Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody tells them.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub(super) fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Result<Self, Full> {
+        if pooled && counts.pooled.enter_below(1) {
+            return Ok(Self::counted(dialer, counts, true));
+        }
+        let full = Err(Full { limit: "max_connections", allowed: room.of_cluster.unwrap_or(u32::MAX) });
+        // Looked at first: those of the endpoint are told only of a place that went in this very moment.
+        if room.of_cluster.is_some_and(|most| dialer.open.get() >= most) {
+            return full;
+        }
+        if !counts.open.enter_within(room.of_endpoint) {
+            return Err(Full { limit: PER_HOST, allowed: room.of_endpoint.unwrap_or(u32::MAX) });
+        }
+        if !dialer.open.count.enter_within(room.of_cluster) {
+            counts.open.leave();
+            counts.made_room();
+            return full;
+        }
+        if pooled {
+            counts.pooled.enter();
+        }
+        Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled })
+    }
+
+    /// The limit that keeps who finds no room from making a connection.
+    pub(super) fn full(room: Room, dialer: &Dialer) -> Full {
+        match (room.of_cluster, room.of_endpoint) {
+            (Some(allowed), _) if dialer.open.get() >= allowed => Full { limit: "max_connections", allowed },
+            (_, Some(allowed)) => Full { limit: PER_HOST, allowed },
+            (Some(allowed), None) => Full { limit: "max_connections", allowed },
+            // Of connections there may be more, but not one of these takes a stream.
+            (None, None) => Full { limit: "the connections to a peer that takes no stream", allowed: MAX_SHUT as u32 },
+        }
+    }
+
+    /// Those who wait for a connection to the same endpoint.
+    pub(in crate::connect) fn counts(&self) -> &Arc<Counts> {
+        &self.of_endpoint
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.of_cluster.count.leave();
+        self.of_endpoint.open.leave();
+        if self.pooled {
+            self.of_endpoint.pooled.leave();
+        }
+        // Who waits is asked for after that, and not before.
+        fence(Ordering::SeqCst);
+        self.of_endpoint.made_room();
+        self.of_cluster.closed.notify_waiters();
+    }
+}

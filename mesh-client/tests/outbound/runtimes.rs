@@ -1,0 +1,288 @@
+//! One client used from several runtimes: what looks after a destination runs on one of them, which may end, or stand still
+//! while requests come from another, and each drives the connections that it made.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::poll;
+use mesh_client::Client;
+use mesh_core::policy::{
+    Address, Balancer, CircuitBreakers, Cluster, Discovery, Endpoint, OutlierDetection, PerMillion, Snapshot,
+    UpstreamProtocol,
+};
+use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
+use tokio::runtime::{Builder, Runtime};
+
+use super::{TARGET, fetch, forward_with, get, server_of, snapshot_with};
+
+const HOST: &str = "reviews.example.com";
+
+/// What becomes of the runtime of the first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Ends,
+    StandsStill,
+}
+
+/// A client that is used from two runtimes in turn.
+struct World {
+    // Of the servers.
+    home: Runtime,
+    first: Option<Runtime>,
+    second: Runtime,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+        let home = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { home, first: Some(runtime()), second: runtime() }
+    }
+
+    fn server(&self, name: &str) -> EchoServer {
+        self.home.block_on(EchoServer::start(name))
+    }
+
+    fn on_first<T>(&self, work: impl Future<Output = T>) -> T {
+        self.first.as_ref().unwrap().block_on(work)
+    }
+
+    fn on_second<T>(&self, work: impl Future<Output = T>) -> T {
+        self.second.block_on(work)
+    }
+
+    /// From now on nobody drives the first.
+    fn leave_first(&mut self, first: First) {
+        match first {
+            First::Ends => drop(self.first.take()),
+            // Longer than anybody who works is not seen.
+            First::StandsStill => self.pass(Duration::from_secs(11)),
+        }
+    }
+
+    fn pass(&self, time: Duration) {
+        self.on_second(async {
+            tokio::time::pause();
+            tokio::time::advance(time).await;
+            tokio::time::resume();
+        });
+    }
+
+    /// Who answers on the second runtime.
+    fn answers(&self, client: &Client) -> String {
+        let asking = client.clone();
+        // Beside the tasks that are there.
+        let answer = self.second.spawn(async move { fetch(&asking, "/").await });
+        server_of(&self.on_second(answer).unwrap().unwrap()).to_owned()
+    }
+}
+
+/// Nothing here is about connections: there is another one for each request.
+fn cluster(name: &str) -> Cluster {
+    let mut cluster = super::cluster(name);
+    cluster.connection.max_requests_per_connection = Some(1);
+    cluster
+}
+
+fn to(server: &EchoServer) -> Snapshot {
+    snapshot_with(forward_with(None), cluster("test"), &[server])
+}
+
+#[test]
+fn a_connection_goes_to_requests_of_the_runtime_that_drives_it() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let world = World::new();
+        let server = world.server("v1");
+        let mut policy = super::cluster("test");
+        policy.connection.protocol = protocol;
+        let client = Client::builder(FixedSource::of(TARGET, snapshot_with(forward_with(None), policy, &[&server])));
+        let client = client.build();
+        world.on_first(fetch(&client, "/")).unwrap();
+        for _ in 0..3 {
+            let in_time = async { tokio::time::timeout(Duration::from_secs(20), fetch(&client, "/")).await };
+            world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}: nobody drives its connection")).unwrap();
+            world.on_first(fetch(&client, "/")).unwrap();
+        }
+        assert_eq!(server.connections(), 2, "{protocol:?}: each has its own");
+    }
+}
+
+#[test]
+fn where_there_may_be_no_further_connection_it_is_shared_by_runtimes() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let world = World::new();
+        let server = world.server("v1");
+        let limits = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
+        let mut policy = Cluster { breaker: limits, ..super::cluster("test") };
+        policy.connection.protocol = protocol;
+        let client = Client::builder(FixedSource::of(TARGET, snapshot_with(forward_with(None), policy, &[&server])));
+        let client = client.build();
+        // Driven by a thread of its own.
+        world.home.block_on(fetch(&client, "/")).unwrap();
+        let in_time = async { tokio::time::timeout(Duration::from_secs(20), fetch(&client, "/")).await };
+        world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}: it waits for a place")).unwrap();
+        world.home.block_on(fetch(&client, "/")).unwrap();
+        assert_eq!(server.connections(), 1, "{protocol:?}");
+    }
+}
+
+/// Whether policy is heard by the very next request, though the runtime that heard it first hears nothing any more.
+#[test]
+fn policy_is_heard_whatever_becomes_of_the_runtime_of_the_first_request() {
+    for (case, named) in [(First::Ends, false), (First::Ends, true), (First::StandsStill, false)] {
+        let mut world = World::new();
+        let [former, newer, newest] = ["former", "newer", "newest"].map(|name| world.server(name));
+        let source = FixedSource::of(TARGET, to(&former));
+        let mut builder = Client::builder(source.clone());
+        if named {
+            builder = builder.runtime(world.first.as_ref().unwrap().handle().clone());
+        }
+        let client = builder.build();
+        world.on_first(fetch(&client, "/")).unwrap();
+        assert_eq!(world.answers(&client), "former", "{case:?}");
+        world.leave_first(case);
+        source.set_snapshot(TARGET, to(&newer));
+        assert_eq!(world.answers(&client), "newer", "{case:?}, named: {named}");
+        // And so on, by who has taken its place.
+        source.set_snapshot(TARGET, to(&newest));
+        world.on_second(tokio::task::yield_now());
+        assert_eq!(world.answers(&client), "newest", "{case:?}, named: {named}");
+        drop(world.first.take());
+        assert_eq!(source.readers(TARGET), 2, "{case:?}: nobody subscribes anew, nor twice");
+    }
+}
+
+/// A program that calls now and then, and runs nothing in between.
+#[test]
+fn policy_is_heard_by_the_first_request_after_a_while_in_which_nothing_ran() {
+    let world = World::new();
+    let [former, newer] = ["former", "newer"].map(|name| world.server(name));
+    let source = FixedSource::of(TARGET, to(&former));
+    let client = Client::builder(source.clone()).build();
+    assert_eq!(world.answers(&client), "former");
+    world.pass(Duration::from_secs(60));
+    source.set_snapshot(TARGET, to(&newer));
+    let answer = world.on_second(fetch(&client, "/")).unwrap();
+    assert_eq!(server_of(&answer), "newer");
+}
+
+#[test]
+fn who_waits_for_the_first_configuration_gets_it_though_the_runtime_that_asked_first_ends() {
+    let mut world = World::new();
+    let server = world.server("v1");
+    let source = FixedSource::new();
+    let client = Client::builder(source.clone()).build();
+    // Never again looked at.
+    let mut asked = client.send(get("/"));
+    world.on_first(async { assert!(poll!(&mut asked).is_pending()) });
+    let first = world.first.take().unwrap();
+    let answer = world.on_second(async {
+        let mut waits = client.send(get("/"));
+        assert!(poll!(&mut waits).is_pending());
+        first.shutdown_background();
+        source.set_snapshot(TARGET, to(&server));
+        waits.await
+    });
+    assert_eq!(server_of(&answer.unwrap()), "v1");
+}
+
+fn named(resolver: &Arc<FakeResolver>, port: u16) -> Client {
+    let name = Endpoint::new(Address::Name { host: HOST.into(), port });
+    let discovery = Discovery::StrictDns(policy::endpoints(&"test".into(), vec![name]).into());
+    let snapshot = snapshot_with(forward_with(None), Cluster { discovery, ..cluster("test") }, &[]);
+    Client::builder(FixedSource::of(TARGET, snapshot)).resolver(resolver.clone()).build()
+}
+
+fn addresses(client: &Client) -> Vec<String> {
+    let dump = client.dump().destinations[0].clusters[0].clone();
+    dump.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
+}
+
+#[test]
+fn names_are_looked_up_whatever_becomes_of_the_runtime_of_the_first_request() {
+    for case in [First::Ends, First::StandsStill] {
+        let mut world = World::new();
+        let server = world.server("v1");
+        let port = server.address().port();
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["127.0.0.1"], Some(Duration::from_secs(30)));
+        let client = named(&resolver, port);
+        world.on_first(fetch(&client, "/")).unwrap();
+        world.leave_first(case);
+        resolver.set(HOST, &["127.0.0.1", "127.0.0.2"], Some(Duration::from_secs(30)));
+        world.pass(Duration::from_secs(31));
+        // Before the new look: what is known is used.
+        world.answers(&client);
+        world.on_second(async {
+            let looked = async {
+                while addresses(&client).len() < 2 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), looked).await.unwrap_or_else(|_| panic!("{case:?}"));
+        });
+        let want = [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}")];
+        assert_eq!(addresses(&client), want, "{case:?}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_name_is_not_left_waiting_when_the_runtime_that_looks_it_up_ends() {
+    let mut world = World::new();
+    let server = world.server("v1");
+    let resolver = FakeResolver::new();
+    resolver.hang(HOST);
+    let client = named(&resolver, server.address().port());
+    let (asking, asked) = (client.clone(), resolver.clone());
+    let first = world.first.take().unwrap();
+    let _asks = first.spawn(async move { fetch(&asking, "/").await });
+    first.block_on(asked.wait_for_asked(1));
+    world.on_second(async {
+        let mut waits = client.send(get("/"));
+        assert!(poll!(&mut waits).is_pending());
+        first.shutdown_background();
+        assert!(waits.await.is_err(), "there is no endpoint");
+    });
+    resolver.set(HOST, &["127.0.0.1"], None);
+    assert_eq!(world.answers(&client), "v1", "the next one waits for another look");
+}
+
+#[test]
+fn health_is_looked_after_whatever_becomes_of_the_runtime_of_the_first_request() {
+    for case in [First::Ends, First::StandsStill] {
+        let mut world = World::new();
+        let servers = ["v1", "v2", "v3"].map(|name| world.server(name));
+        let outlier =
+            OutlierDetection { consecutive_5xx: Some(2), max_ejected: PerMillion::ALL, ..OutlierDetection::default() };
+        let policy = Cluster { outlier: Some(outlier), balancer: Balancer::RoundRobin, ..cluster("test") };
+        let all: Vec<_> = servers.iter().collect();
+        let client = Client::builder(FixedSource::of(TARGET, snapshot_with(forward_with(None), policy, &all))).build();
+        let ejected = || {
+            let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
+            clusters.flat_map(|cluster| cluster.endpoints).filter(|endpoint| !endpoint.standing.is_admitted()).count()
+        };
+        let send_until = |want: usize| {
+            let (client, ejected) = (&client, &ejected);
+            async move {
+                for _ in 0..50 {
+                    if ejected() == want {
+                        break;
+                    }
+                    fetch(client, "/").await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        servers[0].behave(Behaviour::Status(503));
+        world.on_first(send_until(1));
+        assert_eq!(ejected(), 1, "{case:?}");
+        world.leave_first(case);
+        world.answers(&client);
+        world.on_second(tokio::task::yield_now());
+        assert_eq!(ejected(), 1, "{case:?}: what was known is known");
+        servers[1].behave(Behaviour::Status(503));
+        world.on_second(send_until(2));
+        assert_eq!(ejected(), 2, "{case:?}");
+    }
+}

@@ -1,0 +1,106 @@
+//! What a control plane is told of what it said wrong, and what the log is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::super::kind::Kind;
+use super::super::message::{Cause, ResourceError, Response, Variant};
+use super::machine::{Machine, listener, response};
+
+/// Counts in the log.
+#[derive(Clone, Default)]
+struct Log {
+    refusals: Arc<AtomicUsize>,
+    strange: Arc<AtomicUsize>,
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+    fn event(&self, event: &tracing::Event<'_>) {
+        // Only a refusal has an error, and only what was not asked for the type's address.
+        let has = |name| usize::from(event.fields().any(|field| field.name() == name));
+        self.refusals.fetch_add(has("error"), Ordering::Relaxed);
+        self.strange.fetch_add(has("type_url"), Ordering::Relaxed);
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn r06_the_same_refused_bytes_are_answered_every_time_and_logged_once() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let mut ads = Machine::of(Variant::Delta);
+    ads.subscribe(&["a", "b"].map(listener));
+    ads.opened();
+    ads.request();
+    for round in 0..100 {
+        // What is good in between does not make the refusal news.
+        ads.respond(Kind::Listener, &format!("good{round}"), &["b=1"]);
+        assert_eq!(ads.request().error, None);
+        ads.respond(Kind::Listener, &format!("bad{round}"), &["a=bad"]);
+        assert_eq!(ads.request().error.as_deref(), Some("a: field: bad"));
+    }
+    assert_eq!(log.refusals.load(Ordering::Relaxed), 1);
+    assert_eq!(ads.ads.sessions()[0].nacks, 100);
+    ads.respond(Kind::Listener, "other", &["b=bad"]);
+    assert_eq!(log.refusals.load(Ordering::Relaxed), 2, "control: other bytes are news");
+}
+
+#[test]
+fn x4_a_nack_that_is_cut_names_all_before_it_says_why() {
+    let refused = |names: &[String]| {
+        let mut ads = Machine::of(Variant::Delta);
+        names.iter().for_each(|name| ads.subscribe(&[listener(name)]));
+        ads.opened();
+        ads.request();
+        let all: Vec<String> = names.iter().map(|name| format!("{name}=bad")).collect();
+        ads.respond(Kind::Listener, "v1", &all.iter().map(String::as_str).collect::<Vec<_>>());
+        ads.request().error.unwrap()
+    };
+    let names: Vec<String> = (1000..2000).map(|number| number.to_string()).collect();
+    let error = refused(&names);
+    assert!(
+        error.starts_with(&format!("1000 are refused: {}; the first reasons: 1000: field: bad; ", names.join(", ")))
+    );
+    assert!(error.ends_with('…') && error.len() < 16 << 10, "{}", error.len());
+
+    // One reason alone fills it: the other is named all the same.
+    let error = refused(&["x".repeat(10 << 10), "y".to_owned()]);
+    assert!(error.contains("x, y; the first reasons: xxx") && error.len() < 20 << 10);
+
+    // Names are bounded too, and what is left of them counted: 102 bytes each.
+    let long: Vec<String> = names.iter().map(|name| format!("{name}{}", "n".repeat(96))).collect();
+    let error = refused(&long);
+    assert!(error.contains(" and 679 more; the first reasons") && error.len() < 48 << 10, "{error}");
+}
+
+#[test]
+fn what_was_not_asked_for_and_what_cannot_be_given_fill_no_log() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let mut ads = Machine::of(Variant::Delta);
+    ads.subscribe(&[listener("a")]);
+    ads.opened();
+    ads.request();
+    let minute = Duration::from_secs(60);
+    for (wait, told) in [(Duration::ZERO, 1), (minute / 2, 1), (minute / 2, 2)] {
+        ads.pass(wait);
+        for _ in 0..100 {
+            ads.respond(Kind::Cluster, "n", &["x=1"]);
+        }
+        assert_eq!(log.strange.load(Ordering::Relaxed), told);
+    }
+    let message = "é".repeat(10_000);
+    let error = ResourceError { name: "a".to_owned(), cause: Cause::NotFound, message };
+    ads.take(0, Response { errors: vec![error], ..response(Kind::Listener, "v1", &[]) });
+    assert_eq!(ads.missing(&listener("a")).map(str::len), Some(2048));
+}

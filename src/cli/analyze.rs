@@ -1,0 +1,104 @@
+//! `mesh analyze`: what the control plane would say of manifests, before one is given them. They are read as it reads them,
+//! and nothing is asked of one.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use mesh_control::finding::{Finding, Severity};
+use mesh_control::model::{AccessPolicy, Model};
+use mesh_control::source::{FileSet, Limits};
+use mesh_control::translate::{Options, World};
+use mesh_core::id::TrustDomain;
+use serde_json::json;
+
+use crate::{Error, Format};
+
+/// Arguments of `mesh analyze`.
+#[derive(Args)]
+pub(crate) struct AnalyzeArgs {
+    /// Manifest files, or directories of them: all of them are one configuration. Of a directory the files that end in
+    /// .yaml or .yml are read; subdirectories are not entered. /dev/stdin is a file, too.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// As the control plane's.
+    #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+    trust_domain: TrustDomain,
+    /// As the control plane's.
+    #[arg(long, value_parser = TrustDomain::new)]
+    trust_domain_alias: Vec<TrustDomain>,
+    /// As the control plane's.
+    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
+    default_inbound_policy: AccessPolicy,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// What is said of how many objects.
+struct Analysis {
+    objects: usize,
+    findings: Vec<Finding>,
+}
+
+/// Reads, prints and tells by the exit code: 0 nothing is an error, 1 something is.
+pub(crate) fn analyze(args: AnalyzeArgs) -> Result<ExitCode, Error> {
+    let output = args.output;
+    let analysis = read(args)?;
+    super::print(&match output {
+        Format::Table => analysis.lines(),
+        Format::Json => analysis.json(),
+    })?;
+    Ok(if analysis.count(Severity::Error) == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn read(args: AnalyzeArgs) -> Result<Analysis, Error> {
+    for path in &args.paths {
+        // To the control plane it is a directory that is not there now.
+        std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let named = args.paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let manifests = FileSet::new(args.paths, Limits::default()).read();
+    if manifests.is_empty() && manifests.findings().is_empty() {
+        let message = format!(
+            "no manifest in {named}: of a directory the files that end in .yaml or .yml are read, and subdirectories are not \
+             entered; name each directory"
+        );
+        return Err(message.into());
+    }
+    let mut options = Options::default();
+    options.trust_domain = args.trust_domain;
+    options.trust_domain_aliases = args.trust_domain_alias;
+    options.default_inbound_policy = args.default_inbound_policy;
+    let world = World::build_with(&Model::build(&manifests, None), &[], options);
+    let mut findings = world.findings().to_vec();
+    findings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+    Ok(Analysis { objects: manifests.len(), findings })
+}
+
+impl Analysis {
+    fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == severity).count()
+    }
+
+    fn counts(&self) -> [usize; 3] {
+        [Severity::Error, Severity::Warning, Severity::Info].map(|severity| self.count(severity))
+    }
+
+    fn lines(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        self.findings.iter().for_each(|finding| _ = writeln!(text, "{finding}"));
+        let ([error, warning, info], objects) = (self.counts(), self.objects);
+        let _ = writeln!(text, "objects: {objects}; errors: {error}, warnings: {warning}, notes: {info}");
+        text
+    }
+
+    fn json(&self) -> String {
+        let ([error, warning, info], Self { objects, findings }) = (self.counts(), self);
+        let value =
+            json!({ "objects": objects, "error": error, "warning": warning, "info": info, "findings": findings });
+        format!("{value}\n")
+    }
+}
