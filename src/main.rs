@@ -62,16 +62,10 @@ struct ControlPlaneArgs {
     /// An additional xDS listener without TLS, loopback only, for clients that have no certificate.
     #[arg(long)]
     insecure_xds: Option<SocketAddr>,
-    /// Trust domain of the identities issued.
-    #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
-    trust_domain: TrustDomain,
-    /// A former name of the trust domain, whose principals and roots count on; may be repeated.
-    #[arg(long, value_parser = TrustDomain::new)]
-    trust_domain_alias: Vec<TrustDomain>,
-    /// Who may call a port that no Linkerd Server guards, where no annotation says so: one of Linkerd's default inbound
-    /// policies.
-    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
-    default_inbound_policy: AccessPolicy,
+    #[command(flatten)]
+    domains: Domains,
+    #[command(flatten)]
+    inbound: Inbound,
     /// Ask clients to report the load they put on each cluster; shown under `/load` of the debug endpoints.
     #[arg(long)]
     load_reports: bool,
@@ -94,6 +88,32 @@ struct ControlPlaneArgs {
     /// What to print once everything is listening.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
+}
+
+/// The mesh's own names, the same for every command.
+#[derive(Args)]
+pub(crate) struct Domains {
+    /// Trust domain of the mesh.
+    #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+    trust_domain: TrustDomain,
+    /// A former name of the trust domain, whose principals and roots count on; may be repeated.
+    #[arg(long, value_parser = TrustDomain::new)]
+    trust_domain_alias: Vec<TrustDomain>,
+}
+
+impl Domains {
+    fn trusted(self) -> TrustDomains {
+        TrustDomains::new(self.trust_domain, self.trust_domain_alias)
+    }
+}
+
+/// What is let in where no manifest says it.
+#[derive(Args)]
+pub(crate) struct Inbound {
+    /// Who may call a port that no Linkerd Server guards, where no annotation says so: one of Linkerd's default inbound
+    /// policies.
+    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
+    default_inbound_policy: AccessPolicy,
 }
 
 /// Seconds.
@@ -158,12 +178,8 @@ enum CertCommand {
         /// Life of the certificate in seconds, from 300 to a day.
         #[arg(long, default_value_t = DAY, value_parser = clap::value_parser!(u64).range(300..=DAY))]
         ttl: u64,
-        /// Trust domain of the mesh.
-        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
-        trust_domain: TrustDomain,
-        /// As the control plane's.
-        #[arg(long, value_parser = TrustDomain::new)]
-        trust_domain_alias: Vec<TrustDomain>,
+        #[command(flatten)]
+        domains: Domains,
     },
     /// Print the roots of the mesh as a SPIFFE trust bundle map (JSON): what another mesh puts into the
     /// `federated-bundles.json` of its state directory to let in the peers of this one.
@@ -171,12 +187,8 @@ enum CertCommand {
         /// The control plane's state directory.
         #[arg(long)]
         state: PathBuf,
-        /// Trust domain of the mesh.
-        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
-        trust_domain: TrustDomain,
-        /// As the control plane's.
-        #[arg(long, value_parser = TrustDomain::new)]
-        trust_domain_alias: Vec<TrustDomain>,
+        #[command(flatten)]
+        domains: Domains,
     },
     /// Change the authority's root in three runs: add a new one, let it sign, take the old one out. A running control
     /// plane follows, and workloads follow it. Exit code 0: a step was made; 1: the next step would cut somebody off now,
@@ -185,12 +197,8 @@ enum CertCommand {
         /// The control plane's state directory.
         #[arg(long)]
         state: PathBuf,
-        /// Trust domain of the mesh.
-        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
-        trust_domain: TrustDomain,
-        /// As the control plane's.
-        #[arg(long, value_parser = TrustDomain::new)]
-        trust_domain_alias: Vec<TrustDomain>,
+        #[command(flatten)]
+        domains: Domains,
         /// Make the next step though it cuts somebody off.
         #[arg(long)]
         force: bool,
@@ -243,9 +251,9 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .listen(args.listen)
         .debug_listen(Some(args.debug))
         .insecure_xds(args.insecure_xds)
-        .trust_domain(args.trust_domain)
-        .trust_domain_aliases(args.trust_domain_alias)
-        .default_inbound_policy(args.default_inbound_policy)
+        .trust_domain(args.domains.trust_domain)
+        .trust_domain_aliases(args.domains.trust_domain_alias)
+        .default_inbound_policy(args.inbound.default_inbound_policy)
         .load_reports(args.load_reports)
         .jwks(jwks)
         .names(args.names)
@@ -272,22 +280,20 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
         CertCommand::Token { state, namespace, service_account, ttl, control_plane } => {
             token(&state, &namespace, &service_account, ttl, &control_plane)?;
         }
-        CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain, trust_domain_alias } => {
-            let id = SpiffeId::for_service_account(&trust_domain, &namespace, &service_account)?;
+        CertCommand::Issue { state, namespace, service_account, out, ttl, domains } => {
+            let id = SpiffeId::for_service_account(&domains.trust_domain, &namespace, &service_account)?;
             let (life, known) = (CertificateLife::default(), has_authority(&state));
-            let domains = TrustDomains::new(trust_domain, trust_domain_alias);
-            let authority = CertificateAuthority::open(&state, domains, life, Clock::system())?;
+            let authority = CertificateAuthority::open(&state, domains.trusted(), life, Clock::system())?;
             tell_of_new(&state, known)?;
             authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?;
         }
-        CertCommand::Bundle { state, trust_domain, trust_domain_alias } => {
-            bundle(&state, TrustDomains::new(trust_domain, trust_domain_alias))?;
+        CertCommand::Bundle { state, domains } => {
+            bundle(&state, domains.trusted())?;
         }
-        CertCommand::RotateRoot { state, trust_domain, trust_domain_alias, force, certificate_ttl, status, output } => {
+        CertCommand::RotateRoot { state, domains, force, certificate_ttl, status, output } => {
             let life = CertificateLife::at_most(Duration::from_secs(certificate_ttl));
             let known = has_authority(&state);
-            let domains = TrustDomains::new(trust_domain, trust_domain_alias);
-            let rotation = RootRotation::open(&state, domains, life, Clock::system())?;
+            let rotation = RootRotation::open(&state, domains.trusted(), life, Clock::system())?;
             tell_of_new(&state, known)?;
             let made = if status { rotation.state() } else { rotation.advance(force) };
             let state = match made {

@@ -7,13 +7,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use mesh_control::finding::{Finding, Severity};
-use mesh_control::model::{AccessPolicy, Model};
+use mesh_control::model::Model;
 use mesh_control::source::{FileSet, Limits};
 use mesh_control::translate::{Options, World};
-use mesh_core::id::TrustDomain;
 use serde_json::json;
 
-use crate::{Error, Format};
+use crate::{Domains, Error, Format, Inbound};
 
 /// Arguments of `mesh analyze`.
 #[derive(Args)]
@@ -22,15 +21,10 @@ pub(crate) struct AnalyzeArgs {
     /// .yaml or .yml are read; subdirectories are not entered. /dev/stdin is a file, too.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// As the control plane's.
-    #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
-    trust_domain: TrustDomain,
-    /// As the control plane's.
-    #[arg(long, value_parser = TrustDomain::new)]
-    trust_domain_alias: Vec<TrustDomain>,
-    /// As the control plane's.
-    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
-    default_inbound_policy: AccessPolicy,
+    #[command(flatten)]
+    domains: Domains,
+    #[command(flatten)]
+    inbound: Inbound,
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -68,9 +62,9 @@ fn read(args: AnalyzeArgs) -> Result<Analysis, Error> {
         return Err(message.into());
     }
     let mut options = Options::default();
-    options.trust_domain = args.trust_domain;
-    options.trust_domain_aliases = args.trust_domain_alias;
-    options.default_inbound_policy = args.default_inbound_policy;
+    options.trust_domain = args.domains.trust_domain;
+    options.trust_domain_aliases = args.domains.trust_domain_alias;
+    options.default_inbound_policy = args.inbound.default_inbound_policy;
     let world = World::build_with(&Model::build(&manifests, None), &[], options);
     let mut findings = world.findings().to_vec();
     findings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));

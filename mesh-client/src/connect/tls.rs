@@ -395,18 +395,16 @@ fn roots(file: Option<&str>) -> Result<RootCertStore, Setup> {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use mesh_testkit::memory::{certified_files, copies};
+    use mesh_testkit::memory::{certified, copies};
 
     use super::*;
 
     #[test]
     fn of_a_key_that_was_read_nothing_is_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let [key, certificate] = ["key.pem", "certificate.pem"].map(|name| folder.path().join(name));
-        let [number, text] = certified_files(&key, &certificate);
-        let read = Zeroizing::new(private_key(key.to_str().unwrap()).unwrap());
-        assert_eq!((copies(&number), copies(&text)), (1, 0), "the control: it is held");
+        let files = certified();
+        let read = Zeroizing::new(private_key(&files.key).unwrap());
+        assert_eq!((copies(&files.number), copies(&files.text)), (1, 0), "the control: it is held");
         drop(read);
-        assert_eq!((copies(&number), copies(&text)), (0, 0));
+        assert_eq!((copies(&files.number), copies(&files.text)), (0, 0));
     }
 }

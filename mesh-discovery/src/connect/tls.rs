@@ -196,20 +196,17 @@ fn certified_from(chain: &str, key: &str, crypto: &CryptoProvider) -> Result<Cer
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use mesh_testkit::memory::{certified_files, copies};
+    use mesh_testkit::memory::{certified, copies};
 
     use super::*;
 
     #[test]
     fn of_a_key_that_was_read_nothing_is_left() {
-        let folder = tempfile::tempdir().unwrap();
-        let [key, certificate] = ["key.pem", "certificate.pem"].map(|name| folder.path().join(name));
-        let [number, text] = certified_files(&key, &certificate);
-        let [key, certificate] = [&key, &certificate].map(|path| path.to_str().unwrap());
-        let (held, _) = read_now(key).unwrap();
-        assert!(copies(&text) >= 1, "the control: it is held");
+        let files = certified();
+        let (held, _) = read_now(&files.key).unwrap();
+        assert!(copies(&files.text) >= 1, "the control: it is held");
         drop(held);
-        drop(certified_from(certificate, key, &mesh_testkit::crypto()).unwrap());
-        assert_eq!((copies(&number), copies(&text)), (0, 0));
+        drop(certified_from(&files.certificate, &files.key, &mesh_testkit::crypto()).unwrap());
+        assert_eq!((copies(&files.number), copies(&files.text)), (0, 0));
     }
 }

@@ -6,11 +6,11 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{CertificateParams, KeyPair};
+use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 const MASK: u8 = 0x5a;
@@ -47,18 +47,34 @@ pub fn copies(masked: &[u8]) -> usize {
     found
 }
 
-/// Writes a new private key and a certificate of it, in PEM, of which nothing is left in memory but what it gives: the number
-/// itself as it lies in PKCS#8, and a part of the text in base64, [`masked`].
+/// A private key and a certificate of it in files, in PEM, of which nothing is left in memory but what this holds.
+pub struct Certified {
+    _folder: TempDir,
+    /// The file of the key.
+    pub key: String,
+    /// The file of the certificate.
+    pub certificate: String,
+    /// The number itself as it lies in PKCS#8, [`masked`].
+    pub number: Vec<u8>,
+    /// A part of the text in base64, [`masked`].
+    pub text: Vec<u8>,
+}
+
+/// Makes them.
 ///
 /// # Panics
 /// A file cannot be written.
-pub fn certified_files(key: &Path, certificate: &Path) -> [Vec<u8>; 2] {
+pub fn certified() -> Certified {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name| folder.path().join(name).display().to_string();
+    let (key, certificate) = (file("key.pem"), file("certificate.pem"));
     let pair = Zeroizing::new(KeyPair::generate().unwrap());
-    std::fs::write(certificate, CertificateParams::default().self_signed(&*pair).unwrap().pem()).unwrap();
+    std::fs::write(&certificate, CertificateParams::default().self_signed(&*pair).unwrap().pem()).unwrap();
     let der = pair.serialized_der();
     let mut body = Zeroizing::new(vec![0; 4 * der.len()]);
     let length = STANDARD.encode_slice(der, &mut body).unwrap();
     let pem = [b"-----BEGIN PRIVATE KEY-----\n", &body[..length], b"\n-----END PRIVATE KEY-----\n"];
-    std::fs::write(key, Zeroizing::new(pem.concat())).unwrap();
-    [masked(&der[36..68]), masked(&body[64..96])]
+    std::fs::write(&key, Zeroizing::new(pem.concat())).unwrap();
+    let (number, text) = (masked(&der[36..68]), masked(&body[64..96]));
+    Certified { _folder: folder, key, certificate, number, text }
 }
