@@ -44,10 +44,22 @@ impl Envoy {
         application: SocketAddr,
         change: impl FnOnce(String) -> String,
     ) -> Self {
+        let envoy = Self::begin(world, &format!("envoy-{form:?}"), form, application, change).await;
+        envoy.ready().await;
+        envoy
+    }
+
+    /// The same under a name of its own, and without waiting for its configuration.
+    pub(crate) async fn begin(
+        world: &World,
+        node: &str,
+        form: Form,
+        application: SocketAddr,
+        change: impl FnOnce(String) -> String,
+    ) -> Self {
         let files = TempDir::new().unwrap();
-        let node = format!("envoy-{form:?}");
         let certificates = world.certificate("edge").await;
-        let text = configuration(world, &node, form, application, &certificates);
+        let text = configuration(world, node, form, application, &certificates);
         let (config, admin) = (files.path().join("envoy.yaml"), files.path().join("admin"));
         std::fs::write(&config, change(text)).unwrap();
         let process = Command::new(python::envoy())
@@ -62,13 +74,11 @@ impl Envoy {
             .spawn()
             .unwrap();
         let admin = eventually("Envoy listens", async || std::fs::read_to_string(&admin).ok()?.parse().ok()).await;
-        let envoy = Self { node, admin, _process: process, _files: files };
-        envoy.ready().await;
-        envoy
+        Self { node: node.to_owned(), admin, _process: process, _files: files }
     }
 
     /// Waits until it has everything it was waiting for.
-    async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         eventually("Envoy is ready", async || {
             let info: Value = serde_json::from_str(&self.admin("/server_info").await).ok()?;
             (info["state"] == "LIVE").then_some(())

@@ -2,6 +2,7 @@
 //! go: no request is lost, nobody refuses anything, and what is written meanwhile holds once it is back.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use crate::backend::Backend;
 use crate::caller::{Caller, Direct, Load, Member};
@@ -11,7 +12,7 @@ use crate::grpc_mtls::{MUTUAL, bootstrap};
 use crate::manifests::{STRICT, announced, in_mesh, routes, rule};
 use crate::member::{self, Server};
 use crate::server::{StockServer, free_address};
-use crate::world::World;
+use crate::world::{World, eventually};
 
 /// How often the control plane dies.
 const DEATHS: usize = 5;
@@ -24,12 +25,13 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let mut random = fastrand::Rng::with_seed(seed);
 
     let stock = free_address();
+    let mut written = Written { weight: 50, limit: 1000, subsets: 1 };
     let mut world = World::start(&[
         ("strict.yaml", STRICT.to_owned()),
         ("reviews.yaml", announced("reviews")),
-        ("reviews-v1.yaml", announced("reviews-v1") + "---\n" + &rule("reviews-v1", MUTUAL)),
+        ("reviews-v1.yaml", announced("reviews-v1")),
         ("reviews-v2.yaml", announced("reviews-v2") + "---\n" + &rule("reviews-v2", MUTUAL)),
-        ("routes.yaml", routes(50)),
+        ("routes.yaml", written.text()),
         ("stock.yaml", in_mesh("stock.example.com", "stock", stock)),
     ])
     .await;
@@ -56,42 +58,68 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let to_state = started("us to the SotW Envoy", ours("http://state.example.com:9080")).await;
     let to_stock = started("us to a stock server", ours("http://stock.example.com:9080")).await;
 
-    let (_left, refused) = die_again_and_again(&mut world, &mut random, &own).await;
-    assert_eq!(refused, 0, "responses were refused");
-    // Nobody was lost: what is written last reaches all.
-    world.apply("routes.yaml", &routes(100));
+    let dead = die_again_and_again(&mut world, &mut written, &mut random, &own, application.address).await;
+    assert_eq!(dead.refused, 0, "responses were refused");
+    // Who started while it died has everything, too.
+    dead.late.ready().await;
+    let late = Direct::open(dead.late.listener("outbound").await, "reviews").await;
+    let late = started("an Envoy that started meanwhile to us", late).await;
+    for envoy in envoys {
+        world.has(&envoy.node, 4).await;
+    }
+    // Nobody was lost: what is written last reaches all. Clusters go with the last route to them.
+    (written.weight, written.subsets) = (100, 0);
+    world.apply("routes.yaml", &written.text());
+    for envoy in envoys {
+        let gone = async || (!envoy.admin("/clusters").await.contains("|s1|")).then_some(());
+        eventually("the clusters are gone", gone).await;
+    }
+    own.more(20).await;
     // All of them are told: where one lost something, the others say where it was lost.
     let mut reports = BTreeMap::new();
     let (mut delta, mut state) = (delta.told(&mut reports).await, state.told(&mut reports).await);
     let (mut client, mut own) = (client.told(&mut reports).await, own.told(&mut reports).await);
+    let mut late = late.told(&mut reports).await;
     for load in [to_delta, to_state, to_stock] {
         load.told(&mut reports).await;
     }
     assert!(reports.values().all(|report| report.errors.is_empty()), "{reports:#?}");
     delta.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     state.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
+    late.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     client.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     own.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/productpage").await;
     for (node, types) in [("envoy-Delta", 4), ("envoy-StateOfTheWorld", 4), ("edge", 4), ("stock", 1)] {
         world.assert_nothing_refused(node, types).await;
     }
-    for envoy in envoys {
+    for envoy in [envoys[0], envoys[1], &dead.late] {
         envoy.assert_nothing_refused().await;
     }
 }
 
-/// Kills the control plane at moments that are drawn, with something under way; gives the endpoints that came and went,
-/// which serve on, and how many responses were refused.
+/// What is left of the deaths.
+struct Dead {
+    /// Started while the control plane died for the last time.
+    late: Envoy,
+    /// Endpoints that came and went, which serve on.
+    _left: Vec<Server>,
+    /// How many responses were refused.
+    refused: u64,
+}
+
+/// Kills the control plane at moments that are drawn, with something under way.
 async fn die_again_and_again<C: Caller>(
     world: &mut World,
+    written: &mut Written,
     random: &mut fastrand::Rng,
     own: &Load<C>,
-) -> (Vec<Server>, u64) {
-    let (mut refused, mut gone, mut here) = (0, Vec::new(), None::<Server>);
-    for _ in 0..DEATHS {
+    application: SocketAddr,
+) -> Dead {
+    let (mut refused, mut gone, mut here, mut late) = (0, Vec::new(), None::<Server>, None);
+    for death in 1..=DEATHS {
         if random.bool() {
             // It dies at some point of the push.
-            change(world, random);
+            written.change(world, random);
         }
         let before = random.usize(0..60);
         own.more(random.usize(0..=before)).await;
@@ -104,13 +132,17 @@ async fn die_again_and_again<C: Caller>(
             }
             None => here = Some(Server::begin(world, "reviews-v1", "version=v1", "v1").await),
         }
+        if death == DEATHS {
+            let form = if random.bool() { Form::Delta } else { Form::StateOfTheWorld };
+            late = Some(Envoy::begin(world, "late", form, application, |config| config).await);
+        }
         own.more(random.usize(0..60 - before.min(59))).await;
         // Counters end with their process.
         refused += world.refused().await;
         world.kill().await;
         own.more(random.usize(5..80)).await;
         if random.bool() {
-            change(world, random);
+            written.change(world, random);
         }
         world.resume().await;
         if let Some(server) = &here {
@@ -118,23 +150,48 @@ async fn die_again_and_again<C: Caller>(
         }
     }
     gone.extend(here);
-    (gone, refused)
+    Dead { late: late.expect("begun with the last death"), _left: gone, refused }
 }
 
-/// Something that costs no request by itself: another split, or another limit of a cluster.
-fn change(world: &World, random: &mut fastrand::Rng) {
-    if random.bool() {
-        return world.apply("routes.yaml", &routes(random.u32(0..=100)));
+/// What an operator has written of `reviews`. One file, so that a cluster and the first route to it come in one revision.
+struct Written {
+    weight: u32,
+    limit: u32,
+    /// Subsets of v1, alike but for their names; routes name the last one.
+    subsets: u32,
+}
+
+impl Written {
+    /// Changes something that costs no request by itself: the split, the limit of clusters, or the cluster that routes name,
+    /// which is a new one. The old ones stay: what is gone while nobody serves it, a state of the world cannot keep.
+    fn change(&mut self, world: &World, random: &mut fastrand::Rng) {
+        match random.u32(0..3) {
+            0 => self.weight = random.u32(0..=100),
+            1 => self.limit = random.u32(1000..2000),
+            _ => self.subsets += 1,
+        }
+        world.apply("routes.yaml", &self.text());
     }
-    let limit = random.u32(1000..2000);
-    let pool = format!("connectionPool: {{ http: {{ http2MaxRequests: {limit} }} }}");
-    let policy = MUTUAL.replace("tls:", &format!("{pool}, tls:"));
-    world.apply("reviews-v1.yaml", &(announced("reviews-v1") + "---\n" + &rule("reviews-v1", &policy)));
+
+    fn text(&self) -> String {
+        let pool = format!("connectionPool: {{ http: {{ http2MaxRequests: {} }} }}", self.limit);
+        let policy = MUTUAL.replace("tls:", &format!("{pool}, tls:"));
+        let subsets: Vec<_> =
+            (1..=self.subsets).map(|n| format!("{{ name: s{n}, labels: {{ version: v1 }} }}")).collect();
+        let rule = rule("reviews-v1", &format!("{policy}, subsets: [{}]", subsets.join(", ")));
+        let routes = match self.subsets {
+            0 => routes(self.weight),
+            last => {
+                routes(self.weight).replace("{ host: reviews-v1 }", &format!("{{ host: reviews-v1, subset: s{last} }}"))
+            }
+        };
+        format!("{routes}---\n{rule}")
+    }
 }
 
 /// A load of a caller that has been answered once.
 async fn started<C: Caller>(name: &'static str, mut caller: C) -> Load<C> {
-    crate::world::eventually(name, async || caller.call(&[]).await.ok().map(drop)).await;
+    eventually(name, async || caller.call(&[]).await.ok().map(drop)).await;
     Load::begin(name, caller)
 }
 

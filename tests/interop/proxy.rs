@@ -94,7 +94,16 @@ async fn answers_our_client(world: &World, envoy: &Envoy) {
 }
 
 #[tokio::test]
-async fn an_envoy_refuses_nothing_of_a_rich_configuration() {
+async fn an_envoy_refuses_nothing_of_a_rich_configuration_in_state_of_the_world() {
+    refuses_nothing_of_a_rich_configuration(Form::StateOfTheWorld).await;
+}
+
+#[tokio::test]
+async fn an_envoy_refuses_nothing_of_a_rich_configuration_in_delta() {
+    refuses_nothing_of_a_rich_configuration(Form::Delta).await;
+}
+
+async fn refuses_nothing_of_a_rich_configuration(form: Form) {
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let port = |backend: &Backend| backend.address.port().to_string();
     let ratings = include_str!("manifests/ratings.yaml");
@@ -102,7 +111,7 @@ async fn an_envoy_refuses_nothing_of_a_rich_configuration() {
     // Longer than Envoy takes unless it is told so.
     let outside = include_str!("manifests/outside.yaml").replace("LONG", &"x".repeat(5000));
     let world = World::start(&[("ratings.yaml", ratings), ("outside.yaml", outside)]).await;
-    let envoy = Envoy::start(&world, Form::Delta, v1.address, |config| config).await;
+    let envoy = Envoy::start(&world, form, v1.address, |config| config).await;
     let outbound = envoy.listener("outbound").await;
     let mut caller = Direct::open(outbound, "ratings.example.com:9080").await;
 

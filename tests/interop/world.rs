@@ -128,6 +128,16 @@ impl World {
         .await
     }
 
+    /// Waits until a client is there with so many types, and has accepted the newest of all.
+    pub(crate) async fn has(&self, node: &str, types: usize) {
+        eventually(&format!("{node} has everything"), async || {
+            let nodes: Vec<Value> = serde_json::from_str(&self.debug("/sync").await).unwrap();
+            let found = nodes.into_iter().find(|entry| entry["node"] == node && entry["in_sync"] == true)?;
+            (found["types"].as_array()?.len() == types).then_some(())
+        })
+        .await;
+    }
+
     /// `/sync` and the counters show that the client asked for so many types and refused nothing.
     pub(crate) async fn assert_nothing_refused(&self, node: &str, types: usize) {
         let node = self.in_sync(node).await;

@@ -24,6 +24,9 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// Messages of one stream that are taken in at once, and then in each second; others wait.
 const MESSAGES: (u32, u32) = (20, 2);
 
+/// Bytes of one message.
+const MESSAGE_BYTES: usize = 4 << 20;
+
 /// The load reporting service.
 pub(crate) struct LoadService {
     pub(crate) book: Arc<LoadBook>,
@@ -42,8 +45,7 @@ impl LoadService {
     }
 
     pub(crate) fn into_server(self) -> LoadReportingServiceServer<Self> {
-        let limit = self.limits.request_bytes;
-        LoadReportingServiceServer::new(self).max_decoding_message_size(limit)
+        LoadReportingServiceServer::new(self).max_decoding_message_size(MESSAGE_BYTES)
     }
 }
 

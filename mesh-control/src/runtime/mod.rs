@@ -14,7 +14,7 @@ pub(crate) use self::admission::Bounds;
 pub use self::certificate::CertificateError;
 pub(crate) use self::certificate::ServerCertificate;
 pub(crate) use self::connection::Speaks;
-pub(crate) use self::refusals::{Refusal, Refusals};
+pub(crate) use self::refusals::{EVERY, Refusal, Refusals};
 pub(crate) use self::shares::{Place, Shares, holder};
 pub(crate) use self::worker::{Port, Task, follow, identity, renew, serve, spawn};
 

@@ -67,7 +67,7 @@ struct Counted {
 }
 
 /// Of one reason a line comes once in this time, with the number of those left out.
-const EVERY: Duration = Duration::from_secs(10);
+pub(crate) const EVERY: Duration = Duration::from_secs(10);
 
 impl Refusals {
     /// Counts a connection that is refused, and tells of it if none was told of for a while.

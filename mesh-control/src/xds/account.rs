@@ -48,6 +48,11 @@ impl Charge {
         self.bytes += bytes;
     }
 
+    /// Gives everything back.
+    pub(super) fn clear(&mut self) {
+        self.remove(self.bytes);
+    }
+
     /// At most what was added.
     pub(super) fn remove(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
@@ -58,6 +63,6 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.remove(self.bytes);
+        self.clear();
     }
 }

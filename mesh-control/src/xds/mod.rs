@@ -17,6 +17,7 @@ mod scope;
 mod service;
 mod session;
 mod stream;
+mod unread;
 
 pub(crate) use self::account::Charge;
 pub(crate) use self::cache::{Cache, Touched};
@@ -223,7 +224,7 @@ pub(crate) struct Limits {
     /// processes of one service account that name 2,000 resources each take a quarter of it, and all of it if the labels
     /// of every one are its own.
     pub(crate) bytes_of_one: usize,
-    /// Bytes of one request.
+    /// Bytes of one request. A client that comes back says every name twice, with the version that it has of it: 23 MiB.
     pub(crate) request_bytes: usize,
     /// Requests of one stream that are taken in at once, and then in each second. Those beyond wait.
     pub(crate) requests: (u32, u32),
@@ -242,7 +243,7 @@ impl Default for Limits {
             streams: 20_000,
             streams_of_one: 5_000,
             bytes_of_one: 1 << 30,
-            request_bytes: 4 << 20,
+            request_bytes: 24 << 20,
             requests: (5_000, 500),
             response_bytes: 2 << 20,
             // A little is for what stands around the resources.

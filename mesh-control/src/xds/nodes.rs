@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_core::id::SpiffeId;
+use mesh_core::limit::Seldom;
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::Limits;
 use super::account::Account;
 use super::session::{Form, Session};
-use crate::runtime::Peer;
+use crate::runtime::{EVERY, Peer};
 
 /// One connected client.
 #[derive(Clone, Debug, Serialize)]
@@ -114,6 +116,14 @@ struct Open {
 struct Own {
     streams: usize,
     account: Arc<Account>,
+    told: Arc<Told>,
+}
+
+/// When the log was told of what clients of one identity say. As often as they say it would be as often as they like.
+#[derive(Default)]
+struct Told {
+    nacks: Mutex<Seldom>,
+    claims: Mutex<Seldom>,
 }
 
 /// One stream, shared by the task that serves it and whoever asks how it stands.
@@ -150,13 +160,13 @@ impl Nodes {
         let id = open.last;
         let own = open.by_identity.entry(identity.clone()).or_default();
         own.streams += 1;
-        let account = own.account.clone();
+        let (account, told) = (own.account.clone(), own.told.clone());
         let (user_agent, user_agent_version) = (String::new(), String::new());
         let node = Node { peer: peer.clone(), id: String::new(), user_agent, user_agent_version, session: None };
         let node = Arc::new(Mutex::new(node));
         open.streams.insert(id, node.clone());
         drop(open);
-        Ok(NodeEntry { nodes: self.clone(), id, identity, account, node })
+        Ok(NodeEntry { nodes: self.clone(), id, identity, account, told, node })
     }
 
     /// The clients that have said who they are, longest connected first; with `resources` of those whose
@@ -202,8 +212,30 @@ pub(crate) struct NodeEntry {
     pub(crate) node: Arc<Mutex<Node>>,
     /// What is kept for its identity.
     pub(crate) account: Arc<Account>,
+    told: Arc<Told>,
     identity: Option<SpiffeId>,
     id: u64,
+}
+
+impl NodeEntry {
+    /// Counts a response that the client refused, and tells of it unless another one of this identity was told of a while ago.
+    pub(crate) fn nacked(&self, peer: &Peer, node: &str, type_url: &str, reason: &str) {
+        self.nodes.nacks.fetch_add(1, Ordering::Relaxed);
+        if let Some(left_out) = self.told.nacks.lock().tell(EVERY, Instant::now()) {
+            tracing::warn!(%peer, ?node, ?type_url, ?reason, left_out, "a client refused configuration; it keeps its last good one");
+        }
+    }
+
+    /// Tells what a node says of itself that its certificate contradicts, unless another one of this identity was told of a
+    /// while ago.
+    pub(crate) fn claims(&self, peer: &Peer, claims: &[String]) {
+        if let Some(left_out) = self.told.claims.lock().tell(EVERY, Instant::now()) {
+            tracing::warn!(
+                target: "mesh::audit", %peer, ?claims, left_out,
+                "a node claims to be another one than its certificate says; the claim is ignored"
+            );
+        }
+    }
 }
 
 impl Drop for NodeEntry {
@@ -223,10 +255,33 @@ impl Drop for NodeEntry {
 mod tests {
     use super::*;
     use crate::runtime::Caller;
+    use crate::test_log::Listening;
 
     fn peer(account: &str) -> Peer {
         let id = format!("spiffe://cluster.local/ns/default/sa/{account}");
         Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Workload(id.parse().unwrap()), joined: false }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_clients_of_one_identity_say_makes_a_line_at_times_with_the_number_of_those_left_out() {
+        let (log, nodes) = (Listening::begin(), Arc::new(Nodes::default()));
+        let enter = |account: &str| nodes.enter(&peer(account), &Limits::default()).unwrap();
+        let entries = [enter("a"), enter("a")];
+        let say = |entry: &NodeEntry, account: &str| {
+            entry.nacked(&peer(account), "n", "t", "no");
+            entry.claims(&peer(account), &["namespace other".to_owned()]);
+        };
+        (0..50).for_each(|_| entries.iter().for_each(|entry| say(entry, "a")));
+        let lines =
+            |parts: &[&str]| (log.lines(&[parts, &["refused"]].concat()), log.lines(&[parts, &["claims"]].concat()));
+        assert_eq!(lines(&["/sa/a"]), (1, 1), "{}", log.text());
+        // The control: another identity, and after a time. All of them are counted.
+        say(&enter("b"), "b");
+        assert_eq!(lines(&["/sa/b"]), (1, 1), "{}", log.text());
+        mesh_testkit::clock::pass(EVERY).await;
+        say(&entries[0], "a");
+        assert_eq!(lines(&["/sa/a", "left_out=99"]), (1, 1), "{}", log.text());
+        assert_eq!(nodes.nacks.load(Ordering::Relaxed), 102);
     }
 
     #[test]

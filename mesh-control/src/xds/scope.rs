@@ -35,18 +35,6 @@ pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
                     "{id} names no namespace and service account, so it has no scope here"
                 ))
             })?;
-            let accounts = metadata.and_then(|metadata| text(metadata.fields.get("SERVICE_ACCOUNT")));
-            let of_id = node.and_then(|node| namespace_of(&node.id));
-            let others =
-                [("namespace", claimed, namespace), ("namespace", of_id, namespace), ("account", accounts, account)];
-            for (what, claimed, own) in others {
-                if let Some(claimed) = claimed.filter(|claimed| *claimed != own) {
-                    tracing::warn!(
-                        target: "mesh::audit", peer = %id, what, ?claimed,
-                        "a node claims to be another one than its certificate says; the claim is ignored"
-                    );
-                }
-            }
             (namespace.to_owned(), Some(account.to_owned()))
         }
     };
@@ -55,6 +43,22 @@ pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
     let secrets = metadata.and_then(|metadata| text(metadata.fields.get("SDS"))).filter(|path| is_directory(path));
     let (labels, locality, dialect) = (labels(metadata), locality(node), dialect(node));
     Ok(NodeScope { namespace, account, labels, locality, dialect, outbound_listen, secrets: secrets.map(Into::into) })
+}
+
+/// What a node says of itself that its certificate contradicts. It is ignored.
+pub(super) fn false_claims(caller: &Caller, node: &Node) -> Vec<String> {
+    let Some((namespace, account)) = caller.identity().and_then(|id| id.kubernetes()) else { return Vec::new() };
+    let said = |field| node.metadata.as_ref().and_then(|metadata| text(metadata.fields.get(field)));
+    let claims = [
+        ("namespace", said("NAMESPACE"), namespace),
+        ("namespace", namespace_of(&node.id), namespace),
+        ("account", said("SERVICE_ACCOUNT"), account),
+    ];
+    let others = claims.into_iter().filter_map(|(what, said, own)| Some((what, said.filter(|said| *said != own)?)));
+    let mut said: Vec<_> =
+        others.map(|(what, said)| format!("{what} {}", said.chars().take(MAX_TEXT).collect::<String>())).collect();
+    said.dedup();
+    said
 }
 
 /// The namespace in the ID of a node as Istio writes it: `sidecar~<address>~<pod>.<namespace>~<domain>`.
@@ -145,6 +149,17 @@ mod tests {
         let claimed = scope_of(&Caller::Insecure, Some(&node())).unwrap();
         assert_eq!((claimed.namespace.as_str(), claimed.account), ("prod", None));
         assert_eq!(scope_of(&Caller::Insecure, None).unwrap().namespace, "default");
+    }
+
+    #[test]
+    fn what_the_certificate_contradicts_is_a_false_claim() {
+        let of = |id: &str, node: &Node| false_claims(&Caller::Workload(id.parse().unwrap()), node);
+        let long = Node { id: format!("sidecar~1.2.3.4~pod.{}~domain", "x".repeat(1000)), ..node() };
+        let claims = of("spiffe://cluster.local/ns/default/sa/reviews", &long);
+        assert_eq!(claims, ["namespace prod".to_owned(), format!("namespace {}", "x".repeat(MAX_TEXT))]);
+        // The control: what is true, and what nothing contradicts.
+        assert_eq!(of("spiffe://cluster.local/ns/prod/sa/reviews", &node()), [""; 0]);
+        assert_eq!(false_claims(&Caller::Insecure, &node()), [""; 0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! resources that are encoded already.
 
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::task::{Context, Poll};
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::{Stream, stream};
+use http::Extensions;
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
 use tokio::time::Instant;
@@ -20,7 +22,9 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::cache::Cache;
+use super::nodes::NodeEntry;
 use super::stream::{AdsStream, Asked};
+use super::unread::Unread;
 use super::{Limits, Nodes, scope};
 use crate::runtime::{Peer, Refusals};
 
@@ -71,48 +75,61 @@ impl AggregatedService {
         B: tonic::codegen::Body + Send + 'static,
         B::Error: Into<StdError> + Send + 'static,
     {
+        // Refused before a byte of the stream is read.
+        let (peer, entry) = match self.enter(request.extensions()) {
+            Ok(entered) => entered,
+            Err(status) => return Ok(status.into_http()),
+        };
+        let unread = Unread::new(&entry.account, self.limits.bytes_of_one);
+        let request = request.map(|body| unread.body(body));
         let limit = self.limits.request_bytes;
         let mut grpc = Grpc::new(ProstCodec::<R::Answer, R>::new()).apply_max_message_size_config(Some(limit), None);
-        Ok(grpc.streaming(Open(self, PhantomData), request).await)
+        let entered = Some(Entered { service: self, peer, entry, unread });
+        Ok(grpc.streaming(Open { entered, request: PhantomData }, request).await)
     }
 
-    fn open<R: Asked>(self, request: Request<Streaming<R>>) -> Result<Answers<R::Answer>, Status> {
-        let peer = Peer::of(request.extensions())?;
-        let refusals = self.refusals.clone();
-        self.open_for(peer.clone(), request).inspect_err(|status| refusals.stream("configuration", &peer, status))
-    }
-
-    fn open_for<R: Asked>(self, peer: Peer, request: Request<Streaming<R>>) -> Result<Answers<R::Answer>, Status> {
-        // Refused before a byte of the stream is read.
-        scope::scope_of(&peer.caller, None)?;
-        let entry = self.nodes.enter(&peer, &self.limits)?;
-        let stream = AdsStream {
-            requests: request.into_inner(),
-            cache: self.cache,
-            pace: Pace::new(self.limits.requests, Instant::now()),
-            limits: self.limits,
-            refusals: self.refusals,
-            drain: self.drain,
-            peer,
-            entry,
-            mailbox: None,
-        };
-        Ok(Box::pin(stream::unfold(Some(stream), |stream| async move { stream?.next().await })))
+    fn enter(&self, extensions: &Extensions) -> Result<(Peer, NodeEntry), Status> {
+        let peer = Peer::of(extensions)?;
+        let entry = scope::scope_of(&peer.caller, None).and_then(|_| self.nodes.enter(&peer, &self.limits));
+        let entry = entry.inspect_err(|status| self.refusals.stream("configuration", &peer, status))?;
+        Ok((peer, entry))
     }
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// One method.
-struct Open<R>(AggregatedService, PhantomData<R>);
+/// Whoever was let in.
+struct Entered {
+    service: AggregatedService,
+    peer: Peer,
+    entry: NodeEntry,
+    unread: Unread,
+}
+
+impl Entered {
+    fn open<R: Asked>(self, requests: Streaming<R>) -> Answers<R::Answer> {
+        let AggregatedService { cache, limits, refusals, drain, nodes: _ } = self.service;
+        let (peer, entry, unread, mailbox) = (self.peer, self.entry, self.unread, None);
+        let pace = Pace::new(limits.requests, Instant::now());
+        let stream = AdsStream { requests, unread, cache, limits, refusals, drain, peer, entry, pace, mailbox };
+        Box::pin(stream::unfold(Some(stream), |stream| async move { stream?.next().await }))
+    }
+}
+
+/// One call of a method, which opens its stream.
+struct Open<R> {
+    /// Until it is called, which it is once.
+    entered: Option<Entered>,
+    request: PhantomData<R>,
+}
 
 impl<R: Asked> StreamingService<R> for Open<R> {
     type Response = R::Answer;
     type ResponseStream = Answers<R::Answer>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, requests: Request<Streaming<R>>) -> Self::Future {
-        let service = self.0.clone();
-        Box::pin(async move { service.open(requests).map(Response::new) })
+        let opened = self.entered.take().map(|entered| Response::new(entered.open(requests.into_inner())));
+        ready(opened.ok_or_else(|| Status::internal("the stream is open already")))
     }
 }

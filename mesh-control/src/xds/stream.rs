@@ -9,12 +9,13 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Disc
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::cache::{Cache, Mailbox};
 use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
+use super::unread::Unread;
 use super::{Kind, Limits, scope};
 use crate::runtime::{Peer, Refusals};
 
@@ -41,6 +42,7 @@ pub(super) trait Asked: prost::Message + Default + Send + 'static {
 /// One open stream.
 pub(super) struct AdsStream<R> {
     pub(super) requests: Streaming<R>,
+    pub(super) unread: Unread,
     pub(super) cache: Arc<Cache>,
     pub(super) limits: Limits,
     pub(super) refusals: Arc<Refusals>,
@@ -87,15 +89,30 @@ impl<R: Asked> AdsStream<R> {
                             self.refusals.stream("configuration", &self.peer, &status);
                             return Some((Err(status), None));
                         }
+                        self.unread.taken();
                     }
                     Ok(None) => return None,
-                    Err(status) => {
-                        tracing::debug!(peer = %self.peer, code = ?status.code(), "a configuration stream broke");
-                        return None;
-                    }
+                    Err(status) => return self.broke(&status).map(|refusal| (Err(refusal), None)),
                 },
             }
         }
+    }
+
+    /// What to say to a client whose request could not be read, if it hears it.
+    fn broke(&self, status: &Status) -> Option<Status> {
+        let refusal = match status.code() {
+            // As the decoder says it.
+            Code::OutOfRange => format!("{}; subscribe to fewer names, or with `*` to all", status.message()),
+            Code::ResourceExhausted => status.message().to_owned(),
+            code => {
+                tracing::debug!(peer = %self.peer, ?code, "a configuration stream broke");
+                return None;
+            }
+        };
+        let refusal = Status::resource_exhausted(refusal);
+        self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
+        self.refusals.stream("configuration", &self.peer, &refusal);
+        Some(refusal)
     }
 
     /// The response that may be sent, and when there may be another though nothing happens.
@@ -130,8 +147,7 @@ impl<R: Asked> AdsStream<R> {
             nodes.acks.fetch_add(1, Ordering::Relaxed);
         }
         if let Some(reason) = outcome.nacked {
-            nodes.nacks.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(peer = %self.peer, node = ?node.id, ?type_url, ?reason, "a client refused configuration; it keeps its last good one");
+            self.entry.nacked(&self.peer, &node.id, &type_url, &reason);
         }
         Ok(())
     }
@@ -144,6 +160,10 @@ impl<R: Asked> AdsStream<R> {
         }
         let said = request.node();
         let scope = scope::scope_of(&self.peer.caller, said)?;
+        let claims = said.map(|node| scope::false_claims(&self.peer.caller, node)).unwrap_or_default();
+        if !claims.is_empty() {
+            self.entry.claims(&self.peer, &claims);
+        }
         node.id = said.map(|node| hint(&node.id)).unwrap_or_default();
         node.user_agent = said.map(|node| hint(&node.user_agent_name)).unwrap_or_default();
         node.user_agent_version = match said.and_then(|node| node.user_agent_version_type.as_ref()) {

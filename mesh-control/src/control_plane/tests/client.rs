@@ -166,7 +166,8 @@ impl Connection {
         &self,
         request: DeltaDiscoveryRequest,
     ) -> Result<Streaming<DeltaDiscoveryResponse>, Status> {
-        let mut client = AggregatedDiscoveryServiceClient::with_origin(self.clone(), Self::origin());
+        let client = AggregatedDiscoveryServiceClient::with_origin(self.clone(), Self::origin());
+        let mut client = client.max_decoding_message_size(64 << 20);
         // The stream stays open: the client has said all it has to say, for the moment.
         let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
         Ok(client.delta_aggregated_resources(requests).await?.into_inner())

@@ -135,6 +135,38 @@ async fn a_client_that_does_not_answer_or_read_delays_nobody() {
 }
 
 #[tokio::test]
+async fn a_client_that_comes_back_may_say_everything_that_it_may_have_and_not_more() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let member = join(&plane, "default", "edge").await;
+    let request = |count: usize, name_bytes: usize| {
+        let names: Vec<String> = (0..count).map(|n| format!("{n:0>name_bytes$}")).collect();
+        DeltaDiscoveryRequest {
+            type_url: codec::ENDPOINTS.to_owned(),
+            initial_resource_versions: names.iter().map(|name| (name.clone(), "0123456789abcdef".to_owned())).collect(),
+            resource_names_subscribe: names,
+            ..DeltaDiscoveryRequest::default()
+        }
+    };
+    // As many bytes of names as there may be; more than 4 MiB, and of each name more than it takes to decode it.
+    let large = request(2_560, 4_096);
+    assert!(prost::Message::encoded_len(&large) > 20 << 20);
+    let mut all = member.delta(large).await.unwrap();
+    let answer = all.message().await.unwrap().unwrap();
+    assert_eq!(answer.type_url, codec::ENDPOINTS);
+    assert_eq!(metric(&plane, "mesh_control_refused_total").await, 0);
+    // The control: beyond that the client hears why, and it counts.
+    let refused = match member.delta(request(3_100, 4_096)).await {
+        Ok(mut answers) => answers.message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("too large") && refused.message().contains("fewer names"), "{refused}");
+    assert_eq!(metric(&plane, "mesh_control_refused_total").await, 1);
+    assert_eq!(metric(&plane, "mesh_control_refusals_total{reason=\"stream\"}").await, 1);
+}
+
+#[tokio::test]
 async fn registrations_survive_a_reconnect_and_a_restart_without_flapping() {
     let setup = Setup::new();
     let plane = setup.start().await;
