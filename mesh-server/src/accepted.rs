@@ -129,7 +129,7 @@ impl AsyncWrite for Accepted {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        self.get_mut().writing(cx).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(

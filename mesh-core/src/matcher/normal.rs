@@ -61,7 +61,7 @@ impl Kind {
 
     fn hides_pattern(self, pattern: &Pattern) -> bool {
         // Of one that is large nothing is proved.
-        let Some(table) = pattern.table() else { return false };
+        let Some(table) = pattern.ascii_table() else { return false };
         table.start_state(&start::Config::new().anchored(Anchored::Yes)).is_ok_and(|first| self.hides(&(table, first)))
     }
 
@@ -211,6 +211,12 @@ mod tests {
             (r"/a/\.\.;x/c", true),
             (r"/a\\b", true),
             (r"/a/\.", true),
+            // Classes of more than ASCII.
+            (r"/files/%3A\w+", true),
+            (r"/admin//\w+\b.*", true),
+            // Of a large one nothing is proved.
+            (r"/a//\p{L}", false),
+            (r"/\w+/\d+", false),
             (r"/a/\..*", false),
             ("/.well-known/.*", false),
             ("/files/(%3A|:).*", false),

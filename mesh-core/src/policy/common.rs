@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
+use regex_automata::util::syntax::Config as Syntax;
 use regex_syntax::hir::{Hir, Look};
 use serde::{Serialize, Serializer};
 
@@ -183,10 +184,22 @@ impl Pattern {
     /// whole input, so a search has to be anchored. `None` if it would be large.
     #[must_use]
     pub fn table(&self) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
+        self.table_with(Syntax::new())
+    }
+
+    /// The same for texts of ASCII alone: classes such as `\w` are small then.
+    pub(crate) fn ascii_table(&self) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
+        // One that names characters beyond cannot be read in this way.
+        self.table_with(Syntax::new().unicode(false).utf8(false)).or_else(|| self.table())
+    }
+
+    fn table_with(&self, syntax: Syntax) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
         use regex_automata::dfa::{StartKind, dense};
+        use regex_automata::nfa::thompson;
+        let nfa = thompson::Config::new().utf8(syntax.get_utf8());
         let limits = dense::Config::new().dfa_size_limit(Some(MAX_TABLE)).determinize_size_limit(Some(4 * MAX_TABLE));
         let config = limits.start_kind(StartKind::Anchored);
-        dense::Builder::new().configure(config).build(&whole(&self.0)).ok()
+        dense::Builder::new().configure(config).syntax(syntax).thompson(nfa).build(&whole(&self.0)).ok()
     }
 
     /// The compiled form that finds matches anywhere in the input, for rewriting.

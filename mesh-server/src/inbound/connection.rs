@@ -26,10 +26,12 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use mesh_core::authz::Caller;
 use mesh_core::drain::{self, DrainTrigger, DrainWatch};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
@@ -127,7 +129,7 @@ impl Door {
                     drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
                 };
                 taken_over.store(true, Ordering::Relaxed);
-                stay_taken_over(leash, left, closing, &self.config).await;
+                stay_taken_over(leash, left, closing, self.close.watch().drained(), &self.config).await;
                 ended
             }
             HttpVersion::Http2 => {
@@ -154,13 +156,27 @@ impl Door {
         let (leash, tether) = leash();
         io.tether = Some(tether);
         let (leave, leaving) = drain::channel();
-        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, may_ask_on);
+        // Whoever may do less than before has some time left, as long as nothing worse comes.
+        let narrowed = Arc::new(Notify::new());
+        let narrows = narrowed.clone();
+        let is_welcome = move |known: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>| {
+            if !may_ask_on(known, now, caller) {
+                narrows.notify_one();
+            }
+            true
+        };
+        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome);
         let (told, limit) = (layer.clone(), self.config.unwelcome_limit);
         let closing = Box::pin(async move {
-            if unwelcome.await == Leave::Narrowed {
+            let time_is_over = async {
+                narrowed.notified().await;
                 told.leave();
                 leave.drain();
                 sleep(limit).await;
+            };
+            tokio::select! {
+                _ = unwelcome => {}
+                () = time_is_over => {}
             }
             leash.cut(Why::Policy);
         });

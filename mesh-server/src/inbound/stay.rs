@@ -44,11 +44,12 @@ impl Guest {
 }
 
 /// A connection that the application took over stays until it ends by itself, or policy or trust want it ended; a server
-/// that leaves lets it be. `left` = why it had to leave, if it had before it was taken over.
+/// that leaves (`drained`) lets it be. `left` = why it had to leave, if it had before it was taken over.
 pub(super) async fn stay_taken_over(
     mut leash: Leash,
     left: Option<Leave>,
     mut closing: impl Stream<Item = Leave> + Unpin,
+    drained: impl Future<Output = ()>,
     config: &Config,
 ) {
     if !leash.is_held() {
@@ -67,8 +68,11 @@ pub(super) async fn stay_taken_over(
             () = sleep(leave.limit(config)) => {}
         }
         leash.cut(Why::Policy);
-        // As long as the application keeps it, it is one of those that are open.
-        leash.gone().await;
+        // As long as the application keeps it, it is one of those that are open, but nobody waits for it.
+        tokio::select! {
+            () = leash.gone() => {}
+            () = drained => {}
+        }
     }
 }
 

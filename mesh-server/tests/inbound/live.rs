@@ -167,6 +167,22 @@ async fn s51_a_stream_ends_when_a_policy_comes_that_refuses_its_caller_and_other
 }
 
 #[tokio::test]
+async fn s51_the_time_that_a_narrower_policy_leaves_is_over_with_strict() {
+    for version in [Http::One, Http::Two] {
+        let streams = Streams::start(Duration::from_secs(3600), true).await;
+        let tcp = TcpStream::connect(streams.world.address).await.unwrap();
+        let mut client = Client::over(tcp, version).await.unwrap();
+        let mut answer = within(client.send(get("/"))).await.unwrap();
+        streams.world.policy.publish(InboundState::Ready(Arc::new(denying(Principal::Any))));
+        // The control: it has time.
+        streams.flows(&mut answer).await;
+        streams.flows(&mut answer).await;
+        streams.world.policy.publish(policy(InboundTls::Strict));
+        ends(&mut answer).await;
+    }
+}
+
+#[tokio::test]
 async fn s51_what_only_a_request_can_tell_is_asked_of_the_next_one() {
     for (version, by_hand) in [(Http::One, false), (Http::Two, false), (Http::One, true), (Http::Two, true)] {
         let streams = Streams::start(Duration::from_millis(20), by_hand).await;
@@ -296,6 +312,17 @@ async fn s51_a_connection_that_the_application_took_over_is_cut_too() {
             io.write_all(b"y").await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_waits_for_no_connection_that_was_cut_and_is_kept() {
+    let (mut world, mut tcp, io) = took_over(Config::default()).await;
+    world.policy.publish(InboundState::Ready(Arc::new(denying(Principal::Any))));
+    // The caller hears that it is cut; the application does not ask.
+    let _ = within(tcp.read(&mut [0; 1])).await;
+    world.drain.drain();
+    within(&mut world.serving).await.unwrap().unwrap();
+    drop(io);
 }
 
 /// A caller that does not read would keep a writer waiting, and so the connection open.

@@ -1,6 +1,7 @@
 //! Single values of a rule: each becomes one condition of Envoy's RBAC.
 
 use ipnet::IpNet;
+use mesh_core::matcher::{OF_NO_PATH, is_of_no_target};
 use mesh_core::policy::{
     HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue, PathMatch, Pattern, Permission, Principal,
     StringMatch, StringMatcher,
@@ -302,7 +303,14 @@ pub(super) fn header(name: &HeaderKey, text: &str) -> Result<Principal, String> 
         // With its query, which has no normal form.
         let path = |text: &'_ str| text.split('?').next().unwrap_or_default().to_owned();
         match Wild::read(text)? {
-            Wild::Exact(text) | Wild::Prefix(text) => normal(&path(text)).map(drop)?,
+            Wild::Exact(start) | Wild::Prefix(start) => {
+                let met =
+                    Wild::read(text)?.text("").map(|text| header_of(name.clone(), HeaderMatch::Text(with_case(text))));
+                if met.is_some_and(|matcher| is_of_no_target(&matcher)) {
+                    normal(&path(start))?;
+                    return Err(OF_NO_PATH.to_owned());
+                }
+            }
             Wild::Suffix(end) => normal(&format!("/x{}", path(end))).map(drop)?,
             Wild::Present => {}
         }

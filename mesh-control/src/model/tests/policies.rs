@@ -85,7 +85,9 @@ fn authorization_policy_rejections() {
         when(&format!("key: 'request.headers[:path]', values: ['{text}']"), ".values[0]", &format!("write {normal:?}"));
         when(&format!("key: 'request.headers[:path]', notValues: ['{text}']"), ".notValues[0]", "normal form");
     }
-    accepts(&policy("{rules: [{when: [{key: 'request.headers[:path]', values: ['*', '/a?x=%3A*', '*.js?v=//']}]}]}"));
+    accepts(&policy(
+        "{rules: [{when: [{key: 'request.headers[:path]', values: ['*', '/a?x=%3A*', '*.js?v=//', '/.*']}]}]}",
+    ));
     let dry = |value: &str, action: &str| {
         format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{istio.io/dry-run: '{value}'}}}}\n\
