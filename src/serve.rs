@@ -32,6 +32,10 @@ use crate::mesh::Mesh;
 /// sent here to be refused; on SIGTERM, SIGINT or [`Mesh::begin_shutdown`]: not ready, withdrawn, requests served
 /// for a little longer with the word that this server leaves ([`lame_duck`](Self::lame_duck)), no new ones,
 /// requests in flight finish, done.
+///
+/// There is no gRPC health service at this port unless the application has one (`tonic-health`: `Check` and `Watch`), and what
+/// that says is the application's: clients of the mesh hear that a server leaves from the control plane and by GOAWAY. For who
+/// looks at nothing but gRPC health (gRFC A17), turn it to `NOT_SERVING` before [`Mesh::begin_shutdown`].
 #[must_use = "nothing is served until this is awaited"]
 pub struct Serve<S> {
     mesh: Mesh,

@@ -1,7 +1,8 @@
 //! What a mutual TLS handshake of the mesh costs against the same one of plain rustls, both ends in memory and in turn:
 //! same keys, same versions, same groups, certificates of both sides verified; here by SPIFFE ID and by the roots of its
-//! trust domain, there by name and by one pool of roots. And what the identity of a caller and ten rules cost each request
-//! ([`requests`]).
+//! trust domain, there by name and by one pool of roots. Then with what the mesh's own accept and connect do with the peer's
+//! chain after it, with one root and, as while roots change, with two. And what the identity of a caller and ten rules cost
+//! each request ([`requests`]).
 //!
 //! `cargo xtask bench handshake`, with `-o json` for programs. The goal: at least 0.95 of plain rustls' handshakes.
 
@@ -17,11 +18,13 @@ mod rules;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_core::identity::{client_config, server_config};
+use mesh_core::identity::{
+    Identity, TrustBundle, TrustBundles, Usage, client_config, peer_spiffe_id, root_of, server_config,
+};
 use mesh_core::policy::StringMatcher;
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
@@ -34,28 +37,43 @@ const TURN: u32 = 4;
 
 type Pair = (Arc<ClientConfig>, Arc<ServerConfig>);
 
+/// The ends of a handshake, and by what their mesh looks at the peer's chain after it.
+struct Kind {
+    pair: Pair,
+    after: Option<TrustBundles>,
+}
+
 fn main() {
     let json = std::env::args().any(|arg| arg == "json");
     let ca = TestCa::new();
-    let (ours, plain) = (of_mesh(&ca, b"h2"), of_rustls(&ca, b"h2"));
-    let (mut mesh, mut bare) = (Vec::new(), Vec::new());
+    let (one, two) = (trusting(&ca, None), trusting(&ca, Some(&TestCa::in_domain("next.test"))));
+    let kinds = [
+        Kind { pair: of_rustls(&ca, b"h2"), after: None },
+        Kind { pair: of_mesh(&ca, b"h2"), after: None },
+        Kind { pair: trusted_by(&ca, &one), after: Some(one) },
+        Kind { pair: trusted_by(&ca, &two), after: Some(two) },
+    ];
+    let mut took = [const { Vec::new() }; 4];
     for round in 0..ROUNDS + 20 {
         // The first ones warm up; who begins changes.
-        let order = if round % 2 == 0 { [true, false] } else { [false, true] };
-        for of_mesh in order {
-            let took = turn(if of_mesh { &ours } else { &plain });
+        for place in 0..kinds.len() {
+            let kind = (place + round) % kinds.len();
+            let turn = turn(&kinds[kind]);
             if round >= 20 {
-                if of_mesh { mesh.push(took) } else { bare.push(took) }
+                took[kind].push(turn);
             }
         }
     }
-    let (mesh, bare) = (median(mesh), median(bare));
+    let [bare, mesh, one, two] = took.map(median);
+    let against = |took: Duration| took.as_secs_f64() / bare.as_secs_f64();
     let micros = |took: Duration| took.as_secs_f64() * 1e6 / f64::from(TURN);
     rows::print(
         &[
             Row::new("handshake, both ends", "us", micros(mesh), None),
             Row::new("handshake of plain rustls, both ends", "us", micros(bare), None),
-            Row::new("handshake_against_plain", "", mesh.as_secs_f64() / bare.as_secs_f64(), 1.0 / 0.95),
+            Row::new("handshake_against_plain", "", against(mesh), 1.0 / 0.95),
+            Row::new("accept_and_connect_against_plain", "", against(one), None),
+            Row::new("accept_and_connect_with_two_roots_against_plain", "", against(two), None),
             Row::new("identity_and_policy_per_request", "ns", requests::identity_and_policy(&ca), 1_000.0),
             Row::new("server_request_against_plain", "", requests::against_plain(&ca), None),
         ],
@@ -64,10 +82,23 @@ fn main() {
 }
 
 fn of_mesh(ca: &TestCa, alpn: &[u8]) -> Pair {
-    let (client, server) = (ca.identity("default", "web"), ca.identity("default", "reviews"));
+    pair(&ca.identity("default", "web"), &ca.identity("default", "reviews"), alpn)
+}
+
+fn trusted_by(ca: &TestCa, bundles: &TrustBundles) -> Pair {
+    let [client, server] = ["web", "reviews"].map(|name| ca.identity("default", name).trusting(bundles.clone()));
+    pair(&client, &server, b"h2")
+}
+
+fn trusting(ca: &TestCa, next: Option<&TestCa>) -> TrustBundles {
+    let roots = [Some(ca), next].into_iter().flatten().map(|ca| ca.root().clone());
+    TrustBundles::single(ca.id("default", "web").trust_domain(), TrustBundle::new(roots).unwrap())
+}
+
+fn pair(client: &Identity, server: &Identity, alpn: &[u8]) -> Pair {
     let expected = [StringMatcher::exact(server.id().as_str())];
-    let client = client_config(&client, &expected, &[alpn], &crypto()).unwrap();
-    (Arc::new(client), Arc::new(server_config(&server, true, &[alpn], &crypto()).unwrap()))
+    let client = client_config(client, &expected, &[alpn], &crypto()).unwrap();
+    (Arc::new(client), Arc::new(server_config(server, true, &[alpn], &crypto()).unwrap()))
 }
 
 /// As an application would set rustls up for itself, without resumption as there is none in the mesh.
@@ -100,17 +131,28 @@ fn of_rustls(ca: &TestCa, alpn: &[u8]) -> Pair {
     (Arc::new(client), Arc::new(server))
 }
 
-fn turn((client, server): &Pair) -> Duration {
+fn turn(Kind { pair: (client, server), after }: &Kind) -> Duration {
+    let algorithms = crypto().signature_verification_algorithms.all;
     let begun = Instant::now();
     for _ in 0..TURN {
         let name = ServerName::try_from("localhost").unwrap();
         let client = ClientConnection::new(client.clone(), name).unwrap();
-        handshake(client, ServerConnection::new(server.clone()).unwrap());
+        let (client, server) = handshake(client, ServerConnection::new(server.clone()).unwrap());
+        if let Some(bundles) = after {
+            let seen = |chain: &[CertificateDer<'static>], usage| {
+                let id = peer_spiffe_id(&chain[0]).unwrap();
+                let id = bundles.aliased(&id).unwrap_or(id);
+                let root = root_of(chain, bundles, algorithms, UnixTime::now(), usage).unwrap();
+                std::hint::black_box((id, root, chain.to_vec()));
+            };
+            seen(server.peer_certificates().unwrap(), Usage::Client);
+            seen(client.peer_certificates().unwrap(), Usage::Server);
+        }
     }
     begun.elapsed()
 }
 
-fn handshake(mut client: ClientConnection, mut server: ServerConnection) {
+fn handshake(mut client: ClientConnection, mut server: ServerConnection) -> (ClientConnection, ServerConnection) {
     let mut flight = Vec::with_capacity(8192);
     while client.is_handshaking() || server.is_handshaking() {
         flight.clear();
@@ -133,6 +175,7 @@ fn handshake(mut client: ClientConnection, mut server: ServerConnection) {
         }
     }
     assert_eq!(client.alpn_protocol(), server.alpn_protocol());
+    (client, server)
 }
 
 fn median<T: PartialOrd + Copy>(mut all: Vec<T>) -> T {

@@ -10,6 +10,8 @@
 mod allocations;
 mod bare;
 mod echo;
+#[path = "../common/features.rs"]
+mod features;
 #[path = "../../examples/grpc_greeter/hello.rs"]
 #[allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
 mod hello;

@@ -15,6 +15,8 @@ mod echo;
 #[allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
 mod hello;
 // CPU alone is compared here.
+#[path = "../common/features.rs"]
+mod features;
 #[allow(dead_code)]
 #[path = "../overhead/load.rs"]
 mod load;

@@ -25,6 +25,9 @@ async fn exchange(address: SocketAddr, path: &str, user: Option<&str>) -> Result
     if let Some(user) = user {
         request = request.header("end-user", user);
     }
+    // The mesh carries a trace on and begins none.
+    let (trace, span) = (fastrand::u128(1..), fastrand::u64(1..));
+    let request = request.header("traceparent", format!("00-{trace:032x}-{span:016x}-01"));
     let request = request.body(Empty::<Bytes>::new())?;
     let answer = async {
         let response = sender.send_request(request).await?;

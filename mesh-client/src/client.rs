@@ -44,8 +44,9 @@ use crate::tcp::TcpConnection;
 /// connection is one of another runtime taken, and if nobody drives that, the request ends with its timeout.
 ///
 /// # With reqwest
-/// What reqwest has built goes over the mesh, and the answer is reqwest's again. Timeouts, redirects and connections are
-/// the mesh's: a `reqwest::Client` is only there to build requests.
+/// What reqwest has built goes over the mesh, and the answer is reqwest's again: both are `http`'s types beneath, so that this
+/// crate needs to know nothing of it. Timeouts, redirects and connections are the mesh's: a `reqwest::Client` is only there to
+/// build requests.
 ///
 /// ```
 /// use mesh_client::Client;
@@ -57,6 +58,7 @@ use crate::tcp::TcpConnection;
 ///     let url = request.url().clone();
 ///     let request = http::Request::<reqwest::Body>::try_from(request)?;
 ///     let (head, body) = client.send(request).await?.into_parts();
+///     // So that the answer knows its URL, which `http` has no place for; else `map(reqwest::Body::wrap).into()` would do.
 ///     let mut answer = http::Response::builder().status(head.status).version(head.version).url(url).body(())?;
 ///     *answer.headers_mut() = head.headers;
 ///     Ok(answer.map(|()| reqwest::Body::wrap(body)).into())

@@ -27,6 +27,8 @@ struct Inner {
     target: Arc<str>,
     cause: Cause,
     attempts: u32,
+    // An endpoint may have seen one of the tries.
+    seen: bool,
 }
 
 /// A shared source of a failure; several waiting requests may see the same failed connection.
@@ -207,7 +209,7 @@ pub enum Cause {
         after: Duration,
     },
     /// Time ran out while the request waited for a connection of which there may be no more. Code and status are those
-    /// of the limit of time; the blame is ours, and nothing was sent.
+    /// of the limit of time; the blame is ours, and that try was not sent.
     #[error("{last}; it waited for a connection: all {allowed} of {limit} are in use")]
     Queued {
         /// The limit of time.
@@ -291,7 +293,13 @@ pub enum PeerMismatch {
 
 impl Error {
     pub(crate) fn new(target: impl Into<Arc<str>>, cause: Cause, attempts: u32) -> Self {
-        Self { inner: Box::new(Inner { target: target.into(), cause, attempts }) }
+        Self { inner: Box::new(Inner { target: target.into(), cause, attempts, seen: false }) }
+    }
+
+    /// An endpoint may have seen one of the tries, whatever ended the last one.
+    pub(crate) fn seen(mut self, seen: bool) -> Self {
+        self.inner.seen = seen;
+        self
     }
 
     /// The facts of the failure.
@@ -478,10 +486,10 @@ impl Cause {
         }
     }
 
-    /// Whether sending again is safe.
+    /// Whether sending again is safe after the one try that ended so. [`Error`] knows of those before it, too.
     pub fn retry(&self) -> Retry {
         match self {
-            // Nothing was sent; but for whom the time is over, it is.
+            // It was not sent; but for whom the time is over, it is.
             Self::Queued { last, .. } if matches!(**last, Self::Deadline) => Retry::Never,
             Self::Queued { .. } => Retry::Safe,
             Self::BadTarget(_)
@@ -539,13 +547,16 @@ impl Fault for Error {
     }
 
     fn retry(&self) -> Retry {
-        self.inner.cause.retry()
+        match self.inner.cause.retry() {
+            Retry::Safe if self.inner.seen => Retry::Unsafe,
+            retry => retry,
+        }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { target, cause, attempts } = &*self.inner;
+        let Inner { target, cause, attempts, .. } = &*self.inner;
         let code = cause.code();
         write!(f, "{code} {} for {target} ({cause}", cause.what())?;
         if *attempts > 1 {

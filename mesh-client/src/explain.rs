@@ -427,7 +427,7 @@ fn explain_retry(
     head: &Head,
 ) -> RetryExplanation {
     let draw = || env.draw_million();
-    let chained = Trace::begin(env).is_retry();
+    let chained = Trace::begin().is_retry();
     let concerned = !chained && retries.concerns(|| head.view(&draw));
     let grpc = head.headers.get(http::header::CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc);
     let attempts = if concerned { retries.attempts(grpc) } else { 0 };

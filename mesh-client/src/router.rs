@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use crate::cluster::{Backend, Cluster, Labels};
 use crate::env::{self, Env};
 use crate::error::Cause;
+use crate::outbound::deadline::Told;
 use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
 use crate::outbound::header_policies;
 
@@ -82,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) high_priority: bool,
     /// The route, its host or its table has header operations; entries of a weighted split have their own.
     pub(crate) changes_headers: bool,
+    /// The route's timeout.
+    pub(crate) told: Option<Told>,
     pub(crate) retry: Option<Retries>,
     pub(crate) hash: HashRules,
     pub(crate) session: Option<StatefulSession>,
@@ -153,6 +156,8 @@ pub(crate) struct Retries {
     // One must hold for a request to be retried; empty = all are.
     requests: Box<[HeaderCondition]>,
     hedges_on_timeout: bool,
+    /// The time for one try.
+    pub(crate) told: Option<Told>,
     /// gRPC statuses that are retried: one bit for each.
     pub(crate) statuses: u32,
 }
@@ -170,6 +175,7 @@ impl Retries {
             backoff: Backoff::of(policy),
             requests: policy.request_headers.iter().map(HeaderCondition::new).collect(),
             hedges_on_timeout: hedge.is_some_and(|hedge| hedge.on_per_try_timeout),
+            told: policy.per_try_timeout.and_then(Told::new),
             policy: policy.clone(),
         }
     }
@@ -495,15 +501,15 @@ impl Plan {
             RouteAction::Forward(forward) => HashRules::new(&forward.hash),
             _ => HashRules::default(),
         };
-        let high_priority = matches!(&route.route().action, RouteAction::Forward(forward) if forward.high_priority);
         let session = session(filters, |name| own.get(name).map(|own| &**own));
-        let (cors, mirrors) = match &route.route().action {
+        let (cors, mirrors, told, high_priority) = match &route.route().action {
             RouteAction::Forward(forward) => {
                 // Copies want nothing, as in Envoy.
                 let mirrors = forward.mirrors.iter().map(|mirror| slot(&mirror.cluster, &Labels::new())).collect();
-                (forward.cors.as_deref().map(CorsRules::new), mirrors)
+                let (cors, told) = (forward.cors.as_deref().map(CorsRules::new), forward.timeout.and_then(Told::new));
+                (cors, mirrors, told, forward.high_priority)
             }
-            _ => (None, Box::default()),
+            _ => (None, Box::default(), None, false),
         };
         let changes_headers = header_policies(route, None).next().is_some();
         Self {
@@ -512,6 +518,7 @@ impl Plan {
             filters: all,
             high_priority,
             changes_headers,
+            told,
             retry,
             session,
             cors,

@@ -18,12 +18,18 @@ const TOLD: usize = 4;
 /// Sorts addresses for [`race`]: the families take turns, beginning with that of the first; within a family
 /// the order stays. An address that is there twice is tried once.
 pub fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let Some(first) = addresses.first() else { return Vec::new() };
     let mut seen = std::collections::HashSet::with_capacity(addresses.len());
     let distinct = addresses.iter().copied().filter(|address| seen.insert(*address));
-    let (mut ours, mut others): (Vec<_>, Vec<_>) = distinct.partition(|a| a.is_ipv4() == first.is_ipv4());
+    in_turn(distinct, SocketAddr::is_ipv4)
+}
+
+/// Those of two kinds take turns, beginning with that of the first; within a kind the order stays.
+pub fn in_turn<A>(all: impl IntoIterator<Item = A>, kind: impl Fn(&A) -> bool) -> Vec<A> {
+    let mut all = all.into_iter().peekable();
+    let Some(first) = all.peek().map(&kind) else { return Vec::new() };
+    let (ours, others): (Vec<_>, Vec<_>) = all.partition(|one| kind(one) == first);
     let mut sorted = Vec::with_capacity(ours.len() + others.len());
-    let (mut ours, mut others) = (ours.drain(..), others.drain(..));
+    let (mut ours, mut others) = (ours.into_iter(), others.into_iter());
     loop {
         match (ours.next(), others.next()) {
             (None, None) => return sorted,
@@ -32,8 +38,7 @@ pub fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     }
 }
 
-/// The first connection that comes about. The next address is begun when the one before it failed or had
-/// its head start; those already begun go on, and are dropped when one has won.
+/// The first connection that comes about, as [`first_of`] has it.
 ///
 /// # Errors
 /// None could be connected to; each is told with its reason.
@@ -41,13 +46,28 @@ pub async fn race<T, F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -
 where
     F: Future<Output = io::Result<T>>,
 {
-    let mut left = addresses.iter();
+    first_of(addresses.iter().copied(), connect).await.map_err(all_failed)
+}
+
+/// The first that comes about. The next one is begun when the one before it failed or had its head start; those already
+/// begun go on, and are dropped when one has won.
+///
+/// # Errors
+/// None did; each with its reason.
+pub async fn first_of<A: Copy, T, E, F>(
+    all: impl ExactSizeIterator<Item = A>,
+    connect: impl Fn(A) -> F,
+) -> Result<T, Vec<(A, E)>>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut left = all;
     let mut running = Vec::new();
     let mut failed = Vec::new();
     loop {
         match left.next() {
-            Some(address) => running.push((*address, Box::pin(connect(*address)))),
-            None if running.is_empty() => return Err(all_failed(failed)),
+            Some(one) => running.push((one, Box::pin(connect(one)))),
+            None if running.is_empty() => return Err(failed),
             None => {}
         }
         let first = poll_fn(|cx| {
@@ -62,10 +82,10 @@ where
             // Not the clock first: a connection that came about in the same moment wins.
             biased;
             (at, done) = first => {
-                let (address, _) = running.swap_remove(at);
+                let (one, _) = running.swap_remove(at);
                 match done {
                     Ok(connected) => return Ok(connected),
-                    Err(error) => failed.push((address, error)),
+                    Err(error) => failed.push((one, error)),
                 }
             }
             () = sleep(ATTEMPT_DELAY), if left.len() > 0 => {}

@@ -1,11 +1,13 @@
 //! Every order in which two threads may come to what requests share: the breakers, the budget, token buckets, the limit
-//! on requests in flight and their count, fail-fast, pickers. Played by loom, in whose hands the feature `_loom` puts the
-//! atomics: `cargo test -p mesh-core --features _loom --test interleavings`.
+//! on requests in flight and their count, the connections of a pool and who waits for one, fail-fast, pickers. Played by
+//! loom, in whose hands the feature `_loom` puts the atomics:
+//! `cargo test -p mesh-core --features _loom --test interleavings`.
 //!
-//! Not played is the swap of one set of endpoints for the next (`ReadySet` in an `arc_swap::ArcSwap`): that crate's atomics
-//! are the standard library's, which loom does not see, and a cell of loom's in its place would be a test of that cell.
-//! Nothing here depends on the order of it: a request keeps the set that it loaded, and what two sets share of an endpoint
-//! (`Load`, `Accrual`) is played below. `mesh-client` picks from real threads while real sets are swapped.
+//! Of the swap of one set of endpoints for the next all is played but the swap itself (`arc_swap::ArcSwap`, whose atomics are
+//! the standard library's, which loom does not see): a request picks from the set that it loaded while the next one is
+//! built of the same endpoints, and what both share of them is one. `mesh-client` picks from real threads while real sets are
+//! swapped. Of a pool there are the counts and who waits; its connections lie behind locks, and who waits is woken by
+//! `tokio::sync::Notify`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use std::time::Duration;
 use loom::thread;
 use mesh_core::balance::{Load, Pick, ReadySet};
 use mesh_core::health::{Accrual, AccrualState, Evidence};
-use mesh_core::limit::{Count, FailFast, Gradient, TokenBucket};
+use mesh_core::limit::{Count, FailFast, Gradient, TokenBucket, Waiters};
 use mesh_core::policy::{self, AdaptiveConcurrency, FailureAccrual, MinRtt, PerMillionRatio, RetryBudget};
 use mesh_core::retry::Budget;
 use tokio::time::Instant;
@@ -185,6 +187,70 @@ fn the_last_place_of_a_breaker_is_given_once_and_comes_back() {
     });
 }
 
+/// One connection there may be, and it is closed while a request finds that there may be no other: either the request
+/// sees its room, or it is told. What a pool does, one step for one; `see` is how who waits is counted, and `ask` what
+/// asks for it.
+fn a_connection_is_closed_as_one_waits(see: fn(&Waiters), ask: fn()) {
+    in_every_order(move || {
+        let (open, waiters) = (Arc::<Count>::default(), Arc::<Waiters>::default());
+        assert!(open.enter_below(1));
+        let (closing, asked) = (open.clone(), waiters.clone());
+        let told = thread::spawn(move || {
+            closing.leave();
+            ask();
+            asked.any()
+        });
+        let found = open.enter_below(1) || {
+            see(&waiters);
+            open.enter_below(1)
+        };
+        let told = told.join().expect("a thread of a test does not panic");
+        assert!(found || told, "forgotten");
+        assert_eq!(open.get(), u32::from(found));
+    });
+}
+
+#[test]
+fn who_waits_for_a_connection_finds_room_or_is_told_of_it() {
+    a_connection_is_closed_as_one_waits(Waiters::enter, Waiters::given_back);
+}
+
+/// Control run: who asks before the room is there for all to see may see nobody.
+#[test]
+#[should_panic(expected = "forgotten")]
+fn without_a_fence_who_waits_can_be_forgotten() {
+    a_connection_is_closed_as_one_waits(Waiters::enter, || {});
+}
+
+/// Control run: so may who is counted after its last look.
+#[test]
+#[should_panic(expected = "forgotten")]
+fn who_is_counted_too_late_can_be_forgotten() {
+    a_connection_is_closed_as_one_waits(|_| {}, Waiters::given_back);
+}
+
+/// Limits of the cluster and of the endpoint, as `OpenGuard::within` asks for them: both or neither.
+#[test]
+fn who_is_refused_by_one_of_two_limits_takes_no_place_of_the_other() {
+    in_every_order(|| {
+        let counts = Arc::new((Count::default(), Count::default()));
+        let entering = counts.clone();
+        let got = two(move || {
+            let (of_endpoint, of_cluster) = &*entering;
+            if !of_endpoint.enter_below(2) {
+                return false;
+            }
+            let both = of_cluster.enter_below(1);
+            if !both {
+                of_endpoint.leave();
+            }
+            both
+        });
+        assert_eq!(got.into_iter().filter(|got| *got).count(), 1);
+        assert_eq!((counts.0.get(), counts.1.get()), (1, 1));
+    });
+}
+
 #[test]
 fn who_finds_a_connection_is_not_overruled_by_who_gives_up_at_that_moment() {
     let ms = Duration::from_millis;
@@ -225,7 +291,14 @@ fn what_is_in_flight_is_counted_while_it_is_and_no_longer() {
 
 /// A set of two endpoints that requests share.
 fn set_of_two(balancer: policy::Balancer) -> Arc<ReadySet<Arc<Load>>> {
-    let endpoints = [1, 2].map(|last| policy::Endpoint::new(policy::Address::Socket(([10, 0, 0, last], 80).into())));
+    let loads = [0, 1].map(|_| Arc::<Load>::default());
+    set_of(balancer, &loads)
+}
+
+/// The same of endpoints that there were before.
+fn set_of(balancer: policy::Balancer, loads: &[Arc<Load>; 2]) -> Arc<ReadySet<Arc<Load>>> {
+    let address = |last: u8| policy::Address::Socket(([10, 0, 0, last], 80).into());
+    let endpoints = [0, 1].map(|last| policy::Endpoint::new(address(last)));
     let group = policy::LocalityEndpoints {
         locality: Default::default(),
         priority: 0,
@@ -234,9 +307,9 @@ fn set_of_two(balancer: policy::Balancer) -> Arc<ReadySet<Arc<Load>>> {
     };
     let endpoints = policy::Endpoints { localities: vec![group], ..Default::default() };
     let cluster = policy::Cluster { balancer, ..policy::Cluster::new("test".into()) };
-    let ready = ReadySet::build(endpoints.into(), cluster.into(), None, Duration::ZERO, &mut |_| 0, |_| {
-        let load = Arc::<Load>::default();
-        (load.clone(), Some(load))
+    let ready = ReadySet::build(endpoints.into(), cluster.into(), None, Duration::ZERO, &mut |_| 0, |endpoint| {
+        let load = &loads[usize::from(endpoint.address == address(1))];
+        (load.clone(), Some(load.clone()))
     });
     Arc::new(ready)
 }
@@ -263,6 +336,39 @@ fn who_finds_the_first_one_lost_goes_to_the_next_whoever_found_it_first() {
         set.endpoints()[0].unreachable(Duration::ZERO);
         assert_eq!(two(move || pick(&set)), [Some(1); 2]);
     });
+}
+
+/// A request has loaded the set that is being replaced: the next one is built of the same endpoints, and picked from, while
+/// it picks.
+#[test]
+fn requests_of_two_sets_count_at_the_same_endpoints_while_one_replaces_the_other() {
+    for balancer in [policy::Balancer::RoundRobin, policy::Balancer::PickFirst { shuffle: false }] {
+        let first = matches!(balancer, policy::Balancer::PickFirst { .. });
+        in_every_order(move || {
+            let loads = [0, 1].map(|_| Arc::<Load>::default());
+            let before = set_of(balancer.clone(), &loads);
+            if first {
+                // What both have to find out, whoever comes first.
+                assert_eq!(pick(&before), Some(0));
+                loads[0].unreachable(Duration::ZERO);
+            }
+            let (next, own) = (balancer.clone(), loads.clone());
+            let replacing = thread::spawn(move || {
+                let next = set_of(next, &own);
+                let index = pick(&next).expect("there are two");
+                (index, next.endpoints()[index].start())
+            });
+            let index = pick(&before).expect("there are two");
+            let request = before.endpoints()[index].start();
+            let (other, second) = replacing.join().expect("a thread of a test does not panic");
+            let in_flight = |index: usize| loads[index].in_flight() as usize;
+            assert_eq!(in_flight(index), 1 + usize::from(index == other));
+            assert_eq!(in_flight(0) + in_flight(1), 2, "of one endpoint there is one count");
+            assert!(!first || (index, other) == (1, 1), "{index} and {other}");
+            drop((request, second));
+            assert_eq!(in_flight(0) + in_flight(1), 0);
+        });
+    }
 }
 
 /// Control run: what looks and then takes, in two steps, is seen to take twice.

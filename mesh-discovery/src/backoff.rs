@@ -26,6 +26,11 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// Whether there was a failure since the last success.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failures > 0
+    }
+
     /// The wait before the next try; `draw` is uniform in `0.0..1.0`.
     pub(crate) fn next(&mut self, draw: f64) -> Duration {
         let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);

@@ -97,7 +97,8 @@ impl Accepted {
         self.version == HttpVersion::Http2
     }
 
-    /// Resolves when a policy has come that may refuse what was open to the caller before: the connection is cut after
+    /// Resolves when the connection has its age ([`Config::max_connection_age`](crate::Config), or the listener's), or when a
+    /// policy has come that may refuse what was open to the caller before: then it is cut after
     /// [`Config::unwelcome_limit`](crate::Config). An HTTP server that is told to end it gracefully loses no request that
     /// is done in time. It is noticed while somebody reads or writes.
     pub fn leaving(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {

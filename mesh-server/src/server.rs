@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
+use mesh_core::policy::InboundState;
 
 use crate::inbound::{Door, run};
 use crate::{Accepted, Body, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
@@ -126,7 +127,9 @@ impl Server {
     /// any more, or is a plaintext one and the port turns strict, reading and writing fail at once, and with them what is in
     /// flight; when a new policy may refuse what was open to it, after [`Config::unwelcome_limit`](crate::Config)
     /// ([`Accepted::leaving`](crate::Accepted::leaving)). A task that waits for either hears of it.
-    /// Nobody drains the connection: give it an age. Best called in the connection's own task, for a handshake may take its
+    /// When it is as old as the listener's `max_connection_age` or [`Config::max_connection_age`](crate::Config) allow, HTTP/1.1
+    /// answers say that it takes no further request and [`Accepted::leaving`](crate::Accepted::leaving) resolves; it is not cut for
+    /// that, and nobody else drains it. Best called in the connection's own task, for a handshake may take its
     /// time.
     ///
     /// ```
@@ -157,13 +160,20 @@ impl Server {
     }
 
     /// hyper's HTTP/1 with the limits of this server's [`Config`](crate::Config), for connections of [`accept`](Self::accept).
+    /// How old a connection may get the connection says itself ([`Accepted::leaving`](crate::Accepted::leaving)).
     pub fn http1(&self) -> http1::Builder {
         self.door.http1.clone()
     }
 
-    /// The same of HTTP/2.
+    /// The same of HTTP/2, with the concurrent streams that the policy of the moment allows: to be asked for each connection.
     pub fn http2(&self) -> http2::Builder<TokioExecutor> {
-        self.door.http2.clone()
+        let mut http2 = self.door.http2.clone();
+        if let InboundState::Ready(listener) = &**self.door.inbound.load()
+            && let Some(streams) = listener.limits.max_concurrent_streams
+        {
+            http2.max_concurrent_streams(streams);
+        }
+        http2
     }
 
     /// The per-request part alone, for an application with an acceptor of its own. What is being served when policy changes

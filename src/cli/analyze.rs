@@ -52,12 +52,13 @@ fn read(args: AnalyzeArgs) -> Result<Analysis, Error> {
         // To the control plane it is a directory that is not there now.
         std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let named = args.paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    let manifests = FileSet::new(args.paths, Limits::default()).read();
-    if manifests.is_empty() && manifests.findings().is_empty() {
+    let manifests = FileSet::new(args.paths.iter().cloned(), Limits::default()).read();
+    // A file that says nothing was read all the same, and may be a template switched off.
+    if let Some(path) = args.paths.iter().find(|path| path.is_dir() && !manifests.is_said_by(path)) {
         let message = format!(
-            "no manifest in {named}: of a directory the files that end in .yaml or .yml are read, and subdirectories are not \
-             entered; name each directory"
+            "no manifest in {}: of a directory the files that end in .yaml or .yml are read, and subdirectories are not \
+             entered; name each directory",
+            path.display()
         );
         return Err(message.into());
     }

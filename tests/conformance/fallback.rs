@@ -183,6 +183,48 @@ async fn a71_what_only_the_fallback_has_is_deleted_once_the_first_is_back() {
     }
 }
 
+/// What the fallback says not to exist is a data error like any: gRPC keeps what it has of the first, as this library does, and
+/// drops it if the fallback has `fail_on_data_errors`. Beyond gRPC nothing of the fallback is put into what is kept.
+#[tokio::test(start_paused = true)]
+async fn a71_a88_that_something_does_not_exist_is_the_word_of_a_fallback_too() {
+    for (variant, strict) in BOTH.into_iter().flat_map(|variant| [(variant, true), (variant, false)]) {
+        for kind in [codec::LISTENER, codec::CLUSTER] {
+            let (first, second) = (Plane::with("x", 10), Plane::with("x", 11));
+            let name = if kind == codec::LISTENER { "a:80" } else { "x" };
+            second.delete(kind, name);
+            second.put_all([crate::plane::destination("b:80", "s"), route_to("s", "y")]);
+            second.put_all([crate::plane::cluster_named("y"), crate::plane::endpoints_of("y", 12)]);
+            if variant == BOTH[0] {
+                second.tells_absence();
+            }
+            let client = client_with(variant, &[&first, &second], |bootstrap| {
+                bootstrap.servers[1].features.fail_on_data_errors = strict;
+            });
+            let mut state = client.destination(&"a:80".parse().unwrap());
+            goes_to(&mut state, 10).await;
+            first.is(Mood::Down);
+            let mut other = client.destination(&"b:80".parse().unwrap());
+            goes_to(&mut other, 12).await;
+            if strict {
+                let is_gone = |s: &DestinationState| match s {
+                    DestinationState::Failed(_) => kind == codec::LISTENER,
+                    DestinationState::Ready(s) => kind == codec::CLUSTER && ports(s) == [0],
+                    _ => false,
+                };
+                becomes(&mut state, "the fallback has none", is_gone).await;
+            } else {
+                clock::pass(Duration::from_secs(120)).await;
+                let kept = state.load_full();
+                assert!(matches!(&*kept, DestinationState::Ready(s) if ports(s) == [10]), "{kind} {kept:?}");
+            }
+            second.put_all([crate::plane::destination("a:80", "r"), crate::plane::cluster_named("x")]);
+            goes_to(&mut state, 11).await;
+            first.is(Mood::Up);
+            goes_to(&mut state, 10).await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a95_an_authority_may_fall_back_for_the_sake_of_reachability_alone() {
     for (variant, alone) in BOTH.into_iter().flat_map(|variant| [(variant, true), (variant, false)]) {

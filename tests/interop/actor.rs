@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -15,20 +16,32 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::grpc;
-use crate::world::eventually;
+use crate::world::{PATIENCE, eventually};
 
 /// Serves until dropped.
 pub(crate) struct Actor {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
     role: Arc<Role>,
-    _tasks: JoinSet<()>,
+    runs: Runs,
 }
+
+#[allow(dead_code, reason = "held for what ends with them")]
+enum Runs {
+    Here(JoinSet<()>),
+    /// Killed when it is dropped (SIGKILL).
+    Apart(Child),
+}
+
+/// What an actor in a process of its own is told: name and place.
+const TOLD: &str = "PSM_ACTOR";
 
 #[derive(Default)]
 struct Role {
@@ -52,11 +65,36 @@ impl Actor {
         let address = listener.local_addr().unwrap();
         let (role, mut tasks) = (Arc::<Role>::default(), JoinSet::new());
         tasks.spawn(accept(listener, name, role.clone()));
-        Self { name, address, role, _tasks: tasks }
+        Self { name, address, role, runs: Runs::Here(tasks) }
+    }
+
+    /// The same as a process, for cases in which servers die. It plays no role but the one that each request asks for.
+    pub(crate) async fn apart(name: &'static str, place: Option<SocketAddr>) -> Self {
+        let place = place.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into());
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "actor::an_actor_of_its_own", "--nocapture"])
+            .env(TOLD, format!("{name} {place}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
+        let serving = async {
+            loop {
+                let line = said.next_line().await.unwrap().expect("it says where it serves");
+                if let Some((_, address)) = line.split_once("serves at ") {
+                    return address.parse().unwrap();
+                }
+            }
+        };
+        let address = tokio::time::timeout(PATIENCE, serving).await.expect("it starts");
+        Self { name, address, role: Arc::default(), runs: Runs::Apart(process) }
     }
 
     /// Fails every request from now on, or no more.
     pub(crate) fn fail(&self, failing: bool) {
+        assert!(matches!(self.runs, Runs::Here(_)), "a process is not told");
         self.role.failing.store(failing, Relaxed);
     }
 
@@ -69,6 +107,16 @@ impl Actor {
     pub(crate) fn release(&self) {
         self.role.release.notify_waiters();
     }
+}
+
+/// What [`Actor::apart`] runs, until it is killed or whoever began it has gone. By itself it has nothing to do.
+#[tokio::test]
+async fn an_actor_of_its_own() {
+    let Ok(told) = std::env::var(TOLD) else { return };
+    let (name, place) = told.split_once(' ').unwrap();
+    let actor = Actor::start_at(name.to_owned().leak(), place.parse().unwrap()).await;
+    println!("serves at {}", actor.address);
+    let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
 }
 
 async fn accept(listener: TcpListener, name: &'static str, role: Arc<Role>) {

@@ -1,6 +1,7 @@
 //! The stock gRPC client as a child process: `xds_client.py`, one line an order, one line an answer.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -8,6 +9,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::caller::{Caller, Report};
 use crate::python;
+use crate::world::PATIENCE;
 
 /// One process, one channel. Ends when dropped.
 pub(crate) struct StockClient {
@@ -40,6 +42,18 @@ impl StockClient {
         let orders = child.stdin.take().expect("piped");
         let reports = BufReader::new(child.stdout.take().expect("piped")).lines();
         Self { _child: child, orders, reports }
+    }
+
+    /// Calls until it is answered.
+    pub(crate) async fn answered(mut self) -> Self {
+        let mut again = tokio::time::interval(Duration::from_millis(50));
+        let calling = async {
+            while !self.call(1, &[]).await.errors.is_empty() {
+                again.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, calling).await.expect("it is answered");
+        self
     }
 
     /// Makes `calls` calls one after the other.

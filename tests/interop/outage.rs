@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
 use crate::backend::Backend;
 use crate::caller::{Caller, Direct, Load, Member};
 use crate::client::StockClient;
@@ -25,16 +28,8 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let mut random = fastrand::Rng::with_seed(seed);
 
     let stock = free_address();
-    let mut written = Written { weight: 50, limit: 1000, subsets: 1 };
-    let mut world = World::start(&[
-        ("strict.yaml", STRICT.to_owned()),
-        ("reviews.yaml", announced("reviews")),
-        ("reviews-v1.yaml", announced("reviews-v1")),
-        ("reviews-v2.yaml", announced("reviews-v2") + "---\n" + &rule("reviews-v2", MUTUAL)),
-        ("routes.yaml", written.text()),
-        ("stock.yaml", in_mesh("stock.example.com", "stock", stock)),
-    ])
-    .await;
+    let mut written = Written { weight: 50, limit: 1000, subsets: 1, is_strict: true };
+    let mut world = begin(&written, stock).await;
     let application = Backend::start("application").await;
     let _v1 = Server::start(&world, "reviews-v1", "version=v1", "v1").await;
     let _v2 = Server::start(&world, "reviews-v2", "version=v2", "v2").await;
@@ -45,6 +40,7 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
         let inbound = in_mesh(&format!("{form}.example.com"), "edge", envoy.listener("inbound").await);
         world.apply(&format!("{form}.yaml"), &inbound);
     }
+    world.apply("peers.yaml", &(announced("peers") + "---\n" + PEERS));
     let mesh = member::join(&world, "productpage", "app=productpage").await;
     let ours = |origin| Member { mesh: mesh.clone(), origin };
 
@@ -57,8 +53,10 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let to_delta = started("us to the delta Envoy", ours("http://delta.example.com:9080")).await;
     let to_state = started("us to the SotW Envoy", ours("http://state.example.com:9080")).await;
     let to_stock = started("us to a stock server", ours("http://stock.example.com:9080")).await;
+    let to_all = started("us to all three by weight", ours("http://peers:9080")).await;
 
     let dead = die_again_and_again(&mut world, &mut written, &mut random, &own, application.address).await;
+    let late_client = Load::begin("a stock client that started meanwhile to us", dead.late_client.await.unwrap());
     assert_eq!(dead.refused, 0, "responses were refused");
     // Who started while it died has everything, too.
     dead.late.ready().await;
@@ -79,17 +77,22 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let mut reports = BTreeMap::new();
     let (mut delta, mut state) = (delta.told(&mut reports).await, state.told(&mut reports).await);
     let (mut client, mut own) = (client.told(&mut reports).await, own.told(&mut reports).await);
-    let mut late = late.told(&mut reports).await;
-    for load in [to_delta, to_state, to_stock] {
+    let (mut late, mut late_client) = (late.told(&mut reports).await, late_client.told(&mut reports).await);
+    for load in [to_delta, to_state, to_stock, to_all] {
         load.told(&mut reports).await;
     }
     assert!(reports.values().all(|report| report.errors.is_empty()), "{reports:#?}");
+    let shares = &reports["us to all three by weight"];
+    assert!(shares.from("application") > shares.from("stock") && shares.from("stock") > 0, "{shares:?}");
     delta.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     state.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     late.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     client.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
+    late_client.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     own.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/productpage").await;
-    for (node, types) in [("envoy-Delta", 4), ("envoy-StateOfTheWorld", 4), ("edge", 4), ("stock", 1)] {
+    for (node, types) in
+        [("envoy-Delta", 4), ("envoy-StateOfTheWorld", 4), ("edge", 4), ("late-client", 4), ("stock", 1)]
+    {
         world.assert_nothing_refused(node, types).await;
     }
     for envoy in [envoys[0], envoys[1], &dead.late] {
@@ -97,10 +100,36 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     }
 }
 
+/// The control plane with everything but the Envoys.
+async fn begin(written: &Written, stock: SocketAddr) -> World {
+    World::start(&[
+        ("strict.yaml", STRICT.to_owned()),
+        ("reviews.yaml", announced("reviews")),
+        ("reviews-v1.yaml", announced("reviews-v1")),
+        ("reviews-v2.yaml", announced("reviews-v2") + "---\n" + &rule("reviews-v2", MUTUAL)),
+        ("routes.yaml", written.text()),
+        ("stock.yaml", in_mesh("stock.example.com", "stock", stock)),
+    ])
+    .await
+}
+
+/// One host whose requests go to peers that nobody here wrote: two Envoys before one application, and a stock server.
+const PEERS: &str = "apiVersion: networking.istio.io/v1\n\
+     kind: VirtualService\n\
+     metadata: { name: peers, namespace: default }\n\
+     spec:\n\
+     \x20 hosts: [peers]\n\
+     \x20 http:\n\
+     \x20   - route:\n\
+     \x20       - { destination: { host: delta.example.com }, weight: 40 }\n\
+     \x20       - { destination: { host: state.example.com }, weight: 40 }\n\
+     \x20       - { destination: { host: stock.example.com }, weight: 20 }\n";
+
 /// What is left of the deaths.
 struct Dead {
     /// Started while the control plane died for the last time.
     late: Envoy,
+    late_client: JoinHandle<StockClient>,
     /// Endpoints that came and went, which serve on.
     _left: Vec<Server>,
     /// How many responses were refused.
@@ -134,7 +163,9 @@ async fn die_again_and_again<C: Caller>(
         }
         if death == DEATHS {
             let form = if random.bool() { Form::Delta } else { Form::StateOfTheWorld };
-            late = Some(Envoy::begin(world, "late", form, application, |config| config).await);
+            let envoy = Envoy::begin(world, "late", form, application, |config| config).await;
+            let client = StockClient::secure("xds:///reviews.default:9080", &named(world, "late-client").await);
+            late = Some((envoy, tokio::spawn(client.answered())));
         }
         own.more(random.usize(0..60 - before.min(59))).await;
         // Counters end with their process.
@@ -150,7 +181,8 @@ async fn die_again_and_again<C: Caller>(
         }
     }
     gone.extend(here);
-    Dead { late: late.expect("begun with the last death"), _left: gone, refused }
+    let (late, late_client) = late.expect("begun with the last death");
+    Dead { late, late_client, _left: gone, refused }
 }
 
 /// What an operator has written of `reviews`. One file, so that a cluster and the first route to it come in one revision.
@@ -159,18 +191,26 @@ struct Written {
     limit: u32,
     /// Subsets of v1, alike but for their names; routes name the last one.
     subsets: u32,
+    /// Whether v1 refuses plaintext, which nobody speaks.
+    is_strict: bool,
 }
 
 impl Written {
-    /// Changes something that costs no request by itself: the split, the limit of clusters, or the cluster that routes name,
-    /// which is a new one. The old ones stay: what is gone while nobody serves it, a state of the world cannot keep.
+    /// Changes something that costs no request by itself: the split, the limit of clusters, the mode of v1, or the clusters
+    /// that routes name: to a new one, or to none of them, which are gone with that.
     fn change(&mut self, world: &World, random: &mut fastrand::Rng) {
-        match random.u32(0..3) {
+        match random.u32(0..5) {
             0 => self.weight = random.u32(0..=100),
             1 => self.limit = random.u32(1000..2000),
+            2 => self.is_strict = !self.is_strict,
+            3 => self.subsets = 0,
             _ => self.subsets += 1,
         }
         world.apply("routes.yaml", &self.text());
+        // Of our own servers: a stock one takes one or the other.
+        let mode = if self.is_strict { "STRICT" } else { "PERMISSIVE" };
+        let of_v1 = STRICT.replace("STRICT", mode).replace("name: default", "name: v1");
+        world.apply("v1.yaml", &of_v1.replace("spec: {", "spec: { selector: { matchLabels: { version: v1 } },"));
     }
 
     fn text(&self) -> String {
@@ -187,6 +227,50 @@ impl Written {
         };
         format!("{routes}---\n{rule}")
     }
+}
+
+/// The manual's bootstrap of the account `edge` under a node name of its own.
+async fn named(world: &World, node: &str) -> Value {
+    let mut bootstrap = bootstrap(world, "edge").await;
+    bootstrap["node"]["id"] = node.into();
+    bootstrap
+}
+
+/// How many call at once: one of them is about to whenever a cluster is missing for a moment.
+const CROWD: usize = 20;
+
+/// A state of the world does not say what its client has: the first one after an outage takes away what vanished meanwhile.
+#[tokio::test]
+async fn what_vanished_while_the_control_plane_was_away_costs_no_request() {
+    let mut written = Written { weight: 0, limit: 1000, subsets: 1, is_strict: true };
+    let mut world = begin(&written, free_address()).await;
+    let application = Backend::start("application").await;
+    let _v1 = Server::start(&world, "reviews-v1", "version=v1", "v1").await;
+    let envoy = Envoy::start(&world, Form::StateOfTheWorld, application.address, |config| config).await;
+    let outbound = envoy.listener("outbound").await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(started("Envoy to us", Direct::open(outbound, "reviews").await).await);
+    }
+    let client = StockClient::secure("xds:///reviews.default:9080", &bootstrap(&world, "edge").await);
+    let client = started("stock client to us", client).await;
+    assert!(envoy.admin("/clusters").await.contains("|s1|"), "the control: routes name what is about to vanish");
+
+    world.kill().await;
+    // Of the clusters that stay one has changed, and is made anew.
+    (written.subsets, written.limit) = (0, 2000);
+    world.apply("routes.yaml", &written.text());
+    client.more(5).await;
+    world.resume().await;
+    let gone = async || (!envoy.admin("/clusters").await.contains("|s1|")).then_some(());
+    eventually("the cluster is gone", gone).await;
+    world.has("edge", 4).await;
+    client.more(20).await;
+    client.all_well().await;
+    for load in crowd {
+        load.all_well().await;
+    }
+    envoy.assert_nothing_refused().await;
 }
 
 /// A load of a caller that has been answered once.

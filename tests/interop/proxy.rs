@@ -137,12 +137,21 @@ async fn refuses_nothing_of_a_rich_configuration(form: Form) {
 }
 
 #[tokio::test]
-async fn an_envoy_gets_its_listeners_from_the_control_plane_where_it_asks_for_them() {
+async fn an_envoy_gets_its_listeners_from_the_control_plane_in_state_of_the_world() {
+    gets_its_listeners(Form::StateOfTheWorld).await;
+}
+
+#[tokio::test]
+async fn an_envoy_gets_its_listeners_from_the_control_plane_in_delta() {
+    gets_its_listeners(Form::Delta).await;
+}
+
+async fn gets_its_listeners(form: Form) {
     let backend = Backend::start("v1").await;
     let (port, other) = (free_address().port(), free_address().port());
     let at = |text: String, port: u16| text.replace("port: 9080", &format!("port: {port}"));
     let world = World::start(&[("reviews.yaml", at(service("reviews", Some(&backend)), port))]).await;
-    let envoy = Envoy::start(&world, Form::StateOfTheWorld, backend.address, |config| {
+    let envoy = Envoy::start(&world, form, backend.address, |config| {
         config.replace("metadata: {", "metadata: { OUTBOUND_LISTEN: 127.0.0.1,")
     })
     .await;

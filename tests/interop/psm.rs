@@ -190,6 +190,12 @@ pub(crate) async fn actors<const N: usize>(names: [&'static str; N]) -> [Actor; 
     actors.try_into().unwrap_or_else(|_| unreachable!("one for each name"))
 }
 
+/// The same as processes.
+async fn processes<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
+    let all = futures_util::future::join_all(names.map(|name| Actor::apart(name, None))).await;
+    all.try_into().unwrap_or_else(|_| unreachable!("one for each name"))
+}
+
 #[tokio::test]
 async fn baseline_and_round_robin_01_03() {
     let [a, b, c] = actors(["a", "b", "c"]).await;
@@ -204,7 +210,7 @@ async fn baseline_and_round_robin_01_03() {
 #[tokio::test]
 async fn affinity_04_05() {
     for protocol in BOTH {
-        let mut all = actors(["a", "b", "c"]).await.map(Some);
+        let mut all = processes(["a", "b", "c"]).await.map(Some);
         let servers: Vec<_> = all.iter().flatten().collect();
         let hash = "loadBalancer: { consistentHash: { httpHeaderName: x-user } }, \
                     outlierDetection: { consecutive5xxErrors: 1, baseEjectionTime: 60s, maxEjectionPercent: 100 }";
@@ -375,26 +381,43 @@ async fn failover_11_one_primary_down_sends_nothing_to_the_secondary() {
 #[tokio::test]
 async fn secondary_locality_gets_requests_on_primary_failure_36() {
     for protocol in BOTH {
-        let [a, s] = actors(["a", "s"]).await;
-        let case = Case::new(protocol, &[tiers(&[&a], &[&s]), policy(FAILOVER)]).await;
-        case.becomes(20, &["a"]).await;
-        let place = a.address;
-        drop(a);
-        case.becomes(60, &["s"]).await;
-        let _a = Actor::start_at("a", place).await;
-        case.becomes(60, &["a"]).await;
+        let [a, b, s, t] = processes(["a", "b", "s", "t"]).await;
+        let case = Case::new(protocol, &[tiers(&[&a, &b], &[&s, &t]), policy(FAILOVER)]).await;
+        case.becomes(20, &["a", "b"]).await;
+        let places = [("a", a.address), ("b", b.address)];
+        drop((a, b));
+        case.becomes(60, &["s", "t"]).await;
+        let mut back = Vec::new();
+        for (name, place) in places {
+            back.push(Actor::apart(name, Some(place)).await);
+        }
+        case.becomes(60, &["a", "b"]).await;
+        // The second choice is idle.
+        let report = case.calls(100, &[]).await;
+        assert_eq!(report.keys().collect::<Vec<_>>(), ["a", "b"], "{protocol:?}: {report:?}");
     }
 }
 
 #[tokio::test]
 async fn secondary_locality_gets_no_requests_on_partial_primary_failure_37() {
     for protocol in BOTH {
-        let [a, b, s] = actors(["a", "b", "s"]).await;
-        let case = Case::new(protocol, &[tiers(&[&a, &b], &[&s]), policy(FAILOVER)]).await;
-        case.becomes(20, &["a", "b"]).await;
-        // Half of the first choice is taken out by whoever knows.
-        case.world.apply("psm.yaml", &tiers(&[&a], &[&s]).1);
-        case.becomes(100, &["a"]).await;
+        let [a, b, c, d, s, t] = processes(["a", "b", "c", "d", "s", "t"]).await;
+        let case = Case::new(protocol, &[tiers(&[&a, &b, &c, &d], &[&s, &t]), policy(FAILOVER)]).await;
+        case.becomes(40, &["a", "b", "c", "d"]).await;
+        // Half of the first choice is taken out by whoever knows, as gRPC's control plane does, and dies.
+        case.world.apply("psm.yaml", &tiers(&[&a, &b], &[&s, &t]).1);
+        eventually("those that are left carry everything", async || {
+            let report = case.calls(100, &[]).await;
+            assert!(report.keys().all(|who| ["a", "b", "c", "d"].contains(&who.as_str())), "{protocol:?}: {report:?}");
+            (report.len() == 2).then_some(())
+        })
+        .await;
+        drop((c, d));
+        let report = case.calls(200, &[]).await;
+        assert_eq!(report.keys().collect::<Vec<_>>(), ["a", "b"], "{protocol:?}: {report:?}");
+        // The control: those that die while they are listed leave too few, and the rest goes on.
+        drop(b);
+        case.becomes(60, &["a", "s", "t"]).await;
     }
 }
 
@@ -461,6 +484,14 @@ async fn fault_injection_29() {
         let late = Err(case.status(504, 4));
         eventually("all are delayed beyond their deadline", async || (within(&case, 200).await == late).then_some(()))
             .await;
+        assert_eq!(case.call_with("/psm.Test/Other", &[]).await.as_deref(), Ok("a"), "another route has none");
+        case.world.apply("routes.yaml", &fault(&delay(50.0)).1);
+        eventually("some are not delayed", async || within(&case, 200).await.ok()).await;
+        // Side by side: those that are delayed all wait for their deadline, which leaves the others time enough.
+        let outcomes = futures_util::future::join_all((0..200).map(|_| within(&case, 3000))).await;
+        let delayed = outcomes.iter().filter(|outcome| **outcome == late).count();
+        assert!(outcomes.iter().all(|outcome| outcome.is_ok() || *outcome == late), "{protocol:?}: {outcomes:?}");
+        assert!(delayed.abs_diff(100) <= 42, "{protocol:?}: {delayed} of 200");
         case.world.apply("routes.yaml", &fault(&delay(0.0)).1);
         // Nobody waits for the whole delay meanwhile.
         eventually("none is delayed", async || within(&case, 200).await.ok()).await;
@@ -469,10 +500,14 @@ async fn fault_injection_29() {
 }
 
 /// A call that may take so many milliseconds, as one made for a request with that deadline.
-async fn within(case: &Caller, millis: u64) -> Outcome {
-    let mut served = RequestContext::from_headers(&http::HeaderMap::new(), || 7);
+pub(crate) async fn within(case: &Caller, millis: u64) -> Outcome {
+    within_with(case, PATH, &[], millis).await
+}
+
+pub(crate) async fn within_with(case: &Caller, path: &str, headers: &[(&str, &str)], millis: u64) -> Outcome {
+    let mut served = RequestContext::from_headers(&http::HeaderMap::new());
     served.deadline = Some(Instant::now() + Duration::from_millis(millis));
-    context::scope(served.into(), case.call()).await
+    context::scope(served.into(), case.call_with(path, headers)).await
 }
 
 #[tokio::test]
@@ -596,13 +631,12 @@ async fn timeout_34() {
                 a.release();
             });
         assert_eq!((late, other.as_deref()), (Err(case.status(504, 4)), Ok("a")), "{protocol:?}");
-        // The application's own limit is shorter.
-        let mut served = RequestContext::from_headers(&http::HeaderMap::new(), || 7);
-        served.deadline = Some(Instant::now() + Duration::from_millis(50));
-        let begun = Instant::now();
-        let own = context::scope(served.into(), case.call_with(PATH, &kept)).await;
-        assert_eq!(own, Err(case.status(504, 4)), "{protocol:?}");
-        assert!(begun.elapsed() < Duration::from_millis(500), "its own limit was the first");
+        // The application's own limit is shorter: of two that begin together it is the first to be over.
+        tokio::select! {
+            biased;
+            late = case.call_with(PATH, &kept) => panic!("{protocol:?}: its route's time was over first: {late:?}"),
+            own = within_with(&case, PATH, &kept, 50) => assert_eq!(own, Err(case.status(504, 4)), "{protocol:?}"),
+        }
         assert_eq!(case.call().await.as_deref(), Ok("a"));
     }
 }
@@ -610,7 +644,7 @@ async fn timeout_34() {
 #[tokio::test]
 async fn backends_restart_35() {
     for protocol in BOTH {
-        let [a, b] = actors(["a", "b"]).await;
+        let [a, b] = processes(["a", "b"]).await;
         let case = Case::new(protocol, &[psm(&[&a, &b]), policy("loadBalancer: { simple: ROUND_ROBIN }")]).await;
         case.becomes(20, &["a", "b"]).await;
         let places = [("a", a.address), ("b", b.address)];
@@ -618,7 +652,7 @@ async fn backends_restart_35() {
         assert!(case.call().await.is_err());
         let mut back = Vec::new();
         for (name, place) in places {
-            back.push(Actor::start_at(name, place).await);
+            back.push(Actor::apart(name, Some(place)).await);
         }
         case.becomes(20, &["a", "b"]).await;
         let report = case.calls(100, &[]).await;

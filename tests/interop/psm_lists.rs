@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
@@ -13,16 +14,16 @@ use mesh::Mesh;
 use mesh::parts::mesh_client::ClientBuilder;
 use mesh::parts::mesh_core::balance::{Draw, Pick, Picker};
 use mesh_core::policy::{
-    Address, Balancer, Cluster, Domain, Endpoint, Endpoints, Forward, HeaderKey, HeaderMatch, HeaderMatcher,
-    HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
-    StringMatch, StringMatcher, VirtualHost,
+    Address, Balancer, Cluster, Domain, Endpoint, Endpoints, FailurePercentageEjection, Forward, HeaderKey,
+    HeaderMatch, HeaderMatcher, HeaderPolicy, Listener, LocalityEndpoints, OutlierDetection, PathMatch, PerMillion,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, StringMatch, StringMatcher, VirtualHost,
 };
 use mesh_discovery::codec;
 use prost::Message;
 use serde_json::json;
 
 use crate::actor::Actor;
-use crate::psm::{BOTH, Caller, PATH, Protocol, actors};
+use crate::psm::{BOTH, Caller, PATH, Protocol, actors, within, within_with};
 use crate::puppet::{Puppet, Said, TARGET};
 use crate::world::eventually;
 
@@ -239,5 +240,81 @@ async fn subsetting_19() {
         for client in &clients {
             client.becomes(40, &NAMES).await;
         }
+    }
+}
+
+/// By the share of failures, of twenty requests at least, every two seconds.
+#[tokio::test]
+async fn outlier_detection_16_every_two_seconds_by_twenty_requests() {
+    for protocol in BOTH {
+        let [a, b, c] = actors(["a", "b", "c"]).await;
+        let said = {
+            let share = FailurePercentageEjection {
+                threshold: PerMillion::new(500_000),
+                enforcing: PerMillion::ALL,
+                enforcing_local_origin: PerMillion::NONE,
+                minimum_hosts: 3,
+                request_volume: 20,
+            };
+            let outlier = OutlierDetection {
+                consecutive_5xx: None,
+                interval: Duration::from_secs(2),
+                base_ejection: Duration::from_secs(2),
+                max_ejected: PerMillion::new(500_000),
+                failure_percentage: Some(share),
+                ..OutlierDetection::default()
+            };
+            let balancer = Balancer::RoundRobin;
+            let cluster = Cluster { balancer, outlier: Some(outlier), ..Cluster::new("c".into()) };
+            say("1", "r", &[("r", "c")], vec![codec::encode_cluster(&cluster)], &[("c", vec![&a, &b, &c])])
+        };
+        let (address, _plane) = Puppet::start(said).await;
+        let caller = caller(address, protocol, |client| client).await;
+        caller.becomes(30, &["a", "b", "c"]).await;
+        b.fail(true);
+        caller.becomes(90, &["a", "c"]).await;
+        b.fail(false);
+        caller.becomes(90, &["a", "b", "c"]).await;
+        // Control: to who has made fewer requests it is as good as the others.
+        let (few, many) = (self::caller(address, protocol, |client| client), self::caller(address, protocol, |c| c));
+        let (few, many) = (few.await, many.await);
+        few.becomes(3, &["a", "b", "c"]).await;
+        b.fail(true);
+        many.becomes(90, &["a", "c"]).await;
+        let report = few.calls(3, &[]).await;
+        let unavailable = if protocol == Protocol::Grpc { "14" } else { "503" };
+        assert!(report.contains_key(unavailable), "{protocol:?}: {report:?}");
+    }
+}
+
+#[tokio::test]
+async fn timeout_34_by_the_longest_life_of_a_stream() {
+    let [a] = actors(["a"]).await;
+    for protocol in BOTH {
+        let mut said = say("1", "r", &[], vec![plain("c")], &[("c", vec![&a])]);
+        let limited = Forward { max_stream_duration: Some(Duration::from_secs(3)), ..Forward::to("c".into()) };
+        let path = RouteMatch { path: PathMatch::Exact(PATH.to_owned()), ..RouteMatch::any() };
+        let limited = Route::new(path, RouteAction::Forward(Box::new(limited)));
+        said.resources.insert(codec::ROUTES, vec![table("r", vec![limited, route(RouteMatch::any(), "c")])]);
+        let (address, _plane) = Puppet::start(said).await;
+        let caller = caller(address, protocol, |client| client).await;
+        caller.becomes(5, &["a"]).await;
+        let kept = [("rpc-behavior", "keep-open")];
+        let late = Err(if protocol == Protocol::Grpc { "4" } else { "504" }.to_owned());
+        // The other method waits on, until it is let go.
+        let (limited, other, ()) =
+            tokio::join!(caller.call_with(PATH, &kept), caller.call_with("/psm.Test/Other", &kept), async {
+                eventually("both are kept", async || (a.kept() == 2).then_some(())).await;
+                eventually("the first is given up", async || (a.kept() == 1).then_some(())).await;
+                a.release();
+            });
+        assert_eq!((limited, other.as_deref()), (late.clone(), Ok("a")), "{protocol:?}");
+        // The application's second is over before the stream's three.
+        tokio::select! {
+            biased;
+            first = caller.call_with(PATH, &kept) => panic!("{protocol:?}: its stream ended first: {first:?}"),
+            own = within_with(&caller, PATH, &kept, 1000) => assert_eq!(own, late, "{protocol:?}"),
+        }
+        assert_eq!(within(&caller, 3000).await.as_deref(), Ok("a"), "{protocol:?}: not exceeded");
     }
 }

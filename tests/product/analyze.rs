@@ -67,10 +67,16 @@ async fn manifests_are_judged_without_a_control_plane_as_by_one() {
     plane.process.kill().await.unwrap();
 
     // What is not there, or holds nothing, is not judged to be good.
-    let empty = home.path().join("empty");
-    std::fs::create_dir(&empty).unwrap();
-    for path in [&empty, &home.path().join("nobody.yaml")] {
-        let (code, said, why) = analyze(&[], &[path]);
-        assert!(code == Some(2) && said.is_empty() && !why.is_empty(), "{said} {why}");
+    let [empty, other] = ["empty", "other"].map(|name| home.path().join(name));
+    for directory in [&empty, &other] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    for name in ["a.json", "a.YAML"] {
+        std::fs::write(other.join(name), GOOD).unwrap();
+    }
+    let nobody = home.path().join("nobody.yaml");
+    for paths in [&[&*empty][..], &[&*nobody], &[&*other], &[&*good, &*empty], &[&*other, &*good]] {
+        let (code, said, why) = analyze(&[], paths);
+        assert!(code == Some(2) && said.is_empty() && !why.is_empty(), "{paths:?}: {said} {why}");
     }
 }

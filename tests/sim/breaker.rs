@@ -1,6 +1,7 @@
 //! Linkerd's failure accrual on a clock that jumps (R18): one request at a time on probation, whatever becomes of it,
 //! and no state from which there is no way back.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -59,10 +60,10 @@ impl Drop for Busy {
 
 const PENALTY: Duration = Duration::from_secs(4);
 
-/// Many requests at a server that fails, most of them given up at any moment; then it is well. Gives the most that were
-/// in its hands at once after it had been taken out, and whether the first request two longest penalties later was
-/// answered.
-async fn on_probation(accrual: Option<FailureAccrual>) -> (usize, bool) {
+/// So many callers with so many requests each at a server that fails, most of them given up at any moment; then it is
+/// well. Gives the most that were in its hands at once after it had been taken out, and whether the first request two
+/// longest penalties later was answered.
+async fn on_probation(accrual: Option<FailureAccrual>, callers: usize, requests: usize) -> (usize, bool) {
     let patient = Arc::<Patient>::default();
     let fleet = Fleet::with(1, Wire::Http2(1000), patient.handler());
     let mut policy = Policy::http2();
@@ -73,10 +74,10 @@ async fn on_probation(accrual: Option<FailureAccrual>) -> (usize, bool) {
         let _ = get(&client).await;
     }
     patient.most_in_hand.store(0, Relaxed);
-    let asking = (0..60).map(|_| {
+    let asking = (0..callers).map(|_| {
         let client = client.clone();
         tokio::spawn(async move {
-            for _ in 0..20 {
+            for _ in 0..requests {
                 clock::pass(Duration::from_millis(fastrand::u64(..500))).await;
                 let patience = Duration::from_millis(fastrand::u64(1..300));
                 let _ = tokio::time::timeout(patience, get(&client)).await;
@@ -99,15 +100,22 @@ fn accrual() -> FailureAccrual {
 
 #[test]
 fn on_probation_there_is_one_request_at_a_time_and_always_a_way_back_r18() {
-    each_seed(10, || async {
-        assert_eq!(on_probation(Some(accrual())).await, (1, true));
+    each_seed(4, || async {
+        assert_eq!(on_probation(Some(accrual()), 60, 20).await, (1, true));
     });
+    let probed = Cell::new(0);
+    each_seed(1000, || async {
+        let (most, well) = on_probation(Some(accrual()), 6, 6).await;
+        assert!(most <= 1 && well, "{most} at once, well: {well}");
+        probed.set(probed.get() + most);
+    });
+    assert!(probed.get() > 0, "control: there were some on probation");
 }
 
 /// Control run: without accrual they all go through.
 #[test]
 fn without_accrual_a_failing_endpoint_has_many_requests_at_once_r18() {
     each_seed(1, || async {
-        assert!(on_probation(None).await.0 > 5);
+        assert!(on_probation(None, 60, 20).await.0 > 5);
     });
 }

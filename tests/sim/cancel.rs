@@ -1,6 +1,7 @@
 //! Futures of the client dropped at every point at which they can be (R39): whatever was begun, nothing stays counted,
 //! and the next request finds its place free.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +11,20 @@ use futures_util::{FutureExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
-use mesh_client::{Breakers, Client, ClientBuilder, InFlight, LimitLayer};
+use mesh_client::{Breakers, Client, ClientBuilder, InFlight, Io, LimitLayer};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AdaptiveConcurrency, CircuitBreakers, FAULT_FILTER, FailureAccrual, Fault, FaultDelay, HedgePolicy, HttpFilter,
-    HttpFilterKind, MinRtt, Mirror, PerMillion, RouteAction, Snapshot,
+    AdaptiveConcurrency, Address, Balancer, CircuitBreakers, Discovery, Endpoint, FAULT_FILTER, FailureAccrual, Fault,
+    FaultDelay, HedgePolicy, HttpFilter, HttpFilterKind, HttpProxy, MeshTls, MinRtt, Mirror, PerMillion,
+    PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, RouteAction, Snapshot, UpstreamTls,
 };
-use mesh_testkit::{FixedSource, clock, drop_after};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use mesh_core::retry::RetryThrottling;
+use mesh_core::source::{Resolve, Resolved, Resolving};
+use mesh_testkit::{CertificateSpec, FixedSource, TestCa, clock, crypto, drop_after};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 use tower::{Layer, ServiceExt};
 
 use crate::each_seed;
@@ -407,5 +413,236 @@ fn a_connection_attempt_dropped_at_any_point_is_not_counted_r39() {
                 }
             }
         }
+    });
+}
+
+/// What there is to wait for before a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    /// The address of an endpoint that is a name.
+    Address,
+    /// The endpoints of a cluster that is a name.
+    Endpoints,
+    Handshake,
+    /// The proxy that connects to the endpoint.
+    Proxy,
+    /// The first of a list, which never answers (gRFC A61).
+    List,
+}
+
+/// Every name stands for this address, after a tick.
+#[derive(Debug)]
+struct Slow(IpAddr);
+
+impl Resolve for Slow {
+    fn addresses<'r>(&'r self, _: &'r str) -> Resolving<'r, IpAddr> {
+        Box::pin(async {
+            clock::pass(TICK).await;
+            Ok(Resolved { records: vec![self.0], ttl: None })
+        })
+    }
+}
+
+impl Before {
+    fn client(self, fleet: &Fleet, policy: &Policy, ca: &Arc<TestCa>, breakers: &Breakers) -> Client {
+        let SocketAddr::V4(address) = fleet.address(0, 0) else { unreachable!("the fleet's are") };
+        let name = Endpoint::new(Address::Name { host: "fleet.test".into(), port: 80 });
+        let mut policy = policy.clone();
+        let mut endpoints = fleet.endpoints();
+        match self {
+            Self::Address => endpoints = vec![name],
+            Self::Endpoints => {
+                let all = mesh_testkit::policy::endpoints(&policy.cluster.name, vec![name]);
+                policy.cluster.discovery = Discovery::StrictDns(Arc::new(all));
+            }
+            Self::Handshake => policy.cluster.tls = UpstreamTls::Mesh(MeshTls::default()),
+            Self::List => {}
+            Self::Proxy => {
+                policy.cluster.proxy = Some(HttpProxy { default: Some(Address::Socket(fleet.address(0, 1))) });
+            }
+        }
+        // Other addresses of the same server.
+        let silent = fleet.address(0, 2);
+        if self == Self::List {
+            policy.cluster.balancer = Balancer::PickFirst { shuffle: false };
+            endpoints.insert(0, Endpoint::new(Address::Socket(silent)));
+        }
+        let shown = ca.certified(&CertificateSpec::of(&ca.id("default", "fleet")));
+        let acceptor = TlsAcceptor::from(Arc::new(ca.server_showing(shown, &[])));
+        let fleet = fleet.clone();
+        let connect = move |address: Address| {
+            let (far, acceptor) = (fleet.connect(&address), acceptor.clone());
+            async move {
+                if self == Self::List && address == Address::Socket(silent) {
+                    std::future::pending::<()>().await;
+                }
+                let far = far.await?;
+                let (ours, theirs) = tokio::io::duplex(64 * 1024);
+                match self {
+                    Self::Address | Self::Endpoints | Self::List => return Ok(far),
+                    Self::Handshake => drop(tokio::spawn(handshake(acceptor, theirs, far))),
+                    Self::Proxy => drop(tokio::spawn(proxy(theirs, far))),
+                }
+                Ok(Box::new(ours) as Box<dyn Io>)
+            }
+        };
+        Client::builder(FixedSource::of(TARGET, policy.snapshot(endpoints)))
+            .crypto(crypto())
+            .identity(ca.watched("default", "caller"))
+            .resolver(Arc::new(Slow(IpAddr::V4(*address.ip()))))
+            .breakers(breakers.clone())
+            .connector(connect)
+            .build()
+    }
+}
+
+async fn handshake(acceptor: TlsAcceptor, near: DuplexStream, mut far: Box<dyn Io>) {
+    // One that is given up is none of the server's business.
+    if let Ok(mut near) = acceptor.accept(near).await {
+        let _ = copy_bidirectional(&mut near, &mut far).await;
+    }
+}
+
+async fn proxy(mut near: DuplexStream, mut far: Box<dyn Io>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = near.read_u8().await else { return };
+        head.push(byte);
+    }
+    assert!(head.starts_with(b"CONNECT "), "{}", String::from_utf8_lossy(&head));
+    for part in ["HTTP/1.1 200 ", "OK\r\n\r\n"] {
+        clock::pass(TICK).await;
+        if near.write_all(part.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+    let _ = copy_bidirectional(&mut near, &mut far).await;
+}
+
+#[test]
+fn a_connection_being_made_dropped_at_any_point_leaves_nothing_behind_r39() {
+    let ca = Arc::new(TestCa::new());
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    each_seed(1, || async {
+        for before in [Before::Address, Before::Endpoints, Before::Handshake, Before::Proxy, Before::List] {
+            for (policy, wire) in [(Policy::default(), Wire::Http1), (Policy::http2(), Wire::Http2(100))] {
+                let (fleet, breakers) = (Fleet::with(1, wire, in_parts()), Breakers::default());
+                let alive = tasks();
+                let mut points = 0;
+                for times in 0.. {
+                    let what = format!("{before:?}, {wire:?}, dropped after {times} polls");
+                    let client = before.client(&fleet, &policy, &ca, &breakers);
+                    let done = drop_after(times, fetch(client.clone(), "/")).await.is_some();
+                    assert_eq!(counted(&client, &breakers), [""; 0], "{what}");
+                    clock::pass(Duration::from_secs(1)).await;
+                    assert_eq!(counted(&client, &breakers), [""; 0], "{what}, a while later");
+                    let answered = client.send(request(Method::GET, "/now", "")).await.unwrap();
+                    assert!(counted(&client, &breakers).len() >= 2, "control: what is under way is seen");
+                    assert!(read(answered).await.is_ok(), "{what}: its places are free");
+                    drop(client);
+                    clock::pass(Duration::from_secs(2)).await;
+                    let connections: u32 = breakers.snapshot().iter().map(|state| state.connections).sum();
+                    assert_eq!((connections, fleet.open(), tasks()), (0, 0, alive), "{what}: nothing is left");
+                    points += 1;
+                    if done {
+                        break;
+                    }
+                    assert!(times < 1000, "{what}: it never ends");
+                }
+                println!("{before:?}, {wire:?}: dropped at {points} points");
+                assert!(points > 4, "{before:?}: {points}");
+            }
+        }
+    });
+}
+
+/// What is left of a budget of one retry for each request: the tries of a second one, which fails as well.
+#[test]
+fn a_request_dropped_at_any_point_leaves_a_budget_as_a_failed_one_would_r39() {
+    each_seed(1, || async {
+        let ttl = Duration::from_secs(60);
+        let budget = RetryBudget { retry_ratio: PerMillionRatio(1_000_000), min_retries_per_second: 0, ttl };
+        let policy = Policy { budget: Some(budget), ..Policy::default().retrying(3, None) };
+        let mut left = Vec::new();
+        for times in 0.. {
+            let (fleet, breakers) = (Fleet::with(1, Wire::Http1, in_parts()), Breakers::default());
+            let client = client_of(&fleet, &policy, &breakers);
+            let done = drop_after(times, fetch(client.clone(), "/fail")).await.is_some();
+            clock::pass(Duration::from_secs(1)).await;
+            assert_eq!(counted(&client, &breakers), [""; 0], "{times} polls");
+            let tries = fleet.seen()[0];
+            fetch(client.clone(), "/fail").await;
+            let again = fleet.seen()[0] - tries - 1;
+            // Two requests have earned two retries: of those the first one has made its own, or was about to. Before it
+            // went anywhere it may not have earned one yet, and has cost none.
+            let made = tries.saturating_sub(1);
+            let wanted = if tries == 0 { 1..=2 } else { 1..=2 - made };
+            assert!(wanted.contains(&again), "{tries} tries and {again} retries, {times} polls");
+            left.push(again);
+            if done {
+                assert_eq!((tries, again), (2, 1), "control: one that failed has made its one retry");
+                break;
+            }
+            assert!(times < 100, "it never ends");
+        }
+        println!("retries that were left: {left:?}");
+        assert!(left.len() > 6 && left.contains(&2), "{left:?}");
+    });
+}
+
+/// gRPC calls: `fail` is UNAVAILABLE, everything else OK, after a tick.
+fn calls() -> Handler {
+    Arc::new(|request| {
+        async move {
+            let status = if request.uri().path().ends_with("fail") { "14" } else { "0" };
+            clock::pass(TICK).await;
+            let response = Response::builder().header("content-type", "application/grpc");
+            response.header("grpc-status", status).body(Empty::new().boxed_unsync()).unwrap()
+        }
+        .boxed()
+    })
+}
+
+async fn call(client: Client, path: &'static str) {
+    let call = Request::post(format!("http://{TARGET}{path}")).header("content-type", "application/grpc");
+    if let Ok(answer) = client.send(call.header("te", "trailers").body(String::new()).unwrap()).await {
+        let _ = read(answer).await;
+    }
+}
+
+#[test]
+fn calls_dropped_at_any_point_take_no_tokens_of_retries_r39() {
+    each_seed(1, || async {
+        let on = RetryOn { unavailable: true, ..RetryOn::default() };
+        let policy = Policy { retry: Some(RetryPolicy::new(1, on)), ..Policy::http2() };
+        let (fleet, breakers) = (Fleet::with(1, Wire::Http2(100), calls()), Breakers::default());
+        let source = FixedSource::of(TARGET, policy.snapshot(fleet.endpoints()));
+        let throttling = RetryThrottling::new(10, 0.001).unwrap();
+        let client = builder(&fleet, source, &breakers).retry_throttling(throttling).build();
+        let tries = async |path| {
+            let before = fleet.seen()[0];
+            call(client.clone(), path).await;
+            fleet.seen()[0] - before
+        };
+        // More often than there are tokens; of those that fail before anybody knows.
+        for path in ["/s/well", "/s/fail"] {
+            let mut dropped = 0;
+            for times in (0..40).map(|times| times % 20) {
+                let begun = Instant::now();
+                let done = drop_after(times, call(client.clone(), path)).await.is_some();
+                dropped += u32::from(!done);
+                if path == "/s/fail" && begun.elapsed() >= TICK {
+                    break;
+                }
+                clock::pass(Duration::from_secs(1)).await;
+            }
+            println!("{dropped} calls to {path} dropped");
+            assert_eq!(tries("/s/fail").await, 2, "there are tokens for a retry after calls to {path} were dropped");
+        }
+        // Control: calls that fail take them.
+        for _ in 0..10 {
+            call(client.clone(), "/s/fail").await;
+        }
+        assert_eq!(tries("/s/fail").await, 1, "control: there are none left");
     });
 }

@@ -80,7 +80,8 @@ pub(crate) struct Server {
     connects: AtomicU64,
     open: Arc<AtomicUsize>,
     lines: Mutex<Vec<AbortHandle>>,
-    silent: Arc<AtomicBool>,
+    // Of the connections that it takes now.
+    silent: Mutex<Arc<AtomicBool>>,
     recycle: watch::Sender<()>,
 }
 
@@ -133,8 +134,13 @@ impl Server {
 
     /// From now on nothing goes either way over the connections that it has, and nobody is told.
     pub(crate) fn fall_silent(&self) {
-        self.silent.store(true, Relaxed);
+        self.silent.lock().store(true, Relaxed);
         self.change(|manner| manner.door = Door::Silent);
+    }
+
+    /// The same for the connections that it has now, and not for those to come.
+    pub(crate) fn lose(&self) {
+        std::mem::take(&mut *self.silent.lock()).store(true, Relaxed);
     }
 
     /// Works on one request as the server's manner says. The work goes on when the client gives up, as that of most
@@ -226,7 +232,7 @@ impl Server {
         let mut lines = self.lines.lock();
         lines.retain(|line| !line.is_finished());
         lines.push(line.abort_handle());
-        Ok(Box::new(Pipe::new(ours, self.silent.clone())))
+        Ok(Box::new(Pipe::new(ours, self.silent.lock().clone())))
     }
 }
 
@@ -258,7 +264,7 @@ impl Fleet {
             connects: AtomicU64::new(0),
             open: Arc::default(),
             lines: Mutex::default(),
-            silent: Arc::default(),
+            silent: Mutex::default(),
             recycle: watch::channel(()).0,
         };
         Self((0..servers).map(|index| Arc::new(server(index))).collect())

@@ -20,42 +20,65 @@ use crate::load::{Policy, Record, TARGET, client, client_from, failures, get, go
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The share of requests that are answered well when the first `down` of ten endpoints fail and discovery says so.
-async fn success(client: &Client, source: &FixedSource, fleet: &Fleet, policy: &Policy, down: usize) -> f64 {
+/// The share of so many requests that are answered well when ten endpoints fail, those of `down` first, and discovery says
+/// so; and whether panic was as long as they lasted.
+async fn success(
+    client: &Client,
+    source: &FixedSource,
+    fleet: &Fleet,
+    policy: &Policy,
+    down: &[usize],
+    requests: usize,
+) -> (f64, bool) {
     let mut endpoints = fleet.endpoints();
     for (index, server) in fleet.iter().enumerate() {
-        endpoints[index].health = if index < down { Health::Unhealthy } else { Health::Healthy };
-        server.change(|manner| manner.failing = f64::from(u8::from(index < down)));
+        endpoints[index].health = if down.contains(&index) { Health::Unhealthy } else { Health::Healthy };
+        server.change(|manner| manner.failing = f64::from(u8::from(down.contains(&index))));
     }
     source.set_snapshot(TARGET, policy.snapshot(endpoints));
     clock::pass(Duration::from_millis(10)).await;
-    let mut good = 0;
-    for _ in 0..200 {
+    let in_panic = || client.dump().destinations[0].clusters[0].pools.iter().any(|pool| pool.panic);
+    let (mut good, mut panic) = (0, Vec::new());
+    for _ in 0..requests {
         good += usize::from(get(client).await.is_ok_and(|answer| answer.status() == 200));
+        panic.push(in_panic());
     }
-    good as f64 / 200.0
+    panic.dedup();
+    assert_eq!(panic.len(), 1, "once in a step at most");
+    (good as f64 / requests as f64, panic[0])
+}
+
+/// Every step of `steps`, of that many of ten endpoints.
+async fn panics_below_half(steps: impl Iterator<Item = usize> + Clone, requests: usize) {
+    let fleet = Fleet::new(10, 8, &Manner::default());
+    let mut policy = Policy::default();
+    policy.cluster.balancer = Balancer::RoundRobin;
+    let mut order: Vec<_> = (0..10).collect();
+    fastrand::shuffle(&mut order);
+    for threshold in [Some(PerMillion::new(500_000)), None] {
+        policy.cluster.locality.panic_threshold = threshold;
+        let (client, source) = client(&fleet, &policy);
+        for down in steps.clone() {
+            let (got, panic) = success(&client, &source, &fleet, &policy, &order[..down], requests).await;
+            // Without a threshold (the control run) the last healthy one serves all.
+            let want = match (threshold, down) {
+                (_, 10) => 0.0,
+                (Some(_), 6..) => 1.0 - down as f64 / 10.0,
+                _ => 1.0,
+            };
+            assert!((got - want).abs() <= 0.05, "{got} answered with {down} of 10 down, {threshold:?}");
+            assert_eq!(panic, threshold.is_some() && down > 5, "{down} of 10 down, {threshold:?}");
+        }
+    }
 }
 
 #[test]
 fn below_the_threshold_all_endpoints_are_used_and_above_it_only_the_healthy_r15() {
-    each_seed(1, || async {
-        let fleet = Fleet::new(10, 8, &Manner::default());
-        let mut policy = Policy::default();
-        policy.cluster.balancer = Balancer::RoundRobin;
-        for threshold in [Some(PerMillion::new(500_000)), None] {
-            policy.cluster.locality.panic_threshold = threshold;
-            let (client, source) = client(&fleet, &policy);
-            for down in (0..=10).chain((0..10).rev()) {
-                let got = success(&client, &source, &fleet, &policy, down).await;
-                // Without a threshold (the control run) the last healthy one serves all.
-                let want = match (threshold, down) {
-                    (_, 10) => 0.0,
-                    (Some(_), 6..) => 1.0 - down as f64 / 10.0,
-                    _ => 1.0,
-                };
-                assert!((got - want).abs() <= 0.05, "{got} answered with {down} of 10 down, {threshold:?}");
-            }
-        }
+    each_seed(1, || panics_below_half((0..=10).chain((0..10).rev()), 200));
+    // Two rounds of the ten.
+    each_seed(100, || {
+        let steps: Vec<_> = (0..3).map(|_| fastrand::usize(..=10)).collect();
+        async move { panics_below_half(steps.iter().copied(), 20).await }
     });
 }
 
@@ -103,6 +126,26 @@ fn when_all_fail_few_are_ejected_and_all_serve_again_at_once_r16() {
     });
 }
 
+#[test]
+fn whoever_fails_first_one_is_ejected_at_most_and_all_serve_again_at_once_r16() {
+    each_seed(500, || async {
+        let servers = fastrand::usize(1..=3);
+        let fleet = Fleet::new(servers, 8, &Manner { failing: 1.0, ..Manner::default() });
+        let mut policy = Policy::default();
+        policy.cluster.outlier = Some(ejecting(2, Duration::from_secs(30)));
+        let (client, _source) = client(&fleet, &policy);
+        for _ in 0..12 {
+            assert_eq!(get(&client).await.unwrap().status(), 503, "somebody is asked");
+            clock::pass(SECOND / 10).await;
+        }
+        assert_eq!(ejected(&client), usize::from(servers > 1), "of {servers}");
+        fleet.iter().for_each(|server| server.change(|manner| manner.failing = 0.0));
+        for _ in 0..6 {
+            assert_eq!(get(&client).await.unwrap().status(), 200, "of {servers}");
+        }
+    });
+}
+
 /// Control run: with no limit on their number nobody is left to ask, though they would serve.
 #[test]
 fn without_a_limit_all_are_ejected_r16() {
@@ -126,41 +169,61 @@ fn share(records: &[Record], server: usize, from: Duration, to: Duration) -> f64
     of.iter().filter(|index| ***index == server).count() as f64 / of.len() as f64
 }
 
+/// What is wrong with one of several endpoints.
+#[derive(Clone, Copy, Debug)]
+enum Ill {
+    /// Fails so often.
+    Failing(f64),
+    /// A second slower.
+    Slow,
+}
+
+/// One of `servers` endpoints is ill; the others fail once in a thousand. `rate` requests come in a second, and endpoints
+/// are looked at every `interval`: it is ejected within two of them, and nobody else.
+async fn the_ill_one_is_ejected(servers: usize, rate: f64, interval: Duration, ill: Ill) {
+    let fleet = Fleet::new(servers, 32, &Manner { failing: 0.001, ..Manner::default() });
+    let mut policy = Policy { timeout: Some(SECOND / 2), ..Policy::default() };
+    policy.cluster.balancer = Balancer::RoundRobin;
+    policy.cluster.outlier =
+        Some(OutlierDetection { interval, max_ejected: PerMillion::new(200_000), ..ejecting(5, 300 * SECOND) });
+    let (client, _source) = client(&fleet, &policy);
+    let patient = fleet.server(fastrand::usize(..servers));
+    let trouble = async {
+        clock::pass(3 * SECOND).await;
+        let well = patient.seen();
+        patient.change(|manner| match ill {
+            Ill::Slow => manner.time += SECOND,
+            Ill::Failing(share) => manner.failing = share,
+        });
+        clock::pass(2 * interval).await;
+        let (ejected_by_then, seen) = (ejected(&client), patient.seen());
+        clock::pass(3 * SECOND).await;
+        (well, ejected_by_then, patient.seen() - seen)
+    };
+    let time = 6 * SECOND + 2 * interval;
+    let (records, (well, count, seen)) = tokio::join!(run(&client, rate, time), trouble);
+    assert_eq!((count, seen), (1, 0), "{ill:?}");
+    let share = well as f64 / records.iter().filter(|record| record.at < 3 * SECOND).count() as f64;
+    assert!((share * servers as f64 - 1.0).abs() < 0.2, "it had its share");
+    assert_eq!(ejected(&client), 1, "nobody else");
+}
+
 #[test]
 fn who_fails_half_the_time_or_is_far_too_slow_is_ejected_and_nobody_else_r17() {
     each_seed(1, || async {
-        for slow in [false, true] {
-            let fleet = Fleet::new(10, 32, &Manner { failing: 0.001, ..Manner::default() });
-            let mut policy = Policy { timeout: Some(SECOND / 2), ..Policy::default() };
-            policy.cluster.balancer = Balancer::RoundRobin;
-            policy.cluster.outlier = Some(ejecting(5, Duration::from_secs(300)));
-            let (client, _source) = client(&fleet, &policy);
-            let trouble = async {
-                clock::pass(3 * SECOND).await;
-                fleet.server(7).change(|manner| match slow {
-                    true => manner.time += SECOND,
-                    false => manner.failing = 0.5,
-                });
-                clock::pass(20 * SECOND).await;
-                let ejected_by_then = ejected(&client);
-                let seen = fleet.server(7).seen();
-                clock::pass(3 * SECOND).await;
-                (ejected_by_then, fleet.server(7).seen() - seen)
-            };
-            // Twenty in a second to each, as the interop case of gRPC has it.
-            let (records, (count, seen)) = tokio::join!(run(&client, 200.0, 27 * SECOND), trouble);
-            assert_eq!((count, seen), (1, 0), "slow: {slow}");
-            assert!((0.08..0.12).contains(&share(&records, 7, Duration::ZERO, 3 * SECOND)), "it had its share");
-            assert_eq!(ejected(&client), 1, "nobody else");
+        for ill in [Ill::Failing(0.5), Ill::Slow] {
+            the_ill_one_is_ejected(20, 200.0, 10 * SECOND, ill).await;
         }
     });
+    // As the interop case of gRPC has it: 100 in a second to five, one of which fails.
+    each_seed(4, || the_ill_one_is_ejected(5, 100.0, 2 * SECOND, Ill::Failing(1.0)));
 }
 
 /// The control is the failing one among them, which is ejected at the end of the hour.
 #[test]
 fn who_fails_once_in_a_thousand_is_not_ejected_in_an_hour_r17() {
     each_seed(1, || async {
-        let fleet = Fleet::new(10, 8, &Manner { failing: 0.001, ..Manner::default() });
+        let fleet = Fleet::new(20, 8, &Manner { failing: 0.001, ..Manner::default() });
         let mut policy = Policy::default();
         policy.cluster.balancer = Balancer::RoundRobin;
         // Seen for sure by who looks once in a minute.
@@ -179,7 +242,7 @@ fn who_fails_once_in_a_thousand_is_not_ejected_in_an_hour_r17() {
         assert!(failed > 20, "{failed} of {} failed", records.len());
         assert_eq!(most, 0, "ejected in an hour");
         fleet.server(7).change(|manner| manner.failing = 1.0);
-        run(&client, 20.0, 20 * SECOND).await;
+        run(&client, 40.0, 20 * SECOND).await;
         assert_eq!(ejected(&client), 1, "control");
     });
 }
@@ -283,11 +346,11 @@ fn without_a_slow_start_a_new_endpoint_has_its_whole_share_r33() {
     });
 }
 
-/// Two servers in the first zone, and two in the second.
-fn zones(fleet: &Fleet, policy: &Policy, count: usize) -> Snapshot {
+/// So many zones of two servers each, of one priority or of one each.
+fn zones(fleet: &Fleet, policy: &Policy, count: usize, one_priority: bool) -> Snapshot {
     let zone = |number: usize| LocalityEndpoints {
         locality: Locality { zone: format!("zone-{number}"), ..Locality::default() },
-        priority: number as u32,
+        priority: if one_priority { 0 } else { number as u32 },
         weight: NonZeroU32::MIN,
         endpoints: (2 * number..2 * number + 2).map(|index| fleet.endpoint(index)).collect(),
     };
@@ -299,34 +362,71 @@ fn zones(fleet: &Fleet, policy: &Policy, count: usize) -> Snapshot {
     snapshot
 }
 
-/// A client that cannot reach the first zone for 20 of 70 seconds, and one that can. Both retry, if they do, in the next
-/// zone or in any.
-async fn partition(next_locality: Option<bool>, door: Door, zones: usize) -> [Vec<Record>; 2] {
-    // The same servers by two ways: what is shut to one client is open to the other.
-    let (near, far) = (Fleet::new(4, 8, &Manner::default()), Fleet::new(4, 8, &Manner::default()));
-    let mut policy = Policy { timeout: Some(5 * SECOND), ..Policy::default() };
-    let all = OutlierDetection { max_ejected: PerMillion::ALL, ..ejecting(3, 5 * SECOND) };
-    policy.cluster.outlier = Some(all);
-    policy.cluster.connection.connect_timeout = SECOND;
-    let on = RetryOn { connect_failure: true, reset: true, ..RetryOn::default() };
-    policy.retry = next_locality.map(|next_locality| RetryPolicy { next_locality, ..RetryPolicy::new(2, on) });
-    let one = |fleet: &Fleet| {
-        let source = FixedSource::of(TARGET, self::zones(fleet, &policy, zones));
-        client_from(fleet, &source)
-    };
-    let (a, b) = (one(&near), one(&far));
-    let cut = async {
-        let zone = [near.server(0), near.server(1)];
-        clock::pass(20 * SECOND).await;
-        for server in zone {
-            server.change(|manner| manner.door = door);
-            server.cut();
+/// A client that cannot reach the first zone for some time, and one that can.
+#[derive(Clone, Copy, Debug)]
+struct Partition {
+    /// Both retry, if they do, in the next zone or in any.
+    next_locality: Option<bool>,
+    door: Door,
+    zones: usize,
+    one_priority: bool,
+    rate: f64,
+    /// Before it, while it lasts, and after it.
+    seconds: [u32; 3],
+}
+
+impl Partition {
+    fn whole(next_locality: Option<bool>, door: Door, zones: usize) -> Self {
+        Self { next_locality, door, zones, one_priority: false, rate: 50.0, seconds: [20, 20, 30] }
+    }
+
+    async fn play(self) -> [Vec<Record>; 2] {
+        // The same servers by two ways: what is shut to one client is open to the other.
+        let (near, far) = (Fleet::new(4, 8, &Manner::default()), Fleet::new(4, 8, &Manner::default()));
+        let mut policy = Policy { timeout: Some(5 * SECOND), ..Policy::default() };
+        let all = OutlierDetection { max_ejected: PerMillion::ALL, ..ejecting(3, 5 * SECOND) };
+        policy.cluster.outlier = Some(all);
+        policy.cluster.connection.connect_timeout = SECOND;
+        let on = RetryOn { connect_failure: true, reset: true, ..RetryOn::default() };
+        policy.retry = self.next_locality.map(|next_locality| RetryPolicy { next_locality, ..RetryPolicy::new(2, on) });
+        let one = |fleet: &Fleet| {
+            let source = FixedSource::of(TARGET, zones(fleet, &policy, self.zones, self.one_priority));
+            client_from(fleet, &source)
+        };
+        let (a, b) = (one(&near), one(&far));
+        let [before, lasts, after] = self.seconds.map(|seconds| seconds * SECOND);
+        let cut = async {
+            let zone = [near.server(0), near.server(1)];
+            clock::pass(before).await;
+            for server in zone {
+                server.change(|manner| manner.door = self.door);
+                server.cut();
+            }
+            clock::pass(lasts).await;
+            zone.iter().for_each(|server| server.change(|manner| manner.door = Door::Open));
+        };
+        let time = before + lasts + after;
+        let (a, b, ()) = tokio::join!(run(&a, self.rate, time), run(&b, self.rate, time), cut);
+        [a, b]
+    }
+
+    /// Nothing is lost but what was under way, the zone is left within two seconds by who cannot reach it and by nobody
+    /// else, and no request waits for connections in vain twice.
+    async fn is_survived(self) -> Vec<Record> {
+        let [a, b] = self.play().await;
+        let lost = a.iter().filter(|record| record.outcome.is_err()).count();
+        assert!(lost <= 3, "{self:?}: {lost} lost: {:?}", failures(&a));
+        let longest = a.iter().map(|record| record.took).max().unwrap();
+        assert!(longest < 2 * SECOND, "{self:?}: {longest:?} is two connect timeouts");
+        let [before, lasts, _] = self.seconds;
+        assert_eq!(of_first_zone(&a, before + 2, before + lasts), 0.0, "{self:?}");
+        assert!(failures(&b).is_empty());
+        if !self.one_priority {
+            assert_eq!(of_first_zone(&a, 0, before - 1), 1.0, "{self:?}");
+            assert_eq!(of_first_zone(&b, 0, self.seconds.iter().sum()), 1.0, "who can reach it stays");
         }
-        clock::pass(20 * SECOND).await;
-        zone.iter().for_each(|server| server.change(|manner| manner.door = Door::Open));
-    };
-    let (a, b, ()) = tokio::join!(run(&a, 50.0, 70 * SECOND), run(&b, 50.0, 70 * SECOND), cut);
-    [a, b]
+        a
+    }
 }
 
 fn of_first_zone(records: &[Record], from: u32, to: u32) -> f64 {
@@ -335,22 +435,58 @@ fn of_first_zone(records: &[Record], from: u32, to: u32) -> f64 {
 
 #[test]
 fn a_zone_out_of_reach_is_left_within_two_seconds_by_who_cannot_reach_it_r40() {
+    // What could not be connected goes elsewhere whatever the retry policy says, and if there is none.
+    let retries = [Some(true), Some(false), None];
     each_seed(1, || async {
-        // What could not be connected goes elsewhere whatever the retry policy says, and if there is none.
-        let retries = [Some(true), Some(false), None];
         for (door, next) in retries.into_iter().flat_map(|next| [(Door::Shut, next), (Door::Silent, next)]) {
-            let [a, b] = partition(next, door, 2).await;
-            // But for what was under way when it was cut.
-            let lost = a.iter().filter(|record| record.outcome.is_err()).count();
-            assert!(lost <= 3, "{door:?} {next:?}: {lost} lost: {:?}", failures(&a));
-            assert_eq!(of_first_zone(&a, 0, 19), 1.0, "{door:?}");
-            assert_eq!(of_first_zone(&a, 22, 40), 0.0, "{door:?}");
+            let a = Partition::whole(next, door, 2).is_survived().await;
             // Each ejection is five seconds longer: the third may begin just before the zone is back.
             assert!(of_first_zone(&a, 57, 70) > 0.95, "{door:?}: {}", of_first_zone(&a, 57, 70));
-            let longest = a.iter().map(|record| record.took).max().unwrap();
-            assert!(longest < 2 * SECOND, "{door:?}: {longest:?} is two connect timeouts");
-            assert!(failures(&b).is_empty());
-            assert_eq!(of_first_zone(&b, 0, 70), 1.0, "who can reach it stays");
+        }
+    });
+    each_seed(60, || {
+        let door = if fastrand::bool() { Door::Shut } else { Door::Silent };
+        let (next_locality, one_priority) = (retries[fastrand::usize(..3)], fastrand::bool());
+        let (rate, seconds) = (20.0, [2, 5, 0]);
+        let partition = Partition { next_locality, door, zones: 2, one_priority, rate, seconds };
+        async move { drop(partition.is_survived().await) }
+    });
+}
+
+/// The share of the first priority, of which so many of four endpoints are away, and come back one by one.
+#[test]
+fn a_zone_spills_over_where_less_than_71_per_cent_of_it_are_left_and_has_its_share_again_by_and_by_r40() {
+    each_seed(1, || async {
+        let fleet = Fleet::new(8, 64, &Manner::default());
+        let mut policy = Policy::default();
+        policy.cluster.balancer = Balancer::RoundRobin;
+        policy.cluster.outlier = Some(OutlierDetection { max_ejected: PerMillion::ALL, ..ejecting(2, SECOND) });
+        let mut snapshot = policy.snapshot(Vec::new());
+        let zone = |number: usize| LocalityEndpoints {
+            locality: Locality { zone: format!("zone-{number}"), ..Locality::default() },
+            priority: number as u32,
+            weight: NonZeroU32::MIN,
+            endpoints: (4 * number..4 * number + 4).map(|index| fleet.endpoint(index)).collect(),
+        };
+        let localities = (0..2).map(zone).collect();
+        let endpoints = Arc::new(Endpoints { cluster: "fleet".into(), localities, ..Endpoints::default() });
+        let cluster = Arc::new(policy.cluster.clone());
+        snapshot.clusters.insert("fleet".into(), ClusterState::Ready { cluster, endpoints });
+        let client = client_from(&fleet, &FixedSource::of(TARGET, snapshot));
+        // 140 % of what is left, in a hundredth.
+        let steps = [(0, 100), (1, 100), (2, 70), (3, 35), (4, 0), (3, 35), (2, 70), (1, 100), (0, 100)];
+        for (down, want) in steps {
+            for (index, server) in fleet.iter().enumerate().take(4) {
+                server.change(|manner| manner.failing = f64::from(u8::from(index < down)));
+            }
+            // Those that fail are ejected, and those that do not come back: for longer each time.
+            run(&client, 100.0, 12 * SECOND).await;
+            let seen = |from: usize| fleet.seen()[from..from + 4].iter().sum::<u64>();
+            let before = (seen(0), seen(4));
+            run(&client, 200.0, SECOND / 2).await;
+            let (near, far) = (seen(0) - before.0, seen(4) - before.1);
+            let got = near as f64 / (near + far) as f64 * 100.0;
+            assert!((got - f64::from(want)).abs() <= 15.0, "{got:.0} % with {down} of four down");
         }
     });
 }
@@ -359,7 +495,7 @@ fn a_zone_out_of_reach_is_left_within_two_seconds_by_who_cannot_reach_it_r40() {
 #[test]
 fn without_another_zone_one_out_of_reach_costs_requests_r40() {
     each_seed(1, || async {
-        let [a, _] = partition(Some(true), Door::Silent, 1).await;
+        let [a, _] = Partition::whole(Some(true), Door::Silent, 1).play().await;
         let lost = a.iter().filter(|record| record.outcome.is_err()).count();
         assert!(lost > 50 * 10, "{lost} lost");
     });

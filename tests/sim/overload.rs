@@ -26,14 +26,48 @@ fn budget() -> RetryBudget {
 }
 
 const BEFORE: Duration = Duration::from_secs(3);
-const TROUBLE: Duration = Duration::from_secs(10);
 /// In which all must be well again.
 const RECOVERY: Duration = Duration::from_secs(10);
 const AFTER: Duration = Duration::from_secs(5);
-/// Of 120 that three servers can do: 70 %.
-const RATE: f64 = 84.0;
 
-/// What came of a time in which three servers could do 40 % of what they can: the share of good answers before it and
+/// How large a storm is. What is asked of the servers is 70 % of what they can do, 50 ms a request.
+#[derive(Clone, Copy)]
+struct Scale {
+    servers: usize,
+    places: usize,
+    per_try: Duration,
+    trouble: Duration,
+    even: bool,
+    /// Requests in hand of a server, beyond which it refuses: 0.8 s of work, or more.
+    most: usize,
+}
+
+impl Scale {
+    /// Soon over.
+    const SMALL: Self = Self {
+        servers: 3,
+        places: 2,
+        per_try: Duration::from_millis(500),
+        trouble: Duration::from_secs(10),
+        even: false,
+        most: 40,
+    };
+    /// As R01 has it.
+    const WHOLE: Self = Self {
+        servers: 20,
+        places: 1,
+        per_try: Duration::from_millis(200),
+        trouble: Duration::from_secs(30),
+        even: true,
+        most: 16,
+    };
+
+    fn rate(self) -> f64 {
+        (self.servers * self.places) as f64 * 20.0 * 0.7
+    }
+}
+
+/// What came of a time in which servers could do 40 % of what they can: the share of good answers before it and
 /// after the time for recovery, and the most requests that servers saw for each that was asked, in any ten seconds.
 struct Storm {
     before: f64,
@@ -41,33 +75,34 @@ struct Storm {
     amplification: f64,
 }
 
-async fn storm(budget: Option<RetryBudget>) -> Storm {
-    let manner = Manner { time: Duration::from_millis(50), most: 40, ..Manner::default() };
-    let fleet = Fleet::new(3, 2, &manner);
-    let mut policy = Policy::default().retrying(2, Some(Duration::from_millis(500)));
+async fn storm(scale: Scale, budget: Option<RetryBudget>) -> Storm {
+    let Scale { servers, places, per_try, trouble: lasts, even, most } = scale;
+    let manner = Manner { time: Duration::from_millis(50), even, most, ..Manner::default() };
+    let fleet = Fleet::new(servers, places, &manner);
+    let mut policy = Policy::default().retrying(2, Some(per_try));
     policy.budget = budget;
     let (client, _source) = client(&fleet, &policy);
     let slower = |times: u32| fleet.iter().for_each(|server| server.change(|m| m.time = manner.time * times / 2));
     let mut seen = Vec::new();
     let trouble = async {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
-        for second in 0..(BEFORE + TROUBLE + RECOVERY + AFTER).as_secs() {
+        for second in 0..(BEFORE + lasts + RECOVERY + AFTER).as_secs() {
             seconds.tick().await;
             seen.push(fleet.seen().iter().sum::<u64>());
             match Duration::from_secs(second) {
                 BEFORE => slower(5),
-                at if at == BEFORE + TROUBLE => slower(2),
+                at if at == BEFORE + lasts => slower(2),
                 _ => {}
             }
         }
     };
-    let (records, ()) = tokio::join!(run(&client, RATE, BEFORE + TROUBLE + RECOVERY + AFTER), trouble);
+    let (records, ()) = tokio::join!(run(&client, scale.rate(), BEFORE + lasts + RECOVERY + AFTER), trouble);
     let amplification = (10..seen.len()).map(|end| {
         let within = Duration::from_secs(end as u64 - 10)..Duration::from_secs(end as u64);
         let asked = records.iter().filter(|record| within.contains(&record.at)).count();
         (seen[end] - seen[end - 10]) as f64 / asked as f64
     });
-    let end = BEFORE + TROUBLE + RECOVERY;
+    let end = BEFORE + lasts + RECOVERY;
     Storm {
         before: goodput(&records, Duration::ZERO, BEFORE),
         after: goodput(&records, end, end + AFTER),
@@ -75,24 +110,31 @@ async fn storm(budget: Option<RetryBudget>) -> Storm {
     }
 }
 
+async fn ends_with_its_cause(scale: Scale) {
+    let storm = storm(scale, Some(budget())).await;
+    assert!(storm.before > 0.97, "{}", storm.before);
+    assert!(storm.after >= 0.99, "{:.1} % answered ten seconds later", storm.after * 100.0);
+    assert!(storm.amplification <= 1.25, "{} tries for a request", storm.amplification);
+}
+
 #[test]
 fn a_storm_of_retries_ends_with_its_cause_r01() {
-    each_seed(2, || async {
-        let storm = storm(Some(budget())).await;
-        assert!(storm.before > 0.97, "{}", storm.before);
-        assert!(storm.after >= 0.99, "{:.1} % answered ten seconds later", storm.after * 100.0);
-        assert!(storm.amplification <= 1.25, "{} tries for a request", storm.amplification);
-    });
+    each_seed(1, || ends_with_its_cause(Scale::WHOLE));
+    each_seed(4, || ends_with_its_cause(Scale::SMALL));
 }
 
 /// Control run: what the servers can do is enough again, and they do nothing but what nobody waits for any more.
 #[test]
 fn without_a_budget_a_storm_outlives_its_cause_r01() {
     each_seed(1, || async {
-        let storm = storm(None).await;
-        assert!(storm.before > 0.97, "{}", storm.before);
-        assert!(storm.after < 0.5, "{:.1} % answered ten seconds later", storm.after * 100.0);
-        assert!(storm.amplification > 1.8, "{} tries for a request", storm.amplification);
+        // Of the large one a third of the time will do: it does not end.
+        let whole = Scale { trouble: Duration::from_secs(10), ..Scale::WHOLE };
+        for scale in [Scale::SMALL, whole] {
+            let storm = storm(scale, None).await;
+            assert!(storm.before > 0.97, "{}", storm.before);
+            assert!(storm.after < 0.5, "{:.1} % answered ten seconds later", storm.after * 100.0);
+            assert!(storm.amplification > 1.8, "{} tries for a request", storm.amplification);
+        }
     });
 }
 
@@ -150,7 +192,7 @@ fn tries_of_a_chain_add_up_and_do_not_multiply_r01() {
         assert!(both <= 1.25, "{both}");
         assert!(mark <= 3.1, "{mark}");
         // Control: each caller's, and they multiply.
-        assert!((1.6..1.8).contains(&budget), "{budget}");
+        assert!((1.6..=1.75).contains(&budget), "{budget}");
         assert!(neither > 20.0, "{neither}");
     });
 }
@@ -231,5 +273,50 @@ fn a_herd_in_step_comes_all_at_once_r04() {
     each_seed(1, || async {
         let Return { peak, .. } = herd(true).await;
         assert!(peak >= HERD as u64 * 9 / 10, "{peak} at once");
+    });
+}
+
+/// The waits between the attempts of one client to connect to a server that is away for so long, while it is asked four
+/// times a second, and how long after its return it is served again.
+async fn waits_of_one(away: Duration) -> (Vec<Duration>, Duration) {
+    let fleet = Fleet::of(1, 64, &Manner::default(), Wire::Http2(100), None);
+    let source = FixedSource::of(TARGET, Policy::http2().snapshot(fleet.endpoints()));
+    let client = client_from(&fleet, &source);
+    let server = fleet.server(0).clone();
+    load::get(&client).await.unwrap();
+    server.change(|manner| manner.door = Door::Shut);
+    server.cut();
+    let (left, mut attempts) = (Instant::now(), Vec::new());
+    while left.elapsed() < away {
+        let before = server.connects();
+        assert!(load::get(&client).await.is_err());
+        attempts.extend((server.connects() > before).then(Instant::now));
+        clock::pass(PACE).await;
+    }
+    server.change(|manner| manner.door = Door::Open);
+    let back = Instant::now();
+    while load::get(&client).await.is_err() {
+        clock::pass(PACE).await;
+    }
+    (attempts.windows(2).map(|two| two[1] - two[0]).collect(), back.elapsed())
+}
+
+const PACE: Duration = Duration::from_millis(250);
+
+#[test]
+fn who_connects_in_vain_waits_longer_each_time_up_to_a_bound_r04() {
+    each_seed(1000, || async {
+        let (waits, back) = waits_of_one(Duration::from_secs(12)).await;
+        // Half a second, and each time 1.6 times as long up to four seconds; a fifth more or less, and then somebody asks.
+        let (mut next, slack) = (Duration::from_millis(500), PACE + Duration::from_millis(1));
+        for wait in &waits {
+            assert!(
+                (next.mul_f64(0.8)..=next.mul_f64(1.2) + slack).contains(wait),
+                "{wait:?}, not {next:?}: {waits:?}"
+            );
+            next = next.mul_f64(1.6).min(Duration::from_secs(4));
+        }
+        assert!((4..=8).contains(&waits.len()), "{waits:?}");
+        assert!(back <= Duration::from_secs(5), "{back:?}");
     });
 }

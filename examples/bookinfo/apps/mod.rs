@@ -30,7 +30,7 @@ pub(crate) struct Hop {
     pub(crate) process: u32,
     /// The caller's verified SPIFFE ID; absent for a plaintext caller.
     pub(crate) caller: Option<String>,
-    /// Trace of the request: the same on every hop, and no application passes it on.
+    /// Trace of the request, if the browser began one: the same on every hop, and no application passes it on.
     pub(crate) trace: Option<String>,
 }
 
@@ -41,7 +41,7 @@ impl Hop {
             version: version.into(),
             process: std::process::id(),
             caller: peer.spiffe_id.as_ref().map(ToString::to_string),
-            trace: mesh::context::current().map(|context| format!("{:032x}", context.trace.trace_id())),
+            trace: mesh::context::current().and_then(|context| Some(format!("{:032x}", context.trace?.trace_id()))),
         }
     }
 }

@@ -75,8 +75,8 @@ impl Admission {
             of_endpoint: limits.max_connections_per_host,
             patience: self.patience,
             insists: false,
-            // What waits with default priority is not before it.
-            passes: high,
+            high,
+            passes: false,
         }
     }
 

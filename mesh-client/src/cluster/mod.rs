@@ -30,7 +30,7 @@ use mesh_core::policy::{self, Address, Balancer, ClusterTelemetry, Discovery, En
 use mesh_core::telemetry::load::{ClusterLoad, Issued};
 use mesh_core::telemetry::{RequestLabels, RequestSeries};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) use self::admission::{Admission, Permit, Retrying};
@@ -40,7 +40,7 @@ use self::orca::{Ear, Listening};
 use self::part::Parts;
 pub(crate) use self::part::{Backend, Labels};
 use self::report::Reported;
-use crate::connect::worker::Owned;
+use crate::connect::worker::{Owned, Wake};
 use crate::connect::{Dialer, Rest};
 use crate::env::Env;
 use crate::error::Cause;
@@ -67,7 +67,7 @@ pub(crate) struct Cluster {
     // Who looks names up, on the runtime of the destination's owner.
     dns: Mutex<Option<Owned<()>>>,
     // Wakes the owner of the endpoints' health, if policy asks for one.
-    wake: Option<Arc<Notify>>,
+    wake: Option<Arc<Wake>>,
     // The same of those who look after that.
     health: Mutex<Option<health::Owned>>,
     // If anybody goes by what endpoints say of their load.
@@ -94,12 +94,18 @@ pub(crate) type Cell = OnceLock<Arc<Endpoint>>;
 /// How far the first look at the names of a cluster is; requests wait for its end before the first pick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// Not at its end.
-    UnderWay,
+    /// Not at its end: that of this number.
+    UnderWay(u32),
     /// At its end, whatever came of it.
     Over,
     /// Its runtime has ended before.
-    BrokenOff,
+    BrokenOff(u32),
+}
+
+impl Look {
+    fn is_under_way(self) -> bool {
+        matches!(self, Self::UnderWay(_))
+    }
 }
 
 impl Cluster {
@@ -143,7 +149,7 @@ impl Cluster {
             asking: ArcSwapOption::empty(),
             load,
             look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {
-                let look = if looked_up.is_some() { Look::Over } else { Look::UnderWay };
+                let look = if looked_up.is_some() { Look::Over } else { Look::UnderWay(0) };
                 watch::Sender::new(look)
             }),
             dns: Mutex::default(),
@@ -162,7 +168,10 @@ impl Cluster {
     /// Begins anew on the caller's runtime what looks after the endpoints: where it ran it has ended, or stands still.
     /// What was known of them stays known.
     pub(crate) fn resume(self: &Arc<Self>, env: &Arc<Env>) {
-        self.turn_look(Look::BrokenOff, Look::UnderWay);
+        self.turn_look(|look| match look {
+            Look::UnderWay(number) | Look::BrokenOff(number) => Some(Look::UnderWay(number.wrapping_add(1))),
+            Look::Over => None,
+        });
         let dns = worker::start(self, env, None);
         drop(std::mem::replace(&mut *self.dns.lock(), dns));
         let mut health = self.health.lock();
@@ -227,23 +236,23 @@ impl Cluster {
     /// Waits for the first DNS answer, if endpoints come from DNS. Whether it had to.
     pub(crate) async fn resolved(&self) -> bool {
         if let Some(look) = &self.look
-            && *look.borrow() == Look::UnderWay
+            && look.borrow().is_under_way()
         {
             // Where it broke off nothing will come: on with what there is.
-            let _ = look.subscribe().wait_for(|look| *look != Look::UnderWay).await;
+            let _ = look.subscribe().wait_for(|look| !look.is_under_way()).await;
             return true;
         }
         false
     }
 
-    /// The first look at its names is at another point than `from`, where it was.
-    fn turn_look(&self, from: Look, to: Look) {
-        let turn = |look: &mut Look| {
-            let turns = *look == from;
-            if turns {
-                *look = to;
+    /// The first look at its names is at another point than before, if `turn` gives one.
+    fn turn_look(&self, turn: impl Fn(Look) -> Option<Look>) {
+        let turn = |look: &mut Look| match turn(*look) {
+            Some(next) => {
+                *look = next;
+                true
             }
-            turns
+            None => false,
         };
         self.look.iter().for_each(|look| _ = look.send_if_modified(turn));
     }
@@ -338,7 +347,7 @@ impl Cluster {
     fn apply(&self, endpoints: Arc<Endpoints>, env: &Env) {
         let parts = self.parts.lock();
         self.replace(endpoints, env, parts);
-        self.wake.iter().for_each(|wake| wake.notify_one());
+        self.wake.iter().for_each(|wake| wake.wake());
         self.listening.iter().for_each(|listening| listening.changed());
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use futures_util::future::join_all;
 use mesh_core::policy::{Address, Discovery, Endpoint, Endpoints, LocalityEndpoints};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Cluster, Look};
@@ -26,12 +27,25 @@ pub(super) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>, before: Option<Arc<C
     }
 }
 
-/// Says that the first look is broken off, unless it is over.
-struct First(Weak<Cluster>);
+/// Says that the first look is broken off, unless it is over, or another one was begun.
+struct First {
+    cluster: Weak<Cluster>,
+    // That which its task begins with, if it is one.
+    number: Option<u32>,
+}
+
+impl First {
+    fn of(cluster: &Arc<Cluster>) -> Self {
+        let look = cluster.look.as_ref().map(|look| *look.borrow());
+        let number = look.and_then(|look| if let Look::UnderWay(number) = look { Some(number) } else { None });
+        Self { cluster: Arc::downgrade(cluster), number }
+    }
+}
 
 impl Drop for First {
     fn drop(&mut self) {
-        self.0.upgrade().iter().for_each(|cluster| cluster.turn_look(Look::UnderWay, Look::BrokenOff));
+        let Some((cluster, own)) = self.cluster.upgrade().zip(self.number) else { return };
+        cluster.turn_look(|look| (look == Look::UnderWay(own)).then_some(Look::BrokenOff(own)));
     }
 }
 
@@ -42,14 +56,15 @@ fn resolve(
     env: Arc<Env>,
     mut before: Option<Arc<Cluster>>,
 ) -> Owned<()> {
-    let (dialer, first) = (cluster.dialer.clone(), First(Arc::downgrade(cluster)));
+    let (dialer, first) = (cluster.dialer.clone(), First::of(cluster));
+    let suspicion = dialer.names().listen();
     spawn(&Handle::current(), async move {
         loop {
             let Found { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
             // After the answers: what is suspected in the meantime waits until even the last is old enough.
             let looked = Instant::now();
             // Gone: the task is about to be stopped.
-            let Some(cluster) = first.0.upgrade() else { return };
+            let Some(cluster) = first.cluster.upgrade() else { return };
             if *cluster.members().source != endpoints {
                 // Before the endpoints: a connection to one of them may need both.
                 dialer.names().set_alternates(alternates);
@@ -58,7 +73,7 @@ fn resolve(
             cluster.look.iter().for_each(|look| _ = look.send_replace(Look::Over));
             before.take().iter().for_each(|before| before.give_way(&cluster, env.limits.drain));
             drop(cluster);
-            due(dialer.names(), looked, until).await;
+            due(dialer.names(), &suspicion, looked, until).await;
         }
     })
 }
@@ -67,16 +82,18 @@ fn resolve(
 /// for that, or go to where a name led hours ago because nobody asked since and the resolver is away now.
 fn remember(names: Arc<Endpoints>, cluster: &Arc<Cluster>) -> Owned<()> {
     let dialer = cluster.dialer.clone();
+    let suspicion = dialer.names().listen();
     spawn(&Handle::current(), async move {
         loop {
             let found = join_all(names.iter().map(|endpoint| find(endpoint, dialer.names()))).await;
-            due(dialer.names(), Instant::now(), found.iter().filter_map(|(_, until)| *until).min()).await;
+            let until = found.iter().filter_map(|(_, until)| *until).min();
+            due(dialer.names(), &suspicion, Instant::now(), until).await;
         }
     })
 }
 
 /// Waits until what was looked up at `looked` is to be looked up again.
-async fn due(names: &Names, looked: Instant, until: Option<Instant>) {
+async fn due(names: &Names, suspicion: &Notify, looked: Instant, until: Option<Instant>) {
     let again = async {
         match until {
             Some(until) => sleep_until(until).await,
@@ -85,7 +102,7 @@ async fn due(names: &Names, looked: Instant, until: Option<Instant>) {
     };
     tokio::select! {
         () = again => {}
-        () = names.suspected(looked) => {}
+        () = names.suspected(suspicion, looked) => {}
     }
 }
 

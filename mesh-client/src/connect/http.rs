@@ -39,7 +39,8 @@ pub(crate) struct Life {
 impl Life {
     /// Whether it is too old, or was without a request `since` then for too long.
     pub(super) fn is_over(&self, since: Instant, now: Instant) -> bool {
-        self.idle.is_some_and(|most| now.saturating_duration_since(since) >= most) || self.is_worn()
+        self.idle.is_some_and(|most| now.saturating_duration_since(since) >= most)
+            || self.worn_at.is_some_and(|at| now >= at)
     }
 
     /// Whether it is too old. Asks the clock only if there is a limit.
@@ -117,6 +118,12 @@ impl SharedConnection {
         }
         self.leave();
         None
+    }
+
+    /// Requests that it has room for.
+    pub(super) fn free(&self) -> u32 {
+        let streams = self.limit.get().min(self.allowed).saturating_sub(self.streams.load(Ordering::Relaxed));
+        streams.min(self.most_requests.saturating_sub(self.served.load(Ordering::Relaxed)))
     }
 
     /// A stream has ended.

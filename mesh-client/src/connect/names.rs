@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::worker::Wake;
 use crate::env::Random;
 
 /// How long an answer without a TTL is used.
@@ -50,7 +51,7 @@ pub(crate) struct Names {
     services: Table<Service>,
     // When connecting failed last: what was looked up before that may be wrong.
     suspected: Mutex<Option<Instant>>,
-    suspicion: Notify,
+    suspicion: Wake,
     // The same endpoint's addresses in another family, found by whoever resolved both.
     alternates: ArcSwap<Alternates>,
 }
@@ -64,6 +65,8 @@ struct Entry<T> {
     answer: Mutex<Answer<T>>,
     // Held during a look-up: one at a time for a name.
     looking: tokio::sync::Mutex<()>,
+    // When the time of that look-up is over. Held still, it is where nobody drives it.
+    over: Mutex<Instant>,
 }
 
 /// What is known of a name.
@@ -91,7 +94,7 @@ impl Names {
             hosts: Table::default(),
             services: Table::default(),
             suspected: Mutex::new(None),
-            suspicion: Notify::new(),
+            suspicion: Wake::default(),
             alternates: ArcSwap::default(),
         }
     }
@@ -176,12 +179,17 @@ impl Names {
     /// has passed since.
     pub(crate) fn suspect(&self) {
         *self.suspected.lock() = Some(Instant::now());
-        self.suspicion.notify_one();
+        self.suspicion.wake();
+    }
+
+    /// From now on the caller is told of suspicions.
+    pub(crate) fn listen(&self) -> Arc<Notify> {
+        self.suspicion.listen()
     }
 
     /// Waits until what was looked up at `looked` is suspect and old enough to be looked up again.
-    pub(crate) async fn suspected(&self, looked: Instant) {
-        self.suspicion.notified().await;
+    pub(crate) async fn suspected(&self, suspicion: &Notify, looked: Instant) {
+        suspicion.notified().await;
         sleep_until(looked + self.min_refresh).await;
     }
 
@@ -208,31 +216,65 @@ impl Names {
         table: &Table<T>,
         name: &str,
         patience: Duration,
-        look_up: impl FnOnce(&'r dyn Resolve) -> Resolving<'r, T>,
+        look_up: impl Fn(&'r dyn Resolve) -> Resolving<'r, T>,
     ) -> Answer<T>
     where
         T: Clone,
     {
-        let entry = {
-            let mut table = table.lock();
-            match table.get(name) {
-                Some(entry) => entry.clone(),
-                None => table.entry(name.into()).or_default().clone(),
+        let began = Instant::now();
+        loop {
+            let entry = {
+                let mut table = table.lock();
+                match table.get(name) {
+                    Some(entry) => entry.clone(),
+                    None => table.entry(name.into()).or_default().clone(),
+                }
+            };
+            if let Some(answer) = self.look(&entry, name, began, patience, &look_up).await {
+                return answer;
             }
-        };
-        if let Some(answer) = self.holding(&entry) {
-            return answer;
+            // It goes on with another entry; whoever looks is left to itself.
+            if let Some(now) = table.lock().get_mut(name)
+                && Arc::ptr_eq(now, &entry)
+            {
+                *now = Arc::new(Entry::new(entry.answer.lock().clone()));
+            }
+        }
+    }
+
+    /// The answer that holds, or that of a look-up. `None`: another one is under way, on a runtime that stands still.
+    async fn look<'r, T: Clone>(
+        &'r self,
+        entry: &Entry<T>,
+        name: &str,
+        began: Instant,
+        patience: Duration,
+        look_up: impl Fn(&'r dyn Resolve) -> Resolving<'r, T>,
+    ) -> Option<Answer<T>> {
+        if let Some(answer) = self.holding(entry) {
+            return Some(answer);
         }
         let known = entry.answer.lock().clone();
         let patience = if known.records.is_empty() { PATIENCE } else { patience };
-        let until = Instant::now() + patience;
-        // Whoever looks may have more patience than a request.
-        let Ok(_looking) = timeout_at(until, entry.looking.lock()).await else {
-            return Answer { failure: known.failure.or(Some(ResolveError::Timeout)), ..known };
+        let until = began + patience;
+        let _looking = loop {
+            if let Ok(looking) = entry.looking.try_lock() {
+                break looking;
+            }
+            let over = *entry.over.lock();
+            match timeout_at(until.min(over), entry.looking.lock()).await {
+                Ok(looking) => break looking,
+                // Another one looks by now.
+                Err(_) if *entry.over.lock() > over => {}
+                Err(_) if over < until => return None,
+                // Whoever looks may have more patience than a request.
+                Err(_) => return Some(Answer { failure: known.failure.or(Some(ResolveError::Timeout)), ..known }),
+            }
         };
+        *entry.over.lock() = until;
         // Whoever held it has looked for us as well.
-        if let Some(answer) = self.holding(&entry) {
-            return answer;
+        if let Some(answer) = self.holding(entry) {
+            return Some(answer);
         }
         let old = entry.answer.lock().clone();
         if self.is_suspect(&old) {
@@ -242,7 +284,7 @@ impl Names {
         let result = timeout_at(until, look_up(&*self.resolver)).await.unwrap_or(Err(ResolveError::Timeout));
         let answer = self.settle(name, old, result, Instant::now());
         *entry.answer.lock() = answer.clone();
-        answer
+        Some(answer)
     }
 
     fn holding<T: Clone>(&self, entry: &Entry<T>) -> Option<Answer<T>> {
@@ -328,11 +370,18 @@ impl<T> Answer<T> {
     }
 }
 
+impl<T> Entry<T> {
+    fn new(answer: Answer<T>) -> Self {
+        // Whoever is the first to look says how long that may take.
+        let over = Mutex::new(Instant::now() + PATIENCE);
+        Self { answer: Mutex::new(answer), looking: tokio::sync::Mutex::default(), over }
+    }
+}
+
 impl<T> Default for Entry<T> {
     fn default() -> Self {
         let now = Instant::now();
         // Holds for no time at all.
-        let answer = Answer { records: Arc::new([]), failure: None, until: now, looked: now, failures: 0 };
-        Self { answer: Mutex::new(answer), looking: tokio::sync::Mutex::default() }
+        Self::new(Answer { records: Arc::new([]), failure: None, until: now, looked: now, failures: 0 })
     }
 }

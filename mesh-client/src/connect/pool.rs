@@ -16,8 +16,10 @@
 mod counts;
 mod shared;
 
+use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -95,8 +97,10 @@ type Queued<'p> = (Turn<'p>, Instant);
 /// A connection being made, whoever waits for it.
 struct Dial {
     runtime: Id,
-    task: worker::Owned<Result<Connection, Cause>>,
+    task: Made,
 }
+
+type Made = worker::Owned<Result<Connection, Cause>>;
 
 /// One that a request waits for. If the request gives up it goes to the next: a handshake that takes longer than one
 /// try has time for would otherwise be begun again and again, and never be through.
@@ -201,11 +205,11 @@ impl Pool {
             let want = self.dialer.want(grpc, &self.peer);
             let behind = self.counts.is_awaited(want, room);
             // Until it has a connection, whether that is being made or in use by others: as Envoy counts.
-            let _pending = waiting(if behind { self.counts.served(want) } else { 0 })?;
+            let _pending = waiting(if behind { self.served(want, room) } else { 0 })?;
             let turn = if behind { Some(self.turn(want, room, at).await?) } else { None };
             match want {
                 Want::Http2 => Ok(Lease::Shared(self.connect_shared(room, turn, at).await?)),
-                Want::Http1 | Want::Either => self.connect_sole(want, room, turn, at).await,
+                Want::Http1 | Want::Either => self.connect_sole(want, fresh, room, turn, at).await,
             }
         })
         .await
@@ -296,6 +300,16 @@ impl Pool {
         }
     }
 
+    /// How many of those who wait have something left to them, and have merely not run since.
+    fn served(&self, want: Want, room: Room) -> u32 {
+        let idle = || {
+            self.kept.get().map_or(0, |kept| kept.idle.lock().iter().filter(|sole| !sole.sender.is_closed()).count())
+        };
+        let idle = if want == Want::Http2 { 0 } else { u32::try_from(idle()).unwrap_or(u32::MAX) };
+        let streams = if want == Want::Http1 { 0 } else { self.free_streams() };
+        idle.saturating_add(streams).min(self.counts.waiting(want, room))
+    }
+
     fn drop_idle(&self) {
         let idle = self.kept.get().map(|kept| std::mem::take(&mut *kept.idle.lock()));
         drop(idle);
@@ -333,14 +347,17 @@ impl Pool {
     async fn connect_sole<'p>(
         &'p self,
         want: Want,
+        fresh: bool,
         room: Room,
         mut turn: Option<Queued<'p>>,
         at: &mut Option<Full>,
     ) -> Result<Lease, Cause> {
         let here = here();
         let dial = loop {
-            // Who comes from the way of those who wait for nothing has looked for the others.
+            // Who comes from the way of those who wait for nothing has looked for the others. One that is to be fresh is
+            // made, unless there may be none.
             if (self.take_in() || turn.is_some())
+                && !fresh
                 && let Some(lease) = self.reuse(want, false, here, Instant::now()).await
             {
                 return Ok(lease);
@@ -353,9 +370,6 @@ impl Pool {
                 break self.dial(want, open);
             }
             // There may be no further one: whoever drives it.
-            if let Some(dial) = self.orphan(None) {
-                break dial;
-            }
             if turn.is_some()
                 && let Some(lease) = self.reuse(want, false, None, Instant::now()).await
             {
@@ -400,7 +414,7 @@ impl Pool {
         }
     }
 
-    /// The one of them that was begun first; `None` = wherever.
+    /// The one of them that was begun first, of those that this runtime drives.
     fn orphan(&self, runtime: Option<Id>) -> Option<Dial> {
         let mut orphans = self.kept.get()?.orphans.lock();
         let first = orphans.iter().position(|dial| is_of(runtime, dial.runtime))?;
@@ -437,10 +451,33 @@ impl Pool {
     /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
     /// failure. Whether there was one to put.
     fn take_in(&self) -> bool {
+        self.take_in_those(|task| if task.is_finished() { unconstrained(task).now_or_never() } else { None })
+    }
+
+    /// Waits until there is one.
+    async fn taken_in(&self) {
+        let hear = |cx: &mut Context<'_>| {
+            let any = self.take_in_those(|task| match task.poll_unpin(cx) {
+                Poll::Ready(done) => Some(done),
+                Poll::Pending => None,
+            });
+            if any { Poll::Ready(()) } else { Poll::Pending }
+        };
+        unconstrained(poll_fn(hear)).await;
+    }
+
+    fn take_in_those(&self, mut through: impl FnMut(&mut Made) -> Option<<Made as Future>::Output>) -> bool {
         let Some(kept) = self.kept.get() else { return false };
-        let done: Vec<_> = kept.orphans.lock().extract_if(.., |dial| dial.task.is_finished()).collect();
+        let mut done = Vec::new();
+        kept.orphans.lock().retain_mut(|dial| match through(&mut dial.task) {
+            Some(made) => {
+                done.push(made);
+                false
+            }
+            None => true,
+        });
         let mut any = false;
-        for connection in done.into_iter().filter_map(|dial| unconstrained(dial.task).now_or_never()?.ok()?.ok()) {
+        for connection in done.into_iter().filter_map(|made| made.ok()?.ok()) {
             any = true;
             self.tell(None);
             match connection {
@@ -458,23 +495,33 @@ impl Pool {
     async fn turn(&self, want: Want, room: Room, at: &mut Option<Full>) -> Result<Queued<'_>, Cause> {
         *at = Some(OpenGuard::full(room, &self.dialer));
         let since = Instant::now();
-        Ok((self.in_time(room, since, self.counts.turn(want, &self.dialer.open)).await?, since))
+        Ok((self.in_time(room, since, self.counts.turn(want, room, &self.dialer.open)).await?, since))
     }
 
-    /// Waits for anything to change.
+    /// Waits for anything to change. What another runtime is connecting, which may stand still, is a change once it is through.
     ///
     /// # Errors
     /// That takes longer than one may wait.
     async fn wait(&self, room: Room, (turn, since): &mut Queued<'_>) -> Result<(), Cause> {
-        self.in_time(room, *since, turn.changed()).await
+        let changed = async {
+            tokio::select! {
+                () = turn.changed() => {}
+                () = self.taken_in() => {}
+            }
+        };
+        self.in_time(room, *since, changed).await
     }
 
     async fn in_time<T>(&self, room: Room, since: Instant, wait: impl Future<Output = T>) -> Result<T, Cause> {
         let Some((after, until)) = room.patience.and_then(|after| Some((after, since.checked_add(after)?))) else {
             return Ok(wait.await);
         };
-        let late = |_| Cause::QueueTimeout { address: self.peer.address.clone(), after };
-        timeout_at(until, wait).await.map_err(late)
+        let late = || Cause::QueueTimeout { address: self.peer.address.clone(), after };
+        if after.is_zero() {
+            // Timers are not that exact: who may not wait would be the first in line for a moment.
+            return Err(late());
+        }
+        timeout_at(until, wait).await.map_err(|_| late())
     }
 
     /// Room for one more connection.

@@ -5,6 +5,8 @@
 
 use std::fs::File;
 use std::io::Read;
+#[cfg(unix)]
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -359,11 +361,30 @@ fn private_key(file: &str) -> Result<PrivateKeyDer<'static>, Setup> {
     let opened = File::open(file).map_err(|e| failed(e.to_string()))?;
     // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY + 64));
+    // Told of and no reason to refuse it: so are the files that Kubernetes projects.
+    if let Some(exposed) = exposed(file, &opened) {
+        tracing::warn!(file, "{exposed}");
+    }
     opened.take(MAX_KEY as u64 + 1).read_to_end(&mut text).map_err(|e| failed(e.to_string()))?;
     if text.len() > MAX_KEY {
         return Err(failed(format!("it is longer than any private key ({MAX_KEY} bytes)")));
     }
     identity::private_key(&text).map_err(|why| failed(why.to_owned()))
+}
+
+/// What others could do to the private key in a file.
+#[cfg(unix)]
+fn exposed(file: &str, opened: &File) -> Option<&'static str> {
+    use std::os::unix::fs::MetadataExt;
+    let folder = Path::new(file).parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // What cannot be asked is not said to be open.
+    let mode = |metadata: std::io::Result<std::fs::Metadata>| metadata.map_or(0, |metadata| metadata.mode());
+    identity::exposure(mode(opened.metadata()), mode(std::fs::metadata(folder)))
+}
+
+#[cfg(not(unix))]
+fn exposed(_: &str, _: &File) -> Option<&'static str> {
+    None
 }
 
 fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, Setup> {
@@ -406,5 +427,18 @@ mod tests {
         assert_eq!((copies(&files.number), copies(&files.text)), (1, 0), "the control: it is held");
         drop(read);
         assert_eq!((copies(&files.number), copies(&files.text)), (0, 0));
+    }
+
+    #[test]
+    fn s94_a_destinations_key_that_others_can_read_or_write_is_noticed() {
+        use std::os::unix::fs::PermissionsExt;
+        let files = certified();
+        let noticed = |mode| {
+            std::fs::set_permissions(&files.key, std::fs::Permissions::from_mode(mode)).unwrap();
+            exposed(&files.key, &File::open(&files.key).unwrap())
+        };
+        assert_eq!(noticed(0o600), None, "the control");
+        assert!(noticed(0o640).is_some_and(|said| said.contains("read by others")));
+        assert!(noticed(0o620).is_some_and(|said| said.contains("written by others")));
     }
 }

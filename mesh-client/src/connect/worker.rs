@@ -10,9 +10,10 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, JoinHandle};
 
 /// Time for a connection without a handle to say goodbye.
@@ -127,6 +128,24 @@ impl<T> Drop for Owned<T> {
     }
 }
 
+/// Wakes the task that looks after something, whichever does so now. One whose runtime stands still goes on waiting, and
+/// would be the first to be woken: who takes its place is woken in another way.
+#[derive(Default)]
+pub(crate) struct Wake(ArcSwap<Notify>);
+
+impl Wake {
+    pub(crate) fn wake(&self) {
+        self.0.load().notify_one();
+    }
+
+    /// From now on the caller is woken, and nobody else. What happened before it has to look at by itself.
+    pub(crate) fn listen(&self) -> Arc<Notify> {
+        let own = Arc::<Notify>::default();
+        self.0.store(own.clone());
+        own
+    }
+}
+
 /// Runs `work` on `runtime`, whoever polls the answer.
 pub(crate) fn spawn<F>(runtime: &Handle, work: F) -> Owned<F::Output>
 where
@@ -183,5 +202,26 @@ where
             })),
             (None, None) => drop(Handle::current().spawn(future)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, poll};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_the_place_of_one_that_stands_still_is_woken_in_its_stead() {
+        let wake = Wake::default();
+        let former = wake.listen();
+        // Never again looked at, and the first in the queue if there were but one.
+        let mut standing = Box::pin(former.notified());
+        assert!(poll!(&mut standing).is_pending());
+        let now = wake.listen();
+        let mut waits = Box::pin(now.notified());
+        assert!(poll!(&mut waits).is_pending());
+        wake.wake();
+        assert!(waits.now_or_never().is_some());
     }
 }

@@ -13,6 +13,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use mesh_core::source::{DestinationSource, Publisher, Watched};
 use mesh_core::telemetry::RequestSeries;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::worker::Owned;
 use crate::env::Env;
@@ -56,6 +57,10 @@ struct Table {
 type Part = HashMap<Arc<str>, Arc<Destination>, RandomState>;
 
 const PARTS: usize = 64;
+
+/// How long the owner has for what comes first, before who waits for it takes its place. Hardly noticed, and longer than one
+/// that is driven needs.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// One dialled destination.
 pub(crate) struct Destination {
@@ -273,14 +278,28 @@ impl Destination {
     pub(crate) async fn first_router(self: &Arc<Self>, wait: Duration) -> Result<Arc<Router>, Cause> {
         let mut phase = self.phase.clone();
         let mut once = true;
-        let known = phase.wait_for(|phase| {
+        // Boxed: requests that find a router are no larger for it.
+        let left = Box::pin(async {
+            self.states.clone().wait_for(|state| !matches!(state, DestinationState::Pending)).await;
+            let owner = self.missed_from.load(Ordering::Relaxed);
+            sleep(GRACE).await;
+            worker::insist(self, owner);
+        });
+        let mut known = pin!(phase.wait_for(|phase| {
             let pending = matches!(phase, Phase::Pending);
             // Its owner says so when it ends.
             if pending && self.is_missed(0) && std::mem::take(&mut once) {
                 worker::take_over(self);
             }
             !pending
-        });
+        }));
+        let known = async {
+            tokio::select! {
+                biased;
+                known = &mut known => known,
+                () = left => known.await,
+            }
+        };
         match timeout(wait, known).await.as_deref() {
             Ok(Phase::Ready(router)) => Ok(router.clone()),
             Ok(Phase::Failed(why)) => Err(Cause::NoListener(why.clone())),

@@ -28,6 +28,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// Whoever was not seen for so many milliseconds, two sweeps, is on a runtime that stands still.
 const MISSED: u64 = 2 * SWEEP.as_millis() as u64;
 
+/// Nor is one on the runtime that the application names, before that has ended.
+const STEADY: u64 = u64::MAX;
+
 /// A task that owns a destination, and where it runs.
 pub(super) struct Owned {
     runtime: Id,
@@ -87,6 +90,15 @@ pub(super) fn take_over(destination: &Arc<Destination>) {
     destination.take(env);
 }
 
+/// The same where the owner of `before` has not taken what has come first: its runtime stands still.
+pub(super) fn insist(destination: &Arc<Destination>, before: u64) {
+    // Unless it was there since, or another request was faster.
+    let leaves = || destination.missed_from.compare_exchange(before, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    if before != STEADY && leaves() {
+        take_over(destination);
+    }
+}
+
 /// Begins an owner. `steady` = its runtime is missed only when it has ended.
 fn own(destination: &Arc<Destination>, env: &Arc<Env>, runtime: &Handle, steady: bool) -> Owned {
     let mut owner = Owner { destination: Arc::downgrade(destination), env: env.clone(), steady, until: 0 };
@@ -121,8 +133,9 @@ impl Owner {
                     pace.take(Instant::now());
                     self.take();
                 }
-                now = sweep.tick() => {
-                    if self.sweep(now) {
+                // The time now, and not that for which it was meant: in between nobody may have driven it.
+                _ = sweep.tick() => {
+                    if self.sweep(Instant::now()) {
                         return;
                     }
                 }
@@ -148,7 +161,7 @@ impl Owner {
 
     /// The destination has an owner for some time to come.
     fn show(&mut self, destination: &Destination, now: Instant) {
-        self.until = if self.steady { u64::MAX } else { self.env.millis(now) + MISSED };
+        self.until = if self.steady { STEADY } else { self.env.millis(now) + MISSED };
         destination.missed_from.store(self.until, Ordering::Relaxed);
     }
 }

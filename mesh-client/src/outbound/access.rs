@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use http::Method;
-use mesh_core::context::TraceContext;
+use mesh_core::context::{TRACEPARENT, TraceContext};
 use mesh_core::telemetry::Outcome;
 use tracing::Level;
 
 use super::head::Head;
+use super::trace::Trace;
 
 /// Target of the events.
 const TARGET: &str = "mesh::access";
@@ -25,11 +26,12 @@ pub(crate) struct Access {
 
 impl Access {
     /// Remembers the request as the application made it; `None` if nobody listens.
-    pub(crate) fn open(head: &Head, trace: Option<TraceContext>) -> Option<Box<Self>> {
+    pub(crate) fn open(head: &Head, trace: &Trace) -> Option<Box<Self>> {
         if !tracing::enabled!(target: TARGET, Level::INFO) {
             return None;
         }
         let empty = String::new;
+        let own = head.headers.get(&TRACEPARENT).and_then(|value| TraceContext::parse(value.to_str().ok()?).ok());
         Some(Box::new(Self {
             method: head.method.clone(),
             authority: head.authority().to_owned(),
@@ -37,12 +39,12 @@ impl Access {
             route: empty(),
             cluster: empty(),
             upstream: empty(),
-            trace,
+            trace: own.or_else(|| trace.position()),
         }))
     }
 
     pub(crate) fn write(&self, outcome: &Outcome, duration: Duration, attempts: u32) {
-        let trace_id = self.trace.map(|trace| format!("{:032x}", trace.trace_id())).unwrap_or_default();
+        let trace_id = self.trace.map(|trace| format!("{:032x}", trace.trace_id()));
         tracing::event!(
             target: TARGET,
             Level::INFO,

@@ -14,12 +14,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
+use mesh_core::error::Retry;
 use mesh_core::policy::{Address, RetryPolicy};
 use mesh_core::retry::{Budget, RetryTokens};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::deadline::{self, Deadline};
+use super::deadline::{self, Deadline, Told};
 use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::session::Session;
@@ -55,6 +56,8 @@ pub(super) struct Shared<'t> {
     pub(super) cluster: &'t Arc<Cluster>,
     pub(super) members: Arc<Members>,
     pub(super) retries: Option<&'t Retries>,
+    /// The route's timeout.
+    pub(super) told: Option<&'t Told>,
     /// Retries allowed; 0 where this request may have none, whatever the policy.
     pub(super) attempts: u32,
     pub(super) session: &'t Session<'t>,
@@ -184,7 +187,9 @@ impl Shared<'_> {
         attempt.limit(self.late_at(now));
         attempt.listen(self.cluster.listen(&self.members, index, self.env));
         let (lease, receipt, number) = (None, Receipt::Whole, progress.retried);
-        Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, fresh })
+        // Another try goes where none was made: those before it do not overtake it.
+        let first = progress.tried.len() == 1 && number == 0 && again.is_none();
+        Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, first, fresh })
     }
 
     /// Whether a request goes out once more whatever the retry policy says.
@@ -224,10 +229,13 @@ impl Shared<'_> {
             launch.attempt.not_sent();
             return Err(Cause::HttpsToPlaintext { address: launch.endpoint.address().clone() }.into());
         }
-        let permit = &launch.permit;
-        let began = launch.attempt.started();
-        let pool = launch.endpoint.pool();
-        let lease = permit.connection(pool, self.grpc, launch.fresh, began, launch.attempt.waits_at()).await;
+        let lease = if launch.first && self.picks_first() {
+            // Boxed: requests of other clusters are no larger for it.
+            Box::pin(self.first_of_list(launch)).await?
+        } else {
+            let (pool, permit, began) = (launch.endpoint.pool(), &launch.permit, launch.attempt.started());
+            permit.connection(pool, self.grpc, launch.fresh, began, launch.attempt.waits_at()).await
+        };
         launch.reached(lease)?;
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()
@@ -363,7 +371,7 @@ impl Shared<'_> {
             head.keep();
         }
         let mut request = head.request(http2, self.payload.body());
-        self.trace.write(self.env, lease, request.headers_mut());
+        self.trace.write(lease, request.headers_mut());
         if tried.is_retry {
             request.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
         }
@@ -372,7 +380,8 @@ impl Shared<'_> {
         }
         // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
         let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
-        deadline::write_timeout(&limit, self.grpc, request.headers_mut());
+        let told = [self.told, self.retries.and_then(|retries| retries.told.as_ref())];
+        deadline::write_timeout(&limit, self.grpc, told, request.headers_mut());
         request
     }
 
@@ -434,7 +443,11 @@ impl Hold {
             self.endpoint.pool().discard(&stream.connection);
         }
         let reused = self.lease.as_ref().is_some_and(Lease::is_reused);
-        Failed { cause: lost.cause(self.endpoint.address(), reused), again }
+        let cause = lost.cause(self.endpoint.address(), reused);
+        if cause.retry() == Retry::Safe {
+            self.lease = None;
+        }
+        Failed { cause, again }
     }
 
     /// How it may go once more whatever the policy.

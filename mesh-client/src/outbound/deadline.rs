@@ -6,8 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::HeaderMap;
-use mesh_core::context;
+use http::{HeaderMap, HeaderValue};
+use mesh_core::context::{self, TimeoutHeader};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::Payload;
@@ -22,8 +22,10 @@ pub(crate) struct Deadline {
 
 #[derive(Clone, Copy, Debug)]
 enum Limit {
-    /// The caller's: its own deadline, `grpc-timeout`, or Envoy's header of the time that is expected.
+    /// The caller's own deadline.
     Caller,
+    /// What the request itself says, by `grpc-timeout` or Envoy's header of the time that is expected.
+    Header(Duration),
     /// The route's.
     Route(Duration),
 }
@@ -36,6 +38,14 @@ impl Deadline {
     /// The earlier of this and the caller's deadline.
     pub(crate) fn caller(self, at: Option<Instant>) -> Self {
         self.earlier(at, Limit::Caller)
+    }
+
+    /// The earlier of this and the timeout that the request's headers say, which begins at `start`.
+    pub(crate) fn header(self, start: Instant, timeout: Option<Duration>) -> Self {
+        match timeout {
+            Some(timeout) => self.earlier(start.checked_add(timeout), Limit::Header(timeout)),
+            None => self,
+        }
     }
 
     /// The earlier of this and a limit of the route, which begins at `start`.
@@ -64,7 +74,7 @@ impl Deadline {
     /// What is told to a caller when the time is over.
     pub(crate) fn cause(&self) -> Cause {
         match self.of {
-            Limit::Caller => Cause::Deadline,
+            Limit::Caller | Limit::Header(_) => Cause::Deadline,
             Limit::Route(timeout) => Cause::Timeout(timeout),
         }
     }
@@ -126,12 +136,52 @@ pub(crate) async fn unless_silent<T>(
     .await
 }
 
-/// Tells the endpoint how much time is left, so that deadlines shrink hop by hop: `grpc-timeout`, or for
-/// plain HTTP the header that Envoy uses.
-pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, headers: &mut HeaderMap) {
-    if let Some(at) = deadline.at {
-        context::write_timeout(at.saturating_duration_since(Instant::now()), grpc, headers);
+/// A timeout of policy, with the headers that say it to an endpoint: made once, for every request has the same. HPACK sends
+/// each as a number after the first.
+pub(crate) struct Told {
+    timeout: Duration,
+    grpc: TimeoutHeader,
+    http: TimeoutHeader,
+}
+
+impl Told {
+    /// `None`: zero is no limit.
+    pub(crate) fn new(timeout: Duration) -> Option<Self> {
+        let made = || Self { timeout, grpc: TimeoutHeader::of_grpc(timeout), http: TimeoutHeader::of_http(timeout) };
+        (!timeout.is_zero()).then(made)
     }
+}
+
+/// Whether that header says so, whatever became of it on its way.
+fn says(headers: &HeaderMap, grpc: bool, timeout: Duration) -> bool {
+    let (name, read): (_, fn(&HeaderValue) -> Option<Duration>) = match grpc {
+        true => (&context::GRPC_TIMEOUT, context::grpc_timeout),
+        false => (&context::EXPECTED_TIMEOUT, context::expected_timeout),
+    };
+    let mut values = headers.get_all(name).iter();
+    values.next().is_some_and(|value| read(value) == Some(timeout)) && values.next().is_none()
+}
+
+/// Less than this of a timeout has gone, and less than a 64th, when an endpoint is told the whole of it: whoever sends the
+/// request ends it in time whatever the endpoint was told.
+const UNSPENT: Duration = Duration::from_millis(1);
+
+/// Tells the endpoint how much time is left, so that deadlines shrink hop by hop: `grpc-timeout`, or for
+/// plain HTTP the header that Envoy uses. `told` are those that the limit may be.
+pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, told: [Option<&Told>; 2], headers: &mut HeaderMap) {
+    let Some(at) = deadline.at else { return };
+    let left = at.saturating_duration_since(Instant::now());
+    let whole = |timeout: Duration| timeout.saturating_sub(left) < UNSPENT.min(timeout / 64);
+    let header = match deadline.of {
+        Limit::Header(timeout) if whole(timeout) && says(headers, grpc, timeout) => return,
+        Limit::Route(timeout) if whole(timeout) => {
+            let told = told.into_iter().flatten().find(|told| told.timeout == timeout);
+            told.map(|told| if grpc { &told.grpc } else { &told.http })
+        }
+        _ => None,
+    };
+    let made = || if grpc { TimeoutHeader::of_grpc(left) } else { TimeoutHeader::of_http(left) }.once();
+    header.cloned().unwrap_or_else(made).write(headers);
 }
 
 #[cfg(test)]
@@ -149,10 +199,48 @@ mod tests {
         assert!(matches!(deadline.cause(), Cause::Deadline));
 
         let mut headers = HeaderMap::new();
-        write_timeout(&deadline, true, &mut headers);
+        write_timeout(&deadline, true, [None; 2], &mut headers);
         assert_eq!(context::grpc_timeout(&headers[&context::GRPC_TIMEOUT]), Some(second));
-        write_timeout(&deadline, false, &mut headers);
+        write_timeout(&deadline, false, [None; 2], &mut headers);
         assert_eq!(headers[&context::EXPECTED_TIMEOUT], "1000");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_is_told_the_whole_timeout_while_next_to_nothing_of_it_is_gone() {
+        let (begun, timeout) = (Instant::now(), Duration::from_secs(2));
+        let told = Told::new(timeout).unwrap();
+        assert!(Told::new(Duration::ZERO).is_none());
+        let of_route = Deadline::none().route(begun, timeout);
+        let of_header = Deadline::none().header(begun, Some(timeout));
+        // What is said, and whether HPACK may remember it. A header of the application's stays as it is.
+        let own = |grpc: bool| if grpc { ("grpc-timeout", "2S") } else { ("x-envoy-expected-rq-timeout-ms", "2000") };
+        let said = |deadline: &Deadline, grpc: bool, told: Option<&Told>| {
+            let mut headers = HeaderMap::new();
+            if told.is_none() {
+                headers.insert(own(grpc).0, own(grpc).1.parse().unwrap());
+            }
+            write_timeout(deadline, grpc, [None, told], &mut headers);
+            let value = headers.values().next().cloned();
+            value.map(|value| (value.to_str().unwrap().to_owned(), !value.is_sensitive()))
+        };
+        let is = |text: &str, kept| Some((text.to_owned(), kept));
+        assert_eq!(said(&of_route, true, Some(&told)), is("2000000u", true));
+        assert_eq!(said(&of_route, false, Some(&told)), is("2000", true));
+        assert_eq!((said(&of_header, true, None), said(&of_header, false, None)), (is("2S", true), is("2000", true)));
+        // What a route's header operations have made of it is no limit.
+        for value in ["60000", "", "2000, 2000"] {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-envoy-expected-rq-timeout-ms", value.parse().unwrap());
+            write_timeout(&of_header, false, [None; 2], &mut headers);
+            assert_eq!(headers["x-envoy-expected-rq-timeout-ms"], "2000");
+        }
+        // The controls: another limit than the one that was told, and time that has gone.
+        let shorter = of_route.route(begun, Duration::from_secs(1));
+        assert_eq!(said(&shorter, false, Some(&told)), is("1000", false));
+        mesh_testkit::clock::pass(Duration::from_millis(2)).await;
+        assert_eq!(said(&of_route, true, Some(&told)), is("1998000u", false));
+        assert_eq!(said(&of_route, false, Some(&told)), is("1998", false));
+        assert_eq!(said(&of_header, false, None), is("1998", false));
     }
 
     #[tokio::test(start_paused = true)]

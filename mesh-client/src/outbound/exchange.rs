@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use mesh_core::error::Fault;
 use mesh_core::id::Target;
-use mesh_core::retry::grpc_status;
+use mesh_core::retry::{Pushback, grpc_status, pushback};
 use mesh_core::telemetry::{Outcome, RequestSeries};
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -38,6 +38,8 @@ pub(crate) struct Exchange {
     flags: &'static str,
     // Limits that wait for word of the end, with the randomness they need. Nothing unless policy has such.
     tickets: SmallVec<[Ticket; 1]>,
+    // An endpoint may have seen a try that is over.
+    seen: bool,
     counted: bool,
 }
 
@@ -46,18 +48,25 @@ pub(crate) struct Hold {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) attempt: Attempt,
     pub(crate) permit: Permit,
-    /// Once there is one.
+    /// Once there is one, unless nobody can have seen the request after all.
     pub(crate) lease: Option<Lease>,
     pub(crate) receipt: Receipt,
     /// Which member of the cluster it is.
     pub(crate) index: usize,
     /// Retries before this one.
     pub(crate) number: u32,
+    /// Nothing was tried before it.
+    pub(crate) first: bool,
     /// It may not use a connection that carried requests before.
     pub(crate) fresh: bool,
 }
 
 impl Hold {
+    /// Whether the endpoint may have seen the request.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.lease.is_some()
+    }
+
     /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
     /// again.
     pub(crate) fn release(self, now: Instant) {
@@ -83,7 +92,7 @@ impl Exchange {
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
         let (route, hold, flags, tickets, idle) = (None, None, "-", SmallVec::new(), None);
-        let (attempts, counted) = (0, false);
+        let (attempts, seen, counted) = (0, false, false);
         Self {
             target,
             started,
@@ -97,6 +106,7 @@ impl Exchange {
             hold,
             flags,
             tickets,
+            seen,
             counted,
         }
     }
@@ -196,7 +206,14 @@ impl Exchange {
 
     /// The try has come to nothing, or its answer is given up.
     pub(crate) fn let_go(&mut self) -> Option<Hold> {
-        self.hold.take()
+        let hold = self.hold.take()?;
+        self.over(hold.is_seen());
+        Some(hold)
+    }
+
+    /// A try is over, whatever came of it.
+    pub(crate) fn over(&mut self, seen: bool) {
+        self.seen |= seen;
     }
 
     /// The gRPC status that came with the head of the answer.
@@ -215,6 +232,9 @@ impl Exchange {
             && let Some(status) = grpc_status(trailers)
         {
             self.outcome.grpc_status = Some(status);
+            if pushback(trailers) == Some(Pushback::Stop) {
+                self.tickets.iter_mut().for_each(Ticket::pushed_back);
+            }
             self.hold.iter_mut().for_each(|hold| hold.attempt.ended(status));
         }
     }
@@ -268,11 +288,11 @@ impl Exchange {
     /// The request ends without an answer.
     pub(crate) fn give_up(&mut self, cause: Cause) -> Error {
         // A try that its time cut short ends here.
-        let cause = match self.hold.take() {
+        let cause = match self.let_go() {
             Some(hold) => hold.attempt.ended_by(cause),
             None => cause,
         };
-        let error = Error::new(self.target.as_str(), cause, self.attempts);
+        let error = Error::new(self.target.as_str(), cause, self.attempts).seen(self.seen);
         self.outcome.flags = error.code().response_flag();
         if self.outcome.code == 0 {
             self.outcome.code = error.http_status().as_u16();

@@ -59,8 +59,8 @@ pub(crate) struct Ticket {
 enum Limit {
     Throttle(Arc<Throttling>),
     Concurrency(Arc<Concurrency>),
-    // gRPC's retry tokens, and one bit for each status that costs one.
-    Tokens(Arc<RetryTokens>, u32),
+    // gRPC's retry tokens, and one bit for each status that costs one; None = nothing does.
+    Tokens(Arc<RetryTokens>, Option<u32>),
 }
 
 /// The states of one destination's limits.
@@ -255,8 +255,15 @@ impl Concurrency {
 
 impl Ticket {
     /// For a gRPC call whose status is still to come: one in `costly`, a bit for each, costs a token, and OK earns.
-    pub(crate) fn of_tokens(tokens: &Arc<RetryTokens>, costly: u32, now: Instant) -> Self {
+    pub(crate) fn of_tokens(tokens: &Arc<RetryTokens>, costly: Option<u32>, now: Instant) -> Self {
         Self { to: Limit::Tokens(tokens.clone(), costly), began: now, random: 0, settled: false }
+    }
+
+    /// The server wants no retry: every failure costs a token.
+    pub(crate) fn pushed_back(&mut self) {
+        if let Limit::Tokens(_, Some(costly)) = &mut self.to {
+            *costly = u32::MAX;
+        }
     }
 
     /// Tells the end of the request: its answer has ended, or it failed. `tried` = an endpoint saw it, or should have:
@@ -271,7 +278,7 @@ impl Ticket {
             Limit::Concurrency(limit) => limit.gradient.cancel(),
             Limit::Tokens(tokens, costly) => match outcome.grpc_status {
                 Some(0) => tokens.succeeded(),
-                Some(code) if (0..32).contains(&code) && costly & 1 << code != 0 => tokens.failed(),
+                Some(code) if (0..32).contains(&code) && costly.unwrap_or(0) & 1 << code != 0 => tokens.failed(),
                 _ => {}
             },
         }

@@ -36,15 +36,15 @@ pub(super) fn applies(policy: &HedgePolicy, shared: &Shared<'_>) -> bool {
 
 /// Tries side by side until an outcome stands.
 pub(super) async fn send(
-    shared: Shared<'_>,
+    shared: &Shared<'_>,
     policy: &HedgePolicy,
     head: &mut Head,
     exchange: &mut Exchange,
 ) -> Outcome {
     shared.payload.read_ahead();
     let head = &*head;
-    let fly = |launch: Hold, resends| fly(&shared, head.copy(), launch, resends);
-    let mut race = Race { shared: &shared, exchange, progress: Progress::default(), again: None };
+    let fly = |launch: Hold, resends| fly(shared, head.copy(), launch, resends);
+    let mut race = Race { shared, exchange, progress: Progress::default(), again: None };
     let mut flying = FuturesUnordered::new();
     let additional = policy.additional_request.hit(shared.env.draw_million());
     let wanted = (policy.initial_requests as usize).saturating_add(usize::from(additional)).min(MAX_FLYING);
@@ -77,6 +77,11 @@ pub(super) async fn send(
             }
         };
         let (alone, was_retry) = (flying.is_empty(), landed.number > 0);
+        race.exchange.over(landed.seen);
+        if let Err(Failed { cause: cause @ (Cause::Timeout(_) | Cause::Deadline), .. }) = &landed.outcome {
+            // The time of all is over, and this one was under way: what others waited for is not why.
+            return Err(cause.clone());
+        }
         if let Some(more) = race.once_more(&mut landed, alone) {
             flying.push(fly(more, landed.resends));
             continue;
@@ -87,7 +92,7 @@ pub(super) async fn send(
         let early = outcome.as_ref().ok().and_then(|(_, hold)| hold.attempt.early());
         let give_up = |(response, hold)| give_up(&response, hold);
         match shared.retry_for(outcome.as_ref().map(|(response, _)| response), early) {
-            None if others && is_bad(&shared, &outcome) => outcome.into_iter().for_each(give_up),
+            None if others && is_bad(shared, &outcome) => outcome.into_iter().for_each(give_up),
             None => return race.stands(outcome, "-"),
             Some(retries) if race.after(retries, headers(&outcome), was_retry, flying.len()) => {
                 outcome.into_iter().for_each(give_up);
@@ -140,6 +145,8 @@ struct Landed {
     resends: Resends,
     // Retries before it.
     number: u32,
+    // The endpoint may have seen it.
+    seen: bool,
 }
 
 /// One try up to the head of its answer.
@@ -155,13 +162,16 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Res
         let policy = shared.retries;
         // A try whose time is over goes on beside the next, if so the policy says.
         let time = policy.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
-        within(time, policy.and_then(Retries::per_try_idle), shared.payload, work).await
+        let work = within(time, policy.and_then(Retries::per_try_idle), shared.payload, work);
+        // With the request's own time as well, for only here it is known what it waited for then.
+        shared.limit.bound(work).await
     };
+    let seen = launch.is_seen();
     let outcome = match outcome {
         Ok(response) => Ok((response, launch)),
         Err(cause) => Err(Failed { cause: launch.attempt.ended_by(cause), again }),
     };
-    Landed { outcome, resends, number }
+    Landed { outcome, resends, number, seen }
 }
 
 /// What decides about further tries.

@@ -93,6 +93,7 @@ impl Copy {
                     cluster: &cluster,
                     members,
                     retries: None,
+                    told: None,
                     attempts: 0,
                     session: &session,
                     endpoint_host: false,

@@ -10,10 +10,11 @@
 
 mod access;
 mod attempt;
-mod deadline;
+pub(crate) mod deadline;
 mod exchange;
 pub(crate) mod fault;
 pub(crate) mod filters;
+mod first;
 pub(crate) mod head;
 mod hedge;
 mod local;
@@ -67,10 +68,10 @@ pub(crate) async fn send(
     let destination = find(destinations, to, head)?;
     destination.touch(started, env);
     head.goes_to(&destination);
-    let trace = Trace::begin(env);
+    let trace = Trace::begin();
     let caller = Deadline::none().caller(trace.deadline());
     let (grpc, timeout) = told(&head.headers);
-    let caller = caller.caller(timeout.and_then(|left| started.checked_add(left)));
+    let caller = caller.header(started, timeout);
     // Above everything that can fail, so that each request is counted and logged, once.
     let mut exchange = open(&destination, head, &trace, started, grpc);
     let mirrors = destinations.mirrors();
@@ -126,7 +127,7 @@ fn told(headers: &HeaderMap) -> (bool, Option<Duration>) {
 }
 
 fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {
-    let access = Access::open(head, Some(trace.position()));
+    let access = Access::open(head, trace);
     // Room first, for then it is made in its place.
     let room = Box::new_uninit();
     Box::write(room, Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))

@@ -65,6 +65,7 @@ pub(super) async fn send(
         cluster,
         members,
         retries,
+        told: plan.told.as_ref(),
         attempts: retries.filter(|_| may).map_or(0, |retries| retries.attempts(exchange.is_grpc())),
         session,
         endpoint_host,
@@ -74,26 +75,13 @@ pub(super) async fn send(
     };
     let outcome = match &forward.hedge {
         // Boxed: requests that are not hedged are no larger for it.
-        Some(policy) if hedge::applies(policy, &shared) => Box::pin(hedge::send(shared, policy, head, exchange)).await,
+        Some(policy) if hedge::applies(policy, &shared) => Box::pin(hedge::send(&shared, policy, head, exchange)).await,
         _ => one_by_one(&shared, head, exchange).await,
     };
     if let (Some(tokens), Ok(answer)) = (router.tokens(), &outcome) {
-        earn(tokens, retries, answer.status(), exchange);
+        shared.earn(tokens, answer, exchange);
     }
     outcome
-}
-
-/// Counts the answer that stands (gRFC A6), whatever policy its method has: a call's status may still be to come.
-/// Failures that are tried again, or would be, were counted with their tries.
-fn earn(tokens: &Arc<RetryTokens>, retries: Option<&Retries>, status: StatusCode, exchange: &mut Exchange) {
-    match exchange.early() {
-        None if exchange.is_grpc() && status == StatusCode::OK => {
-            let costly = retries.map_or(0, |retries| retries.statuses);
-            exchange.owe(Ticket::of_tokens(tokens, costly, exchange.started()));
-        }
-        early if status.as_u16() < 400 && early.is_none_or(|status| status == 0) => tokens.succeeded(),
-        _ => {}
-    }
 }
 
 async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchange) -> Outcome {
@@ -225,22 +213,43 @@ impl<'t> Shared<'t> {
     ) -> Option<&'t Retries> {
         let retries = self.retries.filter(|_| self.attempts > 0)?;
         let outcome = match outcome {
-            Ok(response) => {
-                TryOutcome::Answer { status: response.status(), headers: response.headers(), grpc_status: early }
-            }
+            Ok(response) => answered(response, early),
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
-        let again = retries.rules.condition(&outcome, self.grpc).is_some();
-        if let Some(tokens) = self.tokens {
-            let stop = || {
-                let TryOutcome::Answer { headers, .. } = outcome else { return false };
-                self.grpc && pushback(headers) == Some(Pushback::Stop)
-            };
-            if again || stop() {
-                tokens.failed();
-            }
+        if let Some(tokens) = self.tokens
+            && self.is_costly(&outcome)
+        {
+            tokens.failed();
         }
-        again.then_some(retries)
+        retries.rules.condition(&outcome, self.grpc).map(|_| retries)
+    }
+
+    /// Whether a try costs a token (gRFC A6): the policy names its outcome, or the server wants no further one. Nothing does
+    /// where there are no retries.
+    fn is_costly(&self, outcome: &TryOutcome<'_>) -> bool {
+        let Some(retries) = self.retries.filter(|_| self.attempts > 0) else { return false };
+        let stop = || {
+            let TryOutcome::Answer { headers, .. } = outcome else { return false };
+            self.grpc && pushback(headers) == Some(Pushback::Stop)
+        };
+        retries.rules.condition(outcome, self.grpc).is_some() || stop()
+    }
+
+    /// Counts the answer that stands (gRFC A6), whatever policy its method has: a call's status may still be to come.
+    /// What has cost a token with its head is counted.
+    fn earn(&self, tokens: &Arc<RetryTokens>, answer: &Response<Incoming>, exchange: &mut Exchange) {
+        let (status, early) = (answer.status(), exchange.early());
+        if self.is_costly(&answered(answer, early)) {
+            return;
+        }
+        match early {
+            None if self.grpc && status == StatusCode::OK => {
+                let costly = self.retries.filter(|_| self.attempts > 0).map(|retries| retries.statuses);
+                exchange.owe(Ticket::of_tokens(tokens, costly, exchange.started()));
+            }
+            early if status.as_u16() < 400 && early.is_none_or(|status| status == 0) => tokens.succeeded(),
+            _ => {}
+        }
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
@@ -317,6 +326,11 @@ impl<'t> Shared<'t> {
     pub(super) fn charge(&self) {
         self.budget.iter().for_each(|budget| budget.record_retry(Instant::now()));
     }
+}
+
+/// How they see an answer, with the gRPC status of its head.
+fn answered(response: &Response<Incoming>, grpc_status: Option<i32>) -> TryOutcome<'_> {
+    TryOutcome::Answer { status: response.status(), headers: response.headers(), grpc_status }
 }
 
 /// How the retry rules see a failure.

@@ -55,7 +55,12 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
 }
 
 /// Connects to one; requests profit from what that says of it.
-async fn one(cluster: Arc<Cluster>, endpoint: Arc<Endpoint>, grpc: bool, env: Arc<Env>) -> Result<(), Cause> {
+pub(super) async fn one(
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    grpc: bool,
+    env: Arc<Env>,
+) -> Result<(), Cause> {
     let result = endpoint.pool().warm(grpc, cluster.admission().room(false)).await;
     match &result {
         Ok(()) => endpoint.load().reached(),

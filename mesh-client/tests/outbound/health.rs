@@ -211,7 +211,7 @@ async fn an_endpoint_that_lets_the_time_run_out_is_ejected_and_the_callers_hurry
         let strict = OutlierDetection { consecutive_5xx: Some(1), ..outlier() };
         let first = Cluster { balancer: Balancer::PickFirst { shuffle: false }, ..ejecting(strict) };
         let (client, metrics) = counting(snapshot_with(forward, first, &[&slow, &good]));
-        let mut context = mesh_core::context::RequestContext::from_headers(&Default::default(), || 7);
+        let mut context = mesh_core::context::RequestContext::from_headers(&Default::default());
         context.deadline = caller.map(|time| Instant::now() + time);
         let call = mesh_core::context::scope(context.into(), fetch(&client, "/"));
         let later = async {

@@ -1,5 +1,6 @@
 //! Tries side by side.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,13 +10,13 @@ use http_body::Frame;
 use http_body_util::{Full, StreamBody};
 use mesh_client::{Cause, Client, InFlight};
 use mesh_core::context::{RequestContext, scope};
-use mesh_core::error::BoxError;
+use mesh_core::error::{Blame, BoxError, Code, Fault};
 use mesh_core::policy::{
-    CircuitBreakers, Forward, HedgePolicy, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy,
+    CircuitBreakers, Forward, HedgePolicy, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, RouteMatch,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource};
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, read, retrying, server_of, snapshot_with};
+use super::{TARGET, client_of, cluster, fetch, forward_with, prefix, read, retrying, server_of, snapshot_with};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -167,7 +168,7 @@ async fn breaker_budget_and_the_mark_of_a_retry_keep_requests_single() {
         snapshot.routes = routes.into();
         let (client, _) = client_of(snapshot);
         servers.iter().for_each(|server| server.behave(Behaviour::Hold));
-        let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+        let mut context = RequestContext::from_headers(&HeaderMap::new());
         context.retried = marked;
         let request = Request::post(format!("http://{TARGET}/")).body(Full::new(Bytes::from_static(b"x"))).unwrap();
         let answer = scope(context.into(), async { client.send(request).await });
@@ -254,7 +255,7 @@ async fn where_there_is_no_hedging_its_limit_ends_no_try() {
     let forward = Forward { hedge: hedge(1, true), ..forward_with(Some(retry)) };
     let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&servers[0], &servers[1]]));
     // Who is a retry itself gets no second try.
-    let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+    let mut context = RequestContext::from_headers(&HeaderMap::new());
     context.retried = true;
     let answer = scope(context.into(), async { fetch(&client, "/").await });
     let others = async {
@@ -265,4 +266,52 @@ async fn where_there_is_no_hedging_its_limit_ends_no_try() {
     };
     let (answer, other) = tokio::join!(answer, others);
     assert_eq!((answer.unwrap().status().as_u16(), other.requests()), (200, 0));
+}
+
+#[tokio::test]
+async fn where_all_tries_wait_at_a_limit_of_ours_it_is_to_blame_and_else_the_endpoint() {
+    for free in [false, true] {
+        let servers = holding().await;
+        let mut policy = cluster("test");
+        policy.breaker.max_connections_per_host = Some(1);
+        let hedged = Forward { timeout: Some(PATIENCE), hedge: hedge(2, false), ..forward_with(None) };
+        let long = mesh_testkit::policy::forward(prefix("/long"), forward_with(None));
+        let routes = [long, mesh_testkit::policy::forward(RouteMatch::any(), hedged)];
+        let endpoints = servers.iter().map(EchoServer::endpoint).collect();
+        let (client, _) =
+            client_of(mesh_testkit::policy::snapshot(mesh_testkit::policy::routes(routes), [(policy, endpoints)]));
+        let (mut one, mut other) = (Box::pin(fetch(&client, "/long")), Box::pin(fetch(&client, "/long")));
+        let full = async { tokio::join!(servers[0].wait_for_requests(1), servers[1].wait_for_requests(1)) };
+        tokio::select! {
+            _ = &mut one => unreachable!("it is held"),
+            _ = &mut other => unreachable!("it is held"),
+            _ = full => {}
+        }
+        if free {
+            drop(other);
+        }
+        let mut hedged = pin!(fetch(&client, "/"));
+        let begun = async {
+            if free {
+                tokio::select! {
+                    () = servers[0].wait_for_requests(2) => {}
+                    () = servers[1].wait_for_requests(2) => {}
+                }
+            } else {
+                while client.dump().destinations[0].clusters[0].default_priority.pending != 2 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = &mut hedged => unreachable!("there is no answer"),
+            () = begun => {}
+        }
+        advance(PATIENCE).await;
+        let error = hedged.await.unwrap_err();
+        let blame = if free { Blame::Upstream } else { Blame::Local };
+        assert_eq!((error.code(), error.blame()), (Code::TIMEOUT, blame), "{error}");
+        assert_eq!(error.to_string().contains("it waited for a connection"), !free, "{error}");
+    }
 }

@@ -1,13 +1,21 @@
 //! Balancing by what endpoints say of their load: ORCA with answers and on streams (gRFC A51, A58, A85), Prequal's
 //! probes.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt;
+use futures_util::poll;
+use futures_util::stream::FuturesUnordered;
+use http::HeaderName;
 use mesh_client::Client;
 use mesh_core::orca::{PROBE_PATH, STREAM_PATH};
 use mesh_core::policy::{
-    Balancer, Cluster, ConnectionOptions, LoadReport, Prequal, UpstreamProtocol, WeightedRoundRobin,
+    Balancer, Cluster, ConnectionOptions, HttpFilter, HttpFilterKind, LoadReport, Prequal, SessionSource,
+    StatefulSession, UpstreamProtocol, WeightedRoundRobin,
 };
 use mesh_core::telemetry::load::LoadStore;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource};
@@ -273,6 +281,49 @@ async fn prequal_asks_endpoints_that_know_no_probes_once_in_half_a_minute() {
     while servers.iter().any(|server| of_path(server, PROBE_PATH) < 2) {
         fetch(&client, "/").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_probe_takes_no_connection_from_requests_that_wait_for_one() {
+    let servers = two([FREE, FREE]).await;
+    let mut policy = Cluster { balancer: prequal(), ..cluster("test") };
+    policy.breaker.max_connections_per_host = Some(1);
+    let mut snapshot = snapshot_with(forward_with(None), policy, &[&servers[0], &servers[1]]);
+    let source = SessionSource::Header(HeaderName::from_static("x-session"));
+    let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict: true }));
+    Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+    let (client, _) = client_of(snapshot);
+    // All of them to the first.
+    let pinned = STANDARD.encode(servers[0].address().to_string());
+    let fetch = async |path: &str| {
+        let mut request = get(path);
+        request.headers_mut().insert("x-session", pinned.parse().unwrap());
+        read(client.send(request).await?).await
+    };
+    servers[0].script([Behaviour::Hold]);
+    let mut first = pin!(fetch("/first"));
+    tokio::select! {
+        biased;
+        _ = &mut first => unreachable!("it is held"),
+        () = servers[0].wait_for_requests(1) => {}
+    }
+    let mut next = pin!(fetch("/next"));
+    assert!(poll!(&mut next).is_pending());
+    servers[0].release();
+    first.await.unwrap();
+    // The connection is free; the next one was told and has not run. These stand behind, and have probes sent to both: as many
+    // as it takes, for an endpoint that has not answered an earlier probe is sent none.
+    let mut last = FuturesUnordered::new();
+    let asked = servers[1].requests();
+    while servers[1].requests() == asked {
+        last.push(fetch("/last"));
+        assert!(poll!(last.next()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let (next, last) = tokio::join!(next, last.collect::<Vec<_>>());
+    assert!(next.is_ok() && last.iter().all(Result::is_ok));
+    let paths: Vec<_> = servers[0].received().iter().map(|request| request.uri.path().to_owned()).collect();
+    assert_eq!(paths[..2], ["/first", "/next"]);
 }
 
 /// A runtime that ends takes the tasks on it along; the client is still there.

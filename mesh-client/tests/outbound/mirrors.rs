@@ -57,7 +57,7 @@ async fn a_copy_is_sent_beside_the_request_and_never_waited_for() {
         let client = builder(mirrored(vec![mirror(PerMillion::ALL, shadow_host)], &server, &copy));
         let client = client.metrics(metrics.clone()).build();
         let parent = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-        let context = RequestContext::from_headers(&HeaderMap::from_iter([(TRACEPARENT.clone(), parent)]), || 7);
+        let context = RequestContext::from_headers(&HeaderMap::from_iter([(TRACEPARENT.clone(), parent)]));
         let answer = scope(context.into(), async { client.send(post("/path", "hello")).await });
         let answer = read(answer.await.unwrap()).await.unwrap();
         assert_eq!((server_of(&answer), &answer.body()[..]), ("one", &b"hello"[..]));

@@ -2,23 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
-use http_body_util::{BodyExt, Empty};
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody};
 use mesh_client::{Cause, Client};
 use mesh_core::context::{RequestContext, scope};
-use mesh_core::error::{Code, Fault};
+use mesh_core::error::{BoxError, Code, Fault};
 use mesh_core::policy::{
-    CircuitBreakers, Cluster, ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher,
-    RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, RouteMatch, UpstreamProtocol,
+    Address, CircuitBreakers, Cluster, ConnectionOptions, Endpoint, EndpointMetadata, Forward, HeaderKey, HeaderMatch,
+    HeaderMatcher, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, RouteMatch, UpstreamProtocol,
 };
 use mesh_core::retry::RetryThrottling;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{
-    TARGET, client_of, cluster, fetch, forward_with, get, later, post, prefix, read, retrying, server_of, snapshot_with,
+    TARGET, answer, client_of, cluster, fetch, forward_with, get, later, post, prefix, read, retrying, server_of,
+    snapshot_with,
 };
 
 fn on_503() -> RetryOn {
@@ -220,7 +224,7 @@ async fn who_is_a_retry_is_not_retried_further_down_and_says_so() {
     for (retried, tries) in [(true, 1), (false, 2)] {
         let before = server.received().len();
         server.script([Behaviour::Status(503)]);
-        let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+        let mut context = RequestContext::from_headers(&HeaderMap::new());
         context.retried = retried;
         scope(context.into(), async { fetch(&client, "/").await }).await.unwrap();
         let received = server.received().split_off(before);
@@ -425,6 +429,85 @@ async fn a6_a_call_counts_with_its_status_and_not_with_its_head() {
         assert_eq!(call("/plain", Behaviour::GrpcTrailers(0)).await, 1);
     }
     assert_eq!(call("/", Behaviour::Grpc(14)).await, 2, "calls without a policy earn, and their failures cost nothing");
+}
+
+/// What a server says to a call, by its path: in the head of the answer, and at its end.
+fn said(path: &str) -> Response<impl http_body::Body<Data = Bytes, Error = BoxError> + Send + use<>> {
+    const STOP: (&str, &str) = ("grpc-retry-pushback-ms", "-1");
+    let status = |code| ("grpc-status", code);
+    let (head, end) = match path {
+        "/14-at-once" => (vec![status("14")], vec![]),
+        "/14" => (vec![], vec![status("14")]),
+        "/stop-then-14" => (vec![STOP], vec![status("14")]),
+        "/5" => (vec![], vec![status("5")]),
+        "/5-and-stop" => (vec![], vec![status("5"), STOP]),
+        other => unreachable!("{other}"),
+    };
+    let trailers = end.into_iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+    let trailers = Frame::trailers(trailers.collect::<HeaderMap>());
+    let mut response = Response::new(StreamBody::new(stream::iter([Ok(trailers)])));
+    head.into_iter().for_each(|(name, value)| _ = response.headers_mut().insert(name, HeaderValue::from_static(value)));
+    response
+}
+
+/// Half of six tokens have to be there; a failure that is tried again leaves that many if one was lost before, and not if two
+/// were.
+#[tokio::test]
+async fn a6_a_call_costs_one_token_at_most_and_by_the_same_rule_in_head_and_trailers() {
+    let name = HeaderKey::parse("x-once").unwrap();
+    let unmarked =
+        HeaderMatcher { name, value: HeaderMatch::Present(true), invert: true, treat_missing_as_empty: false };
+    // What comes before, so often, whether it may be retried, and whether there are tokens then.
+    let cases = [
+        (("/14", 2, true), false),
+        // Where there may be no retry nothing costs any.
+        (("/14", 2, false), true),
+        (("/stop-then-14", 1, true), true),
+        (("/stop-then-14", 2, true), false),
+        (("/5", 2, true), true),
+        (("/5-and-stop", 2, true), false),
+        (("/5-and-stop", 2, false), true),
+    ];
+    for ((path, times, retriable), retried) in cases {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint::new(Address::Socket(listener.local_addr().unwrap()));
+        let on = RetryOn { unavailable: true, ..RetryOn::default() };
+        let retry = RetryPolicy { request_headers: vec![unmarked.clone()], ..retrying(1, on) };
+        let routes = policy::routes([policy::forward(RouteMatch::any(), forward_with(Some(retry)))]);
+        let snapshot = policy::snapshot(routes, [(cluster("test"), vec![endpoint])]);
+        let throttling = RetryThrottling::new(6, 1.0).unwrap();
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).retry_throttling(throttling).build();
+        let served = AtomicUsize::new(0);
+        let serve = async {
+            let (io, _) = listener.accept().await.unwrap();
+            answer(io, UpstreamProtocol::Http2, |request| {
+                served.fetch_add(1, Ordering::Relaxed);
+                said(request.uri().path())
+            })
+            .await;
+        };
+        let call = async |path: &str, retriable: bool| {
+            let before = served.load(Ordering::Relaxed);
+            let mut request = get(path);
+            request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            if !retriable {
+                request.headers_mut().insert("x-once", HeaderValue::from_static("1"));
+            }
+            read(client.send(request).await.unwrap()).await.unwrap();
+            served.load(Ordering::Relaxed) - before
+        };
+        let calls = async {
+            for _ in 0..times {
+                assert_eq!(call(path, retriable).await, 1, "{path}");
+            }
+            call("/14-at-once", true).await
+        };
+        let tries = tokio::select! {
+            tries = calls => tries,
+            () = serve => unreachable!("the connection stays"),
+        };
+        assert_eq!(tries == 2, retried, "{times} times {path}, which may be retried: {retriable}");
+    }
 }
 
 /// A body that comes in pieces, so that what of it is kept is the replay buffer's alone.

@@ -271,7 +271,7 @@ async fn explain_sees_a_request_as_it_is_sent_and_what_its_retries_would_meet() 
         let retry = told.retry.unwrap();
         assert_eq!((retry.attempts, retry.chained, retry.tokens), (2, false, Some(true)));
         assert_eq!((retry.in_flight, retry.most), (0, Some(3)));
-        let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+        let mut context = RequestContext::from_headers(&HeaderMap::new());
         context.retried = true;
         let retry = scope(context.into(), async { client.explain(&request).retry.unwrap() }).await;
         assert_eq!((retry.attempts, retry.chained), (0, true), "retries are not multiplied");

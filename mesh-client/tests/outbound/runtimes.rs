@@ -2,17 +2,20 @@
 //! while requests come from another, and each drives the connections that it made.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::poll;
-use mesh_client::Client;
+use mesh_client::{Client, Io};
+use mesh_core::health::Standing;
 use mesh_core::policy::{
-    Address, Balancer, CircuitBreakers, Cluster, Discovery, Endpoint, OutlierDetection, PerMillion, Snapshot,
-    UpstreamProtocol,
+    Address, Balancer, CircuitBreakers, Cluster, Discovery, Endpoint, HealthCheck, HealthCheckPace, HealthProbe,
+    HttpProbe, OutlierDetection, PerMillion, Snapshot, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
 
 use super::{TARGET, fetch, forward_with, get, server_of, snapshot_with};
 
@@ -61,10 +64,11 @@ impl World {
         }
     }
 
+    /// Nothing runs meanwhile: what `advance` waits for is that others do.
     fn pass(&self, time: Duration) {
         self.on_second(async {
             tokio::time::pause();
-            tokio::time::advance(time).await;
+            let _ = poll!(pin!(tokio::time::advance(time)));
             tokio::time::resume();
         });
     }
@@ -124,6 +128,84 @@ fn where_there_may_be_no_further_connection_it_is_shared_by_runtimes() {
         world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}: it waits for a place")).unwrap();
         world.home.block_on(fetch(&client, "/")).unwrap();
         assert_eq!(server.connections(), 1, "{protocol:?}");
+    }
+}
+
+/// A cluster with so many connections, each for one request at a time.
+fn with_places(protocol: UpstreamProtocol, connections: u32) -> Cluster {
+    let limits = CircuitBreakers { max_connections: Some(connections), ..CircuitBreakers::default() };
+    let mut policy = Cluster { breaker: limits, ..super::cluster("test") };
+    (policy.connection.protocol, policy.connection.max_concurrent_streams) = (protocol, Some(1));
+    policy
+}
+
+/// Lets a runtime run until a request waits for a connection.
+async fn pending(client: &Client) {
+    while client.dump().destinations[0].clusters[0].default_priority.pending != 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn what_nobody_goes_on_connecting_is_not_waited_for() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let world = World::new();
+        let server = world.server("v1");
+        let snapshot = snapshot_with(forward_with(None), with_places(protocol, 2), &[&server]);
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
+        let fetched = || {
+            let asking = client.clone();
+            world.second.spawn(async move { fetch(&asking, "/").await })
+        };
+        server.behave(Behaviour::Hold);
+        let held = fetched();
+        world.on_second(server.wait_for_requests(1));
+        // Begins to connect, and gives up; its runtime stands still.
+        world.on_first(async { assert!(poll!(Box::pin(client.send(get("/")))).is_pending()) });
+        let waits = fetched();
+        world.on_second(pending(&client));
+        server.behave(Behaviour::Echo);
+        server.release();
+        let both = async { tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(held, waits) }).await };
+        let (held, waits) =
+            world.on_second(both).unwrap_or_else(|_| panic!("{protocol:?}: its own connection is free"));
+        assert!(held.unwrap().is_ok() && waits.unwrap().is_ok(), "{protocol:?}");
+        assert_eq!(server.connections(), 1, "{protocol:?}");
+    }
+}
+
+#[test]
+fn what_another_runtime_has_connected_goes_to_who_waits() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let world = World::new();
+        let server = world.server("v1");
+        let snapshot = snapshot_with(forward_with(None), with_places(protocol, 1), &[&server]);
+        let (asked, open) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let gate = (asked.clone(), open.clone());
+        let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
+            let (asked, open) = gate.clone();
+            async move {
+                let Address::Socket(address) = address else { unreachable!("it is one") };
+                asked.notify_one();
+                open.notified().await;
+                Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
+            }
+        });
+        let client = builder.build();
+        // By a thread of its own.
+        world.home.block_on(async {
+            tokio::select! {
+                _ = fetch(&client, "/given-up") => unreachable!("there is no connection"),
+                () = asked.notified() => {}
+            }
+        });
+        let asking = client.clone();
+        let waits = world.second.spawn(async move { fetch(&asking, "/").await });
+        world.on_second(pending(&client));
+        open.notify_one();
+        let in_time = async { tokio::time::timeout(Duration::from_secs(20), waits).await };
+        let answer = world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}: it is through"));
+        assert_eq!((server_of(&answer.unwrap().unwrap()), server.connections()), ("v1", 1), "{protocol:?}");
     }
 }
 
@@ -187,6 +269,23 @@ fn who_waits_for_the_first_configuration_gets_it_though_the_runtime_that_asked_f
     assert_eq!(server_of(&answer.unwrap()), "v1");
 }
 
+#[test]
+fn who_waits_for_the_first_configuration_takes_it_though_the_runtime_that_asked_first_stands_still() {
+    let world = World::new();
+    let server = world.server("v1");
+    let source = FixedSource::new();
+    let client = Client::builder(source.clone()).build();
+    // Never again looked at.
+    let mut asked = client.send(get("/"));
+    world.on_first(async { assert!(poll!(&mut asked).is_pending()) });
+    // Who waits already, and who comes later.
+    let mut waits = client.send(get("/"));
+    world.on_second(async { assert!(poll!(&mut waits).is_pending()) });
+    source.set_snapshot(TARGET, to(&server));
+    assert_eq!(server_of(&world.on_second(waits).unwrap()), "v1");
+    assert_eq!(world.answers(&client), "v1");
+}
+
 fn named(resolver: &Arc<FakeResolver>, port: u16) -> Client {
     let name = Endpoint::new(Address::Name { host: HOST.into(), port });
     let discovery = Discovery::StrictDns(policy::endpoints(&"test".into(), vec![name]).into());
@@ -246,6 +345,89 @@ fn who_waits_for_a_name_is_not_left_waiting_when_the_runtime_that_looks_it_up_en
     });
     resolver.set(HOST, &["127.0.0.1"], None);
     assert_eq!(world.answers(&client), "v1", "the next one waits for another look");
+}
+
+/// A client whose first runtime stands still with a look-up under way.
+fn with_a_look_that_nobody_drives(world: &mut World, resolver: &Arc<FakeResolver>, server: &EchoServer) -> Client {
+    resolver.hang(HOST);
+    let client = named(resolver, server.address().port());
+    let asking = client.clone();
+    let _asks = world.first.as_ref().unwrap().spawn(async move { fetch(&asking, "/").await });
+    world.on_first(resolver.wait_for_asked(1));
+    world.leave_first(First::StandsStill);
+    client
+}
+
+#[test]
+fn a_look_up_that_nobody_drives_is_not_waited_for() {
+    let (mut world, resolver) = (World::new(), FakeResolver::new());
+    let server = world.server("v1");
+    let client = with_a_look_that_nobody_drives(&mut world, &resolver, &server);
+    resolver.set(HOST, &["127.0.0.1"], None);
+    assert_eq!(world.answers(&client), "v1");
+}
+
+#[test]
+fn the_late_end_of_a_look_that_nobody_drove_breaks_no_other_off() {
+    let (mut world, resolver) = (World::new(), FakeResolver::new());
+    let server = world.server("v1");
+    let client = with_a_look_that_nobody_drives(&mut world, &resolver, &server);
+    let mut waits = client.send(get("/"));
+    world.on_second(async {
+        tokio::select! {
+            biased;
+            answer = &mut waits => panic!("nothing is known: {answer:?}"),
+            () = resolver.wait_for_asked(2) => {}
+        }
+    });
+    drop(world.first.take());
+    world.on_second(async {
+        tokio::task::yield_now().await;
+        assert!(poll!(&mut waits).is_pending(), "another one is under way");
+    });
+}
+
+#[test]
+fn endpoints_that_come_once_another_runtime_looks_after_them_are_checked() {
+    let mut world = World::new();
+    let [one, other] = ["v1", "v2"].map(|name| world.server(name));
+    let check = HealthCheck {
+        probe: HealthProbe::Http(HttpProbe::get("/healthz")),
+        interval: Duration::from_secs(3600),
+        timeout: Duration::from_secs(5),
+        unhealthy_threshold: 1,
+        healthy_threshold: 1,
+        pace: HealthCheckPace::default(),
+        port: None,
+        reuse_connection: true,
+    };
+    let policy = Cluster { health_checks: vec![check], ..cluster("test") };
+    let of = |servers: &[&EchoServer]| snapshot_with(forward_with(None), policy.clone(), servers);
+    let source = FixedSource::of(TARGET, of(&[&one]));
+    let client = Client::builder(source.clone()).build();
+    let good = async |count: usize| {
+        let all = || client.dump().destinations.into_iter().flat_map(|one| one.clusters).flat_map(|one| one.endpoints);
+        let reached = async {
+            while all().filter(|endpoint| endpoint.standing == Standing::Good).count() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), reached).await.expect("it is checked");
+    };
+    world.on_first(async {
+        let _ = fetch(&client, "/").await;
+        good(1).await;
+    });
+    world.leave_first(First::StandsStill);
+    world.answers(&client);
+    // Who looks after it now has looked, and waits to be woken.
+    world.on_second(async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    });
+    source.set_snapshot(TARGET, of(&[&one, &other]));
+    world.on_second(good(2));
 }
 
 #[test]

@@ -293,7 +293,7 @@ async fn connecting_has_its_time_and_so_has_the_request_being_served() {
     let error = client.connect(TARGET).await.unwrap_err();
     assert_eq!(error.code(), Code::CONNECT_TIMEOUT, "{error}");
 
-    let mut served = RequestContext::from_headers(&http::HeaderMap::new(), || 7);
+    let mut served = RequestContext::from_headers(&http::HeaderMap::new());
     served.deadline = Some(tokio::time::Instant::now() + Duration::from_secs(1));
     let error = scope(served.into(), client.connect(TARGET)).await.unwrap_err();
     assert_eq!((error.code(), gauges(&client)), (Code::DEADLINE, (0, 0)), "{error}");

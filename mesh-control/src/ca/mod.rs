@@ -211,6 +211,11 @@ impl CertificateAuthority {
         Ok(Self { dir, material: Watched::channel(material).0, live, root_path, domains, life, clock })
     }
 
+    /// Where the key of a root is that signs by itself, and not an operator's intermediate.
+    pub(crate) fn key_of_root(&self) -> Option<PathBuf> {
+        self.material.load_full().intermediates.is_empty().then(|| self.dir.path(material::KEY_FILE))
+    }
+
     /// Reads the files of the state directory again if they have changed; whether they have. What cannot be used
     /// leaves everything as it was, and so do roots without one under which leaves live.
     pub(crate) fn reload(&self) -> Result<bool, StateError> {
@@ -419,4 +424,4 @@ fn set_validity(params: &mut CertificateParams, not_before: u64, not_after: u64)
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

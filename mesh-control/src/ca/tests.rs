@@ -193,7 +193,7 @@ fn s94_a_state_directory_that_does_not_fit_is_refused() {
 }
 
 /// An operator's root and an intermediate of it, as PEM, and the intermediate's key.
-fn operator(path: u8) -> (String, String, String) {
+pub(crate) fn operator(path: u8) -> (String, String, String) {
     let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "operator's root");
@@ -208,7 +208,7 @@ fn operator(path: u8) -> (String, String, String) {
     (root.pem(), intermediate.pem(), key.serialize_pem())
 }
 
-fn write_operators(home: &Path, (root, intermediate, key): &(String, String, String)) {
+pub(crate) fn write_operators(home: &Path, (root, intermediate, key): &(String, String, String)) {
     for (file, text) in [("root-cert.pem", root), ("ca-cert.pem", intermediate), (KEY_FILE, key)] {
         std::fs::write(home.join(file), text).unwrap();
         std::fs::set_permissions(home.join(file), std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -104,6 +104,8 @@ struct Watching {
     /// What was sent and is not taken yet, for as long as that lasts: who reads slowly has it held here.
     untaken: Option<Charge>,
     bytes_of_one: usize,
+    peer: Peer,
+    refusals: Arc<Refusals>,
 }
 
 #[allow(dead_code, reason = "places are held for their drop")]
@@ -129,7 +131,9 @@ impl TrustService {
     /// Roots and lists are no secret, and whose root is gone has no certificate to ask with.
     fn enter(&self, peer: &Peer) -> Result<Watcher, Status> {
         match peer.caller {
-            Caller::Anonymous => self.strangers.enter(peer.address.ip()),
+            Caller::Anonymous => self.strangers.enter(peer.address.ip()).inspect_err(|_| {
+                self.streams.refused.fetch_add(1, Ordering::Relaxed);
+            }),
             _ => Ok(Watcher::Member(self.streams.enter(peer, &self.limits)?)),
         }
     }
@@ -143,11 +147,12 @@ impl TrustService {
 impl TrustBundleService for TrustService {
     async fn watch(&self, request: Request<WatchTrustBundle>) -> Result<Response<BoxStream<TrustBundle>>, Status> {
         let peer = Peer::of(request.extensions())?;
-        let watcher = self.enter(&peer).inspect_err(|status| self.refusals.stream("roots", &peer, status))?;
+        let watcher = self.enter(&peer).inspect_err(|status| self.refusals.roots(&peer, status))?;
         let (roots, drain) = (self.roots.clone(), self.drain.clone());
         let changes = (roots.authority.changes(), roots.federation.watch());
         let (sent, untaken, bytes_of_one) = (None, None, self.limits.bytes_of_one);
-        let watching = Watching { roots, changes, sent, drain, watcher, untaken, bytes_of_one };
+        let refusals = self.refusals.clone();
+        let watching = Watching { roots, changes, sent, drain, watcher, untaken, bytes_of_one, peer, refusals };
         Ok(Response::new(Box::pin(stream::unfold(Some(watching), |watching| async { watching?.next().await }))))
     }
 }
@@ -164,6 +169,7 @@ impl Watching {
             let now = self.roots.now();
             if self.sent.as_ref().is_none_or(|sent| sent.as_ref() != now.digest.as_ref()) {
                 if let Err(full) = self.charge(now.bytes) {
+                    self.refusals.roots(&self.peer, &full);
                     return Some((Err(full), None));
                 }
                 self.sent = Some(now.digest);
@@ -205,6 +211,7 @@ mod tests {
     use super::*;
     use crate::ca::{CertificateLife, RootRotation};
     use crate::clock::Clock;
+    use crate::test_log::Listening;
 
     struct World {
         service: TrustService,
@@ -265,6 +272,29 @@ mod tests {
         );
         drop(first);
         assert!(world.watch(Some("a")).await.is_ok(), "the control: there is room again");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_refused_roots_counts_and_the_log_is_told() {
+        let log = Listening::begin();
+        let bytes = World::new(Limits::default()).service.roots.now().bytes;
+        let world = World::new(Limits { bytes_of_one: bytes, ..Limits::default() });
+        let counted = || {
+            let mut metrics = String::new();
+            world.service.refusals.metrics(&mut metrics);
+            let roots =
+                metrics.lines().find_map(|line| line.strip_prefix("mesh_control_refusals_total{reason=\"roots\"} "));
+            (world.service.streams.refused.load(Ordering::Relaxed), roots.unwrap().parse::<u64>().unwrap())
+        };
+        // A stranger, for whom there is no place.
+        let _stranger = world.watch(None).await.unwrap();
+        assert_eq!(counted(), (0, 0), "the control");
+        assert!(world.watch(None).await.is_err());
+        assert_eq!((counted(), log.lines(&["roots stream denied", "peer=anonymous"])), ((1, 1), 1), "{}", log.text());
+        // A member that does not take what it is sent.
+        let (mut slow, mut second) = (world.watch(Some("a")).await.unwrap(), world.watch(Some("a")).await.unwrap());
+        assert_eq!((next(&mut slow).await, next(&mut second).await), (Ok(()), Err(Code::ResourceExhausted)));
+        assert_eq!((counted(), log.lines(&["roots stream denied", "/sa/a"])), ((2, 2), 1), "{}", log.text());
     }
 
     #[tokio::test]

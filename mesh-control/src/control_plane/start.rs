@@ -158,7 +158,19 @@ impl Builder {
     fn authority(&self) -> Result<CertificateAuthority, StateError> {
         let Options { trust_domain, trust_domain_aliases, .. } = &self.options;
         let domains = TrustDomains::new(trust_domain.clone(), trust_domain_aliases.clone());
-        CertificateAuthority::open(&self.state_dir, domains, self.certificate_life, self.clock.clone())
+        let authority =
+            CertificateAuthority::open(&self.state_dir, domains, self.certificate_life, self.clock.clone())?;
+        if let Some(key) = authority.key_of_root() {
+            tracing::warn!(
+                target: "mesh::ca",
+                key = %key.display(),
+                "the mesh's root signs by itself and was made here, unless somebody put it there: keep a copy of its key, for \
+                 without it nobody's certificate is renewed, and let nobody read it, for it makes anybody anyone. To give a \
+                 root of your own, whose key stays elsewhere, put an intermediate of it there: ca-key.pem, ca-cert.pem, \
+                 cert-chain.pem and root-cert.pem, as in Istio's secret cacerts",
+            );
+        }
+        Ok(authority)
     }
 
     fn certificate(

@@ -17,6 +17,8 @@ fn class_v4(address: Ipv4Addr) -> Option<&'static str> {
         [0, ..] => "unspecified",
         [127, ..] => "loopback",
         [169, 254, ..] => "link-local",
+        // Azure's virtual host, with its metadata: public by its number alone.
+        [168, 63, 129, 16] => "a cloud's own",
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => "private",
         [100, 64..=127, ..] => "shared",
         [192, 0, 0, _] | [198, 18..=19, ..] => "reserved",
@@ -54,7 +56,16 @@ mod tests {
 
     #[test]
     fn public_addresses_alone_have_no_class() {
-        for text in ["1.1.1.1", "8.8.8.8", "172.15.0.1", "172.32.0.1", "100.63.0.1", "100.128.0.1", "169.253.1.1"] {
+        for text in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "168.63.129.15",
+            "172.15.0.1",
+            "172.32.0.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "169.253.1.1",
+        ] {
             assert_eq!(class(text.parse().unwrap()), None, "{text}");
             let mapped = format!("::ffff:{text}");
             assert_eq!(class(mapped.parse().unwrap()), None, "{mapped}");
@@ -73,6 +84,7 @@ mod tests {
             ("127.0.0.1", "loopback"),
             ("127.255.255.254", "loopback"),
             ("169.254.169.254", "link-local"),
+            ("168.63.129.16", "a cloud's own"),
             ("10.0.0.1", "private"),
             ("172.16.0.1", "private"),
             ("172.31.255.255", "private"),

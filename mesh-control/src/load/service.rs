@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_server::{
@@ -13,7 +14,7 @@ use futures_util::{Stream, stream};
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::LoadBook;
 use crate::runtime::{Peer, Refusals};
@@ -66,9 +67,10 @@ impl LoadReportingService for LoadService {
             drain: self.drain.clone(),
             node: None,
             peer,
-            _entry: entry,
+            entry,
+            refusals: self.refusals.clone(),
         };
-        Ok(Response::new(Box::pin(stream::unfold(reporting, Reporting::next))))
+        Ok(Response::new(Box::pin(stream::unfold(Some(reporting), |reporting| async { reporting?.next().await }))))
     }
 }
 
@@ -81,7 +83,8 @@ struct Reporting {
     peer: Peer,
     /// What the client calls itself; none before its first message, which alone has it.
     node: Option<String>,
-    _entry: NodeEntry,
+    entry: NodeEntry,
+    refusals: Arc<Refusals>,
 }
 
 /// A client's place in the book; dropped with the stream.
@@ -98,7 +101,7 @@ impl Drop for Client {
 
 impl Reporting {
     /// Reads reports; the first message alone is answered.
-    async fn next(mut self) -> Option<(Result<LoadStatsResponse, Status>, Self)> {
+    async fn next(mut self) -> Option<(Result<LoadStatsResponse, Status>, Option<Self>)> {
         loop {
             let next = async {
                 sleep_until(self.pace.next()).await;
@@ -106,7 +109,12 @@ impl Reporting {
             };
             let message = tokio::select! {
                 () = self.drain.drained() => return None,
-                message = next => message.ok().flatten()?,
+                message = next => match message {
+                    Ok(message) => message?,
+                    // As the decoder says it. Whoever broke the stream off hears nothing.
+                    Err(status) if status.code() == Code::OutOfRange => return Some((Err(self.refuse(&status)), None)),
+                    Err(_) => return None,
+                },
             };
             self.pace.take(Instant::now());
             let first = self.node.is_none();
@@ -124,8 +132,15 @@ impl Reporting {
                     load_reporting_interval: Some(interval),
                     ..LoadStatsResponse::default()
                 };
-                return Some((Ok(answer), self));
+                return Some((Ok(answer), Some(self)));
             }
         }
+    }
+
+    fn refuse(&self, status: &Status) -> Status {
+        let refusal = Status::resource_exhausted(format!("{}; report fewer clusters in one message", status.message()));
+        self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
+        self.refusals.stream("load report", &self.peer, &refusal);
+        refusal
     }
 }

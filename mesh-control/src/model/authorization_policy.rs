@@ -120,7 +120,13 @@ impl Kind for AuthorizationPolicy {
             let (permissions, principals) = rule(&spec, check, &format!("spec.rules[{i}]"));
             // Istio's names, which its users know from access logs.
             let name = format!("ns[{namespace}]-policy[{name}]-rule[{i}]");
-            rules.push(AuthorizationRule { name, permissions, principals });
+            let rule = AuthorizationRule { name, permissions, principals };
+            if action == AuthorizationAction::Deny && denies_every_connection(&rule) {
+                let message = "all that it asks for only HTTP requests have: at ports that are not HTTP nothing of it is \
+                               left, and it denies every connection; name its ports in `to.operation.ports`";
+                check.warn(&format!("spec.rules[{i}]"), message);
+            }
+            rules.push(rule);
         }
         if matches!(action, AuthorizationAction::Custom(_))
             && rules.iter().any(|rule| rule.principals.iter().any(names))
@@ -155,6 +161,36 @@ impl Kind for AuthorizationPolicy {
         let selection = read.map_or_else(Selection::default, |read| read.selection);
         let deny = Self { selection, action: AuthorizationAction::Deny, dry_run: false, rules: vec![everything] };
         Some((deny, "until it is corrected every request is denied where this object holds"))
+    }
+}
+
+/// Whether nothing is left of a DENY rule where there are no requests, though it was written for some.
+fn denies_every_connection(rule: &AuthorizationRule) -> bool {
+    let AuthorizationRule { permissions, principals, .. } = rule;
+    let says = *permissions != [Permission::Any] || *principals != [Principal::Any];
+    says && !permissions.iter().all(has_of_connections) && !principals.iter().all(is_of_connections)
+}
+
+/// Whether a condition is on what connections have.
+fn has_of_connections(permission: &Permission) -> bool {
+    match permission {
+        Permission::And(list) | Permission::Or(list) => list.iter().any(has_of_connections),
+        Permission::Not(inner) => has_of_connections(inner),
+        Permission::DestinationPort(_)
+        | Permission::DestinationPorts(..)
+        | Permission::DestinationIp(_)
+        | Permission::ServerName(_) => true,
+        Permission::Any | Permission::Header(_) | Permission::Path(_) | Permission::Metadata(_) => false,
+    }
+}
+
+/// The same of who made them.
+fn is_of_connections(principal: &Principal) -> bool {
+    match principal {
+        Principal::And(list) | Principal::Or(list) => list.iter().any(is_of_connections),
+        Principal::Not(inner) => is_of_connections(inner),
+        Principal::Authenticated(_) | Principal::DirectRemoteIp(_) | Principal::RemoteIp(_) => true,
+        Principal::Any | Principal::Header(_) | Principal::Path(_) | Principal::Metadata(_) => false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`Check`]: collects what validation has to say, with the path of the field.
 
+use mesh_core::matcher::{Effort, Met, OF_NO_PATH};
 use mesh_core::policy::PatternRoom;
 
 use crate::finding::{Finding, Severity};
@@ -11,11 +12,20 @@ pub(crate) struct Check<'a> {
     pub(crate) findings: Vec<Finding>,
     /// For the regular expressions that somebody wrote.
     pub(crate) patterns: PatternRoom,
+    /// For looking whether conditions can be met.
+    pub(crate) effort: Effort,
+    is_unchecked: bool,
 }
 
 impl<'a> Check<'a> {
     pub(crate) fn new(document: &'a Document) -> Self {
-        Self { document, findings: Vec::new(), patterns: PatternRoom::default() }
+        Self {
+            document,
+            findings: Vec::new(),
+            patterns: PatternRoom::default(),
+            effort: Effort::default(),
+            is_unchecked: false,
+        }
     }
 
     pub(crate) fn document(&self) -> &'a Document {
@@ -47,6 +57,30 @@ impl<'a> Check<'a> {
     /// A part that is valid and not performed.
     pub(crate) fn unenforced(&mut self, path: &str, effect: &str) {
         self.warn(path, format!("accepted and not enforced by this version: {effect}"));
+    }
+
+    /// Says what is to be said of a condition on the path; with an error one that nothing meets.
+    pub(crate) fn met(&mut self, path: &str, met: Met) -> Result<(), String> {
+        match met {
+            Met::Whole => Ok(()),
+            Met::Never => Err(OF_NO_PATH.to_owned()),
+            Met::InPart { sent, judged } => {
+                let message = format!(
+                    "an alternative of the pattern is met by no request, because the path of each is brought to its normal \
+                     form first: {sent:?} becomes {judged:?}, which the pattern does not take; write the alternative so"
+                );
+                self.warn(path, message);
+                Ok(())
+            }
+            Met::Unchecked => {
+                if !std::mem::replace(&mut self.is_unchecked, true) {
+                    let message = "not checked, nor any after it: whether requests can meet these conditions takes more work \
+                                   than one object is given; divide it, or write simpler patterns";
+                    self.warn(path, message);
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Takes a value or reports why there is none.

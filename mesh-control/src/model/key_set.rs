@@ -13,6 +13,8 @@ pub(crate) struct PublicKeys {
     pub(crate) text: String,
     /// Whether there were private keys among them. They are left out.
     pub(crate) had_private: bool,
+    /// What is to be said of keys that no token is ever tried with.
+    pub(crate) beyond_reach: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -29,7 +31,7 @@ impl PublicKeys {
     /// # Errors
     /// Why no token could be checked with it.
     pub(crate) fn read(text: &str) -> Result<Self, String> {
-        KeySet::parse(text).map_err(|error| error.to_string())?;
+        let beyond_reach = KeySet::parse(text).map_err(|error| error.to_string())?.beyond_reach();
         let document: Document = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mut had_private = false;
         let mut public = |members: Map<String, Value>| -> BTreeMap<String, Value> {
@@ -44,7 +46,7 @@ impl PublicKeys {
             _ => None,
         });
         let keys: Vec<_> = keys.collect();
-        Ok(Self { text: serde_json::json!({ "keys": keys }).to_string(), had_private })
+        Ok(Self { text: serde_json::json!({ "keys": keys }).to_string(), had_private, beyond_reach })
     }
 }
 

@@ -84,11 +84,10 @@ const IGNORED: &[(&str, &str, Severity, &str)] = &[
 const GUARDING: [&str; 2] = ["security.istio.io", "policy.linkerd.io"];
 const NOT_ENFORCED: &str = "not enforced by this version; requests it should refuse are NOT refused: \
      remove the object, or enforce it by other means";
-/// Linkerd answers 404 at a Server that has routes to what none of them takes.
-const SERVES_ALL: &str = "routes of this group are not attached to Servers: requests that no route takes are NOT refused, \
-     and whoever is authorized for the Server may send them: write an HTTPRoute of policy.linkerd.io";
-/// What filters of Envoy that refuse requests have in their names and types.
-const GUARDS: [&str; 7] = ["rbac", "ext_authz", "jwt_authn", ".lua", "oauth2", "basic_auth", "api_key_auth"];
+/// What filters of Envoy that refuse requests have in their names and types. Wasm and Go are not among them: what those do is not
+/// to be seen here, and most count.
+const GUARDS: [&str; 10] =
+    ["rbac", "ext_authz", "jwt_authn", ".lua", "oauth2", "basic_auth", "api_key_auth", "ratelimit", "ext_proc", "csrf"];
 const NO_EFFECT: &str = "this kind has no effect in this version";
 const NOT_MESH: &str = "not mesh configuration; ignored";
 
@@ -122,7 +121,8 @@ kinds! {
     namespaces, service_accounts, services, endpoint_slices, pods, deployments, stateful_sets, daemon_sets,
     virtual_services, destination_rules, gateways, service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
     authorization_policies, request_authentications, mesh_configs, linkerd_servers, linkerd_server_authorizations,
-    linkerd_authorizations, linkerd_mesh_tls, linkerd_networks, linkerd_routes, linkerd_rate_limits,
+    linkerd_authorizations, linkerd_mesh_tls, linkerd_networks, linkerd_routes, gateway_http_routes,
+    gateway_grpc_routes, linkerd_rate_limits,
 }
 
 fn names<T: Kind>(_: fn(&Model) -> &Store<T>) -> (&'static str, &'static str) {
@@ -190,15 +190,17 @@ fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
 fn lets_in(document: &Document) -> Option<(&'static str, &'static str)> {
     let spec = document.node.get("spec")?;
     match (document.group.as_str(), document.kind.as_str()) {
-        ("networking.istio.io", "EnvoyFilter") => has_guard(spec).then_some(("spec.configPatches", NOT_ENFORCED)),
+        ("networking.istio.io", "EnvoyFilter") => {
+            let patches = spec.get("configPatches").map(Node::items).unwrap_or_default();
+            let mut patches = patches.iter().filter_map(|of| of.get("patch"));
+            // What a patch is beside, or takes away, refuses nothing by it.
+            let adds = |patch: &Node| patch.get("operation").and_then(Node::text) != Some("REMOVE");
+            let guards = patches.any(|patch| adds(patch) && patch.get("value").is_some_and(has_guard));
+            guards.then_some(("spec.configPatches", NOT_ENFORCED))
+        }
         ("extensions.istio.io", "WasmPlugin" | "TrafficExtension") => {
             let phase = spec.get("phase").and_then(Node::text);
             phase.filter(|phase| ["AUTHN", "AUTHZ"].contains(phase)).map(|_| ("spec.phase", NOT_ENFORCED))
-        }
-        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute") => {
-            let parents = spec.get("parentRefs").map(Node::items).unwrap_or_default();
-            let mut kinds = parents.iter().filter_map(|parent| parent.get("kind")?.text());
-            kinds.any(|kind| kind == "Server").then_some(("spec.parentRefs", SERVES_ALL))
         }
         _ => None,
     }
@@ -207,7 +209,10 @@ fn lets_in(document: &Document) -> Option<(&'static str, &'static str)> {
 /// Whether somewhere in it a filter of Envoy is named that refuses requests.
 fn has_guard(node: &Node) -> bool {
     match &node.value {
-        Value::Text(text) => text.contains("envoy") && GUARDS.iter().any(|name| text.contains(name)),
+        Value::Text(text) => {
+            let name = text.rsplit('/').next().unwrap_or_default();
+            name.starts_with("envoy.") && GUARDS.iter().any(|guard| name.contains(guard))
+        }
         Value::List(items) => items.iter().any(has_guard),
         Value::Map(entries) => entries.iter().any(|(_, node)| has_guard(node)),
         Value::Null | Value::Bool(_) | Value::Int(_) | Value::UInt(_) | Value::Float(_) => false,

@@ -34,8 +34,9 @@ pub(crate) use self::key_set::PublicKeys;
 pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
 pub use self::linkerd::AccessPolicy;
 pub(crate) use self::linkerd::{
-    Authentication, DEFAULT_POLICY, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, MeshTlsAuthentication,
-    NetworkAuthentication, Server, ServerAuthorization, ServerPort, ServerRef, Target, all_of_principals,
+    Authentication, DEFAULT_POLICY, GatewayGrpcRoute, GatewayHttpRoute, LinkerdAuthorization, LinkerdRateLimit,
+    LinkerdRoute, MeshTlsAuthentication, NetworkAuthentication, RouteKind, Server, ServerAuthorization, ServerPort,
+    ServerRef, Target, all_of_principals,
 };
 pub(crate) use self::mesh_config::MeshConfig;
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
@@ -119,6 +120,8 @@ pub struct Model {
     pub(crate) linkerd_mesh_tls: Store<MeshTlsAuthentication>,
     pub(crate) linkerd_networks: Store<NetworkAuthentication>,
     pub(crate) linkerd_routes: Store<LinkerdRoute>,
+    pub(crate) gateway_http_routes: Store<GatewayHttpRoute>,
+    pub(crate) gateway_grpc_routes: Store<GatewayGrpcRoute>,
     pub(crate) linkerd_rate_limits: Store<LinkerdRateLimit>,
     /// Files that could never be read, and may guard anything.
     pub(crate) unread: Vec<Arc<str>>,
@@ -176,6 +179,8 @@ impl Model {
             linkerd_mesh_tls,
             linkerd_networks,
             linkerd_routes,
+            gateway_http_routes,
+            gateway_grpc_routes,
             linkerd_rate_limits,
             unread,
             findings: _,
@@ -205,6 +210,8 @@ impl Model {
             && same(linkerd_mesh_tls, &other.linkerd_mesh_tls)
             && same(linkerd_networks, &other.linkerd_networks)
             && same(linkerd_routes, &other.linkerd_routes)
+            && same(gateway_http_routes, &other.gateway_http_routes)
+            && same(gateway_grpc_routes, &other.gateway_grpc_routes)
             && same(linkerd_rate_limits, &other.linkerd_rate_limits)
             && *unread == other.unread
     }

@@ -242,6 +242,9 @@ fn keys(spec: &RuleSpec, check: &mut Check<'_>, at: &str) -> Result<TokenKeys, S
                                are given the public ones alone";
                 check.warn(&format!("{at}.jwks"), message);
             }
+            if let Some(beyond_reach) = keys.beyond_reach {
+                check.warn(&format!("{at}.jwks"), beyond_reach);
+            }
             Ok(TokenKeys::Inline(keys.text))
         }
         (_, _, _) => Err("jwks and jwksUri exclude each other".to_owned()),

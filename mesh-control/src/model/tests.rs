@@ -82,18 +82,29 @@ fn kinds_that_do_nothing_say_so() {
 fn kinds_that_do_nothing_and_should_refuse_requests_are_errors() {
     let patch =
         |name: &str| format!("{{configPatches: [{{applyTo: HTTP_FILTER, patch: {{value: {{name: {name}}}}}}}]}}");
+    let typed = "{applyTo: HTTP_FILTER, patch: {operation: MERGE, value: {name: a, typed_config: {'@type': \
+                 type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit}}}}";
+    let beside = "{applyTo: HTTP_FILTER, match: {listener: {filterChain: {filter: {subFilter: {name: envoy.filters.http.jwt_authn}}}}}, \
+                  patch: {operation: INSERT_BEFORE, value: {name: envoy.filters.http.gzip}}}";
+    let removed = "{applyTo: HTTP_FILTER, patch: {operation: REMOVE, value: {name: envoy.filters.http.rbac}}}";
+    let labelled = "{applyTo: CLUSTER, patch: {value: {metadata: {app: envoy-rbac}}}}";
+    let patches = |of: &[&str]| format!("{{configPatches: [{}]}}", of.join(", "));
+    let filter = |spec, at| ("networking.istio.io/v1alpha3", "EnvoyFilter", spec, at);
     let parent = |of: &str| format!("{{parentRefs: [{of}]}}");
-    let server = "{group: policy.linkerd.io, kind: Server, name: a}";
     for (api, kind, spec, at) in [
         ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.ext_authz"), "spec.configPatches"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.lua"), "spec.configPatches"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.rbac"), "spec.configPatches"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", patch("envoy.filters.http.gzip"), ""),
+        filter(patch("envoy.filters.http.ratelimit"), "spec.configPatches"),
+        filter(patch("envoy.filters.http.ext_proc"), "spec.configPatches"),
+        filter(patch("envoy.filters.http.csrf"), "spec.configPatches"),
+        filter(patches(&[beside, removed, labelled, typed]), "spec.configPatches"),
+        filter(patches(&[beside, removed, labelled]), ""),
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "{phase: AUTHZ}".to_owned(), "spec.phase"),
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "{phase: STATS}".to_owned(), ""),
-        ("gateway.networking.k8s.io/v1", "HTTPRoute", parent(server), "spec.parentRefs"),
-        ("gateway.networking.k8s.io/v1", "GRPCRoute", parent(server), "spec.parentRefs"),
         ("gateway.networking.k8s.io/v1", "HTTPRoute", parent("{kind: Gateway, name: a}"), ""),
+        ("gateway.networking.k8s.io/v1", "GRPCRoute", parent("{kind: Service, name: a}"), ""),
     ] {
         let found = findings(&object(api, kind, "a", &spec));
         let (severity, words) = match at {

@@ -26,20 +26,23 @@ pub(crate) enum Refusal {
     AnonymousLimit,
     /// The identity has as many connections as one may.
     IdentityLimit,
-    /// A stream of configuration, of roots or of load reports was not opened, or ended.
+    /// A stream of configuration or of load reports was not opened, or ended.
     Stream,
+    /// A stream of roots was not opened, or ended. Strangers have those, and hide no others with them.
+    Roots,
     /// No certificate was given.
     Certificate,
 }
 
 impl Refusal {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Handshake,
         Self::Timeout,
         Self::AddressLimit,
         Self::AnonymousLimit,
         Self::IdentityLimit,
         Self::Stream,
+        Self::Roots,
         Self::Certificate,
     ];
 
@@ -51,6 +54,7 @@ impl Refusal {
             Self::AnonymousLimit => "anonymous_limit",
             Self::IdentityLimit => "identity_limit",
             Self::Stream => "stream",
+            Self::Roots => "roots",
             Self::Certificate => "certificate",
         }
     }
@@ -89,8 +93,17 @@ impl Refusals {
 
     /// Counts a stream that is not opened, or is ended, and tells of it.
     pub(crate) fn stream(&self, of_what: &str, peer: &Peer, status: &Status) {
+        self.denied(Refusal::Stream, of_what, peer, status);
+    }
+
+    /// The same, of a stream of roots.
+    pub(crate) fn roots(&self, peer: &Peer, status: &Status) {
+        self.denied(Refusal::Roots, "roots", peer, status);
+    }
+
+    fn denied(&self, refusal: Refusal, of_what: &str, peer: &Peer, status: &Status) {
         let (code, reason) = (status.code(), status.message());
-        if let Some(left_out) = self.of(Refusal::Stream, &peer.caller) {
+        if let Some(left_out) = self.of(refusal, &peer.caller) {
             tracing::warn!(target: "mesh::audit", %peer, ?code, reason, left_out, "{of_what} stream denied");
         }
     }
@@ -148,8 +161,12 @@ mod tests {
             (Caller::Workload(id), "sa/reviews", 100),
         ] {
             let peer = Peer { address: ([192, 0, 2, 1], 1).into(), caller, joined: false };
+            // Strangers who are refused roots hide none who is refused something else.
+            (0..100).for_each(|_| refusals.roots(&peer, &Status::resource_exhausted("no")));
             (0..100).for_each(|_| refusals.stream("configuration", &peer, &Status::unauthenticated("no")));
-            assert_eq!(log.lines(&["mesh::audit", said]), lines, "{}", log.text());
+            for of in ["roots stream", "configuration stream"] {
+                assert_eq!(log.lines(&["mesh::audit", said, of]), lines, "{}", log.text());
+            }
         }
     }
 }

@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use mesh_core::limit::host;
 
 /// The places of everybody who has one; of others nothing is remembered.
 #[derive(Debug)]
@@ -72,13 +74,9 @@ impl<K: Eq + Hash> Drop for Place<K> {
     }
 }
 
-/// Whose places an address takes: of IPv6 all of one /64 are one. None for this host's own, for all its processes have that.
+/// Whose places an address takes. None for this host's own, for all its processes have that.
 pub(crate) fn holder(address: IpAddr) -> Option<IpAddr> {
-    match address.to_canonical() {
-        address if address.is_loopback() => None,
-        IpAddr::V4(address) => Some(address.into()),
-        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into()),
-    }
+    Some(host(address)).filter(|host| !host.is_loopback())
 }
 
 #[cfg(test)]

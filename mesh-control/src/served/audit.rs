@@ -28,6 +28,8 @@ pub(super) fn record(before: &Arc<Model>, now: &Arc<Model>) {
     stores(&before.linkerd_mesh_tls, &now.linkerd_mesh_tls);
     stores(&before.linkerd_networks, &now.linkerd_networks);
     stores(&before.linkerd_routes, &now.linkerd_routes);
+    stores(&before.gateway_http_routes, &now.gateway_http_routes);
+    stores(&before.gateway_grpc_routes, &now.gateway_grpc_routes);
     stores(&before.linkerd_rate_limits, &now.linkerd_rate_limits);
     stores(&before.mesh_configs, &now.mesh_configs);
     annotations(&before.namespaces, &now.namespaces, |object| object.document.annotations.get(DEFAULT_POLICY));

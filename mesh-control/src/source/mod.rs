@@ -13,6 +13,7 @@ pub(crate) mod yaml;
 pub use self::files::{FileSet, Limits};
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::finding::{Finding, Severity};
@@ -101,6 +102,13 @@ impl Manifests {
     /// Whether there is no object.
     pub fn is_empty(&self) -> bool {
         self.documents.is_empty()
+    }
+
+    /// Whether `path`, a file or a directory as it was named, gave any object, or an error that may have kept one back.
+    pub fn is_said_by(&self, path: &Path) -> bool {
+        let errors = self.findings.iter().filter(|finding| finding.severity == Severity::Error);
+        let mut files = self.documents.iter().map(|document| &document.file).chain(errors.map(|finding| &finding.file));
+        files.any(|file| Path::new(&**file).starts_with(path.display().to_string()))
     }
 
     /// Joins parsed files. Of objects with one key the one whose file had it before (`in_force`) stays,

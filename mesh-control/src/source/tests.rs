@@ -566,3 +566,23 @@ fn a_file_whose_name_ends_almost_as_a_manifests_is_told_of() {
         "{lines:?}"
     );
 }
+
+#[test]
+fn a_path_that_gave_no_object_and_no_error_is_known() {
+    let home = tempfile::tempdir().unwrap();
+    let [good, bad, other, empty] = ["good", "bad", "other", "empty"].map(|name| {
+        let directory = home.path().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        directory
+    });
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+    let file = good.join("a.yaml");
+    std::fs::write(&file, text).unwrap();
+    std::fs::write(bad.join("b.yaml"), "kind: [").unwrap();
+    std::fs::write(other.join("c.json"), text).unwrap();
+    std::fs::write(other.join("c.YAML"), text).unwrap();
+    let paths = [&good, &file, &bad, &other, &empty];
+    let manifests = FileSet::new(paths.map(Clone::clone), Limits::default()).read();
+    assert_eq!(paths.map(|path| manifests.is_said_by(path)), [true, true, true, false, false]);
+    assert!(!manifests.is_said_by(&home.path().join("goo")), "a part of a name is no path");
+}

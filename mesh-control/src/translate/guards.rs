@@ -1,6 +1,7 @@
 //! Findings about authorization that need several objects: who is referred to and does not exist. Nothing of this opens
 //! anything; what is missing lets nobody in, or holds for nobody.
 
+use mesh_core::jwt::KeySet;
 use mesh_core::policy::AuthorizationAction;
 
 use super::authorization::provider;
@@ -8,8 +9,8 @@ use super::{World, linkerd};
 use crate::finding::{Finding, Severity};
 use crate::jwks::Known;
 use crate::model::{
-    Authentication, KeySource, Model, Object, Pod, RequestAuthentication, Selection, Server, ServerPort, Target,
-    TokenKeys,
+    Authentication, KeySource, Model, Object, Pod, RequestAuthentication, RouteKind, Selection, Server, ServerPort,
+    Target, TokenKeys,
 };
 
 pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
@@ -50,21 +51,27 @@ fn targets<T>(model: &Model, policy: &Object<T>, selection: &Selection, findings
     }
 }
 
-/// Keys of issuers that could not be fetched.
+/// Keys of issuers that could not be fetched, and of those that were what is never used.
 fn keys(world: &World, policy: &Object<RequestAuthentication>, findings: &mut Vec<Finding>) {
     for (i, rule) in policy.spec.rules.iter().enumerate() {
         let TokenKeys::From(source) = &rule.keys else { continue };
-        let Some(Known { document, failure: Some(failure) }) = world.keys.get(source) else { continue };
-        let effect = match document {
-            Some(_) => "the keys that were fetched last stay in force for a while",
-            None => "until they can be, every token of this issuer is refused",
-        };
+        let Some(Known { document, failure }) = world.keys.get(source) else { continue };
         let field = match source {
             KeySource::Uri(_) => "jwksUri",
             KeySource::Issuer(_) => "issuer",
         };
+        let field = format!("spec.jwtRules[{i}].{field}");
+        let fetched = document.as_ref().and_then(|document| KeySet::parse(document).ok());
+        if let Some(beyond_reach) = fetched.and_then(|keys| keys.beyond_reach()) {
+            findings.push(policy.finding(Severity::Warning, &field, format!("of its keys {beyond_reach}")));
+        }
+        let Some(failure) = failure else { continue };
+        let effect = match document {
+            Some(_) => "the keys that were fetched last stay in force for a while",
+            None => "until they can be, every token of this issuer is refused",
+        };
         let message = format!("its keys cannot be fetched: {failure}; {effect}");
-        findings.push(policy.finding(Severity::Error, &format!("spec.jwtRules[{i}].{field}"), message));
+        findings.push(policy.finding(Severity::Error, &field, message));
     }
 }
 
@@ -77,8 +84,14 @@ fn authorizations(world: &World, findings: &mut Vec<Finding>) {
             Target::Server(name) if !model.linkerd_servers.contains_key(&(namespace(), name.clone())) => {
                 Some(format!("Server {name:?}"))
             }
-            Target::Route(name) if !model.linkerd_routes.contains_key(&(namespace(), name.clone())) => {
-                Some(format!("HTTPRoute {name:?}"))
+            Target::Route(kind, name) => {
+                let key = (namespace(), name.clone());
+                let (known, what) = match kind {
+                    RouteKind::Linkerd => (model.linkerd_routes.contains_key(&key), "HTTPRoute"),
+                    RouteKind::Http => (model.gateway_http_routes.contains_key(&key), "HTTPRoute at a Server"),
+                    RouteKind::Grpc => (model.gateway_grpc_routes.contains_key(&key), "GRPCRoute at a Server"),
+                };
+                (!known).then(|| format!("{what} {name:?}"))
             }
             _ => None,
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::policy::{InboundListener, InboundTls};
+use mesh_core::policy::{HttpFilter, HttpFilterKind, InboundListener, InboundTls};
 
 use super::instances::includes;
 use super::{NodeScope, Options, World, authorization, linkerd, names, tokens};
@@ -101,14 +101,18 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
     let tls = strictest(world, &workload);
     let mut authorization = authorization::policies(&world.model, &world.options, &workload);
     authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
-    let filters = linkerd::limits(&world.model, &world.options, &workload);
-    let jwt = tokens::authentication(world, &workload).into_iter().collect();
+    let jwt: Vec<_> = tokens::authentication(world, &workload).into_iter().collect();
+    let limits = linkerd::limits(&world.model, &world.options, &workload);
+    // A flood of bad tokens is stopped before each of them costs a verification. Not by the limit for all: who has no right
+    // to call could use that up, and as Linkerd has it is asked after authorization.
+    let of_each = |filter: &HttpFilter| !jwt.is_empty() && matches!(filter.kind, HttpFilterKind::CallerRateLimit(_));
+    let (before, filters) = limits.into_iter().partition(of_each);
     // Not the mesh's `defaultConfig`: those proxies are before its gateways, and whoever calls from inside stands behind none.
     let of_pod = pod.and_then(|pod| pod.spec.trusted_proxies);
     let of_template = || workload.template(&world.model)?.trusted_proxies;
     let trusted_proxies = of_pod.or_else(of_template).unwrap_or_default();
     let listener = InboundListener::new(name, address, tls);
-    Some(InboundListener { jwt, authorization, filters, trusted_proxies, ..listener })
+    Some(InboundListener { before, jwt, authorization, filters, trusted_proxies, ..listener })
 }
 
 /// The mode of a workload's port; the one that lets least in, where its labels have several.

@@ -18,8 +18,8 @@ use super::Options;
 use super::authorization::Domains;
 use super::inbound::Workload;
 use crate::model::{
-    AccessPolicy, Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, Model, Object, Server,
-    ServerPort, ServerRef, Store, Target, all_of_principals,
+    AccessPolicy, Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, Model, Object, RouteKind,
+    Server, ServerPort, ServerRef, Store, Target, all_of_principals,
 };
 
 /// The policies of a workload's port.
@@ -174,13 +174,8 @@ fn probes(of: &Workload<'_>) -> Vec<AuthorizationRule> {
 
 fn of_server(model: &Model, options: &Options, of: &Workload<'_>, server: &Object<Server>) -> Vec<AuthorizationPolicy> {
     let name = format!("linkerd.server.{}.{}", server.namespace(), server.name());
-    let attached = |route: &&Object<LinkerdRoute>| match &route.spec.servers {
-        None => true,
-        Some(servers) => servers.iter().any(|attached| attached == server.name()),
-    };
-    let routes: Vec<&Object<LinkerdRoute>> =
-        in_namespace(&model.linkerd_routes, of.namespace).filter(attached).collect();
-    if server.spec.closed || routes.iter().any(|route| route.spec.closed) {
+    let routes = attached(model, server);
+    if server.spec.closed || routes.iter().any(|route| route.route.closed) {
         return vec![AuthorizationPolicy::new(name, AuthorizationAction::Allow)];
     }
     let access = server.spec.access;
@@ -194,9 +189,9 @@ fn of_server(model: &Model, options: &Options, of: &Workload<'_>, server: &Objec
     }
     let (mut known, mut rules) = (Vec::new(), Vec::new());
     for (route, permission) in in_order(&routes) {
-        let named = format!("linkerd-route[{}]", route.name());
+        let named = format!("linkerd-{}[{}]", route.in_words(), route.name);
         known.push(rule(named, vec![permission.clone()], vec![Principal::Any]));
-        let target = Target::Route(route.name().to_owned());
+        let target = Target::Route(route.kind, route.name.to_owned());
         let who = authorized(model, of.namespace, &target);
         let permission = if permission == Permission::Any { any_request() } else { permission };
         rules.extend(who.map(|(name, who)| rule(name, vec![permission.clone()], vec![who])));
@@ -208,6 +203,50 @@ fn of_server(model: &Model, options: &Options, of: &Workload<'_>, server: &Objec
         ..AuthorizationPolicy::new(format!("{name}.routes"), AuthorizationAction::Route)
     };
     vec![routes, allow(name, access, rules)]
+}
+
+/// A route at a Server.
+struct Attached<'a> {
+    kind: RouteKind,
+    name: &'a str,
+    seniority: (&'a str, &'a str, &'a str),
+    route: &'a LinkerdRoute,
+}
+
+impl Attached<'_> {
+    fn in_words(&self) -> &'static str {
+        match self.kind {
+            RouteKind::Linkerd => "route",
+            RouteKind::Http => "http-route",
+            RouteKind::Grpc => "grpc-route",
+        }
+    }
+}
+
+/// The routes at a Server, of whatever kind.
+fn attached<'a>(model: &'a Model, server: &Object<Server>) -> Vec<Attached<'a>> {
+    fn of<'a, T>(
+        store: &'a Store<T>,
+        namespace: &str,
+        kind: RouteKind,
+        route: impl Fn(&'a T) -> &'a LinkerdRoute,
+    ) -> impl Iterator<Item = Attached<'a>> {
+        in_namespace(store, namespace).map(move |object| Attached {
+            kind,
+            name: object.name(),
+            seniority: object.seniority(),
+            route: route(&object.spec),
+        })
+    }
+    let namespace = server.namespace();
+    let all = of(&model.linkerd_routes, namespace, RouteKind::Linkerd, |route| route)
+        .chain(of(&model.gateway_http_routes, namespace, RouteKind::Http, |route| &route.0))
+        .chain(of(&model.gateway_grpc_routes, namespace, RouteKind::Grpc, |route| &route.0));
+    let is_at = |route: &Attached<'_>| match &route.route.servers {
+        None => true,
+        Some(servers) => servers.iter().any(|attached| attached == server.name()),
+    };
+    all.filter(is_at).collect()
 }
 
 /// Who is authorized for everything: whatever its route, and without one where there are no requests.
@@ -226,22 +265,24 @@ fn any_request() -> Permission {
 }
 
 /// What each condition of the routes takes: what it matches and none before it does.
-fn in_order<'a>(routes: &[&'a Object<LinkerdRoute>]) -> Vec<(&'a Object<LinkerdRoute>, Permission)> {
-    let each = routes.iter().flat_map(|route| route.spec.conditions.iter().map(move |condition| (*route, condition)));
+fn in_order<'a>(routes: &'a [Attached<'a>]) -> Vec<(&'a Attached<'a>, Permission)> {
+    let each = routes.iter().flat_map(|route| route.route.conditions.iter().map(move |condition| (route, condition)));
     let mut each: Vec<_> = each.collect();
-    each.sort_by(|(a, x), (b, y)| y.rank.cmp(&x.rank).then_with(|| a.seniority().cmp(&b.seniority())));
-    let mut taken: Vec<(&str, Permission)> = Vec::new();
+    each.sort_by(|(a, x), (b, y)| y.rank.cmp(&x.rank).then_with(|| a.seniority.cmp(&b.seniority)));
+    let mut taken: Vec<((RouteKind, &str), Permission)> = Vec::new();
     let mut ordered = Vec::with_capacity(each.len());
     for (route, condition) in each {
         // Who may call is the same for all of a route's conditions: only those of others take anything away.
-        let others = taken.iter().filter(|(name, _)| *name != route.name());
+        let own = (route.kind, route.name);
+        let others = taken.iter().filter(|(other, _)| *other != own);
         let before: Vec<Permission> = others.map(|(_, permission)| permission.clone()).collect();
-        let own = condition.permission.clone();
         let permission = match before.is_empty() {
-            true => own.clone(),
-            false => Permission::And(vec![own.clone(), Permission::Not(Box::new(Permission::Or(before)))]),
+            true => condition.permission.clone(),
+            false => {
+                Permission::And(vec![condition.permission.clone(), Permission::Not(Box::new(Permission::Or(before)))])
+            }
         };
-        taken.push((route.name(), own));
+        taken.push((own, condition.permission.clone()));
         ordered.push((route, permission));
     }
     ordered

@@ -43,7 +43,56 @@ pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
             off_port(world, server, &[("spec.port".to_owned(), port)], &meant, findings);
         }
     }
+    rivals(world, findings);
     strangers(world, findings);
+}
+
+/// PeerAuthentications for the same workloads: of each scope the oldest alone counts, with all that it says.
+fn rivals(world: &World, findings: &mut Vec<Finding>) {
+    let mut scopes = BTreeMap::<_, Vec<_>>::new();
+    for policy in world.model.peer_authentications.values() {
+        scopes.entry((policy.namespace(), policy.spec.selector.is_some())).or_default().push(policy);
+    }
+    for ((namespace, selects), mut policies) in scopes.into_iter().filter(|(_, policies)| policies.len() > 1) {
+        policies.sort_by_key(|policy| policy.seniority());
+        // By the later one, which one wins. Those that select the same are rivals though nobody is known yet.
+        let (mut lost, mut known) = (BTreeMap::new(), BTreeMap::new());
+        for (i, policy) in policies.iter().enumerate() {
+            let first = *known.entry(&policy.spec.selector).or_insert(i);
+            lost.extend((first != i).then_some((i, first)));
+        }
+        for labels in labels_in(world, namespace).filter(|_| selects) {
+            let is_meant = |i: &usize| policies[*i].spec.selector.as_ref().is_some_and(|of| includes(labels, of));
+            let mut meant = (0..policies.len()).filter(is_meant);
+            if let Some(first) = meant.next() {
+                meant.for_each(|later| _ = lost.entry(later).or_insert(first));
+            }
+        }
+        for (later, first) in lost {
+            let (later, first) = (policies[later], policies[first]);
+            let same = later.spec.selector == first.spec.selector;
+            let message = format!(
+                "PeerAuthentication {} ({}:{}) is older, or first by name, and for {}: this one counts for nothing there; \
+                 make one of the two",
+                first.name(),
+                first.document.file,
+                first.document.line,
+                if same { "the same workloads" } else { "some of the same workloads" },
+            );
+            let field = if selects { "spec.selector" } else { "spec" };
+            findings.push(later.finding(Severity::Warning, field, message));
+        }
+    }
+}
+
+/// The labels of all workloads that are known in a namespace.
+fn labels_in<'w>(world: &'w World, namespace: &'w str) -> impl Iterator<Item = &'w BTreeMap<String, String>> {
+    let model = &world.model;
+    let announced = world.catalog.workloads.announced.iter().map(|announced| &*announced.registration);
+    let announced = announced.filter(move |one| one.namespace == namespace).map(|one| &one.labels);
+    let pods = model.pods.values().filter(move |pod| pod.namespace() == namespace).map(|pod| &pod.document.labels);
+    let templates = model.templates().filter(move |(document, _)| document.namespace == namespace);
+    announced.chain(pods).chain(templates.map(|(_, template)| &template.labels))
 }
 
 /// A selector that matches nobody yet; what is not announced and in no manifest is not known here.

@@ -43,6 +43,10 @@ impl Charge {
         &self.account
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn add(&mut self, bytes: usize) {
         self.account.0.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;

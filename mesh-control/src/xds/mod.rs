@@ -9,6 +9,7 @@
 
 mod account;
 mod cache;
+mod decode;
 mod encoded;
 mod federated;
 mod message;
@@ -216,13 +217,15 @@ pub(crate) struct Limits {
     pub(crate) names_bytes: usize,
     /// Bytes of one name.
     pub(crate) name_bytes: usize,
+    /// Resources that a client has from an earlier stream and says so. What the wildcard covers is not bound by `names`.
+    pub(crate) versions: usize,
     /// Streams of all clients together.
     pub(crate) streams: usize,
     /// Streams of one identity; those on the plaintext listener count as one.
     pub(crate) streams_of_one: usize,
-    /// Bytes kept for one identity over all its streams: names, resources that nobody else has, scopes. A thousand
-    /// processes of one service account that name 2,000 resources each take a quarter of it, and all of it if the labels
-    /// of every one are its own.
+    /// Bytes kept for one identity over all its streams: names, resources that nobody else has, scopes,
+    /// and the largest request of each stream, for its buffer stays as large. A thousand processes of one service account
+    /// that name 2,000 resources each take half of it, and more than all of it if the labels of every one are its own.
     pub(crate) bytes_of_one: usize,
     /// Bytes of one request. A client that comes back says every name twice, with the version that it has of it: 23 MiB.
     pub(crate) request_bytes: usize,
@@ -240,6 +243,7 @@ impl Default for Limits {
             names: 100_000,
             names_bytes: 10 << 20,
             name_bytes: 4_096,
+            versions: 500_000,
             streams: 20_000,
             streams_of_one: 5_000,
             bytes_of_one: 1 << 30,

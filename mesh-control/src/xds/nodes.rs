@@ -36,6 +36,9 @@ pub struct NodeStatus {
     pub protocol: &'static str,
     /// Whether it has accepted the newest of everything it asked for.
     pub in_sync: bool,
+    /// Whether it is an Envoy that has not had all of its clusters in use for 15 s, so that its listeners and routes no
+    /// longer wait for them.
+    pub late: bool,
     /// What it asked for, by type.
     pub types: Vec<TypeStatus>,
 }
@@ -98,6 +101,7 @@ pub struct NackStatus {
 #[derive(Default)]
 pub(crate) struct Nodes {
     open: Mutex<Open>,
+    told: Mutex<HashMap<Option<SpiffeId>, Told>>,
     pub(crate) pushes: AtomicU64,
     pub(crate) acks: AtomicU64,
     pub(crate) nacks: AtomicU64,
@@ -116,15 +120,21 @@ struct Open {
 struct Own {
     streams: usize,
     account: Arc<Account>,
-    told: Arc<Told>,
 }
 
-/// When the log was told of what clients of one identity say. As often as they say it would be as often as they like.
+/// When the log was told of what clients of one identity say. As often as they say it would be as often as they like. It
+/// outlasts their streams, which they open and close as often.
 #[derive(Default)]
 struct Told {
-    nacks: Mutex<Seldom>,
-    claims: Mutex<Seldom>,
+    nacks: Seldom,
+    claims: Seldom,
+    late: Seldom,
+    /// When they last said something.
+    at: Option<Instant>,
 }
+
+/// Identities of which the log was told a while ago. Further ones share a line at times.
+const TOLD: usize = 1_000;
 
 /// One stream, shared by the task that serves it and whoever asks how it stands.
 pub(crate) struct Node {
@@ -160,13 +170,13 @@ impl Nodes {
         let id = open.last;
         let own = open.by_identity.entry(identity.clone()).or_default();
         own.streams += 1;
-        let (account, told) = (own.account.clone(), own.told.clone());
+        let account = own.account.clone();
         let (user_agent, user_agent_version) = (String::new(), String::new());
         let node = Node { peer: peer.clone(), id: String::new(), user_agent, user_agent_version, session: None };
         let node = Arc::new(Mutex::new(node));
         open.streams.insert(id, node.clone());
         drop(open);
-        Ok(NodeEntry { nodes: self.clone(), id, identity, account, told, node })
+        Ok(NodeEntry { nodes: self.clone(), id, identity, account, node })
     }
 
     /// The clients that have said who they are, longest connected first; with `resources` of those whose
@@ -176,6 +186,19 @@ impl Nodes {
         let streams: Vec<_> = self.open.lock().streams.values().cloned().collect();
         let wanted = |node: &Node| only.is_none_or(|only| node.id == only);
         streams.iter().filter_map(|node| Some(node.lock()).filter(|node| wanted(node))?.status(resources)).collect()
+    }
+
+    /// `Some` = the log is to be told of what this identity says, with how many were left out.
+    fn tells(&self, identity: &Option<SpiffeId>, of: fn(&mut Told) -> &mut Seldom) -> Option<u64> {
+        let (mut all, now) = (self.told.lock(), Instant::now());
+        if all.len() >= TOLD && !all.contains_key(identity) {
+            all.retain(|_, told| told.at.is_some_and(|at| now.saturating_duration_since(at) < EVERY));
+        }
+        // Those without an identity are one.
+        let key = if all.len() >= TOLD && !all.contains_key(identity) { &None } else { identity };
+        let told = all.entry(key.clone()).or_default();
+        told.at = Some(now);
+        of(told).tell(EVERY, now)
     }
 
     /// Streams open now.
@@ -201,6 +224,7 @@ impl Node {
                 Form::Delta => "delta",
             },
             in_sync: !types.iter().any(behind),
+            late: session.lacks_clusters(),
             types,
         })
     }
@@ -212,7 +236,6 @@ pub(crate) struct NodeEntry {
     pub(crate) node: Arc<Mutex<Node>>,
     /// What is kept for its identity.
     pub(crate) account: Arc<Account>,
-    told: Arc<Told>,
     identity: Option<SpiffeId>,
     id: u64,
 }
@@ -221,7 +244,7 @@ impl NodeEntry {
     /// Counts a response that the client refused, and tells of it unless another one of this identity was told of a while ago.
     pub(crate) fn nacked(&self, peer: &Peer, node: &str, type_url: &str, reason: &str) {
         self.nodes.nacks.fetch_add(1, Ordering::Relaxed);
-        if let Some(left_out) = self.told.nacks.lock().tell(EVERY, Instant::now()) {
+        if let Some(left_out) = self.nodes.tells(&self.identity, |told| &mut told.nacks) {
             tracing::warn!(%peer, ?node, ?type_url, ?reason, left_out, "a client refused configuration; it keeps its last good one");
         }
     }
@@ -229,10 +252,21 @@ impl NodeEntry {
     /// Tells what a node says of itself that its certificate contradicts, unless another one of this identity was told of a
     /// while ago.
     pub(crate) fn claims(&self, peer: &Peer, claims: &[String]) {
-        if let Some(left_out) = self.told.claims.lock().tell(EVERY, Instant::now()) {
+        if let Some(left_out) = self.nodes.tells(&self.identity, |told| &mut told.claims) {
             tracing::warn!(
                 target: "mesh::audit", %peer, ?claims, left_out,
                 "a node claims to be another one than its certificate says; the claim is ignored"
+            );
+        }
+    }
+
+    /// Tells that an Envoy does not take its clusters into use, unless another one of this identity was told of a while ago.
+    pub(crate) fn late(&self, peer: &Peer, node: &str) {
+        if let Some(left_out) = self.nodes.tells(&self.identity, |told| &mut told.late) {
+            tracing::warn!(
+                %peer, ?node, left_out,
+                "an Envoy has not taken its clusters into use for 15 s; its listeners and routes no longer wait for them, and may \
+                 name what it does not use yet: look for clusters without endpoints or certificates at its /clusters and /init_dump"
             );
         }
     }
@@ -282,6 +316,34 @@ mod tests {
         say(&entries[0], "a");
         assert_eq!(lines(&["/sa/a", "left_out=99"]), (1, 1), "{}", log.text());
         assert_eq!(nodes.nacks.load(Ordering::Relaxed), 102);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_opens_a_stream_for_each_thing_it_says_makes_no_more_lines() {
+        let (log, nodes) = (Listening::begin(), Arc::new(Nodes::default()));
+        let say = |account: &str| {
+            let entry = nodes.enter(&peer(account), &Limits::default()).unwrap();
+            entry.nacked(&peer(account), "n", "t", "no");
+            entry.claims(&peer(account), &["namespace other".to_owned()]);
+            entry.late(&peer(account), "n");
+        };
+        (0..50).for_each(|_| say("a"));
+        let lines = |parts: &[&str]| {
+            let of = |part| log.lines(&[parts, &[part]].concat());
+            (of("refused"), of("claims"), of("into use"))
+        };
+        assert_eq!(lines(&["/sa/a"]), (1, 1, 1), "{}", log.text());
+        // The control: after a time.
+        mesh_testkit::clock::pass(EVERY).await;
+        say("a");
+        assert_eq!(lines(&["/sa/a", "left_out=49"]), (1, 1, 1), "{}", log.text());
+        // What is kept of those who left is bounded.
+        (0..TOLD + 100).for_each(|n| say(&format!("b{n}")));
+        assert!((TOLD..=TOLD + 1).contains(&nodes.told.lock().len()));
+        assert_eq!(lines(&["/sa/b1099"]), (0, 0, 0), "it shares one with others");
+        mesh_testkit::clock::pass(EVERY).await;
+        say("c");
+        assert_eq!((lines(&["/sa/c"]), nodes.told.lock().len()), ((1, 1, 1), 1));
     }
 
     #[test]

@@ -18,10 +18,10 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, StdError};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::cache::Cache;
+use super::decode::RequestCodec;
 use super::nodes::NodeEntry;
 use super::stream::{AdsStream, Asked};
 use super::unread::Unread;
@@ -83,7 +83,8 @@ impl AggregatedService {
         let unread = Unread::new(&entry.account, self.limits.bytes_of_one);
         let request = request.map(|body| unread.body(body));
         let limit = self.limits.request_bytes;
-        let mut grpc = Grpc::new(ProstCodec::<R::Answer, R>::new()).apply_max_message_size_config(Some(limit), None);
+        let codec = RequestCodec::<R>::new(unread.clone(), self.limits);
+        let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(limit), None);
         let entered = Some(Entered { service: self, peer, entry, unread });
         Ok(grpc.streaming(Open { entered, request: PhantomData }, request).await)
     }

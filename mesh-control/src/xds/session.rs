@@ -14,6 +14,9 @@
 //! to that was not sent. Endpoints refer to nothing and wait for no cluster: an Envoy answers clusters
 //! when they are in use, for which it needs their endpoints. For that answer its listeners and routes
 //! wait, or they would name what it does not use yet; but not longer than [`PATIENCE`].
+//!
+//! With a state of the world a client that comes back says what it names, and not what it has: its first list of clusters takes
+//! away what vanished meanwhile. If something did, that list waits for the listeners and routes, as long.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(not(feature = "fuzzing"), expect(unreachable_pub, reason = "only the fuzzer reaches it from outside"))]
@@ -26,6 +29,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::service::discovery::v3::ResourceError;
+use prost::Message;
 use tokio::time::Instant;
 
 use self::known::{Held, Type};
@@ -37,8 +42,9 @@ use crate::translate::{Dialect, NodeScope};
 
 pub(crate) use self::request::{Outcome, PIECE, Refused};
 
-/// For so long listeners and routes wait until an Envoy has its clusters in use. An Envoy that is not told otherwise
-/// waits as long for endpoints (`initial_fetch_timeout`).
+/// For so long listeners and routes wait until an Envoy has its clusters in use, or clusters until a client that came back has
+/// its listeners and routes. An Envoy waits for endpoints and certificates for as long as it takes, for `initial_fetch_timeout`
+/// of its clusters is 0: one that never comes makes it late for good.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One stream's memory.
@@ -50,8 +56,13 @@ pub(crate) struct Session {
     limits: Limits,
     types: [Type; 4],
     last_nonce: u64,
-    /// Since when an Envoy has not had in use all clusters that it was sent and the listeners and routes that waited for them.
+    /// Since when an Envoy has not had in use all clusters that it was sent and the listeners and routes that waited for them,
+    /// or clusters have waited for the routes of a client that came back.
     behind: Option<Instant>,
+    /// Whether that has lasted for [`PATIENCE`].
+    late: bool,
+    /// Whether the client has clusters from an earlier stream of states of the world, and was sent none on this one.
+    came_back: bool,
 }
 
 /// The two forms of the protocol.
@@ -90,7 +101,17 @@ impl Plan {
 impl Session {
     /// `explained` = the client reads `resource_errors`.
     pub(crate) fn new(seat: Seat, form: Form, explained: bool, limits: Limits) -> Self {
-        Self { seat, form, explained, limits, types: Default::default(), last_nonce: 0, behind: None }
+        Self {
+            seat,
+            form,
+            explained,
+            limits,
+            types: Default::default(),
+            last_nonce: 0,
+            behind: None,
+            late: false,
+            came_back: false,
+        }
     }
 
     pub(crate) fn scope(&self) -> &NodeScope {
@@ -108,18 +129,20 @@ impl Session {
 
     /// The next response that may be sent now.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Response> {
+        // Before what has become due since, for which nothing has waited yet.
+        self.catch_up();
         for (ty, due) in self.types.iter_mut().zip(self.seat.take_due()) {
             ty.due.extend(due);
         }
-        let [clusters, _, listeners, routes] = &self.types;
-        if clusters.in_flight.is_none() && !listeners.is_due() && !routes.is_due() {
-            self.behind = None;
+        if self.takes_away_too_soon() {
+            self.behind.get_or_insert(now);
         }
+        self.late = self.behind.is_some_and(|since| now >= since + PATIENCE);
         for kind in Kind::ALL {
             if !self.types[kind.index()].is_due() {
                 continue;
             }
-            if self.waits(kind, now) {
+            if self.waits(kind) {
                 match kind {
                     Kind::Cluster => continue,
                     Kind::Endpoints | Kind::Listener | Kind::Routes => return None,
@@ -142,19 +165,59 @@ impl Session {
         self.behind.map(|since| since + PATIENCE).filter(|late| *late > now)
     }
 
+    /// Whether a client has been behind for so long that nothing waits for it any more.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn is_late(&self) -> bool {
+        self.late
+    }
+
+    /// Whether that is an Envoy which has not taken its clusters into use.
+    pub(crate) fn lacks_clusters(&self) -> bool {
+        let withholds = self.types[Kind::Cluster.index()].in_flight.is_some();
+        self.late && withholds && self.scope().dialect == Dialect::Envoy
+    }
+
+    /// An Envoy that has its clusters in use, and nothing that waited for them, is not behind; nor is a client that came back
+    /// and has its listeners and routes.
+    fn catch_up(&mut self) {
+        let [clusters, _, listeners, routes] = &self.types;
+        let nothing_waits = clusters.in_flight.is_none() && !listeners.is_due() && !routes.is_due();
+        if nothing_waits && !self.takes_away_too_soon() {
+            (self.behind, self.late) = (None, false);
+        }
+    }
+
     /// Whether what is due of a type must wait for an answer.
-    fn waits(&self, kind: Kind, now: Instant) -> bool {
-        let is_late = self.behind.is_some_and(|since| now >= since + PATIENCE);
+    fn waits(&self, kind: Kind) -> bool {
         let clusters = &self.types[Kind::Cluster.index()];
-        let clusters_wait = clusters.in_flight.is_some() && !is_late;
+        let clusters_wait = clusters.in_flight.is_some() && !self.late;
         match kind {
-            Kind::Cluster => clusters_wait,
+            Kind::Cluster => clusters_wait || !self.late && self.takes_away_too_soon(),
             Kind::Endpoints => self.types[kind.index()].in_flight.is_some(),
             Kind::Listener | Kind::Routes => {
                 let needs_clusters = self.scope().dialect == Dialect::Envoy || clusters.is_due();
                 self.types[kind.index()].in_flight.is_some() || clusters_wait && needs_clusters
             }
         }
+    }
+
+    /// Whether the first list of clusters would take from a client that came back what its listeners and routes may name. What
+    /// it has is not said: who names clusters names those, and an Envoy, next, the endpoints of those it has.
+    fn takes_away_too_soon(&self) -> bool {
+        let [clusters, endpoints, listeners, routes] = &self.types;
+        if !self.came_back || !clusters.is_due() {
+            return false;
+        }
+        let is_accepted = |ty: &Type| !ty.is_due() && ty.in_flight.is_none() && !ty.refuses();
+        if (listeners.asked || routes.asked) && is_accepted(listeners) && is_accepted(routes) {
+            return false;
+        }
+        let vanished = clusters.names().any(|name| self.seat.resource(Kind::Cluster, name).is_none());
+        if vanished || !clusters.wildcard {
+            return vanished;
+        }
+        let there_are: BTreeSet<_> = clusters.known.keys().map(|name| federated::endpoints_of(name)).collect();
+        !endpoints.asked || endpoints.names().any(|name| !there_are.contains(&**name))
     }
 
     /// Takes away what vanished, once the client has accepted all listeners and routes that it was sent: while it goes on with
@@ -169,7 +232,7 @@ impl Session {
         }
         let kind =
             [Kind::Cluster, Kind::Endpoints].into_iter().find(|kind| !self.types[kind.index()].vanished.is_empty())?;
-        if self.waits(kind, now) {
+        if self.waits(kind) {
             return None;
         }
         let gone = std::mem::take(&mut self.types[kind.index()].vanished).into_iter().collect();
@@ -202,12 +265,12 @@ impl Session {
                     // Of state of the world, RDS and EDS have no way to say this but an error.
                     let say = self.explained || self.form == Form::Delta;
                     let told = matches!(known.held, Held::Absent) && held.is_none();
-                    known.held = Held::Absent;
                     if !known.explicit {
                         ty.known.remove(&name);
                         continue;
                     }
                     if told || !say {
+                        known.held = Held::Absent;
                         continue;
                     }
                     plan.missing.push(name.clone());
@@ -223,27 +286,26 @@ impl Session {
     /// stays good.
     fn send(&mut self, kind: Kind, mut plan: Plan, now: Instant) -> Option<Response> {
         let clusters_of_envoy = kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy;
-        if clusters_of_envoy {
-            self.renew_endpoints(&plan.make);
-        }
+        self.came_back &= kind != Kind::Cluster;
+        let explained = self.explained;
         let Self { types, seat, last_nonce, limits, .. } = self;
         let ty = &mut types[kind.index()];
         let owed = std::mem::take(&mut ty.owed);
         let everything = self.form == Form::State && kind.is_full_state();
-        for name in plan.missing.iter().chain(&plan.gone) {
-            ty.due.remove(name);
-        }
-        plan.gone.iter().for_each(|name| ty.gone(name));
-        let resources = if everything {
+        let mut room = Room { bytes: limits.response_bytes, is_empty: true };
+        let (resources, gone);
+        if everything {
             ty.unsent.clear();
-            let all = ty.everything(|name| seat.resource(kind, name));
-            let bytes = all.iter().map(|encoded| encoded.any.len()).sum();
+            (resources, gone) = (ty.everything(|name| seat.resource(kind, name)), std::mem::take(&mut plan.gone));
+            gone.iter().for_each(|name| ty.gone(name));
+            let bytes = resources.iter().map(|encoded| encoded.any.len()).sum();
             if bytes > limits.largest_response {
                 ty.due.clear();
                 ty.too_large(kind, None, bytes, limits.largest_response);
                 return None;
             }
-            all
+            // Each part repeats everything, and has some room for reasons.
+            room.bytes /= 4;
         } else {
             ty.look_again(|name| plan.gone.contains(name) || plan.make.iter().any(|made| made.name == *name));
             for encoded in plan.make.extract_if(.., |encoded| encoded.any.len() > limits.largest_response) {
@@ -253,20 +315,44 @@ impl Session {
             if plan.is_empty() && !owed {
                 return None;
             }
-            parts(&mut plan.make, limits.response_bytes)
-        };
+            resources = room.take(&mut plan.make, |encoded| encoded.any.len());
+            gone = room.take(&mut plan.gone, |name| REPEATED + name.len());
+            gone.iter().for_each(|name| ty.gone(name));
+        }
+        let mut errors = Vec::new();
+        let missing = room.take(&mut plan.missing, |name| {
+            if !explained {
+                return REPEATED + name.len();
+            }
+            errors.push(message::not_found(name, seat.why_missing(kind, name)));
+            errors.last().map_or(0, |error| REPEATED + error.encoded_len())
+        });
+        errors.truncate(missing.len());
+        if matches!(kind, Kind::Cluster | Kind::Endpoints) {
+            ty.vanished.extend(plan.gone);
+        }
+        missing.iter().for_each(|name| ty.sent(name, Held::Absent));
+        for name in &gone {
+            ty.due.remove(name);
+        }
         *last_nonce += 1;
-        ty.nonce = last_nonce.to_string();
+        let before = std::mem::replace(&mut ty.nonce, last_nonce.to_string());
         ty.version_sent = seat.version();
         for encoded in &resources {
             let held = if everything { Held::Bytes(encoded.clone()) } else { Held::Version(encoded.version) };
             ty.sent(&encoded.name, held);
         }
-        ty.awaits(resources.iter().map(|encoded| encoded.name.clone()).collect());
+        ty.awaits(self.form, before, resources.iter().map(|encoded| encoded.name.clone()).collect());
+        if ty.vanished.is_empty() && ty.due.is_empty() {
+            seat.disclaim(kind);
+        }
         if clusters_of_envoy {
+            self.renew_endpoints(if everything { &plan.make } else { &resources });
             self.behind.get_or_insert(now);
         }
-        Some(self.respond(kind, &resources, plan))
+        self.catch_up();
+        let removed = if explained { gone } else { [gone, missing].concat() };
+        Some(self.respond(kind, &resources, &removed, errors))
     }
 
     /// An Envoy makes a changed cluster anew, waits for its endpoints before it takes it into use, and does not
@@ -284,10 +370,14 @@ impl Session {
         }
     }
 
-    fn respond(&self, kind: Kind, resources: &[Arc<Encoded>], plan: Plan) -> Response {
+    fn respond(
+        &self,
+        kind: Kind,
+        resources: &[Arc<Encoded>],
+        removed: &[Arc<str>],
+        resource_errors: Vec<ResourceError>,
+    ) -> Response {
         let ty = &self.types[kind.index()];
-        let why = |name: &Arc<str>| message::not_found(name, self.seat.why_missing(kind, name));
-        let missing = if self.explained { plan.missing.iter().map(why).collect() } else { Vec::new() };
         match self.form {
             Form::State => Response::State(StateResponse {
                 version_info: ty.version_sent.to_string(),
@@ -295,20 +385,17 @@ impl Session {
                 type_url: kind.type_url().to_owned(),
                 nonce: ty.nonce.clone(),
                 control_plane: message::control_plane(),
-                resource_errors: missing,
+                resource_errors,
             }),
-            Form::Delta => {
-                let unexplained = if self.explained { &[][..] } else { &plan.missing };
-                Response::Delta(DeltaResponse {
-                    system_version_info: ty.version_sent.to_string(),
-                    resources: resources.iter().map(|encoded| delta_resource(encoded)).collect(),
-                    type_url: kind.type_url().to_owned(),
-                    nonce: ty.nonce.clone(),
-                    removed_resources: plan.gone.iter().chain(unexplained).map(|name| name.to_string()).collect(),
-                    control_plane: message::control_plane(),
-                    resource_errors: missing,
-                })
-            }
+            Form::Delta => Response::Delta(DeltaResponse {
+                system_version_info: ty.version_sent.to_string(),
+                resources: resources.iter().map(|encoded| delta_resource(encoded)).collect(),
+                type_url: kind.type_url().to_owned(),
+                nonce: ty.nonce.clone(),
+                removed_resources: removed.iter().map(|name| name.to_string()).collect(),
+                control_plane: message::control_plane(),
+                resource_errors,
+            }),
         }
     }
 }
@@ -318,15 +405,27 @@ fn delta_resource(encoded: &Encoded) -> DeltaResource {
     DeltaResource { version, resource: encoded.any.clone(), name }
 }
 
-/// As many as fit into one response, at least one; the others stay due.
-fn parts(resources: &mut Vec<Arc<Encoded>>, limit: usize) -> Vec<Arc<Encoded>> {
-    let mut bytes = 0;
-    let fits = |encoded: &&Arc<Encoded>| {
-        bytes += encoded.any.len();
-        bytes <= limit
-    };
-    let count = resources.iter().take_while(fits).count().max(1).min(resources.len());
-    resources.drain(..count).collect()
+/// Bytes around each item of a list.
+const REPEATED: usize = 8;
+
+/// What a response has room for where it may be sent in parts: one thing at least.
+struct Room {
+    bytes: usize,
+    is_empty: bool,
+}
+
+impl Room {
+    /// As many as fit; the others are left, and stay due.
+    fn take<T>(&mut self, from: &mut Vec<T>, mut bytes: impl FnMut(&T) -> usize) -> Vec<T> {
+        let fits = |item: &&T| {
+            let bytes = bytes(item);
+            let fits = std::mem::take(&mut self.is_empty) || bytes <= self.bytes;
+            self.bytes = self.bytes.saturating_sub(bytes);
+            fits
+        };
+        let count = from.iter().take_while(fits).count();
+        from.drain(..count).collect()
+    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep_until};
 use tonic::{Code, Status, Streaming};
 
 use super::cache::{Cache, Mailbox};
+use super::decode::Fields;
 use super::message::{DeltaResponse, StateResponse};
-use super::nodes::NodeEntry;
+use super::nodes::{self, NodeEntry};
 use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
 use super::unread::Unread;
 use super::{Kind, Limits, scope};
@@ -27,10 +28,12 @@ const OWN_AGENT: &str = "mesh";
 /// The requests of one form of the protocol.
 pub(super) trait Asked: prost::Message + Default + Send + 'static {
     const FORM: Form;
+    const FIELDS: Fields;
     /// What answers it.
     type Answer: prost::Message + Send + 'static;
 
-    fn node(&self) -> Option<&Node>;
+    /// Takes out who asks.
+    fn node(&mut self) -> Option<Node>;
     fn type_url(&self) -> &str;
     fn nonce(&self) -> &str;
     /// What it subscribes to.
@@ -100,16 +103,10 @@ impl<R: Asked> AdsStream<R> {
 
     /// What to say to a client whose request could not be read, if it hears it.
     fn broke(&self, status: &Status) -> Option<Status> {
-        let refusal = match status.code() {
-            // As the decoder says it.
-            Code::OutOfRange => format!("{}; subscribe to fewer names, or with `*` to all", status.message()),
-            Code::ResourceExhausted => status.message().to_owned(),
-            code => {
-                tracing::debug!(peer = %self.peer, ?code, "a configuration stream broke");
-                return None;
-            }
+        let Some(refusal) = refusal(&self.unread, status) else {
+            tracing::debug!(peer = %self.peer, code = ?status.code(), "a configuration stream broke");
+            return None;
         };
-        let refusal = Status::resource_exhausted(refusal);
         self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
         self.refusals.stream("configuration", &self.peer, &refusal);
         Some(refusal)
@@ -118,13 +115,19 @@ impl<R: Asked> AdsStream<R> {
     /// The response that may be sent, and when there may be another though nothing happens.
     fn due(&self, now: Instant) -> (Option<Response>, Option<Instant>) {
         let mut node = self.entry.node.lock();
-        let Some(session) = &mut node.session else { return (None, None) };
-        (session.next(now), session.late_at(now))
+        let nodes::Node { session: Some(session), id, .. } = &mut *node else { return (None, None) };
+        let lacked = session.lacks_clusters();
+        let due = (session.next(now), session.late_at(now));
+        if session.lacks_clusters() && !lacked {
+            self.entry.late(&self.peer, id);
+        }
+        due
     }
 
-    async fn request(&mut self, request: R) -> Result<(), Status> {
+    async fn request(&mut self, mut request: R) -> Result<(), Status> {
         self.pace.take(Instant::now());
-        self.introduce(&request)?;
+        // Not kept while what it asks for is made.
+        self.introduce(request.node().as_ref())?;
         let large = self.begin(&request).await?;
         self.take_in(request)?;
         let Some((kind, names)) = large else { return Ok(()) };
@@ -153,12 +156,11 @@ impl<R: Asked> AdsStream<R> {
     }
 
     /// The first request says who asks.
-    fn introduce(&mut self, request: &R) -> Result<(), Status> {
+    fn introduce(&mut self, said: Option<&Node>) -> Result<(), Status> {
         let mut node = self.entry.node.lock();
         if node.session.is_some() {
             return Ok(());
         }
-        let said = request.node();
         let scope = scope::scope_of(&self.peer.caller, said)?;
         let claims = said.map(|node| scope::false_claims(&self.peer.caller, node)).unwrap_or_default();
         if !claims.is_empty() {
@@ -202,10 +204,11 @@ impl<R: Asked> AdsStream<R> {
 
 impl Asked for DiscoveryRequest {
     const FORM: Form = Form::State;
+    const FIELDS: Fields = Fields { names: &[3], versions: None, messages: &[2, 6, 7], type_url: 4 };
     type Answer = StateResponse;
 
-    fn node(&self) -> Option<&Node> {
-        self.node.as_ref()
+    fn node(&mut self) -> Option<Node> {
+        self.node.take()
     }
 
     fn type_url(&self) -> &str {
@@ -234,10 +237,11 @@ impl Asked for DiscoveryRequest {
 
 impl Asked for DeltaDiscoveryRequest {
     const FORM: Form = Form::Delta;
+    const FIELDS: Fields = Fields { names: &[3, 4], versions: Some(5), messages: &[1, 7, 8, 9], type_url: 2 };
     type Answer = DeltaResponse;
 
-    fn node(&self) -> Option<&Node> {
-        self.node.as_ref()
+    fn node(&mut self) -> Option<Node> {
+        self.node.take()
     }
 
     fn type_url(&self) -> &str {
@@ -264,6 +268,39 @@ impl Asked for DeltaDiscoveryRequest {
     }
 }
 
+/// Why requests are no longer read, if that was decided here. Another end has any code that the client likes: it is the
+/// reason of its reset.
+fn refusal(unread: &Unread, status: &Status) -> Option<Status> {
+    let why = match unread.refused() {
+        Some(refused) => refused.to_string(),
+        // As the decoder says it, and nothing else.
+        None if status.code() == Code::OutOfRange => {
+            format!("{}; subscribe to fewer names, or with `*` to all", status.message())
+        }
+        None => return None,
+    };
+    Some(Status::resource_exhausted(why))
+}
+
 fn hint(text: &str) -> String {
     text.chars().take(MAX_HINT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_resets_its_stream_is_not_refused_whatever_reason_it_gives() {
+        let unread = Unread::new(&Arc::default(), 100);
+        // As tonic reads ENHANCE_YOUR_CALM, CANCEL and INADEQUATE_SECURITY.
+        for reset in [Code::ResourceExhausted, Code::Cancelled, Code::PermissionDenied] {
+            assert!(refusal(&unread, &Status::new(reset, "reset")).is_none(), "{reset:?}");
+        }
+        // The control: what is refused here.
+        let too_long = refusal(&unread, &Status::out_of_range("too large")).unwrap();
+        assert!(too_long.code() == Code::ResourceExhausted && too_long.message().contains("fewer names"), "{too_long}");
+        let said = unread.refuse(Refused::TooMuch { kept: 2, most: 1 });
+        assert_eq!(refusal(&unread, &said).unwrap().message(), said.message());
+    }
 }

@@ -18,12 +18,28 @@ use tonic::codegen::StdError;
 use super::account::{Account, Charge};
 use super::session::Refused;
 
+/// What a stream may say though nothing more is to be kept for its identity: an answer to what it was sent, for which it
+/// waits. Beyond that it may say what it has said before, for answers repeat names.
+const FLOOR: usize = 64 << 10;
+
 /// One stream's.
 #[derive(Clone, Debug)]
 pub(super) struct Unread {
-    charge: Arc<Mutex<Charge>>,
+    said: Arc<Mutex<Said>>,
     /// Bytes of the identity in all.
     most: usize,
+}
+
+#[derive(Debug)]
+struct Said {
+    /// For the most that was unread at once: the buffer of the stream does not shrink.
+    charge: Charge,
+    /// Unread now.
+    bytes: usize,
+    /// The most that was unread while there was room.
+    granted: usize,
+    /// Why the stream is broken off.
+    refused: Option<Refused>,
 }
 
 /// A body whose bytes count as unread.
@@ -34,12 +50,25 @@ pub(super) struct Metered<D> {
 
 impl Unread {
     pub(super) fn new(account: &Arc<Account>, most: usize) -> Self {
-        Self { charge: Arc::new(Mutex::new(Charge::new(account, 0))), most }
+        let said = Said { charge: Charge::new(account, 0), bytes: 0, granted: 0, refused: None };
+        Self { said: Arc::new(Mutex::new(said)), most }
     }
 
     /// Everything that has come so far was taken in.
     pub(super) fn taken(&self) {
-        self.charge.lock().clear();
+        self.said.lock().bytes = 0;
+    }
+
+    /// Breaks the stream off: what is to be said to tonic.
+    pub(super) fn refuse(&self, refused: Refused) -> Status {
+        let status = Status::resource_exhausted(refused.to_string());
+        self.said.lock().refused = Some(refused);
+        status
+    }
+
+    /// Why the stream is broken off, if that was decided here.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        self.said.lock().refused.clone()
     }
 
     pub(super) fn body<B>(&self, body: B) -> Metered<B::Data>
@@ -51,10 +80,16 @@ impl Unread {
     }
 
     fn add(&self, bytes: usize) -> Result<(), Refused> {
-        let mut charge = self.charge.lock();
-        charge.add(bytes);
-        let (kept, most) = (charge.account().bytes(), self.most);
-        if kept > most { Err(Refused::TooMuch { kept, most }) } else { Ok(()) }
+        let mut said = self.said.lock();
+        said.bytes += bytes;
+        let grown = said.bytes.saturating_sub(said.charge.bytes());
+        said.charge.add(grown);
+        let (kept, most) = (said.charge.account().bytes(), self.most);
+        if kept <= most {
+            said.granted = said.granted.max(said.bytes);
+            return Ok(());
+        }
+        if said.bytes > said.granted + FLOOR { Err(Refused::TooMuch { kept, most }) } else { Ok(()) }
     }
 }
 
@@ -69,7 +104,7 @@ impl<D: Buf> Body for Metered<D> {
             Some(Err(_)) | None => 0,
         };
         match self.unread.add(bytes) {
-            Err(refused) if bytes > 0 => Poll::Ready(Some(Err(Status::resource_exhausted(refused.to_string()).into()))),
+            Err(refused) if bytes > 0 => Poll::Ready(Some(Err(self.unread.refuse(refused).into()))),
             _ => Poll::Ready(frame),
         }
     }
@@ -83,6 +118,8 @@ mod tests {
 
     use super::*;
 
+    const MOST: usize = 4 * FLOOR;
+
     /// Whether `count` bytes are let through.
     fn comes(unread: &Unread, count: usize) -> bool {
         let mut body = unread.body(Full::new(Bytes::from(vec![0; count])));
@@ -91,7 +128,8 @@ mod tests {
             Err(error) => {
                 let status = Status::try_from_error(error).unwrap();
                 assert_eq!(status.code(), tonic::Code::ResourceExhausted);
-                assert!(status.message().contains("of this identity; at most 100"), "{status}");
+                assert!(status.message().contains(&format!("of this identity; at most {MOST}")), "{status}");
+                assert!(matches!(unread.refused(), Some(Refused::TooMuch { .. })));
                 false
             }
         }
@@ -100,14 +138,54 @@ mod tests {
     #[test]
     fn what_one_identity_begins_to_say_on_all_of_its_streams_is_bounded() {
         let (account, other) = (Arc::default(), Arc::default());
-        let [one, two] = [Unread::new(&account, 100), Unread::new(&account, 100)];
-        assert!(comes(&one, 60) && comes(&two, 40));
-        assert!(!comes(&two, 1));
-        // The control: another identity, and what was taken in.
-        assert!(comes(&Unread::new(&other, 100), 60));
-        one.taken();
-        assert!(comes(&two, 50));
-        drop((one, two));
+        let [one, two, three] = [&account; 3].map(|account| Unread::new(account, MOST));
+        assert!(comes(&one, 2 * FLOOR) && comes(&two, 2 * FLOOR));
+        assert!(comes(&three, FLOOR) && !comes(&three, 1));
+        // The control: another identity, and where there is room.
+        assert!(comes(&Unread::new(&other, MOST), 2 * FLOOR));
+        assert_eq!(one.refused(), None);
+        drop(one);
+        assert!(comes(&two, 1));
+        drop((two, three));
         assert_eq!((account.bytes(), other.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn answers_are_heard_though_nothing_more_is_kept_for_an_identity() {
+        let account = Arc::default();
+        let stream = Unread::new(&account, MOST);
+        assert!(comes(&stream, 2 * FLOOR));
+        stream.taken();
+        // Something else of it is large, such as what it is sent.
+        let full = Charge::new(&account, MOST);
+        let answer = 2 * FLOOR + 40;
+        for _ in 0..10 {
+            assert!(comes(&stream, answer), "it names what it named before, with a nonce");
+            stream.taken();
+        }
+        assert!(comes(&Unread::new(&account, MOST), 100));
+        // The control: what is new and large is not, and it does not get there by steps.
+        assert!(comes(&stream, 3 * FLOOR));
+        stream.taken();
+        assert!(!comes(&stream, 3 * FLOOR + 1));
+        drop(full);
+    }
+
+    #[test]
+    fn what_a_stream_has_said_counts_as_long_as_its_buffer_lasts() {
+        let account = Arc::default();
+        let streams: Vec<_> = (0..10).map(|_| Unread::new(&account, MOST)).collect();
+        let heard = |stream: &&Unread| {
+            let heard = comes(stream, 2 * FLOOR);
+            stream.taken();
+            heard
+        };
+        assert_eq!(streams.iter().filter(heard).count(), 2);
+        // The control: nothing is counted twice, and everything is given back.
+        let before = account.bytes();
+        assert!(heard(&&streams[0]));
+        assert_eq!(account.bytes(), before);
+        drop(streams);
+        assert_eq!(account.bytes(), 0);
     }
 }

@@ -76,7 +76,10 @@ impl Condition {
             Permission::DestinationPort(port) => Self::Ports(*port, *port),
             Permission::DestinationPorts(first, last) => Self::Ports(*first, *last),
             Permission::DestinationIp(net) => Self::DestinationIp(canonical(*net)),
-            Permission::ServerName(name) => Self::ServerName(TextCondition::new(name)),
+            // It comes in small letters, however a caller writes it.
+            Permission::ServerName(name) => {
+                Self::ServerName(TextCondition::new(&StringMatcher { ignore_case: true, ..name.clone() }))
+            }
             Permission::Metadata(token) => Self::token(token),
         }
     }

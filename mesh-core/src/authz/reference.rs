@@ -99,7 +99,10 @@ fn permission(permission: &Permission, of: &Attributes<'_>) -> May {
         Permission::DestinationPort(port) => known(of.destination.port() == *port),
         Permission::DestinationPorts(a, b) => known(of.destination.port() >= *a && of.destination.port() <= *b),
         Permission::DestinationIp(net) => known(net.contains(&of.destination.ip())),
-        Permission::ServerName(name) => of.server_name.map_or(UNKNOWN, |asked| known(name.matches(asked))),
+        Permission::ServerName(name) => {
+            let name = StringMatcher { ignore_case: true, ..name.clone() };
+            of.server_name.map_or(UNKNOWN, |asked| known(name.matches(asked)))
+        }
         Permission::Metadata(token) => self::token(token, of),
     }
 }

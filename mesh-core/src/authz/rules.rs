@@ -23,7 +23,7 @@ pub(super) struct Rules {
 }
 
 /// Places of rules by what a text begins with: one look-up for each length that there is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Prefixes {
     index: Index,
     lengths: Vec<usize>,
@@ -43,23 +43,22 @@ struct Rule {
 
 impl Rules {
     pub(super) fn new(policy: &[AuthorizationRule]) -> Self {
-        let (mut by_path, mut by_peer, mut by_namespace) = (Index::default(), Index::default(), Index::default());
-        let (mut by_path_prefix, mut by_peer_prefix) = (Prefixes::default(), Prefixes::default());
+        let demands: Vec<_> = policy.iter().map(demands).collect();
+        // Rules that share a text are all looked at where a request has it.
+        let mut shared = HashMap::<(usize, &str), u32>::new();
+        for (kind, key) in demands.iter().flatten().flat_map(|(kind, keys)| keys.iter().map(|key| (*kind, &**key))) {
+            *shared.entry((kind, key)).or_default() += 1;
+        }
+        let most = |kind: usize, keys: &Keys<'_>| keys.iter().map(|key| shared[&(kind, &**key)]).max();
+        let mut indexes: [Index; KINDS] = Default::default();
         let mut others = Vec::new();
-        for (place, rule) in (0..).zip(policy) {
-            let principals = |exact| exact_of(&rule.principals, exact);
-            let keys = [
-                (&mut by_peer, principals(exact_peer)),
-                (&mut by_path, exact_of(&rule.permissions, exact_path)),
-                (&mut by_namespace, principals(exact_namespace)),
-                (&mut by_path_prefix.index, exact_of(&rule.permissions, path_prefix)),
-                (&mut by_peer_prefix.index, principals(peer_prefix)),
-            ];
-            match keys.into_iter().find_map(|(index, keys)| Some((index, keys?))) {
+        for (place, demands) in (0..).zip(&demands) {
+            // By what fewest share; of equals by the first.
+            match demands.iter().min_by_key(|(kind, keys)| most(*kind, keys)) {
                 None => others.push(place),
-                Some((index, keys)) => {
+                Some((kind, keys)) => {
                     for key in keys {
-                        let places: &mut Vec<u32> = index.entry(key.as_ref().into()).or_default();
+                        let places: &mut Vec<u32> = indexes[*kind].entry(key.as_ref().into()).or_default();
                         if places.last() != Some(&place) {
                             places.push(place);
                         }
@@ -67,8 +66,8 @@ impl Rules {
                 }
             }
         }
-        by_path_prefix.measure();
-        by_peer_prefix.measure();
+        let [by_peer, by_path, by_namespace, by_path_prefix, by_peer_prefix] = indexes;
+        let (by_path_prefix, by_peer_prefix) = (Prefixes::new(by_path_prefix), Prefixes::new(by_peer_prefix));
         let (rules, others) = (policy.iter().map(Rule::new).collect(), others.into());
         Self { rules, by_path, by_peer, by_namespace, by_path_prefix, by_peer_prefix, others }
     }
@@ -134,10 +133,11 @@ impl Rule {
 }
 
 impl Prefixes {
-    fn measure(&mut self) {
-        self.lengths = self.index.keys().map(|prefix| prefix.len()).collect();
-        self.lengths.sort_unstable();
-        self.lengths.dedup();
+    fn new(index: Index) -> Self {
+        let mut lengths: Vec<_> = index.keys().map(|prefix| prefix.len()).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        Self { index, lengths }
     }
 
     fn look_up(&self, text: &str, look: &mut impl FnMut(&[u32])) {
@@ -168,6 +168,22 @@ fn namespaces(id: &str) -> impl Iterator<Item = &str> {
 
 /// Texts.
 type Keys<'a> = Vec<Cow<'a, str>>;
+
+/// Ways to find a rule.
+const KINDS: usize = 5;
+
+/// What of each kind a request must have one of to satisfy a rule, the quickest to look up first.
+fn demands(rule: &AuthorizationRule) -> Vec<(usize, Keys<'_>)> {
+    let principals = |exact| exact_of(&rule.principals, exact);
+    let kinds: [_; KINDS] = [
+        principals(exact_peer),
+        exact_of(&rule.permissions, exact_path),
+        principals(exact_namespace),
+        exact_of(&rule.permissions, path_prefix),
+        principals(peer_prefix),
+    ];
+    kinds.into_iter().enumerate().filter_map(|(kind, keys)| Some((kind, keys?))).collect()
+}
 
 /// The texts of which a request must have one to satisfy a list of alternatives; `None` = it need not.
 fn exact_of<'a, T>(list: &'a [T], exact: fn(&'a T) -> Option<Keys<'a>>) -> Option<Keys<'a>> {

@@ -77,7 +77,8 @@ pub struct Pick<'a> {
     /// The request's hash, for balancers that hash; `None` = any will do.
     pub hash: Option<u64>,
     /// Whether another priority than those of `tried` should serve, if there is one
-    /// (Envoy `previous_priorities`). For a [`ReadySet`]; pickers see one priority only.
+    /// (Envoy `previous_priorities`); if there is none, another locality. For a [`ReadySet`]; pickers see one priority
+    /// only.
     pub other_priority: bool,
 }
 

@@ -1,7 +1,9 @@
-//! The first that can be reached (gRFC A62).
+//! The first that can be reached (gRFC A62), of addresses whose families take turns (A61).
 
 use super::weights::Excluded;
 use super::{Candidates, Draw, Pick, Picker};
+use crate::policy::Address;
+use crate::race::in_turn;
 use crate::sync::{AtomicUsize, Ordering};
 
 /// Sends everything to the first candidate of the list; when that cannot be reached, to the next one,
@@ -14,7 +16,8 @@ pub struct PickFirst {
 }
 
 impl PickFirst {
-    /// In listed order, or shuffled so that a heavier candidate comes earlier more often (gRFC A113).
+    /// In listed order, or shuffled so that a heavier candidate comes earlier more often (gRFC A113); then IPv6 and IPv4 in
+    /// turn, beginning with that of the first.
     pub fn new(candidates: Candidates, shuffle: bool, draw: &mut Draw<'_>) -> Self {
         let mut order: Vec<u32> = (0..candidates.len() as u32).collect();
         if shuffle {
@@ -28,6 +31,11 @@ impl PickFirst {
             keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
             order = keyed.into_iter().map(|(_, index)| index).collect();
         }
+        let is_ipv4 = |index: &u32| match &candidates.policy(*index as usize).1.address {
+            Address::Socket(address) => address.is_ipv4(),
+            Address::Name { .. } | Address::Unix(_) => true,
+        };
+        let order = in_turn(order, is_ipv4);
         let chosen = |index: &u32| candidates[*index as usize].load().is_some_and(|load| load.is_chosen());
         let current = order.iter().position(chosen).unwrap_or(0);
         Self { candidates, order: order.into(), current: AtomicUsize::new(current) }

@@ -157,10 +157,14 @@ impl<E> ReadySet<E> {
 
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
     /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
-    /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56).
+    /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56). Where
+    /// [another priority](Pick::other_priority) is wanted and there is none, it is another locality's if there is one.
     pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
         let pool = self.pool(pick, draw)?;
         let mut index = self.pick_in(pool, pick, draw)?;
+        if pick.other_priority && !pick.tried.is_empty() {
+            index = self.other_locality(pool, pick, draw).unwrap_or(index);
+        }
         if let Some(spill) = &self.spill
             && let Some(next) = self.next_priority(pool)
             && spill.goes_on(self.candidates[index].in_flight(), draw)
@@ -288,6 +292,21 @@ impl<E> ReadySet<E> {
         }
         let point = draw(last.until);
         self.pools.iter().find(|pool| point < pool.until)
+    }
+
+    /// In a pool of a priority that was tried, rather one of another locality than those tried, whichever can be reached: what
+    /// keeps one from being reached keeps its neighbours as well.
+    #[cold]
+    fn other_locality(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        let locality = |index: usize| &self.candidates.policy(index).0.locality;
+        let tried = || pick.tried.iter().copied().filter(|tried| *tried < self.candidates.len());
+        let was_tried = |index: usize| tried().any(|tried| locality(tried) == locality(index));
+        let is_admitted = |index: usize| self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
+        let may_be =
+            |index: &usize| !was_tried(*index) && is_admitted(*index) && !self.is_unreachable(*index, pick.now);
+        let mut others = pool.range.clone().filter(may_be);
+        let count = others.clone().count() as u64;
+        if count == 0 { None } else { others.nth(draw(count) as usize) }
     }
 
     fn next_priority(&self, pool: &Pool) -> Option<&Pool> {

@@ -7,7 +7,7 @@
 mod timeout;
 mod trace;
 
-pub use self::timeout::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout, grpc_timeout, is_grpc, write_timeout};
+pub use self::timeout::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, TimeoutHeader, expected_timeout, grpc_timeout, is_grpc};
 pub use self::trace::{InvalidTraceparent, TraceContext};
 
 use std::fmt;
@@ -24,8 +24,9 @@ use crate::jwt::{Claims, Tokens};
 /// What a served request passes on to the calls made for it. Printed it shows the names alone of what was only passed on.
 #[derive(Clone)]
 pub struct RequestContext {
-    /// Trace position of the served request (W3C Trace Context).
-    pub trace: TraceContext,
+    /// Trace position of the served request (W3C Trace Context). `None` if it brought none: where a trace begins, and
+    /// whether it is recorded, is a tracer's decision.
+    pub trace: Option<TraceContext>,
     /// `tracestate`, passed on unread.
     pub trace_state: Option<HeaderValue>,
     /// When the caller stops waiting.
@@ -134,10 +135,9 @@ pub fn is_open() -> bool {
 }
 
 impl RequestContext {
-    /// Reads the context of an incoming request: its `traceparent` (a new trace if absent or broken),
-    /// `tracestate` and forwarded headers, and whether it is a retry. `ids` gives random bits for a new trace
-    /// and span.
-    pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
+    /// Reads the context of an incoming request: its `traceparent` (no trace if absent or broken),
+    /// `tracestate` and forwarded headers, and whether it is a retry.
+    pub fn from_headers(headers: &HeaderMap) -> Self {
         // One walk: a request has few headers, and four look-ups cost more than all of them.
         let (mut parent, mut parents, mut trace_state, mut forwarded) = (None, 0, None, Vec::new());
         let mut retried = false;
@@ -152,19 +152,20 @@ impl RequestContext {
                 retried |= says_retry(name, value);
             }
         }
-        // Two of them are ambiguous: the specification says to start anew.
-        let parent = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
-        let trace = parent.unwrap_or_else(|| TraceContext::new(ids));
+        // Two of them are ambiguous: the specification says to pass neither on.
+        let trace = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
         let (deadline, caller, tokens) = (None, None, None);
         let (spent, stalled) = (Flag::default(), Flag::default());
         Self { trace, trace_state, deadline, caller, tokens, forwarded, retried, spent, stalled }
     }
 
-    /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`,
-    /// the forwarded headers and the mark of a retry. What the application set itself stays.
-    pub fn write_headers(&self, span_id: u64, headers: &mut HeaderMap) {
-        if !headers.contains_key(&TRACEPARENT) {
-            headers.insert(&TRACEPARENT, self.trace.child(span_id).to_header());
+    /// Writes the headers of a call made for this request: its `traceparent` as it came (a span that nobody records would
+    /// tear the trace), `tracestate`, the forwarded headers and the mark of a retry. What the application set itself stays.
+    pub fn write_headers(&self, headers: &mut HeaderMap) {
+        if let Some(trace) = self.trace
+            && !headers.contains_key(&TRACEPARENT)
+        {
+            headers.insert(&TRACEPARENT, trace.to_header());
             if let Some(state) = &self.trace_state {
                 headers.insert(&TRACESTATE, state.clone());
             }
@@ -219,10 +220,10 @@ mod tests {
             ("x-request-id", "2", false),
         ] {
             let headers = HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
-            let context = RequestContext::from_headers(&headers, || 7);
+            let context = RequestContext::from_headers(&headers);
             assert_eq!(context.retried, retried, "{name}: {value}");
             let mut call = HeaderMap::new();
-            context.write_headers(8, &mut call);
+            context.write_headers(&mut call);
             assert_eq!(call.contains_key(&RETRIED), retried, "{name}: {value}");
         }
     }

@@ -41,13 +41,45 @@ pub fn expected_timeout(value: &HeaderValue) -> Option<Duration> {
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
-/// Says how much time is left. Never zero: that would be no limit.
-pub fn write_timeout(left: Duration, grpc: bool, headers: &mut HeaderMap) {
-    if grpc {
-        headers.insert(&GRPC_TIMEOUT, grpc_timeout_value(left));
-    } else {
+/// How much time is left, as the header of a request says it.
+///
+/// ```
+/// use std::time::Duration;
+/// use mesh_core::context::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, TimeoutHeader};
+/// let mut headers = http::HeaderMap::new();
+/// TimeoutHeader::of_grpc(Duration::from_secs(2)).write(&mut headers);
+/// TimeoutHeader::of_http(Duration::from_secs(2)).write(&mut headers);
+/// assert_eq!(headers[&GRPC_TIMEOUT], "2000000u");
+/// assert_eq!(headers[&EXPECTED_TIMEOUT], "2000");
+/// ```
+#[derive(Clone, Debug)]
+pub struct TimeoutHeader {
+    name: &'static HeaderName,
+    value: HeaderValue,
+}
+
+impl TimeoutHeader {
+    /// Of a gRPC call: [`GRPC_TIMEOUT`]. Never zero: that would be no limit.
+    pub fn of_grpc(left: Duration) -> Self {
+        Self { name: &GRPC_TIMEOUT, value: grpc_timeout_value(left) }
+    }
+
+    /// Of another request: [`EXPECTED_TIMEOUT`]. Never zero either.
+    pub fn of_http(left: Duration) -> Self {
         let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-        headers.insert(&EXPECTED_TIMEOUT, HeaderValue::from(millis));
+        Self { name: &EXPECTED_TIMEOUT, value: HeaderValue::from(millis) }
+    }
+
+    /// One that is said once: HPACK is not to remember it (RFC 7541, section 7.1.3).
+    #[must_use]
+    pub fn once(mut self) -> Self {
+        self.value.set_sensitive(true);
+        self
+    }
+
+    /// Writes it, in place of what is there.
+    pub fn write(self, headers: &mut HeaderMap) {
+        headers.insert(self.name, self.value);
     }
 }
 
@@ -96,8 +128,8 @@ mod tests {
             (Duration::from_secs(1 << 40), Duration::from_secs(99_999_999), Duration::from_secs(1 << 40)),
         ] {
             let mut headers = HeaderMap::new();
-            write_timeout(left, true, &mut headers);
-            write_timeout(left, false, &mut headers);
+            TimeoutHeader::of_grpc(left).write(&mut headers);
+            TimeoutHeader::of_http(left).write(&mut headers);
             assert_eq!(grpc_timeout(&headers[&GRPC_TIMEOUT]), Some(grpc), "{left:?}");
             assert_eq!(expected_timeout(&headers[&EXPECTED_TIMEOUT]), Some(plain), "{left:?}");
         }

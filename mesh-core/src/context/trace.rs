@@ -19,18 +19,12 @@ pub struct TraceContext {
     flags: u8,
 }
 
-/// A `traceparent` that the specification refuses; the request starts a new trace.
+/// A `traceparent` that the specification refuses; the request has no trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent header (W3C Trace Context, section 3.2)")]
 pub struct InvalidTraceparent;
 
 impl TraceContext {
-    /// A new trace; `ids` gives random bits. Unsampled: sampling is the tracer's decision.
-    pub fn new(mut ids: impl FnMut() -> u64) -> Self {
-        let trace_id = (u128::from(ids()) << 64 | u128::from(ids())).max(1);
-        Self { trace_id, span_id: ids().max(1), flags: 0 }
-    }
-
     /// Parses a `traceparent`. A later version is read by the rules of version 00, as specified.
     ///
     /// # Errors
@@ -57,12 +51,6 @@ impl TraceContext {
             return Err(InvalidTraceparent);
         }
         Ok(read)
-    }
-
-    /// The same trace with another span as the parent of what follows.
-    #[must_use]
-    pub fn child(self, span_id: u64) -> Self {
-        Self { span_id: span_id.max(1), ..self }
     }
 
     /// The same position, not recorded.
@@ -181,15 +169,15 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_is_read_and_two_headers_start_anew() {
+    fn a_later_version_is_read_and_two_headers_are_none() {
         let later = "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-what-the-future";
         assert!(TraceContext::parse(later).is_ok());
 
         let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let mut headers = HeaderMap::new();
         headers.append("traceparent", value.clone());
-        assert_eq!(RequestContext::from_headers(&headers, || 7).trace.to_header(), value);
+        assert_eq!(RequestContext::from_headers(&headers).trace.unwrap().to_header(), value);
         headers.append("traceparent", value);
-        assert_eq!(RequestContext::from_headers(&headers, || 7).trace.span_id(), 7);
+        assert_eq!(RequestContext::from_headers(&headers).trace, None);
     }
 }

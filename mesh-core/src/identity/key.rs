@@ -12,6 +12,21 @@ const BEGIN: &[u8] = b"-----BEGIN ";
 const DASHES: &[u8] = b"-----";
 const END: &[u8] = b"-----END ";
 
+/// What others than its owner could do to a private key in a file of this mode, in a folder of that one (Unix); whoever may write
+/// the folder can put another one in its place, unless each may take away there only what is his own. Says what to do.
+#[must_use]
+pub fn exposure(file: u32, folder: u32) -> Option<&'static str> {
+    if file & 0o022 != 0 {
+        Some("the private key can be written by others than its owner: chmod 600")
+    } else if file & 0o044 != 0 {
+        Some("the private key can be read by others than its owner: chmod 600")
+    } else if folder & 0o022 != 0 && folder & 0o1000 == 0 {
+        Some("the private key can be replaced by others, who can write its folder: chmod 755 on that")
+    } else {
+        None
+    }
+}
+
 /// The first private key in a text: PKCS#8, or as OpenSSL wrote it before (SEC1, PKCS#1). Wiped by rustls when it is loaded;
 /// `Zeroizing` does it elsewhere.
 ///

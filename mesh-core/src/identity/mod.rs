@@ -23,7 +23,7 @@ pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles, root_name};
 pub use self::ending::{EndingLeaf, EndingLists, EndingRoots, LifeLeft, ListLife};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
-pub use self::key::private_key;
+pub use self::key::{exposure, private_key};
 pub use self::signed::is_signed_with;
 pub use self::svid::{
     MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, root_of, verify_again, verify_path,

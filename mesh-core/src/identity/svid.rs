@@ -4,7 +4,8 @@
 //!
 //! There is no fall-through to DNS names or to the subject. Refuses to know TLS and who is expected.
 
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use smallvec::SmallVec;
 use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
@@ -159,8 +160,8 @@ fn before_its_end(chain: &[CertificateDer<'_>], now: UnixTime) -> UnixTime {
     UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(end)))
 }
 
-/// The root by which a chain was let in, under its [short name](super::root_name). Where its trust domain has one only it is
-/// that one, and nothing is verified again; `None` if the chain does not hold.
+/// The root by which a chain was let in, under its [short name](super::root_name). Where its trust domain has one only, or the
+/// chain names one only as an issuer, it is that one, and nothing is verified again; `None` if none can be.
 pub fn root_of<'b>(
     chain: &[CertificateDer<'_>],
     bundles: &'b TrustBundles,
@@ -173,8 +174,17 @@ pub fn root_of<'b>(
     if let [only] = bundle.names() {
         return Some(only);
     }
-    let cert = EndEntityCert::try_from(leaf).ok()?;
     let anchors = bundle.anchors();
+    let certificates: SmallVec<[_; 4]> = chain.iter().filter_map(|der| EndEntityCert::try_from(der).ok()).collect();
+    let is_named = |anchor: &TrustAnchor<'_>| certificates.iter().any(|cert| cert.issuer() == &*anchor.subject);
+    let mut named = anchors.iter().zip(bundle.names()).filter(|(anchor, _)| is_named(anchor));
+    match (named.next(), named.next()) {
+        (Some((_, only)), None) => return Some(only),
+        (None, _) => return None,
+        // Roots of one name: their signatures tell.
+        (Some(_), Some(_)) => {}
+    }
+    let cert = EndEntityCert::try_from(leaf).ok()?;
     let path =
         cert.verify_for_usage(algorithms, anchors, intermediates, now, KeyUsage::from(usage), None, None).ok()?;
     let at = anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()))?;

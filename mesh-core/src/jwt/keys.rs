@@ -28,6 +28,19 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
+    const ALL: [Self; 10] = [
+        Self::Rs256,
+        Self::Rs384,
+        Self::Rs512,
+        Self::Ps256,
+        Self::Ps384,
+        Self::Ps512,
+        Self::Es256,
+        Self::Es384,
+        Self::Es512,
+        Self::EdDsa,
+    ];
+
     pub(super) fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "RS256" => Self::Rs256,
@@ -150,6 +163,20 @@ impl KeySet {
         })
     }
 
+    /// What is to be said of keys that no token is ever tried with, if there are some: without a `kid` they are found by trying,
+    /// and that ends after eight.
+    pub fn beyond_reach(&self) -> Option<String> {
+        let nameless = |algorithm: Algorithm| {
+            self.keys.iter().filter(move |key| key.id.is_none() && key.is_for(algorithm)).count()
+        };
+        let most = Algorithm::ALL.into_iter().map(nameless).max().filter(|most| *most > MOST_TRIED)?;
+        Some(format!(
+            "{} of {most} keys for the same algorithm that have no kid are never used, because a token is tried with {MOST_TRIED} \
+             of them and no more: give each key a kid, and let the tokens name it",
+            most - MOST_TRIED
+        ))
+    }
+
     /// Whether one of the keys made a token's signature; of one that was found good before the signature is not worked out again.
     pub(super) fn verify_token(&self, id: Option<&str>, algorithm: Algorithm, token: &str) -> Result<Verdict, Refusal> {
         let fingerprint = fingerprint(token);
@@ -229,30 +256,36 @@ impl Key {
         Some(Self { id: spec.kid.map(Into::into), algorithm, material })
     }
 
+    fn is_for(&self, algorithm: Algorithm) -> bool {
+        self.algorithm.is_none_or(|only| only == algorithm)
+            && match self.material {
+                Material::Rsa { .. } => algorithm.rsa().is_some(),
+                Material::P256(_) => algorithm == Algorithm::Es256,
+                Material::P384(_) => algorithm == Algorithm::Es384,
+                Material::P521(_) => algorithm == Algorithm::Es512,
+                Material::Ed25519(_) => algorithm == Algorithm::EdDsa,
+            }
+    }
+
     /// `None` = the key is not for this algorithm.
     fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Option<bool> {
-        if self.algorithm.is_some_and(|only| only != algorithm) {
+        if !self.is_for(algorithm) {
             return None;
         }
-        let verified = match (&self.material, algorithm) {
-            (Material::Rsa { n, e }, _) => match algorithm.rsa() {
-                Some(parameters) => signature::RsaPublicKeyComponents { n, e }.verify(parameters, message, signature),
-                None => return None,
-            },
-            (Material::P256(point), Algorithm::Es256) => {
+        let verified = match &self.material {
+            Material::Rsa { n, e } => {
+                signature::RsaPublicKeyComponents { n, e }.verify(algorithm.rsa()?, message, signature)
+            }
+            Material::P256(point) => {
                 UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point).verify(message, signature)
             }
-            (Material::P384(point), Algorithm::Es384) => {
+            Material::P384(point) => {
                 UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point).verify(message, signature)
             }
-            (Material::P521(point), Algorithm::Es512) => {
+            Material::P521(point) => {
                 UnparsedPublicKey::new(&signature::ECDSA_P521_SHA512_FIXED, point).verify(message, signature)
             }
-            (Material::Ed25519(key), Algorithm::EdDsa) => {
-                UnparsedPublicKey::new(&signature::ED25519, key).verify(message, signature)
-            }
-            // The type of the key and the algorithm do not go together.
-            _ => return None,
+            Material::Ed25519(key) => UnparsedPublicKey::new(&signature::ED25519, key).verify(message, signature),
         };
         Some(verified.is_ok())
     }

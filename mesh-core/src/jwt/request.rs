@@ -122,6 +122,13 @@ impl Authenticator {
         self.providers.iter().filter_map(|provider| Some((&*provider.name, &**provider.keys.as_ref().err()?)))
     }
 
+    /// The providers some of whose keys no token is ever tried with, and why.
+    pub fn beyond_reach(&self) -> impl Iterator<Item = (&str, String)> {
+        self.providers
+            .iter()
+            .filter_map(|provider| Some((&*provider.name, provider.keys.as_ref().ok()?.beyond_reach()?)))
+    }
+
     /// Judges a request whose target is settled. `now` is the time since the Unix epoch.
     ///
     /// # Errors

@@ -179,6 +179,11 @@ fn a_token_that_names_no_key_is_tried_with_eight_of_its_algorithm() {
     let nameless = || json!({"alg": "ES256"});
     // A key of another type is none of the eight.
     assert_eq!(judged(&set(7, None, None), nameless()), Ok(()));
+    assert_eq!(set(7, None, None).beyond_reach(), None);
+    // What is never tried is told of, unless it has a name.
+    let told = set(10, None, None).beyond_reach().unwrap();
+    assert!(told.starts_with("3 of 11 keys") && told.contains("give each key a kid"), "{told}");
+    assert_eq!(set(80, Some("one"), Some("two")).beyond_reach(), None);
     assert_eq!(judged(&set(8, None, None), nameless()), Err(Refusal::Signature));
     assert_eq!(judged(&set(8, None, None), header()), Err(Refusal::Signature));
     // The control: a key that is named is found among any number.

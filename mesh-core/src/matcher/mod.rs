@@ -34,7 +34,7 @@ pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
 pub use self::header::{HeaderCondition, are_twins};
 pub(crate) use self::header::{remove_header, separator};
-pub use self::normal::{OF_NO_PATH, is_of_no_path, is_of_no_target};
+pub use self::normal::{Effort, Met, OF_NO_PATH, path_is_met, target_is_met};
 pub use self::path::{PathCondition, unescaped};
 pub use self::text::TextCondition;
 

@@ -2,47 +2,111 @@
 //! rule with such a condition never matches, and what it should refuse is let in.
 //!
 //! What can be proved is found: of the bytes that a condition takes, step by step, none are a path in normal form, and
-//! some are one as callers may write it. Refuses to know what a condition is for.
+//! some are one as callers may write it. The steps are counted, for what many patterns may cost. Refuses to know what a
+//! condition is for.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
+use std::ops::RangeInclusive;
 
 use regex_automata::Anchored;
 use regex_automata::dfa::Automaton;
+use regex_automata::util::primitives::StateID;
 use regex_automata::util::start;
 
 use crate::policy::{HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, StringMatch};
-use crate::target::needs_no_escape;
+use crate::target::{EncodedSlash, needs_no_escape, normalize_path};
 
-/// Why a condition is refused of which [`is_of_no_path`] or [`is_of_no_target`] holds.
+/// Why a condition is refused that is [`Met::Never`].
 pub const OF_NO_PATH: &str = "no request ever meets it, because the path of each is brought to its normal form first: write \
      it without empty elements, dot segments, backslashes and needless escapes (%3A is written :), and with the other \
      escapes in upper case";
 
-/// Whether requests meet the condition as callers may write their paths, and none does once these are in normal form.
-pub fn is_of_no_path(path: &PathMatch, case_sensitive: bool) -> bool {
-    let hides = |text: &str, open: bool| Kind::Path.hides(&Text { text, open, ignore_case: !case_sensitive });
-    match path {
+/// What of a condition is met by requests, whose paths are in normal form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Met {
+    /// All of it, as far as can be proved.
+    Whole,
+    /// Not one of the alternatives of its pattern: a caller may ask for `sent`, which is judged as `judged`, and that meets
+    /// no other alternative either.
+    InPart {
+        /// A target as callers may write it.
+        sent: String,
+        /// Its normal form.
+        judged: String,
+    },
+    /// Nothing, and something would be if paths were left as callers write them.
+    Never,
+    /// Nobody has looked: the conditions before it took all the [`Effort`].
+    Unchecked,
+}
+
+/// The work that looking at the conditions of one resource may cost. Default: all of it.
+#[derive(Clone, Debug)]
+pub struct Effort(usize);
+
+/// Of steps in the search, and of entries of the tables that patterns are made: a tenth of a second.
+const MAX_EFFORT: usize = 10_000_000;
+/// Entries of a table that becomes too large: what is made until this is known.
+const MAX_ENTRIES: usize = 16 << 10;
+/// Alternatives of a pattern that are looked at.
+const MAX_ALTERNATIVES: usize = 64;
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self(MAX_EFFORT)
+    }
+}
+
+impl Effort {
+    fn take(&mut self, steps: usize) -> Result<(), Spent> {
+        let left = self.0.checked_sub(steps);
+        // Nothing is looked at any more, cheap as it may be: what is checked must not depend on the order of trifles.
+        self.0 = left.unwrap_or(0);
+        left.map(drop).ok_or(Spent)
+    }
+}
+
+/// There is no [`Effort`] left.
+struct Spent;
+
+/// What is met of a condition on the path.
+pub fn path_is_met(path: &PathMatch, case_sensitive: bool, effort: &mut Effort) -> Met {
+    let mut hides =
+        |text: &str, open: bool| Kind::Path.hides(&Text { text, open, ignore_case: !case_sensitive }, effort);
+    let hidden = match path {
         PathMatch::Exact(text) => hides(text, false),
         PathMatch::Prefix(text) => hides(text, true),
         PathMatch::PathSeparatedPrefix(text) => {
             let text = text.trim_end_matches('/');
-            hides(&format!("{text}/"), true) && (text.is_empty() || hides(text, false))
+            match hides(&format!("{text}/"), true) {
+                Ok(true) if !text.is_empty() => hides(text, false),
+                below => below,
+            }
         }
-        PathMatch::Regex(pattern) => Kind::Path.hides_pattern(pattern),
+        PathMatch::Regex(pattern) => return Kind::Path.pattern_is_met(pattern, effort),
+    };
+    met(hidden)
+}
+
+/// The same of a condition on `:path`, which is the path with its query; of one on another header that it is met.
+pub fn target_is_met(header: &HeaderMatcher, effort: &mut Effort) -> Met {
+    let (HeaderKey::Path, HeaderMatch::Text(text)) = (&header.name, &header.value) else { return Met::Whole };
+    let ignore_case = text.ignore_case;
+    match &text.pattern {
+        StringMatch::Exact(text) => met(Kind::Target.hides(&Text { text, open: false, ignore_case }, effort)),
+        StringMatch::Prefix(text) => met(Kind::Target.hides(&Text { text, open: true, ignore_case }, effort)),
+        StringMatch::Regex(pattern) => Kind::Target.pattern_is_met(pattern, effort),
+        // A query may have it.
+        StringMatch::Suffix(_) | StringMatch::Contains(_) => Met::Whole,
     }
 }
 
-/// The same of a condition on `:path`, which is the path with its query.
-pub fn is_of_no_target(header: &HeaderMatcher) -> bool {
-    let (HeaderKey::Path, HeaderMatch::Text(text)) = (&header.name, &header.value) else { return false };
-    let ignore_case = text.ignore_case;
-    match &text.pattern {
-        StringMatch::Exact(text) => Kind::Target.hides(&Text { text, open: false, ignore_case }),
-        StringMatch::Prefix(text) => Kind::Target.hides(&Text { text, open: true, ignore_case }),
-        StringMatch::Regex(pattern) => Kind::Target.hides_pattern(pattern),
-        // A query may have it.
-        StringMatch::Suffix(_) | StringMatch::Contains(_) => false,
+fn met(hidden: Result<bool, Spent>) -> Met {
+    match hidden {
+        Ok(false) => Met::Whole,
+        Ok(true) => Met::Never,
+        Err(Spent) => Met::Unchecked,
     }
 }
 
@@ -55,30 +119,89 @@ enum Kind {
 }
 
 impl Kind {
-    fn hides(self, steps: &impl Steps) -> bool {
-        !self.meets(steps, Form::Normal) && self.meets(steps, Form::Sent)
+    fn hides(self, steps: &impl Steps, effort: &mut Effort) -> Result<bool, Spent> {
+        Ok(self.example(steps, Form::Normal, effort)?.is_none() && self.example(steps, Form::Sent, effort)?.is_some())
     }
 
-    fn hides_pattern(self, pattern: &Pattern) -> bool {
+    fn pattern_is_met(self, pattern: &Pattern, effort: &mut Effort) -> Met {
+        self.find_in(pattern, effort).unwrap_or(Met::Unchecked)
+    }
+
+    fn find_in(self, pattern: &Pattern, effort: &mut Effort) -> Result<Met, Spent> {
+        // Where nothing is left no table is made.
+        effort.take(1)?;
         // Of one that is large nothing is proved.
-        let Some(table) = pattern.ascii_table() else { return false };
-        table.start_state(&start::Config::new().anchored(Anchored::Yes)).is_ok_and(|first| self.hides(&(table, first)))
-    }
-
-    /// Whether there is a path in this form that satisfies the condition.
-    fn meets<S: Steps>(self, steps: &S, form: Form) -> bool {
-        let first = (steps.first(), At::Beginning);
-        let (mut seen, mut open) = (HashSet::from([first]), vec![first]);
-        while let Some((state, at)) = open.pop() {
-            if at.may_end() && steps.is_end(state) {
-                return true;
+        let Some(whole) = table(pattern.ascii_table(), effort)? else { return Ok(Met::Whole) };
+        if self.hides(&whole, effort)? {
+            return Ok(Met::Never);
+        }
+        for alternative in pattern.ascii_alternatives(MAX_ALTERNATIVES) {
+            let Some(one) = table(alternative, effort)? else { continue };
+            if self.example(&one, Form::Normal, effort)?.is_some() {
+                continue;
             }
-            for byte in b'!'..=b'~' {
-                let next = at.next(byte, self, form).and_then(|at| Some((steps.next(state, byte)?, at)));
-                open.extend(next.filter(|next| seen.insert(*next)));
+            let Some(sent) = self.example(&one, Form::Sent, effort)? else { continue };
+            let (path, query) = sent.split_at(sent.find('?').unwrap_or(sent.len()));
+            let Ok(judged) = normalize_path(path, EncodedSlash::Keep).map(|path| format!("{path}{query}")) else {
+                continue;
+            };
+            if !whole.takes(&judged) {
+                return Ok(Met::InPart { sent, judged });
             }
         }
-        false
+        Ok(Met::Whole)
+    }
+
+    /// A path in this form that satisfies the condition.
+    fn example<S: Steps>(self, steps: &S, form: Form, effort: &mut Effort) -> Result<Option<String>, Spent> {
+        let first = (steps.first(), At::Beginning);
+        // From where each was reached, and by which byte.
+        let (mut seen, mut open) = (HashMap::from([(first, None)]), VecDeque::from([first]));
+        while let Some(here) = open.pop_front() {
+            let (state, at) = here;
+            if at.may_end() && steps.is_end(state) {
+                let before = |of: &_| seen.get(of).copied().flatten();
+                let way = std::iter::successors(before(&here), |(from, _)| before(from));
+                let mut bytes: Vec<u8> = way.map(|(_, byte)| byte).collect();
+                bytes.reverse();
+                return Ok(String::from_utf8(bytes).ok());
+            }
+            let bytes = steps.bytes(state);
+            effort.take(bytes.len())?;
+            for byte in bytes {
+                let next = at.next(byte, self, form).and_then(|at| Some((steps.next(state, byte)?, at)));
+                if let Some(next) = next.filter(|next| !seen.contains_key(next)) {
+                    seen.insert(next, Some((here, byte)));
+                    open.push_back(next);
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A pattern as a table, byte by byte; `None` = there is none.
+fn table(made: Option<Dfa>, effort: &mut Effort) -> Result<Option<Table>, Spent> {
+    let entries = made.as_ref().map_or(MAX_ENTRIES, |table| table.memory_usage() / size_of::<u32>());
+    effort.take(entries)?;
+    let with_start = |table: Dfa| {
+        let first = table.start_state(&start::Config::new().anchored(Anchored::Yes)).ok()?;
+        Some(Table { table, first })
+    };
+    Ok(made.and_then(with_start))
+}
+
+type Dfa = regex_automata::dfa::dense::DFA<Vec<u32>>;
+
+struct Table {
+    table: Dfa,
+    first: StateID,
+}
+
+impl Table {
+    fn takes(&self, text: &str) -> bool {
+        let end = text.bytes().try_fold(self.first, |state, byte| self.next(state, byte));
+        end.is_some_and(|state| self.is_end(state))
     }
 }
 
@@ -89,6 +212,10 @@ trait Steps {
     /// `None` = nothing satisfies it any more.
     fn next(&self, state: Self::State, byte: u8) -> Option<Self::State>;
     fn is_end(&self, state: Self::State) -> bool;
+    /// The bytes that may lead on.
+    fn bytes(&self, _: Self::State) -> RangeInclusive<u8> {
+        b'!'..=b'~'
+    }
 }
 
 struct Text<'a> {
@@ -115,22 +242,29 @@ impl Steps for Text<'_> {
     fn is_end(&self, at: usize) -> bool {
         at == self.text.len()
     }
+
+    fn bytes(&self, at: usize) -> RangeInclusive<u8> {
+        match self.text.as_bytes().get(at) {
+            Some(byte) if !self.ignore_case || !byte.is_ascii_alphabetic() => *byte..=*byte,
+            _ => b'!'..=b'~',
+        }
+    }
 }
 
-impl<A: Automaton> Steps for (A, regex_automata::util::primitives::StateID) {
-    type State = regex_automata::util::primitives::StateID;
+impl Steps for Table {
+    type State = StateID;
 
     fn first(&self) -> Self::State {
-        self.1
+        self.first
     }
 
     fn next(&self, state: Self::State, byte: u8) -> Option<Self::State> {
-        let next = self.0.next_state(state, byte);
-        (!self.0.is_dead_state(next) && !self.0.is_quit_state(next)).then_some(next)
+        let next = self.table.next_state(state, byte);
+        (!self.table.is_dead_state(next) && !self.table.is_quit_state(next)).then_some(next)
     }
 
     fn is_end(&self, state: Self::State) -> bool {
-        self.0.is_match_state(self.0.next_eoi_state(state))
+        self.table.is_match_state(self.table.next_eoi_state(state))
     }
 }
 
@@ -192,7 +326,70 @@ mod tests {
     use super::*;
     use crate::matcher::unescaped;
     use crate::policy::StringMatcher;
-    use crate::target::{EncodedSlash, normalize_path};
+
+    fn is_of_no_path(path: &PathMatch, case_sensitive: bool) -> bool {
+        path_is_met(path, case_sensitive, &mut Effort::default()) == Met::Never
+    }
+
+    fn is_of_no_target(header: &HeaderMatcher) -> bool {
+        target_is_met(header, &mut Effort::default()) == Met::Never
+    }
+
+    #[test]
+    fn an_alternative_that_no_request_meets_is_found_with_an_example() {
+        let met =
+            |text: &str| path_is_met(&PathMatch::Regex(Pattern::new(text).unwrap()), true, &mut Effort::default());
+        for (text, sent, judged) in [
+            ("/(a|%3A)", "/%3A", "/:"),
+            ("/a|/%3A", "/%3A", "/:"),
+            ("/x/(a|b//c|d)", "/x/b//c", "/x/b/c"),
+            ("/x/(y(a|b%2ec))?z", "/x/yb%2ecz", "/x/yb.cz"),
+            (r"/a/(b|\.\./c)", "/a/../c", "/c"),
+            ("(/a|/b%41)[0-9]", "/b%410", "/bA0"),
+        ] {
+            assert_eq!(met(text), Met::InPart { sent: sent.into(), judged: judged.into() }, "{text}");
+        }
+        // What it means is said by another alternative, or each is met.
+        for text in [
+            "/files/(%3A|:).*",
+            "/(a|b|cd)/(e|fg)",
+            "/x%2[fF]y",
+            "/(%2F|%2f)x",
+            "/(a|%2F)",
+            "/(a|b c)",
+            ".*(//|%3A)?.*",
+        ] {
+            assert_eq!(met(text), Met::Whole, "{text}");
+        }
+        let value = HeaderMatch::Text(StringMatcher {
+            pattern: StringMatch::Regex(Pattern::new("/(a|b//c)[?]x=//").unwrap()),
+            ignore_case: false,
+        });
+        let target = HeaderMatcher { name: HeaderKey::Path, value, invert: false, treat_missing_as_empty: false };
+        let expected = Met::InPart { sent: "/b//c?x=//".into(), judged: "/b/c?x=//".into() };
+        assert_eq!(target_is_met(&target, &mut Effort::default()), expected);
+    }
+
+    #[test]
+    fn what_looking_costs_is_bounded_for_all_conditions_of_a_resource() {
+        let dear = |n: usize| PathMatch::Regex(Pattern::new(&format!("/([^/]+/[a-z]{{20}}[0-9]+|x{n}%3A).*")).unwrap());
+        let trick = PathMatch::Exact("/a//b".into());
+        let mut effort = Effort::default();
+        let mut looked_at = 0;
+        while path_is_met(&dear(looked_at), true, &mut effort) != Met::Unchecked {
+            looked_at += 1;
+            assert!(looked_at < 5_000, "it is bounded by nothing");
+        }
+        assert!(looked_at > 10, "{looked_at}");
+        assert_eq!(path_is_met(&trick, true, &mut effort), Met::Unchecked, "what comes later is not looked at");
+        // The control: with all of it to spend this one is found; and five thousand texts cost less than that.
+        let mut effort = Effort::default();
+        for n in 0..5_000 {
+            let text = PathMatch::Prefix(format!("/customers/{n}/orders"));
+            assert_eq!(path_is_met(&text, true, &mut effort), Met::Whole);
+        }
+        assert_eq!(path_is_met(&trick, true, &mut effort), Met::Never);
+    }
 
     #[test]
     fn a_pattern_that_only_paths_out_of_normal_form_meet_is_found() {

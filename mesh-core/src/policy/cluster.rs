@@ -523,7 +523,8 @@ pub enum HealthProbe {
     Tcp(TcpProbe),
     /// A request.
     Http(HttpProbe),
-    /// `grpc.health.v1.Health/Check` of this service.
+    /// `grpc.health.v1.Health/Check` of this service, one call a check, as in Envoy. The stream `Watch` of gRFC A17 is for
+    /// service configs, which xDS does not have.
     Grpc {
         /// Service name; may be empty.
         service: String,

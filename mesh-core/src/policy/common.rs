@@ -4,8 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
+use regex_automata::dfa::{StartKind, dense};
+use regex_automata::nfa::thompson;
 use regex_automata::util::syntax::Config as Syntax;
-use regex_syntax::hir::{Hir, Look};
+use regex_syntax::hir::{Hir, HirKind, Look, Repetition};
 use serde::{Serialize, Serializer};
 
 /// A policy value that cannot be accepted: which field, why.
@@ -183,23 +185,38 @@ impl Pattern {
     /// The compiled form as one table, several times as fast as [`compiled`](Self::compiled); matches must cover the
     /// whole input, so a search has to be anchored. `None` if it would be large.
     #[must_use]
-    pub fn table(&self) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
+    pub fn table(&self) -> Option<dense::DFA<Vec<u32>>> {
         self.table_with(Syntax::new())
     }
 
     /// The same for texts of ASCII alone: classes such as `\w` are small then.
-    pub(crate) fn ascii_table(&self) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
+    pub(crate) fn ascii_table(&self) -> Option<dense::DFA<Vec<u32>>> {
         // One that names characters beyond cannot be read in this way.
         self.table_with(Syntax::new().unicode(false).utf8(false)).or_else(|| self.table())
     }
 
-    fn table_with(&self, syntax: Syntax) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
-        use regex_automata::dfa::{StartKind, dense};
-        use regex_automata::nfa::thompson;
+    /// Of each place in it where one of several alternatives is taken, what is left of the pattern with each of them alone:
+    /// as tables, for texts of ASCII. At most so many.
+    pub(crate) fn ascii_alternatives(&self, most: usize) -> impl Iterator<Item = Option<dense::DFA<Vec<u32>>>> {
+        let parse = |unicode: bool| {
+            let mut parser = regex_syntax::ParserBuilder::new();
+            parser.unicode(unicode).utf8(unicode).build().parse(&self.0).ok().map(|parsed| (parsed, unicode))
+        };
+        let (parsed, unicode) = parse(false).or_else(|| parse(true)).unwrap_or((Hir::empty(), true));
+        let mut alone = Vec::new();
+        alternatives(&parsed, &mut alone, most, &|hir| hir);
+        alone.into_iter().map(move |hir| {
+            let whole = Hir::concat(vec![Hir::look(Look::Start), hir, Hir::look(Look::End)]);
+            let nfa = thompson::Compiler::new()
+                .configure(thompson::Config::new().utf8(unicode).nfa_size_limit(Some(MAX_COMPILED)))
+                .build_from_hir(&whole);
+            dense::Builder::new().configure(small()).build_from_nfa(&nfa.ok()?).ok()
+        })
+    }
+
+    fn table_with(&self, syntax: Syntax) -> Option<dense::DFA<Vec<u32>>> {
         let nfa = thompson::Config::new().utf8(syntax.get_utf8());
-        let limits = dense::Config::new().dfa_size_limit(Some(MAX_TABLE)).determinize_size_limit(Some(4 * MAX_TABLE));
-        let config = limits.start_kind(StartKind::Anchored);
-        dense::Builder::new().configure(config).syntax(syntax).thompson(nfa).build(&whole(&self.0)).ok()
+        dense::Builder::new().configure(small()).syntax(syntax).thompson(nfa).build(&whole(&self.0)).ok()
     }
 
     /// The compiled form that finds matches anywhere in the input, for rewriting.
@@ -262,6 +279,40 @@ fn in_words(text: &str, error: &regex_automata::meta::BuildError) -> String {
     // A syntax error shows the pattern, marks the place below it and ends in what is wrong.
     let what = said.lines().last().unwrap_or_default().trim_start_matches("error: ");
     format!("{text:?} is not a regular expression: {what}")
+}
+
+/// Of a table that is small, and made in little time.
+fn small() -> dense::Config {
+    let limits = dense::Config::new().dfa_size_limit(Some(MAX_TABLE)).determinize_size_limit(Some(4 * MAX_TABLE));
+    limits.start_kind(StartKind::Anchored)
+}
+
+/// Of each alternation in a part of a pattern, the pattern with each alternative alone. `within` puts what stands in the place
+/// of the part into the pattern.
+fn alternatives(part: &Hir, into: &mut Vec<Hir>, most: usize, within: &dyn Fn(Hir) -> Hir) {
+    match part.kind() {
+        HirKind::Alternation(all) => {
+            for one in all.iter().take(most.saturating_sub(into.len())) {
+                into.push(within(one.clone()));
+            }
+            all.iter().for_each(|one| alternatives(one, into, most, within));
+        }
+        HirKind::Concat(all) => {
+            for (at, one) in all.iter().enumerate() {
+                alternatives(one, into, most, &|hir| {
+                    let mut all = all.clone();
+                    all[at] = hir;
+                    within(Hir::concat(all))
+                });
+            }
+        }
+        HirKind::Capture(capture) => alternatives(&capture.sub, into, most, within),
+        // As often as it has to be there, and once if it need not.
+        HirKind::Repetition(repetition) => alternatives(&repetition.sub, into, most, &|hir| {
+            within(Hir::repetition(Repetition { min: repetition.min.max(1), sub: Box::new(hir), ..repetition.clone() }))
+        }),
+        HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) | HirKind::Look(_) => {}
+    }
 }
 
 fn whole(text: &str) -> String {

@@ -27,13 +27,16 @@ pub struct InboundListener {
     /// Whose certificate is shown and whose roots are trusted. Default: the process's own.
     #[serde(skip_serializing_if = "Instances::are_own")]
     pub instances: Instances,
+    /// Limits that come before tokens are verified and policies asked, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<HttpFilter>,
     /// Demands on tokens, all of which must be met.
     pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies: CUSTOM, then DENY, then ALLOW, as Istio orders them.
     pub authorization: Vec<AuthorizationPolicy>,
     /// The other HTTP filters, in order; the application is implied as the last.
     pub filters: Vec<HttpFilter>,
-    /// Which requests are served. Where it is not all alike, the three above are for what has no route: raw connections.
+    /// Which requests are served. Where it is not all alike, the four above are for what has no route: raw connections.
     #[serde(skip_serializing_if = "InboundRoutes::are_all")]
     pub routes: InboundRoutes,
     /// Limits.
@@ -60,6 +63,7 @@ impl InboundListener {
             address,
             tls,
             instances: Instances::default(),
+            before: Vec::new(),
             jwt: Vec::new(),
             authorization: Vec::new(),
             filters: Vec::new(),
@@ -89,11 +93,15 @@ impl InboundListener {
         known: &mut HashMap<Vec<Option<&'r FilterOverride>>, Arc<Guards>>,
     ) -> InboundRoute {
         let serves = matches!(route.action, RouteAction::NonForwarding).then(|| {
-            let changes: Vec<_> = self.filters.iter().map(|filter| change(filter, &route.filters)).collect();
+            let all = self.before.iter().chain(&self.filters);
+            let changes: Vec<_> = all.map(|filter| change(filter, &route.filters)).collect();
+            let part =
+                |filters: &[HttpFilter], changes: &[_]| filters.iter().zip(changes).filter_map(changed).collect();
             let guards = |changes: &Vec<_>| Guards {
+                before: part(&self.before, changes),
                 jwt: self.jwt.clone(),
                 authorization: self.authorization.clone(),
-                filters: self.filters.iter().zip(changes).filter_map(changed).collect(),
+                filters: part(&self.filters, &changes[self.before.len()..]),
             };
             known.entry(changes).or_insert_with_key(|changes| guards(changes).into()).clone()
         });
@@ -175,6 +183,9 @@ pub struct InboundRoute {
 /// What stands between a request and the application, as in [`InboundListener`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Guards {
+    /// Limits that come before all others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<HttpFilter>,
     /// Demands on tokens.
     pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies.
@@ -293,7 +304,7 @@ pub enum Permission {
     DestinationPorts(u16, u16),
     /// The address that was reached.
     DestinationIp(IpNet),
-    /// The TLS server name.
+    /// The TLS server name, which is a host's: case counts for nothing. A regex sees it in small letters.
     ServerName(StringMatcher),
     /// What an earlier filter, such as JWT, found out.
     Metadata(MetadataMatch),
@@ -422,7 +433,13 @@ mod tests {
             headers: HeaderPolicy::default(),
             retry_budget: None,
         };
-        let listener = listener.with_routes(&table);
+        // Before tokens or after.
+        let early = InboundListener { before: listener.filters.clone(), filters: Vec::new(), ..listener.clone() };
+        let (early, listener) = (early.with_routes(&table), listener.with_routes(&table));
+        for (early, late) in early.routes.iter().zip(listener.routes.iter()) {
+            let guards = |route: &InboundRoute| route.serves.clone().unwrap();
+            assert_eq!((&guards(early).before, guards(early).filters.len()), (&guards(late).filters, 0));
+        }
         let guards: Vec<_> = listener.routes.iter().map(|route| route.serves.as_ref().unwrap()).collect();
         let first = |of: &Arc<Guards>| guards.iter().position(|one| Arc::ptr_eq(one, of)).unwrap();
         let shared: Vec<usize> = guards.iter().map(|of| first(of)).collect();

@@ -104,6 +104,7 @@ impl Report for InboundListener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("inbound {}", self.name);
         look(INBOUND, self, &resource, "", out);
+        filters(&self.before, &resource, None, out);
         filters(&self.filters, &resource, None, out);
         if let InboundRoutes::Listed(hosts) = &self.routes {
             for (i, host) in hosts.iter().enumerate() {
@@ -313,6 +314,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         address: _,
         tls: _,
         instances: Instances { certificate: _, roots: _ },
+        before: _,
         jwt: _,
         authorization: _,
         filters: _,

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterProto;
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher as TextProto, path_matcher};
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
-use mesh_core::matcher::{OF_NO_PATH, is_of_no_path, is_of_no_target, unescaped};
+use mesh_core::matcher::{path_is_met, target_is_met, unescaped};
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
     HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher, is_of_peer,
@@ -79,7 +79,7 @@ fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> E
 }
 
 /// `wanted`, or the first `wanted#<n>` that is free; never empty.
-fn unique(wanted: &str, taken: &mut HashSet<String>) -> String {
+pub(super) fn unique(wanted: &str, taken: &mut HashSet<String>) -> String {
     let mut name = wanted.to_owned();
     let mut n = taken.len();
     while name.is_empty() || !taken.insert(name.clone()) {
@@ -139,11 +139,16 @@ fn decode_rules(
     if in_order.len() != proto.policies.len() {
         report.problem(&at.field("policies"), "the metadata lists other rules than the filter has");
     }
+    // A part of an ALLOW rule that nothing meets lets nobody in, and what only observes keeps nobody out.
+    let opens = dry_run
+        || matches!(action, AuthorizationAction::Allow | AuthorizationAction::Route | AuthorizationAction::Audit);
     let mut rules = Vec::with_capacity(in_order.len());
     for (key, rule) in in_order {
         let at = at.key("policies", key);
         match proto.policies.get(key) {
-            Some(policy) => rules.extend(decode_rule(rule, policy, &at, report)),
+            Some(policy) => {
+                rules.extend(report.where_never_is(opens, |report| decode_rule(rule, policy, &at, report)));
+            }
             None => report.problem(&at, "the metadata lists a rule that the filter has not"),
         }
     }
@@ -297,7 +302,9 @@ fn decode_permission(proto: &PermissionProto, at: &At<'_>, report: &mut Report) 
             Some(as_separated_prefix(&list).or_else(|| meant(&list)).unwrap_or(Permission::Or(list)))
         }
         Some(Rule::NotRule(inner)) => {
-            let inner = decode_permission(inner, &at.field("not_rule"), report)?;
+            // What no request meets all do then.
+            let at = at.field("not_rule");
+            let inner = report.where_never_is(false, |report| decode_permission(inner, &at, report))?;
             Some(Permission::Not(Box::new(inner)))
         }
         Some(Rule::Header(header)) => read_header(header, &at.field("header"), report).map(Permission::Header),
@@ -364,11 +371,7 @@ fn as_separated_prefix(list: &[Permission]) -> Option<Permission> {
 /// Reads a path condition; forms that the model has no word for become the pattern that says the same.
 fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<PathMatch> {
     let path = path_of(proto, at, report)?;
-    if is_of_no_path(&unescaped(&path), true) {
-        report.problem(at, OF_NO_PATH);
-        return None;
-    }
-    Some(path)
+    report.is_met(at, |effort| path_is_met(&unescaped(&path), true, effort)).then_some(path)
 }
 
 fn path_of(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<PathMatch> {
@@ -427,8 +430,9 @@ fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<
         report.problem(at, "a beginning, an end or a part of a text may not be empty");
         return None;
     }
-    if is_of_no_target(&header) {
-        report.problem(at, OF_NO_PATH);
+    // Turned round it is met by all.
+    let look = |report: &mut Report| report.is_met(at, |effort| target_is_met(&header, effort));
+    if !(if header.invert { report.where_never_is(false, look) } else { look(report) }) {
         return None;
     }
     if matches!(&header.name, HeaderKey::Header(name) if is_of_peer(name)) {
@@ -502,7 +506,8 @@ fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) ->
             })
         }
         Some(Identifier::NotId(inner)) => {
-            let inner = decode_principal(inner, &at.field("not_id"), report)?;
+            let at = at.field("not_id");
+            let inner = report.where_never_is(false, |report| decode_principal(inner, &at, report))?;
             Some(Principal::Not(Box::new(inner)))
         }
         Some(Identifier::Authenticated(peer)) => match &peer.principal_name {

@@ -82,8 +82,9 @@ pub(super) fn fraction(share: PerMillion) -> FractionalPercent {
     fraction_in(share, ShareUnit::Million)
 }
 
-/// A share as a fraction with this denominator.
+/// A share as a fraction with this denominator, or a finer one where this cannot tell it.
 pub(super) fn fraction_in(share: PerMillion, unit: ShareUnit) -> FractionalPercent {
+    let unit = if unit.share(unit.count(share)) == share { unit } else { ShareUnit::Million };
     let denominator = match unit {
         ShareUnit::Hundred => DenominatorType::Hundred,
         ShareUnit::TenThousand => DenominatorType::TenThousand,

@@ -37,7 +37,7 @@ const PLAINTEXT: &str = "raw_buffer";
 pub(super) fn encode(listener: &InboundListener) -> Proto {
     let all = Everything::of(listener);
     let jwt = all.jwt.iter().map(|jwt| jwt.name.clone());
-    let taken = jwt.chain(all.filters.iter().map(|filter| filter.name.clone())).collect();
+    let taken = jwt.chain(all.before.iter().chain(&all.filters).map(|filter| filter.name.clone())).collect();
     let policies = authorization::encode(all.authorization.iter().copied(), taken);
     let manager = encode_manager(listener, &all, &policies);
     let chain = |name: &str, transport: &str, with_tls: bool| FilterChain {
@@ -80,6 +80,7 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
 
 /// Every guard of a listener and of its routes: each is a filter, off where it does not belong.
 struct Everything<'a> {
+    before: Vec<&'a HttpFilter>,
     jwt: Vec<&'a JwtAuthentication>,
     authorization: Vec<&'a AuthorizationPolicy>,
     filters: Vec<&'a HttpFilter>,
@@ -89,6 +90,7 @@ impl<'a> Everything<'a> {
     fn of(listener: &'a InboundListener) -> Self {
         let guards = || listener.routes.iter().filter_map(|route| route.serves.as_deref());
         Self {
+            before: merge([&*listener.before].into_iter().chain(guards().map(|g| &*g.before))),
             jwt: merge([&*listener.jwt].into_iter().chain(guards().map(|g| &*g.jwt))),
             authorization: merge([&*listener.authorization].into_iter().chain(guards().map(|g| &*g.authorization))),
             filters: merge([&*listener.filters].into_iter().chain(guards().map(|g| &*g.filters))),
@@ -98,11 +100,13 @@ impl<'a> Everything<'a> {
     /// Which of them are in force, in the order of the filters.
     fn part(
         &self,
+        before: &[HttpFilter],
         jwt: &[JwtAuthentication],
         authorization: &[AuthorizationPolicy],
         filters: &[HttpFilter],
     ) -> Vec<bool> {
-        let mut on = part(&self.jwt, jwt);
+        let mut on = part(&self.before, before);
+        on.extend(part(&self.jwt, jwt));
         on.extend(part(&self.authorization, authorization));
         on.extend(part(&self.filters, filters));
         on
@@ -117,23 +121,32 @@ fn encode_manager(
     let limits = &listener.limits;
     let jwt = all.jwt.iter().map(|j| Some(filter::encode(&j.name, extension::pack(url::JWT, &jwt::encode(j)), false)));
     let rbac = policies.iter().map(|p| Some(filter::encode(&p.name, extension::pack(url::RBAC, &p.filter), false)));
+    let before = all.before.iter().map(|filter| listener::encode_filter(filter));
     let others = all.filters.iter().map(|filter| listener::encode_filter(filter));
-    let mut filters: Vec<Option<hcm::HttpFilter>> = jwt.chain(rbac).chain(others).collect();
-    let here = all.part(&listener.jwt, &listener.authorization, &listener.filters);
+    let mut filters: Vec<Option<hcm::HttpFilter>> = before.chain(jwt).chain(rbac).chain(others).collect();
+    let here = all.part(&listener.before, &listener.jwt, &listener.authorization, &listener.filters);
     for (filter, here) in filters.iter_mut().zip(&here) {
         filter.iter_mut().for_each(|filter| filter.disabled = !here);
     }
     let guards: Vec<_> = listener.routes.iter().map(|route| route.serves.as_deref()).collect();
     let changes = |at: usize| {
         let Some(guards) = guards[at] else { return HashMap::new() };
-        let there = all.part(&guards.jwt, &guards.authorization, &guards.filters);
+        let there = all.part(&guards.before, &guards.jwt, &guards.authorization, &guards.filters);
         let changed = filters.iter().zip(here.iter().zip(there)).filter(|(_, (here, there))| *here != there);
         let names = changed.filter_map(|(filter, (_, on))| Some((filter.as_ref()?.name.clone(), on)));
         names.map(|(name, on)| (name, route_extra::encode_switch(on))).collect()
     };
+    let routes = inbound_route::encode(&listener.routes, changes);
+    if !all.before.is_empty() && all.jwt.is_empty() && policies.is_empty() {
+        // What is before needs something to be before of: a filter without rules.
+        let mut names = all.before.iter().chain(&all.filters).map(|filter| filter.name.clone()).collect();
+        let name = authorization::unique("none", &mut names);
+        let none = filter::encode(&name, extension::pack(url::RBAC, &RbacProto::default()), false);
+        filters.insert(all.before.len(), Some(none));
+    }
     HttpConnectionManager {
         stat_prefix: "inbound".to_owned(),
-        route_specifier: Some(inbound_route::encode(&listener.routes, changes)),
+        route_specifier: Some(routes),
         http_filters: filters.into_iter().flatten().chain([filter::router()]).collect(),
         common_http_protocol_options: limits.max_connection_age.map(|age| HttpProtocolOptions {
             max_connection_duration: Some(common::duration(age)),
@@ -168,12 +181,13 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         }
         first
     });
-    let Chain { guards: Guards { jwt, authorization, filters }, routes, limits, .. } = first?;
+    let Chain { guards: Guards { before, jwt, authorization, filters }, routes, limits, .. } = first?;
     Some(InboundListener {
         name: proto.name.clone(),
         address: address?,
         tls: tls?,
         instances,
+        before,
         jwt,
         authorization,
         filters,
@@ -368,6 +382,14 @@ impl Filters<'_> {
     /// What the filters are where these changes hold. Several places that change one make `several` of it.
     fn guards(&mut self, changes: &Changes, several: bool, at: &At<'_>, report: &mut Report) -> Guards {
         let mut guards = Guards::default();
+        // As Envoy has it, what stands before the first one that looks at callers here holds before that does.
+        let is_off = |filter: &filter::Filter<'_>| match changes.get(filter.name) {
+            None => filter.disabled,
+            Some(change) => matches!(change.guard, Guard::Off),
+        };
+        let judges = |filter: &filter::Filter<'_>| matches!(filter.type_url.as_str(), url::JWT | url::RBAC);
+        let first = self.list.iter().position(|filter| judges(filter) && !is_off(filter));
+        let first = first.or_else(|| self.list.iter().position(judges)).unwrap_or_default();
         for (i, filter) in self.list.iter().enumerate() {
             let change = match changes.get(filter.name) {
                 None if filter.disabled => continue,
@@ -392,7 +414,8 @@ impl Filters<'_> {
             });
             guards.jwt.extend_from_slice(&read.jwt);
             guards.authorization.extend_from_slice(&read.authorization);
-            guards.filters.extend_from_slice(&read.filters);
+            let place = if i < first { &mut guards.before } else { &mut guards.filters };
+            place.extend_from_slice(&read.filters);
         }
         guards
     }

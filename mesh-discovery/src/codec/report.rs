@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use mesh_core::matcher::{Effort, Met, OF_NO_PATH};
 use mesh_core::policy::{InvalidPolicy, Pattern, PatternRoom, Unenforced};
 
 use super::{DecodeError, Decoded, ProviderInstance, ProviderPart};
@@ -66,6 +67,13 @@ impl fmt::Display for At<'_> {
     }
 }
 
+/// Of a pattern.
+const MET_IN_PART: &str =
+    "no request meets one of its alternatives, because the path of each is brought to its normal form first";
+/// Of the first condition for which no work was left.
+const UNCHECKED: &str =
+    "nor any after it is checked for being met by some request: that takes more work than one resource is given";
+
 /// What decoding one resource found.
 pub(super) struct Report {
     kind: &'static str,
@@ -74,6 +82,10 @@ pub(super) struct Report {
     unenforced: Vec<Unenforced>,
     providers: Vec<ProviderInstance>,
     patterns: PatternRoom,
+    effort: Effort,
+    is_unchecked: bool,
+    /// Of what is read a condition that nothing meets opens nothing.
+    never_is_safe: bool,
     dropped: usize,
     unlisted: usize,
 }
@@ -89,6 +101,9 @@ impl Report {
             unenforced: Vec::new(),
             providers: Vec::new(),
             patterns: PatternRoom::default(),
+            effort: Effort::default(),
+            is_unchecked: false,
+            never_is_safe: false,
             dropped: 0,
             unlisted: 0,
         }
@@ -121,6 +136,33 @@ impl Report {
     pub(super) fn pattern(&mut self, at: &At<'_>, text: &str) -> Option<Pattern> {
         let read = self.patterns.read(text);
         self.checked(at, read)
+    }
+
+    /// What is met of a condition on the path, `look` says. One that nothing meets is refused, unless it opens nothing by that.
+    pub(super) fn is_met(&mut self, at: &At<'_>, look: impl FnOnce(&mut Effort) -> Met) -> bool {
+        match look(&mut self.effort) {
+            Met::Whole => {}
+            Met::Never if self.never_is_safe => self.unenforced(at, OF_NO_PATH),
+            Met::Never => {
+                self.problem(at, OF_NO_PATH);
+                return false;
+            }
+            Met::InPart { .. } => self.unenforced(at, MET_IN_PART),
+            Met::Unchecked => {
+                if !std::mem::replace(&mut self.is_unchecked, true) {
+                    self.unenforced(at, UNCHECKED);
+                }
+            }
+        }
+        true
+    }
+
+    /// Reads something in which a condition that nothing meets opens nothing (`true`), or may.
+    pub(super) fn where_never_is<T>(&mut self, safe: bool, read: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::replace(&mut self.never_is_safe, safe);
+        let read = read(self);
+        self.never_is_safe = before;
+        read
     }
 
     /// Accepts the field at `at` without doing what it says.

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     self as xds, Route as RouteProto, RouteMatch as MatchProto, VirtualHost as HostProto, header_matcher,
     route_action::RequestMirrorPolicy, route_match::PathSpecifier,
 };
-use mesh_core::matcher::{OF_NO_PATH, is_of_no_path, is_of_no_target, unescaped};
+use mesh_core::matcher::{path_is_met, target_is_met, unescaped};
 use mesh_core::policy::{
     Domain, HeaderKey, HeaderMatch, HeaderMatcher, HedgePolicy, Mirror, PathMatch, Pattern, PerMillionRatio,
     RetryBudget, Route, RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
@@ -339,12 +339,10 @@ fn encode_methods(methods: &[String]) -> Option<xds::HeaderMatcher> {
 /// past the filters that stand before it.
 pub(super) fn decode_inbound_match(proto: &MatchProto, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {
     let matcher = decode_match(proto, &RoutePolicy::default(), at, report)?;
-    let is_met = !is_of_no_path(&unescaped(&matcher.path), matcher.case_sensitive);
-    if is_met && !matcher.headers.iter().any(is_of_no_target) {
-        return Some(matcher);
-    }
-    report.problem(at, OF_NO_PATH);
-    None
+    let path = unescaped(&matcher.path);
+    let is_met = report.is_met(at, |effort| path_is_met(&path, matcher.case_sensitive, effort))
+        && matcher.headers.iter().all(|header| report.is_met(at, |effort| target_is_met(header, effort)));
+    is_met.then_some(matcher)
 }
 
 fn decode_match(proto: &MatchProto, ours: &RoutePolicy, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {

@@ -15,7 +15,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::bootstrap::TlsCredentials;
-use crate::secret::read_now;
+use crate::secret::{read_now, tell_exposed};
 
 /// What was good last of the files of channel credentials: a file that breaks later changes nothing.
 #[derive(Default)]
@@ -189,7 +189,8 @@ fn root_store(file: Option<&str>) -> Result<RootCertStore, String> {
 
 fn certified_from(chain: &str, key: &str, crypto: &CryptoProvider) -> Result<CertifiedKey, String> {
     let certificates = read_certificates(chain)?;
-    let (pem, _) = read_now(key).map_err(|e| format!("private key {key}: {e}"))?;
+    let (pem, exposed) = read_now(key).map_err(|e| format!("private key {key}: {e}"))?;
+    tell_exposed(key, exposed);
     let key = private_key(&pem).map_err(|e| format!("private key {key}: {e}"))?;
     CertifiedKey::from_der(certificates, key, crypto).map_err(|e| format!("{chain}: {e}"))
 }

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{Identity, TrustBundle, TrustBundles, peer_spiffe_id, private_key};
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles, exposure, peer_spiffe_id, private_key};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -105,10 +105,7 @@ impl Files {
         let (private, exposed) = read_noting_mode(key).await?;
         let read = [read(chain).await?, private];
         self.certified.take(&read, |[leaf, private]| {
-            if let Some(exposed) = exposed {
-                // Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
-                tracing::warn!(file = key, "{exposed}");
-            }
+            tell_exposed(key, exposed);
             let certificates = certificates(chain, leaf)?;
             let private = private_key(private).map_err(|e| refuse(key, e))?;
             let certified =
@@ -261,6 +258,13 @@ async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, Option<&'st
     Ok((content, exposed))
 }
 
+/// Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
+pub(crate) fn tell_exposed(file: &str, exposed: Option<&'static str>) {
+    if let Some(exposed) = exposed {
+        tracing::warn!(file, "{exposed}");
+    }
+}
+
 /// A file of at most one byte more than is taken; its content is wiped when it is dropped.
 pub(crate) fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, Option<&'static str>)> {
     let opened = std::fs::File::open(file)?;
@@ -272,8 +276,7 @@ pub(crate) fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, Optio
     Ok((content, exposed(file, &metadata)))
 }
 
-/// What others could do to a private key in this file; whoever may write its folder can put another one in its place,
-/// unless each may take away there only what is his own.
+/// What others could do to a private key in this file.
 #[cfg(unix)]
 fn exposed(file: &str, metadata: &std::fs::Metadata) -> Option<&'static str> {
     use std::os::unix::fs::PermissionsExt;
@@ -284,15 +287,7 @@ fn exposed(file: &str, metadata: &std::fs::Metadata) -> Option<&'static str> {
     });
     // What cannot be asked is not said to be open.
     let folder = folder.and_then(|folder| std::fs::metadata(folder).ok()).map_or(0, |of| of.permissions().mode());
-    if mode & 0o022 != 0 {
-        Some("the private key can be written by others than its owner: chmod 600")
-    } else if mode & 0o044 != 0 {
-        Some("the private key can be read by others than its owner: chmod 600")
-    } else if folder & 0o022 != 0 && folder & 0o1000 == 0 {
-        Some("the private key can be replaced by others, who can write its folder: chmod 755 on that")
-    } else {
-        None
-    }
+    exposure(mode, folder)
 }
 
 #[cfg(not(unix))]

@@ -1,6 +1,6 @@
 //! One certificate: key, signing request, the CA's answer, and everything that is checked of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
+use super::mounted::Mounted;
 use super::{JoinToken, lists};
 use crate::bootstrap::ChannelCredentials;
-use crate::connect::{ConnectError, Connector, status_text, tls};
+use crate::connect::{ConnectError, Connector, status_text};
 use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateResponse, IstioCertificateServiceClient};
 use crate::proto::trust::{FederatedBundle, TrustBundleServiceClient, WatchTrustBundle};
 
@@ -31,6 +32,7 @@ pub struct CertificateAuthorityClient {
     validity: Duration,
     trust_domain: Option<TrustDomain>,
     aliases: Vec<TrustDomain>,
+    mounted: Arc<Mounted>,
 }
 
 /// How a request for a certificate is proved.
@@ -55,7 +57,7 @@ impl CertificateAuthorityClient {
     /// A client of the CA that `connector` reaches. `validity` is the life asked for; a certificate of
     /// another trust domain than `trust_domain` and its aliases is refused.
     pub fn new(connector: Connector, validity: Duration, trust_domain: Option<TrustDomain>) -> Self {
-        Self { connector, validity, trust_domain, aliases: Vec::new() }
+        Self { connector, validity, trust_domain, aliases: Vec::new(), mounted: Arc::default() }
     }
 
     /// Further names of the trust domain, former ones and one to come: a certificate may be of either
@@ -132,12 +134,28 @@ impl CertificateAuthorityClient {
     }
 
     /// Waits until the authority names other roots than those of `current`, and gives it with them. Whose certificate is
-    /// refused, for its root may be gone, asks without one.
+    /// refused, for its root may be gone, asks without one. Where the authority has no such thing, the root file may.
     pub(super) async fn other_roots(&self, current: &Identity, now: impl Fn() -> u64) -> Result<Identity, RootsEnded> {
-        match self.roots_over(&self.connector, current, &now).await {
+        let told = match self.roots_over(&self.connector, current, &now).await {
             Err(RootsEnded::Untold(_)) => self.roots_over(&self.connector.unshown(), current, &now).await,
             told => told,
+        };
+        match told {
+            Err(RootsEnded::Unsupported) => {
+                self.mounted.tells(false);
+                self.mounted_roots(current).ok_or(RootsEnded::Unsupported)
+            }
+            told => told,
         }
+    }
+
+    /// `current` with what the root file says now, if that counts and is something else.
+    pub(super) fn mounted_roots(&self, current: &Identity) -> Option<Identity> {
+        // Who gives lists says whom to trust by itself.
+        let roots = self.mounted.look(self.root_file()?).filter(|_| lists_of(current).is_empty())?;
+        let mut bundles = current.bundles().clone();
+        bundles.insert(current.id().trust_domain(), TrustBundle::new(roots).ok()?);
+        (*current.bundles() != bundles).then(|| current.trusting(bundles))
     }
 
     async fn roots_over(
@@ -161,6 +179,7 @@ impl CertificateAuthorityClient {
         let domain = current.id().trust_domain();
         while let Some(message) = stream.message().await.map_err(status(told))? {
             told = true;
+            self.mounted.tells(true);
             // A mesh that was renamed meanwhile has the roots of either name.
             if !self.names().chain([&domain]).any(|name| name.as_str() == message.trust_domain) {
                 return Err(broken(&format!("roots of {}, not of {domain}", message.trust_domain)));
@@ -296,14 +315,19 @@ impl CertificateAuthorityClient {
         Ok(Identity::new(CertifiedKey::new(presented, signing), bundles, generation)?)
     }
 
-    /// The roots of the answer, which are all that count; where it has none, those of the root file.
+    /// The roots of the answer, which are all that count if the authority tells of roots; else those of the root file beside
+    /// them, and alone where the answer has none.
     fn roots(&self, answer: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
+        match self.root_file() {
+            Some(file) => self.mounted.beside(answer, file).map_err(CertificateRefused::Roots),
+            None => Ok(answer),
+        }
+    }
+
+    fn root_file(&self) -> Option<&Path> {
         match self.connector.credentials() {
-            ChannelCredentials::Tls(files) if answer.is_empty() => match &files.ca_certificate_file {
-                Some(path) => tls::read_certificates(path).map_err(CertificateRefused::Roots),
-                None => Ok(answer),
-            },
-            _ => Ok(answer),
+            ChannelCredentials::Tls(files) => files.ca_certificate_file.as_deref().map(Path::new),
+            _ => None,
         }
     }
 }

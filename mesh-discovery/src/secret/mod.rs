@@ -4,7 +4,8 @@
 //! node (the SPIFFE Workload API).
 //!
 //! From the CA: the first request is proved by a token, renewals by the certificate of the moment and, if the token is one
-//! of Kubernetes, by that too. Other roots and federated trust domains are taken up as the CA tells of them. A valid
+//! of Kubernetes, by that too. Other roots and federated trust domains are taken up as the CA tells of them, or as
+//! the root file does beside one that does not. A valid
 //! certificate is kept through every failure. The key never leaves memory and is never printed; each certificate has a key of
 //! its own.
 //!
@@ -18,6 +19,7 @@ mod bundle_map;
 mod files;
 mod issue;
 mod lists;
+mod mounted;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,7 @@ mod worker;
 mod workload;
 
 pub use self::bundle_map::{InvalidBundleMap, read_bundle_map};
-pub(crate) use self::files::read_now;
+pub(crate) use self::files::{read_now, tell_exposed};
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
 pub use self::worker::{FromFiles, spawn, spawn_files, spawn_workload_api};
 pub use self::workload::{InvalidEndpoint, WorkloadApi};

@@ -1,4 +1,5 @@
 mod clocks;
+mod mounted;
 mod roots;
 
 use std::sync::Arc;

@@ -30,6 +30,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 /// how and another may not.
 const UNSUPPORTED: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(600));
 
+/// How often the root file is looked at that says what such an authority does not.
+const LOOK: Duration = Duration::from_secs(30);
+
 /// Waits after other roots have come before any are taken up again, beside what the first of the two adds at least: replicas of
 /// an authority that disagree take turns.
 const SETTLE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -214,7 +217,20 @@ impl Authority for Proved {
 
     fn other_roots(&self, current: Arc<Identity>) -> impl Future<Output = Identity> + Send + 'static {
         let (client, clock) = (self.client.clone(), self.clock.clone());
-        async move { until_told(|| client.other_roots(&current, &*clock)).await }
+        async move {
+            let mounted = async {
+                loop {
+                    tokio::time::sleep(LOOK).await;
+                    if let Some(identity) = client.mounted_roots(&current) {
+                        return identity;
+                    }
+                }
+            };
+            tokio::select! {
+                identity = until_told(|| client.other_roots(&current, &*clock)) => identity,
+                identity = mounted => identity,
+            }
+        }
     }
 }
 

@@ -81,11 +81,15 @@ impl Lane {
         self.phase = Phase::Waiting(Box::pin(tokio::time::sleep(wait)));
     }
 
-    /// Gives the connection up. A wait goes on: wishes that come and go do not dial who cannot be reached.
+    /// Gives the connection up. A wait goes on, and one comes after an attempt that nobody waits for any more and that was
+    /// not the first: wishes that come and go do not dial who cannot be reached.
     pub(super) fn stop(&mut self) {
         match &self.phase {
             Phase::Waiting(sleep) => self.barred = Some(sleep.deadline()),
             Phase::Open { .. } => self.backoff.reset(),
+            Phase::Opening(_) if self.backoff.has_failed() => {
+                self.barred = Instant::now().checked_add(self.backoff.next(self.random.f64()));
+            }
             Phase::Idle | Phase::Opening(_) => {}
         }
         self.phase = Phase::Idle;
@@ -135,5 +139,36 @@ impl Lane {
             }
             Phase::Waiting(sleep) => sleep.as_mut().poll(cx).map(|()| Event::Due),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A control plane of which no connection attempt comes to an end.
+    struct BlackHole;
+
+    impl Transport for BlackHole {
+        fn open(&mut self, _variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_is_given_up_after_a_failure_bars_the_next_one() {
+        let mut lane = Lane::new(Box::new(BlackHole));
+        // Control: nothing has failed yet.
+        lane.open(Variant::Delta);
+        lane.stop();
+        assert!(!lane.waits_on());
+
+        lane.wait(false);
+        lane.open(Variant::Delta);
+        lane.stop();
+        assert!(lane.waits_on());
+        mesh_testkit::clock::pass(BACKOFF.1).await;
+        lane.stop();
+        assert!(!lane.waits_on(), "its time is over");
     }
 }

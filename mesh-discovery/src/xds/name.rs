@@ -17,10 +17,16 @@ pub(super) fn peek(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     name.filter(|name| !name.is_empty()).map(Cow::Borrowed)
 }
 
-/// Whether a message has no more than so many fields, repeated ones counted each time. What is no protobuf has none.
+/// Whether a message has no more than so many fields, repeated ones counted each time. The ends of a group count too, for
+/// whoever decodes the message reads on behind them, and so does each piece of what is no protobuf.
 pub(super) fn has_at_most(max: usize, mut bytes: &[u8]) -> bool {
-    let fields = std::iter::from_fn(|| field(&mut bytes));
-    fields.take(max + 1).count() <= max
+    let mut fields = 0;
+    while !bytes.is_empty() && fields <= max {
+        // Takes the tag at least.
+        let _ = field(&mut bytes);
+        fields += 1;
+    }
+    fields <= max
 }
 
 /// Takes the first field: its tag and its bytes, none for a number.
@@ -78,7 +84,10 @@ mod tests {
     fn fields_are_counted_as_often_as_they_come() {
         let bytes = [0x12, 0, 0x12, 1, 7, 0x10, 1, 0x12, 0];
         assert!(has_at_most(4, &bytes) && !has_at_most(3, &bytes));
-        assert!(has_at_most(0, &[]) && has_at_most(0, &[0xff]));
+        assert!(has_at_most(0, &[]) && !has_at_most(0, &[0xff]));
+        // A group of no known field, and what comes behind it.
+        let group = [0x7b, 0x7c, 0x12, 0, 0x12, 0];
+        assert!(has_at_most(4, &group) && !has_at_most(3, &group));
     }
 
     #[test]

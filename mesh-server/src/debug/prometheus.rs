@@ -312,7 +312,7 @@ fn inbound_lines(out: &mut String, stats: &InboundStats) {
         out,
         PLAINTEXT,
         "gauge",
-        "Plaintext connections served under PERMISSIVE, by peer; of those that had one open within two hours.",
+        "Plaintext connections open under PERMISSIVE, by peer; of those that had one open within two hours.",
     );
     for (peer, connections) in stats.plaintext_peers() {
         let peer = peer.map_or_else(|| "others".to_owned(), |ip| ip.to_string());

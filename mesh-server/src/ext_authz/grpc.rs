@@ -16,6 +16,9 @@ use super::wire::{self, Checked, HeaderOption};
 use super::{Answered, Failed, PARTIAL};
 use crate::layer::grpc_status;
 
+const DEADLINE_EXCEEDED: i32 = 4;
+const UNAVAILABLE: i32 = 14;
+
 const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// The call.
@@ -30,15 +33,18 @@ pub(super) fn question(to: &Authority, of: CheckRequest, as_bytes: bool) -> Resu
     Ok(question)
 }
 
+/// What a caller could bring about (large headers: HTTP 413 and 431, RESOURCE_EXHAUSTED, INVALID_ARGUMENT) is no silence.
 pub(super) fn answer((head, body): Answered) -> Result<CheckResponse, Failed> {
     if head.status != StatusCode::OK {
-        return Err(Failed::Silent(format!("HTTP status {}", head.status)));
+        let failed = if head.status.is_server_error() { Failed::Silent } else { Failed::Garbled };
+        return Err(failed(format!("HTTP status {}", head.status)));
     }
     // A call that ends at once has its status in the head.
     match body.trailers().and_then(grpc_status).or_else(|| grpc_status(&head.headers)) {
         Some(0) => unframe(body.to_bytes()).and_then(read).map_err(Failed::Garbled),
-        Some(code) => Err(Failed::Silent(format!("gRPC status {code}"))),
-        None => Err(Failed::Silent("no gRPC status".to_owned())),
+        Some(code @ (DEADLINE_EXCEEDED | UNAVAILABLE)) => Err(Failed::Silent(format!("gRPC status {code}"))),
+        Some(code) => Err(Failed::Garbled(format!("gRPC status {code}"))),
+        None => Err(Failed::Garbled("no gRPC status".to_owned())),
     }
 }
 

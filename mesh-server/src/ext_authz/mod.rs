@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! question ─► exchange, within the time ─┬─► nothing was said: fail_open decides
-//!                                        ├─► something that is not understood: no
+//!                                        ├─► an error, or something that is not understood: no
 //!                                        └─► yes or no
 //! ```
 //!
@@ -38,10 +38,11 @@ use mesh_core::policy::{AuthorizerProtocol, AuthorizerService, CheckedBody};
 /// headers and body. Over HTTP it is told, and taken from it, what [`HttpCheck`](mesh_core::policy::HttpCheck) says; a request
 /// that has no path (CONNECT, `OPTIONS *`) cannot be asked about in that way, and is denied.
 ///
-/// There is no answer if the service cannot be reached, takes too long, or fails (over gRPC: answers with another HTTP status
-/// than 200 or another gRPC status than OK; over HTTP: with a 5xx): then `fail_open` decides. An answer that came and cannot be
-/// read, says nothing, or asks for what is not done is no yes, whatever `fail_open` says. Envoy lets such a request pass where
-/// it fails open; but what was said may have been a no, and who can bring a service to say it in a broken way would be let in.
+/// There is no answer if the service cannot be reached, takes too long, or fails (an HTTP status of 500 and above; over gRPC
+/// UNAVAILABLE and DEADLINE_EXCEEDED too): then `fail_open` decides. Over gRPC any other status is no yes, whatever `fail_open`
+/// says, nor is an answer that came and cannot be read, says nothing, or asks for what is not done. Envoy lets such a request
+/// pass where it fails open; but what was said may have been a no, and a caller can bring it about, by headers larger than the
+/// service takes, say (RESOURCE_EXHAUSTED, HTTP 431).
 #[derive(Clone)]
 pub struct ExtAuthz<S> {
     service: S,

@@ -216,18 +216,22 @@ fn grpc(status: &'static str, message: &[u8]) -> Response<Full<Bytes>> {
     Response::builder().header("grpc-status", status).body(Full::new(body.into())).unwrap()
 }
 
+fn http(status: u16) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::default()).unwrap()
+}
+
 #[tokio::test]
 async fn s54_without_an_answer_the_provider_says_what_holds() {
     for fail_open in [false, true] {
         let settings = || AuthorizerService { fail_open, ..settings() };
         let yes = exchanged(Ok(grpc("0", &answer(0, None))), settings()).await;
         assert_eq!(yes.unwrap(), CheckResponse::allowed());
-        let refused = Response::builder().status(500).body(Full::default()).unwrap();
         for (response, why) in [
             (Err("no route"), "no route"),
-            (Ok(refused), "HTTP status 500"),
+            (Ok(http(500)), "HTTP status 500"),
+            (Ok(http(503)), "HTTP status 503"),
+            (Ok(grpc("4", &[])), "gRPC status 4"),
             (Ok(grpc("14", &[])), "gRPC status 14"),
-            (Ok(Response::new(Full::default())), "no gRPC status"),
         ] {
             let unavailable = exchanged(response, settings()).await.unwrap_err();
             assert!(unavailable.reason.contains(why), "{unavailable}");
@@ -245,6 +249,15 @@ async fn s54_an_answer_that_came_and_is_not_understood_opens_nothing_for_a_provi
     let header = proto::OkHttpResponse { headers: vec![option("x-user", "a\nb")], ..Default::default() };
     let header = answer(0, Some(proto::check_response::HttpResponse::OkResponse(header)));
     for (response, why) in [
+        // What a caller with large or odd headers can bring an authorizer to say, and what is no word of one.
+        (grpc("3", &[]), "gRPC status 3"),
+        (grpc("8", &[]), "gRPC status 8"),
+        (grpc("2", &[]), "gRPC status 2"),
+        (grpc("what", &[]), "gRPC status 2"),
+        (http(413), "HTTP status 413"),
+        (http(431), "HTTP status 431"),
+        (http(302), "HTTP status 302"),
+        (http(200), "no gRPC status"),
         (compressed, "not one plain message"),
         (nothing, "no message"),
         (grpc("0", &[]), "neither yes nor no"),

@@ -3,11 +3,10 @@
 //! Policy is read when the first byte is there, so a change counts for every connection that has not
 //! got past this point. What ends a connection afterwards is in `stay.rs`; requests in flight have time to finish.
 //!
-//! HTTP/2 can say that it takes no further requests without losing one (GOAWAY in two steps); HTTP/1.1 cannot:
-//! a request may be on its way while the connection is closed. So in a drain an HTTP/1.1 connection is told
-//! by its next answer, and one that is idle is left alone until the lame duck's time is over. A connection
-//! that comes after the drain began belongs to a caller who does not know yet: it is served meanwhile. A connection
-//! that is closed by itself is told in the same way.
+//! While a drain's lame duck time lasts, connections are served as before, those that come meanwhile too: who has not
+//! heard yet would only come again. HTTP/2 can then say that it takes no further requests without losing one (GOAWAY in two
+//! steps); HTTP/1.1 cannot: a request may be on its way while the connection is closed. So it is told by its answers in the
+//! lame duck's time, and is closed at its end if it is idle. A connection that is closed by itself is told in the same way.
 
 use std::fmt;
 use std::future::Future;
@@ -37,7 +36,7 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
-use super::stay::{Guest, Leave, may_ask_on, stay, stay_taken_over, unwelcome};
+use super::stay::{Guest, Leave, aged, may_ask_on, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
@@ -102,15 +101,14 @@ impl Door {
         };
         let Some(Admitted { mut io, version, guest }) = admitted else { return };
 
-        let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
-        let drained = if knows { self.drain.clone() } else { self.close.watch() };
         let streams = guest.listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
         let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), true);
         let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
         let taken_over = AtomicBool::new(false);
         let is_taken_over = || taken_over.load(Ordering::Relaxed);
-        let closing = stay(guest, drained, self.inbound.clone(), &self.tls, &self.config, may_ask_on, is_taken_over);
+        let closing =
+            stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, may_ask_on, is_taken_over);
         // A set of one: polled when it is woken and not with every read of the connection.
         let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
         let mut left = None;
@@ -165,13 +163,20 @@ impl Door {
             }
             true
         };
+        let aged = aged(&guest.listener, &self.config);
         let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome);
         let (told, limit) = (layer.clone(), self.config.unwelcome_limit);
         let closing = Box::pin(async move {
             let time_is_over = async {
-                narrowed.notified().await;
+                let is_narrowed = tokio::select! {
+                    () = narrowed.notified() => true,
+                    () = aged => false,
+                };
                 told.leave();
                 leave.drain();
+                if !is_narrowed {
+                    narrowed.notified().await;
+                }
                 sleep(limit).await;
             };
             tokio::select! {

@@ -116,8 +116,6 @@ struct Counted {
 }
 
 struct PlaintextPeer {
-    connections: u64,
-    /// Of them.
     open: u64,
     /// When one of them was open last.
     seen: Instant,
@@ -139,13 +137,13 @@ impl InboundStats {
         self.refused[reason as usize].count.load(Ordering::Relaxed)
     }
 
-    /// Plaintext connections served under a permissive policy, by address, in order; `None` = all
-    /// addresses beyond the first 1,024. Who has had none open for two hours is forgotten: when it is empty nobody has
+    /// Plaintext connections that are open, let in under a permissive policy, by address, in order; `None` = all
+    /// addresses beyond the first 1,024. Who has none any more is there with 0, and is forgotten after two hours: when it is empty nobody has
     /// had a plaintext connection in that time, and it is safe to turn to STRICT for whoever comes at least as often.
     pub fn plaintext_peers(&self) -> Vec<(Option<IpAddr>, u64)> {
         let mut kept = self.plaintext.lock();
         forget_old(&mut kept, Instant::now());
-        let mut peers: Vec<_> = kept.iter().map(|(ip, peer)| (*ip, peer.connections)).collect();
+        let mut peers: Vec<_> = kept.iter().map(|(ip, peer)| (*ip, peer.open)).collect();
         peers.sort_unstable_by_key(|(ip, _)| (ip.is_none(), *ip));
         peers
     }
@@ -169,9 +167,8 @@ impl InboundStats {
             }
             let full = peers.len() >= MAX_PLAINTEXT_PEERS && !peers.contains_key(&own);
             let own = own.filter(|_| !full);
-            let new = PlaintextPeer { connections: 0, open: 0, seen: now, logged: None };
+            let new = PlaintextPeer { open: 0, seen: now, logged: None };
             let known = peers.entry(own).or_insert(new);
-            known.connections += 1;
             known.open += 1;
             known.seen = now;
             let told = full || known.logged.is_some_and(|at| now.duration_since(at) < PLAINTEXT_LOG_EVERY);
@@ -205,14 +202,18 @@ mod tests {
     #[test]
     fn plaintext_peers_are_counted_by_address_within_a_bound() {
         let stats = Arc::<InboundStats>::default();
-        for i in 0..=MAX_PLAINTEXT_PEERS as u32 {
-            drop(stats.served_plaintext((std::net::Ipv4Addr::from(i), 1).into()));
-        }
-        drop(stats.served_plaintext(([0, 0, 0, 0], 2).into()));
+        let come = |i: u32| stats.served_plaintext((std::net::Ipv4Addr::from(i), 1).into());
+        let open: Vec<_> = (0..=MAX_PLAINTEXT_PEERS as u32).map(come).collect();
+        let again = come(0);
         let peers = stats.plaintext_peers();
         assert_eq!(peers.len(), MAX_PLAINTEXT_PEERS + 1);
-        assert_eq!(peers[0], (Some([0, 0, 0, 0].into()), 2));
-        assert_eq!(peers[MAX_PLAINTEXT_PEERS], (None, 1));
+        assert_eq!((peers[0].1, peers[1].1, peers[MAX_PLAINTEXT_PEERS]), (2, 1, (None, 1)));
+        // What has ended is none of them any more, though its peer is remembered.
+        drop(again);
+        assert_eq!(stats.plaintext_peers()[0], (Some([0, 0, 0, 0].into()), 1));
+        drop(open);
+        let peers = stats.plaintext_peers();
+        assert!(peers.len() == MAX_PLAINTEXT_PEERS + 1 && peers.iter().all(|(_, open)| *open == 0), "{peers:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -225,7 +226,7 @@ mod tests {
         drop(stats.served_plaintext(other));
         assert_eq!(stats.plaintext_peers().len(), 2, "control");
         mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
-        assert_eq!(stats.plaintext_peers(), [(Some([10, 0, 0, 2].into()), 2)]);
+        assert_eq!(stats.plaintext_peers(), [(Some([10, 0, 0, 2].into()), 0)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -120,14 +120,9 @@ pub(super) async fn stay(
     is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
     is_taken_over: impl Fn() -> bool,
 ) -> Leave {
-    let age = guest.listener.limits.max_connection_age.or(config.max_connection_age);
-    let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
-    let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
+    let aged = aged(&guest.listener, config);
     let aged = async {
-        match oldest {
-            Some(at) => sleep_until(at).await,
-            None => std::future::pending().await,
-        }
+        aged.await;
         if is_taken_over() {
             // It takes no requests as it is.
             std::future::pending().await
@@ -137,6 +132,19 @@ pub(super) async fn stay(
         () = drain.drained() => Leave::Drained,
         leave = unwelcome(guest, inbound, tls, is_welcome) => leave,
         () = aged => Leave::Aged,
+    }
+}
+
+/// Waits until a connection that is new now is as old as it may get, as policy says or else the server's own settings.
+pub(super) fn aged(listener: &InboundListener, config: &Config) -> impl Future<Output = ()> + use<> {
+    let age = listener.limits.max_connection_age.or(config.max_connection_age);
+    let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
+    let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
+    async move {
+        match oldest {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -20,7 +20,9 @@ use mesh_core::matcher::RequestView;
 use mesh_core::policy::{AuthorizationPolicy, InboundListener, InboundTls, JwtAuthentication};
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
+use super::Refused;
 use super::caught::caught;
+use super::record::Record;
 use super::routes::{Ambiguous, Place, Routes, guards};
 use super::token::{Challenge, Filters};
 
@@ -96,13 +98,40 @@ pub(super) struct Closed {
     pub(super) challenge: Option<Box<Challenge>>,
 }
 
+/// Why a request goes no further than here.
+pub(super) enum Stopped {
+    Closed(Closed),
+    Limited(Refused),
+}
+
+impl Stopped {
+    /// What it is answered with; why is noted.
+    pub(super) fn noted(self, record: &mut Record) -> Refused {
+        record.release();
+        match self {
+            Self::Limited(refused) => refused,
+            Self::Closed(closed) => {
+                record.note(closed.details);
+                closed.challenge.map_or(Refused::Closed(closed.code), Refused::Token)
+            }
+        }
+    }
+}
+
+impl From<Closed> for Stopped {
+    fn from(closed: Closed) -> Self {
+        Self::Closed(closed)
+    }
+}
+
 impl Gate {
     pub(crate) fn new(authorizers: Arc<dyn ExternalAuthorizers>, metrics: Arc<Metrics>) -> Self {
         Self { authorizers, metrics, current: ArcSwapOption::empty(), compiled: AtomicBool::new(false) }
     }
 
     /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Its route is
-    /// looked up first, then its tokens are looked at, and those that hold noted. Costs nothing where there is no policy.
+    /// looked up first, then it has to be within what is limited `before`, then its tokens are looked at, and those that hold
+    /// noted. Costs nothing where there is no policy.
     pub(super) fn judge<B>(
         &self,
         listener: Option<&Arc<InboundListener>>,
@@ -110,14 +139,18 @@ impl Gate {
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
         tokens: &mut Option<Arc<Tokens>>,
-    ) -> Result<Judged, Closed> {
+        before: impl FnOnce(&mut Request<B>, Place) -> Result<(), Stopped>,
+    ) -> Result<Judged, Stopped> {
         if let Some(listener) = listener
             && must_be_known(listener, peer)
         {
-            return Err(unknown(&attributes(listener, Some(view(request)), peer, server_name)));
+            return Err(unknown(&attributes(listener, Some(view(request)), peer, server_name)).into());
         }
         let says = |listener: &&Arc<InboundListener>| {
-            !listener.authorization.is_empty() || !listener.jwt.is_empty() || !listener.routes.are_all()
+            !listener.before.is_empty()
+                || !listener.authorization.is_empty()
+                || !listener.jwt.is_empty()
+                || !listener.routes.are_all()
         };
         let Some(listener) = listener.filter(says) else {
             if self.compiled.load(Ordering::Relaxed) {
@@ -147,8 +180,10 @@ impl Gate {
         let Some((place, compiled)) = place.and_then(|place| Some((place, current.at(place)?))) else {
             let of = attributes(listener, Some(view(request)), peer, server_name);
             denied(&of, None, None, "no route of the listener serves the request");
-            return Err(Closed { code: Code::NO_INBOUND_ROUTE, details: "route_not_found".into(), challenge: None });
+            let details = "route_not_found".into();
+            return Err(Closed { code: Code::NO_INBOUND_ROUTE, details, challenge: None }.into());
         };
+        before(request, place)?;
         compiled.tokens.admit(request, peer, tokens)?;
         let asking = compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())?;
         Ok(Judged { asking, place })

@@ -34,15 +34,31 @@ pub(crate) enum Scope {
     Connection,
 }
 
+/// When in a request's way a limit is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Before its tokens are verified and policies asked.
+    First,
+    /// When it may pass.
+    Last,
+}
+
 /// The limits of a listener.
 struct Ready {
     listener: Arc<InboundListener>,
     /// Each of them once, whoever it is for.
     all: HashMap<HttpFilter, Limit>,
     /// Of what has no route.
-    whole: Box<[Limit]>,
+    whole: Stages,
     /// Of each route.
-    each: Box<[Box<[Limit]>]>,
+    each: Box<[Stages]>,
+}
+
+/// Those of one place.
+#[derive(Default)]
+struct Stages {
+    first: Box<[Limit]>,
+    last: Box<[Limit]>,
 }
 
 #[derive(Clone)]
@@ -51,6 +67,9 @@ enum Limit {
     Callers(Arc<Callers>),
     Concurrency(Arc<Concurrency>),
 }
+
+/// Where a request stands, and how far it is.
+pub(super) type At<'a> = (Option<&'a Arc<InboundListener>>, Place, Stage);
 
 /// A limit that follows latency.
 pub(crate) struct Concurrency {
@@ -90,13 +109,15 @@ impl Limits {
     /// answer. Costs nothing where there are no filters.
     pub(super) fn pass(
         &self,
-        (listener, place): (Option<&Arc<InboundListener>>, Place),
+        (listener, place, stage): At<'_>,
         headers: &mut HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
-        let limits = |listener: &&Arc<InboundListener>| !listener.filters.is_empty() || !listener.routes.are_all();
+        let limits = |listener: &&Arc<InboundListener>| {
+            !listener.filters.is_empty() || !listener.before.is_empty() || !listener.routes.are_all()
+        };
         let Some(listener) = listener.filter(limits) else {
             if self.ready.load(Ordering::Relaxed) {
                 self.forget();
@@ -104,8 +125,10 @@ impl Limits {
             return Ok(());
         };
         match &*self.current.load() {
-            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(place, headers, caller, share, tickets),
-            _ => self.make(listener).pass(place, headers, caller, share, tickets),
+            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => {
+                ready.pass((place, stage), headers, caller, share, tickets)
+            }
+            _ => self.make(listener).pass((place, stage), headers, caller, share, tickets),
         }
     }
 
@@ -146,12 +169,17 @@ impl Ready {
             });
             limits.collect()
         };
-        let whole = of(&listener.filters);
+        let mut stages = |first: &[HttpFilter], last: &[HttpFilter]| Stages { first: of(first), last: of(last) };
+        let whole = stages(&listener.before, &listener.filters);
         // Most listeners have none of a connection's, and there are many connections: a table of routes is for those that have.
         let guards = || listener.routes.iter().map(|route| route.serves.as_ref());
-        let limits = |guards: &Arc<Guards>| guards.filters.iter().any(|filter| Limit::is_of(&filter.kind, scope));
+        let limits = |guards: &Arc<Guards>| {
+            guards.before.iter().chain(&guards.filters).any(|filter| Limit::is_of(&filter.kind, scope))
+        };
         let each = if guards().flatten().any(limits) {
-            guards().map(|guards| guards.map(|guards| of(&guards.filters)).unwrap_or_default()).collect()
+            guards()
+                .map(|guards| guards.map(|guards| stages(&guards.before, &guards.filters)).unwrap_or_default())
+                .collect()
         } else {
             Box::default()
         };
@@ -160,17 +188,21 @@ impl Ready {
 
     fn pass(
         &self,
-        place: Place,
+        (place, stage): (Place, Stage),
         headers: &mut HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
-        let limits = match place {
+        let stages = match place {
             Place::Whole => &self.whole,
             Place::Route(_) if self.each.is_empty() => return Ok(()),
             // The positions are those of the listener, which is this one.
             Place::Route(at) => &self.each[at],
+        };
+        let limits = match stage {
+            Stage::First => &stages.first,
+            Stage::Last => &stages.last,
         };
         for limit in limits {
             match limit {

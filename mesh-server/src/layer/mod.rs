@@ -4,7 +4,7 @@
 //! ```text
 //! strip headers that only the mesh may set, join cookies → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → who calls where policy demands it, or 403
-//!   → its route, or 404 → tokens, or 401
+//!   → its route, or 404 → limits that the listener's filters have before tokens → tokens, or 401
 //!   → authorization, or 403
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
 //!   → an external authorizer is asked where one has to be, or what it answers
@@ -52,7 +52,7 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundListener, InboundState, PerMillion};
+use mesh_core::policy::{InboundState, PerMillion};
 use mesh_core::source::Identities;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
@@ -62,16 +62,15 @@ pub use self::body::InboundBody;
 use self::callers::{Caller, Own};
 use self::caught::caught;
 pub(crate) use self::gate::Gate;
-use self::gate::Judged;
+use self::gate::{Judged, Stopped};
 pub(crate) use self::headers::{grpc_status, is_grpc};
+use self::limits::{At, Limited, Stage};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
-use self::limits::{Limited, Ticket};
 use self::over::{Over, Wait};
 pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
-use self::routes::Place;
 pub(crate) use self::target::Slashes;
 use self::target::{Unsettled, Usual};
 use self::token::Challenge;
@@ -343,9 +342,10 @@ where
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
-        let mut context = open(request.headers(), &seen, connection.peer.clone().or_else(other));
+        let now = Instant::now();
+        let mut context = open(request.headers(), &seen, now, connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
-        let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
+        let mut record = Record::begin(&request, connection.series.clone(), now, grpc, context.trace, peer);
         if let Some(over) = &connection.over {
             record.ends_with(Wait::new(over, request.version() >= Version::HTTP_2));
         }
@@ -369,17 +369,23 @@ where
                 tunnel::as_upgrade(&mut request);
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;
-                let judged = shared.gate.judge(listener, &mut request, peer, server_name, tokens);
-                judged.map_err(|closed| {
-                    record.note(closed.details);
-                    closed.challenge.map_or(Refused::Closed(closed.code), Refused::Token)
-                })
+                let limited = |request: &mut Request<B>, place| {
+                    let at = (listener, place, Stage::First);
+                    self.layer.limit(request, peer, at, &mut record).map_err(Stopped::Limited)
+                };
+                let judged = shared.gate.judge(listener, &mut request, peer, server_name, tokens, limited);
+                judged.map_err(|stopped| stopped.noted(&mut record))
             }
         };
         let judged = judged.and_then(|Judged { asking, place }| {
             // A question about the load needs no place, unless somebody has to be asked about it.
             if asking.is_some() || !shared.is_asked_itself(&request, grpc) {
-                self.layer.admit(&mut request, context.caller.as_deref(), (listener, place), &mut record)?;
+                self.layer.admit(
+                    &mut request,
+                    context.caller.as_deref(),
+                    (listener, place, Stage::Last),
+                    &mut record,
+                )?;
             }
             Ok(asking)
         });
@@ -408,21 +414,12 @@ impl InboundLayer {
         &self,
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
-        at: (Option<&Arc<InboundListener>>, Place),
+        at: At<'_>,
         record: &mut Record,
     ) -> Result<(), Refused> {
         let shared = &self.connection.shared;
         let share = shared.priorities.share(request);
-        let own = self.connection.peer.is_some().then_some(&self.connection.rate);
-        let caller = Caller { peer, own };
-        match self.pass(at, request.headers_mut(), caller, share) {
-            Ok(tickets) => record.owe(tickets),
-            Err(limited) => {
-                record.note(limited.details.into());
-                record.flag(limited.flag);
-                return Err(Refused::Limited(limited));
-            }
-        }
+        self.limit(request, peer, at, record)?;
         if let Some(places) = &shared.places {
             let Some(place) = places.take(share) else {
                 record.release();
@@ -431,6 +428,37 @@ impl InboundLayer {
             };
             record.hold(place);
         }
+        Ok(())
+    }
+
+    /// Whether a request is within the limits of the listener's filters and of the server at that stage.
+    // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
+    fn limit<B>(
+        &self,
+        request: &mut Request<B>,
+        peer: Option<&PeerIdentity>,
+        at: At<'_>,
+        record: &mut Record,
+    ) -> Result<(), Refused> {
+        let (shared, mut tickets) = (&self.connection.shared, Vec::new());
+        let share = shared.priorities.share(request);
+        let caller = Caller { peer, own: self.connection.peer.is_some().then_some(&self.connection.rate) };
+        let mut pass = || {
+            shared.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
+            self.connection.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
+            if let Some(adaptive) = shared.adaptive.as_ref().filter(|_| at.2 == Stage::Last) {
+                tickets.push(adaptive.pass(share)?);
+            }
+            Ok(())
+        };
+        pass().map_err(|limited: Box<Limited>| {
+            // Those of the stage before as well.
+            record.release();
+            record.note(limited.details.into());
+            record.flag(limited.flag);
+            Refused::Limited(limited)
+        })?;
+        record.owe(tickets);
         Ok(())
     }
 
@@ -484,25 +512,6 @@ impl InboundLayer {
             }
         }
     }
-
-    /// Whether a request is within the limits of the listener's filters and of the server.
-    // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
-    fn pass(
-        &self,
-        at: (Option<&Arc<InboundListener>>, Place),
-        headers: &mut http::HeaderMap,
-        caller: Caller<'_>,
-        share: PerMillion,
-    ) -> Result<Vec<Ticket>, Box<Limited>> {
-        let shared = &self.connection.shared;
-        let mut tickets = Vec::new();
-        shared.limits.pass(at, headers, caller, share, &mut tickets)?;
-        self.connection.limits.pass(at, headers, caller, share, &mut tickets)?;
-        if let Some(adaptive) = &shared.adaptive {
-            tickets.push(adaptive.pass(share)?);
-        }
-        Ok(tickets)
-    }
 }
 
 /// Whether an HTTP/1.1 connection takes a further request after this one; if not, the caller is told.
@@ -530,10 +539,15 @@ impl Parting {
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
-fn open(headers: &http::HeaderMap, seen: &headers::Seen, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
-    let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
+fn open(
+    headers: &http::HeaderMap,
+    seen: &headers::Seen,
+    now: Instant,
+    caller: Option<Arc<PeerIdentity>>,
+) -> RequestContext {
+    let mut context = RequestContext::from_headers(headers);
     context.caller = caller;
-    context.deadline = seen.timeout.and_then(|left| Instant::now().checked_add(left));
+    context.deadline = seen.timeout.and_then(|left| now.checked_add(left));
     context
 }
 

@@ -49,7 +49,7 @@ struct Access {
     method: Method,
     uri: Uri,
     version: http::Version,
-    trace: TraceContext,
+    trace: Option<TraceContext>,
     peer: Option<PeerIdentity>,
     // Why the mesh answered, in Envoy's words (`response_code_details`).
     details: Option<Box<str>>,
@@ -59,8 +59,9 @@ impl Record {
     pub(super) fn begin<B>(
         request: &http::Request<B>,
         series: Arc<RequestSeries>,
+        started: Instant,
         grpc: bool,
-        trace: TraceContext,
+        trace: Option<TraceContext>,
         peer: Option<&PeerIdentity>,
     ) -> Self {
         let access = tracing::enabled!(target: "mesh::access", tracing::Level::INFO).then(|| {
@@ -75,7 +76,7 @@ impl Record {
         });
         Self {
             series,
-            started: Instant::now(),
+            started,
             grpc,
             over: None,
             head: request.method() == Method::HEAD,
@@ -120,7 +121,7 @@ impl Record {
 
     /// The request has passed limits that want to know its end, or say something in its answer.
     pub(super) fn owe(&mut self, tickets: Vec<Ticket>) {
-        self.tickets = tickets;
+        self.tickets.extend(tickets);
     }
 
     /// The request has a place among those in flight, until its answer has ended.
@@ -219,7 +220,7 @@ impl Record {
                 duration_ms = duration.as_secs_f64() * 1000.0,
                 peer = peer.map(|peer| tracing::field::display(peer.address)),
                 principal = peer.and_then(|peer| peer.spiffe_id.as_ref()).map(tracing::field::display),
-                trace_id = %format_args!("{:032x}", access.trace.trace_id()),
+                trace_id = access.trace.map(|trace| format!("{:032x}", trace.trace_id())),
             );
         }
     }
@@ -246,16 +247,16 @@ mod tests {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        let trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").ok();
         let id = "spiffe://cluster.local/ns/default/sa/productpage".parse().unwrap();
         let peer = PeerIdentity { spiffe_id: Some(id), address: ([127, 0, 0, 1], 80).into() };
         let request = http::Request::get("http://reviews:9080/path?secret=1").body(()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            let mut record = Record::begin(&request, Arc::default(), true, trace, Some(&peer));
+            let mut record = Record::begin(&request, Arc::default(), Instant::now(), true, trace, Some(&peer));
             record.head(StatusCode::OK, &mut HeaderMap::new());
             record.trailers(&mut HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), 5.into())]));
             record.finish();
-            drop(Record::begin(&request, Arc::default(), false, trace, None));
+            drop(Record::begin(&request, Arc::default(), Instant::now(), false, None, None));
         });
         let log = log.text();
         let lines: Vec<_> = log.lines().filter(|line| line.contains("mesh::access")).collect();
@@ -266,11 +267,11 @@ mod tests {
             "authority=\"reviews:9080\"",
             "code=200 grpc_status=5 flags=\"-\"",
             "principal=spiffe://cluster.local/ns/default/sa/productpage",
-            "trace_id=4bf92f3577b34da6a3ce929d0e0e4736",
+            "trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"",
         ] {
             assert!(finished.contains(part), "{part} in {finished}");
         }
-        assert!(gone.contains("code=0 flags=\"DC\""), "{gone}");
+        assert!(gone.contains("code=0 flags=\"DC\"") && !gone.contains("trace_id"), "{gone}");
         assert!(!log.contains("secret"), "a query may hold secrets: {log}");
     }
 }

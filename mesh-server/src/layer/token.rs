@@ -47,6 +47,9 @@ impl Filters {
             for (provider, why) in authenticator.unusable() {
                 tracing::warn!(filter = policy.name, provider, why, "no token of this provider will hold");
             }
+            for (provider, why) in authenticator.beyond_reach() {
+                tracing::warn!(filter = policy.name, provider, why, "some tokens of this provider will not hold");
+            }
             let counter = |decision| {
                 let policy = format!("jwt[{}]", policy.name);
                 decisions.counter(DecisionLabels { policy, action: "jwt", decision, dry_run: false })

@@ -12,21 +12,26 @@ use http::{HeaderName, HeaderValue, Request};
 use http_body_util::Empty;
 
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
-    HeaderMatcher, InboundState, InboundTls, OF_PEER, PathMatch, Pattern, Permission, Principal, StringMatch,
-    StringMatcher,
+    AuditCondition, AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey,
+    HeaderMatch, HeaderMatcher, InboundState, InboundTls, OF_PEER, PathMatch, Pattern, Permission, Principal,
+    StringMatch, StringMatcher,
 };
 use mesh_core::target::EncodedSlash;
 use mesh_server::{Body, Config};
 
+use crate::audit;
 use crate::kit::{Client, Http, World, eventually, get, listener, policy, read, text};
 use crate::raw::Verdict::{Connection, Refused, Served, Stream};
 use crate::raw::{self as http2, Verdict};
 use crate::transport::raw;
 
+/// Whom [`World::mutual`] is.
+const PRODUCTPAGE: &str = "spiffe://cluster.local/ns/default/sa/productpage";
+
+/// It is told of each admission, too.
 fn one(action: AuthorizationAction, permissions: Vec<Permission>, principals: Vec<Principal>) -> AuthorizationPolicy {
     let rules = vec![AuthorizationRule { name: "ns[default]-policy[one]-rule[0]".to_owned(), permissions, principals }];
-    AuthorizationPolicy { rules, ..AuthorizationPolicy::new("one", action) }
+    AuthorizationPolicy { rules, audit: AuditCondition::OnAllow, ..AuthorizationPolicy::new("one", action) }
 }
 
 fn deny(permissions: Vec<Permission>) -> AuthorizationPolicy {
@@ -63,7 +68,7 @@ fn o() -> AuthorizationPolicy {
 }
 
 fn p() -> AuthorizationPolicy {
-    let web = StringMatcher::exact("spiffe://cluster.local/ns/default/sa/productpage");
+    let web = StringMatcher::exact(PRODUCTPAGE);
     one(AuthorizationAction::Allow, vec![Permission::Any], vec![Principal::Authenticated(Some(web))])
 }
 
@@ -80,14 +85,15 @@ struct Counted {
 }
 
 impl Counted {
-    /// How often since this was asked last.
-    fn reached(&self) -> usize {
-        self.calls.swap(0, Ordering::Relaxed)
-    }
-
-    /// What is refused reaches nobody, and what is served somebody.
-    fn reached_if(&self, served: bool, what: &dyn std::fmt::Debug) {
-        assert_eq!(self.reached(), usize::from(served), "calls of the application by {what:?}");
+    /// What is refused reaches nobody, and what is served somebody; and the audit records say so, of a caller that has shown
+    /// this identity.
+    fn answered(&self, status: u16, caller: Option<&str>, what: &dyn std::fmt::Debug) {
+        assert_eq!(
+            self.calls.swap(0, Ordering::Relaxed),
+            usize::from(status == 200),
+            "calls of the application by {what:?}"
+        );
+        audit::assert_decided(&self.policy.load_full(), status, caller, what);
     }
 }
 
@@ -137,7 +143,7 @@ async fn send(world: &Counted, head: &[u8], body: &str) -> (u16, String) {
     let request = [head, b"connection: close\r\n\r\n", body.as_bytes()].concat();
     let answer = raw(world.address, &request).await;
     let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    world.reached_if(status == 200, &String::from_utf8_lossy(head));
+    world.answered(status, None, &String::from_utf8_lossy(head));
     (status, answer)
 }
 
@@ -147,13 +153,22 @@ async fn ask2(world: &Counted, authority: &str, path: &[u8], more: &[(&str, &str
         vec![(":method", b"GET"), (":scheme", b"http"), (":authority", authority.as_bytes()), (":path", path)];
     headers.extend(more.iter().map(|(name, value)| (*name, value.as_bytes())));
     let verdict = http2::verdict(world, &http2::request(1, &headers)).await;
-    world.reached_if(verdict == Served, &headers);
+    world.answered(status_of(verdict), None, &headers);
     verdict
 }
 
 /// An answer with a status over HTTP/2.
 fn with_status(status: u16) -> Verdict {
     if status == 200 { Served } else { Refused(status) }
+}
+
+/// The other way round; what never became a request has none.
+fn status_of(verdict: Verdict) -> u16 {
+    match verdict {
+        Served => 200,
+        Refused(status) => status,
+        Stream | Connection | Verdict::Alive => 0,
+    }
 }
 
 /// Every path gets this status over both versions, and what is refused never reaches the application.
@@ -179,7 +194,7 @@ async fn what_is_allowed_passes_and_what_is_denied_gets_envoys_answer() {
     let grpc = b"POST /admin HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\nconnection: close\r\n\r\n";
     let grpc = raw(world.address, grpc).await;
     // A refusal of gRPC is a 200, too.
-    world.reached_if(false, &grpc);
+    world.answered(403, None, &grpc);
     assert!(grpc.starts_with("HTTP/1.1 200"), "{grpc}");
     assert!(grpc.contains("grpc-status: 7\r\n") && grpc.contains("grpc-message: RBAC: access denied"), "{grpc}");
     assert!(world.metrics_text().contains("response_code=\"403\""), "{}", world.metrics_text());
@@ -190,11 +205,16 @@ async fn what_is_allowed_passes_and_what_is_denied_gets_envoys_answer() {
 async fn an_identity_is_let_in_and_no_other_and_nobody_without_one() {
     let world = world(vec![p()]).await;
     for version in [Http::One, Http::Two] {
-        assert_eq!(world.mutual(version).await.get("/").await.unwrap().0, 200);
         let other = world.ca.identity("default", "not-productpage");
-        assert_eq!(world.mutual_as(&other, version).await.unwrap().get("/").await.unwrap().0, 403);
-        assert_eq!(world.plain(version).await.get("/").await.unwrap().0, 403);
-        assert_eq!(world.reached(), 1, "{version:?}");
+        let id = other.id().to_string();
+        for (mut client, caller, status) in [
+            (world.mutual(version).await, Some(PRODUCTPAGE), 200),
+            (world.mutual_as(&other, version).await.unwrap(), Some(&*id), 403),
+            (world.plain(version).await, None, 403),
+        ] {
+            assert_eq!(client.get("/").await.unwrap().0, status, "{version:?} {caller:?}");
+            world.answered(status, caller, &version);
+        }
     }
     world.policy.publish(policy(InboundTls::Permissive));
     assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);
@@ -332,14 +352,14 @@ async fn s12_a_grpc_method_has_one_spelling() {
             assert_eq!(response.headers()["grpc-status"], "12", "{path} HTTP/{version}");
             // Without gRPC's exactness it is the same path, and denied.
             assert_eq!(client.get(path).await.unwrap().0, 403, "{path}");
-            world.reached_if(false, &path);
+            world.answered(403, None, &path);
         }
     }
     // The control: another method.
     let mut request = get("/pkg.Svc/Other");
     request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     assert_eq!(world.plain(Http::Two).await.send(request).await.unwrap().headers().get("grpc-status"), None);
-    world.reached_if(true, &"another method");
+    world.answered(200, None, &"another method");
     assert_eq!(ask(&world, b"pkg.Svc/Method", "").await.0, 400);
 }
 
@@ -403,7 +423,7 @@ async fn s20_there_is_one_authority() {
     h2.headers_mut().insert("host", HeaderValue::from_static("secret.test"));
     let answer = world.plain(Http::Two).await.send(h2).await.unwrap();
     assert_eq!(read(answer).await.unwrap(), (200, "http://public.test/a -".to_owned()));
-    assert_eq!(world.reached(), 1);
+    world.answered(200, None, &"the authority of the URI");
     for (authority, more, http2_says) in [
         ("public.test", &[("host", "secret.test")][..], Served),
         ("secret.test", &[("host", "public.test")], Refused(403)),
@@ -491,7 +511,7 @@ async fn s28_s29_cookies_in_pieces_are_one() {
         let cookies: Vec<_> = request.headers().get_all("cookie").iter().map(|c| c.to_str().unwrap()).collect();
         text(cookies.join("|"))
     });
-    let world = World::start(guarded(vec![rule(AuthorizationAction::Deny)]), Config::default(), service).await;
+    let world = World::start(guarded(Vec::new()), Config::default(), service).await;
     for (action, whole, other) in [(AuthorizationAction::Deny, 403, 200), (AuthorizationAction::Allow, 200, 403)] {
         world.policy.publish(guarded(vec![rule(action)]));
         for version in [Http::One, Http::Two] {
@@ -512,6 +532,7 @@ async fn s28_s29_cookies_in_pieces_are_one() {
                 let answer = world.plain(version).await.send(request).await.unwrap();
                 let (got, body) = read(answer).await.unwrap();
                 assert_eq!(got, status, "{version:?} {crumbs:?}");
+                audit::assert_decided(&world.policy.load_full(), status, None, &crumbs);
                 assert!(got != 200 || body == crumbs.join("; "), "the application sees what was judged: {body}");
             }
         }
@@ -557,7 +578,7 @@ async fn s37_a_trailer_is_no_header() {
     for (head, trailer, http2_says) in [(&[][..], &admin[..], Refused(403)), (&admin[..], &[("x-a", "b")][..], Served)]
     {
         assert_eq!(http2::verdict(&world, &post(head, trailer)).await, http2_says);
-        world.reached_if(http2_says == Served, &head);
+        world.answered(status_of(http2_says), None, &head);
     }
 }
 
@@ -580,7 +601,7 @@ async fn judged(world: &Counted, client: &mut Client, version: Http, path: &str)
     loop {
         match client.get(path).await {
             Ok((status, _)) => {
-                world.reached_if(status == 200, &path);
+                world.answered(status, Some(PRODUCTPAGE), &path);
                 return status;
             }
             // It never left: the connection had been told to take no more.
@@ -612,6 +633,12 @@ async fn the_server_name_and_the_port_that_were_asked_for_can_be_demanded() {
     assert_eq!(world.plain(Http::Two).await.get("/").await.unwrap().0, 403);
     world.policy.publish(guarded(vec![named("other")]));
     assert_eq!(world.mutual(Http::Two).await.get("/").await.unwrap().0, 403);
+    // Capitals keep no rule from its name: TLS hands it on in small letters.
+    for (name, status) in [("Mesh", 403), ("Secret.Test", 200)] {
+        let asked = Permission::ServerName(StringMatcher::exact(name));
+        world.policy.publish(guarded(vec![deny(vec![asked])]));
+        assert_eq!(world.mutual(Http::Two).await.get("/").await.unwrap().0, status, "{name}");
+    }
     // The kit's policy is for port 80.
     for (port, status) in [(80, 403), (81, 200)] {
         world.policy.publish(guarded(vec![deny(vec![Permission::DestinationPort(port)])]));
@@ -630,6 +657,7 @@ async fn s26_what_only_the_mesh_may_say_is_taken_away_before_a_rule_sees_it() {
         let value = HeaderValue::from_static("URI=spiffe://cluster.local/ns/default/sa/productpage");
         request.headers_mut().insert(HeaderName::from_static(name), value);
         assert_eq!(world.plain(Http::One).await.send(request).await.unwrap().status(), status, "{name}");
+        world.answered(status, None, &name);
     }
 }
 

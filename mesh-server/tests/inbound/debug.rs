@@ -38,7 +38,9 @@ async fn ask(debug: &DebugServer, head: &str) -> String {
 #[tokio::test]
 async fn every_path_answers_from_its_closure() {
     let world = World::hello(InboundTls::Permissive).await;
-    assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);
+    // Open until it is asked for.
+    let mut plain = world.plain(Http::One).await;
+    assert_eq!(plain.get("/").await.unwrap().0, 200);
     eventually(|| (!world.metrics_text().is_empty()).then_some(())).await;
     let trigger = world.drain.clone();
     let identity = world.identity.watch();
@@ -70,6 +72,7 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains("istio_build{component=\"mesh\",tag=\"1.2.3\"} 1\n"), "{metrics}");
     assert!(metrics.contains("istio_requests_total{reporter=\"destination\""), "{metrics}");
     assert!(metrics.contains("mesh_inbound_plaintext_connections{peer=\"127.0.0.1\"} 1\n"), "{metrics}");
+    drop(plain);
     assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
     let refused = "mesh_config_resources{kind=\"routes\",state=\"nacked_but_cached\"} 3\n";
     assert!(metrics.contains(refused) && metrics.contains("mesh_config_unconfirmed_seconds 60\n"), "{metrics}");

@@ -51,23 +51,31 @@ fn lame_duck(time: Duration) -> Config {
 #[tokio::test]
 async fn a_lame_duck_serves_those_who_do_not_know_yet_and_tells_them() {
     let service = tower::service_fn(|_| async { text("served") });
-    let config = lame_duck(Duration::from_secs(3600));
-    let world = World::start(policy(InboundTls::Permissive), config, service).await;
+    let lame = Duration::from_secs(50);
+    let mut world = World::start(policy(InboundTls::Permissive), lame_duck(lame), service).await;
     let (mut idle, mut shared) = (world.plain(Http::One).await, world.plain(Http::Two).await);
     for client in [&mut idle, &mut shared] {
         assert_eq!(client.get("/").await.unwrap().0, 200);
     }
     world.drain.drain();
-    // HTTP/2 says so by itself.
-    within(shared.ended).await.unwrap();
+    eventually(|| world.server.readiness().draining().then_some(())).await;
     let response = within(idle.send(get("/"))).await.unwrap();
     assert_eq!(response.headers().get("connection").unwrap(), "close");
     assert_eq!(within(read(response)).await.unwrap(), (200, "served".to_owned()));
     within(idle.ended).await.unwrap();
-    // Callers come all the same for a while.
+    // Callers come all the same for a while, or stay.
     let mut late = world.plain(Http::Two).await;
-    assert_eq!(late.get("/").await.unwrap().0, 200);
+    for client in [&mut shared, &mut late] {
+        assert_eq!(client.get("/").await.unwrap().0, 200);
+    }
     assert!(!world.serving.is_finished());
+    tokio::time::pause();
+    clock::pass(lame).await;
+    tokio::time::resume();
+    for client in [shared, late] {
+        within(client.ended).await.unwrap();
+    }
+    within(&mut world.serving).await.unwrap().unwrap();
 }
 
 /// Requests that fail for a caller without retries who spreads them over two servers, and looks only after a while at
@@ -86,10 +94,7 @@ async fn lost(version: Http, time: Duration) -> usize {
             answer
         }
     });
-    let mut config = lame_duck(time);
-    // Over HTTP/2 it counts from the first GOAWAY on.
-    config.drain_limit = Duration::from_secs(3600);
-    let mut leaving = World::start(policy(InboundTls::Permissive), config, slow).await;
+    let mut leaving = World::start(policy(InboundTls::Permissive), lame_duck(time), slow).await;
     let staying = World::hello(InboundTls::Permissive).await;
     let mut in_flight = vec![begin(&leaving, version, &mut begins).await];
     let addresses = [leaving.address, staying.address];
@@ -276,7 +281,7 @@ async fn goodbye(tcp: &mut TcpStream, answered: &mut Vec<u32>, pings: &mut Vec<V
 #[tokio::test]
 async fn http2_is_told_twice_and_what_came_between_is_served() {
     for came_late in [false, true] {
-        let lame = Duration::from_secs(if came_late { 50 } else { 3600 });
+        let lame = Duration::from_secs(50);
         let (mut world, mut begins, open) = gated(lame_duck(lame)).await;
         if came_late {
             world.drain.drain();
@@ -287,13 +292,22 @@ async fn http2_is_told_twice_and_what_came_between_is_served() {
         let hello = [http2::PREFACE, &http2::frame(http2::SETTINGS, 0, 0, &[]), &ask(1)].concat();
         tcp.write_all(&hello).await.unwrap();
         within(begins.recv()).await.unwrap();
-        if came_late {
-            tokio::time::pause();
-            clock::pass(lame).await;
-            tokio::time::resume();
-        } else {
+        if !came_late {
             world.drain.drain();
+            eventually(|| world.server.readiness().draining().then_some(())).await;
         }
+        // It is not sent away while the duck is lame.
+        tcp.write_all(&http2::frame(http2::PING, 0, 0, b"any word")).await.unwrap();
+        loop {
+            let (kind, flags, _, _) = within(http2::next(&mut tcp)).await.unwrap();
+            assert_ne!(kind, http2::GOAWAY, "{came_late}");
+            if kind == http2::PING && flags & http2::ACK != 0 {
+                break;
+            }
+        }
+        tokio::time::pause();
+        clock::pass(lame).await;
+        tokio::time::resume();
         // The first word names no stream: what is on its way is welcome.
         let (mut answered, mut pings) = (Vec::new(), Vec::new());
         assert_eq!(goodbye(&mut tcp, &mut answered, &mut pings).await, Some(0x7fff_ffff));
@@ -315,11 +329,6 @@ async fn http2_is_told_twice_and_what_came_between_is_served() {
         answered.sort_unstable();
         assert_eq!((last, answered), (None, vec![1, 3]));
         assert!(begins.try_recv().is_err(), "it came to nobody");
-        if !came_late {
-            // It goes on as a lame duck for those who come.
-            assert!(!world.serving.is_finished());
-            continue;
-        }
         within(&mut world.serving).await.unwrap().unwrap();
     }
 }

@@ -12,8 +12,8 @@ use mesh_server::{Config, Priority, Refusal};
 use crate::kit::{Http, World, get as plain_get, policy, read, spawn, text, within};
 use crate::raw::Verdict::{Alive, Connection, Served};
 use crate::raw::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE,
-    block, frame, get, goes_on, request, verdict, verdict_or_alive,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS,
+    WINDOW_UPDATE, block, frame, get, goes_on, next, request, verdict, verdict_or_alive,
 };
 
 async fn world(config: Config) -> World {
@@ -147,6 +147,68 @@ async fn data_without_data_ends_the_connection() {
     assert_eq!(verdict_or_alive(&world, &[&head[..], &nothing, &nothing].concat()).await, Alive);
     let flood = [head, nothing.repeat(20_000)].concat();
     assert_eq!(verdict(&world, &flood).await, Connection);
+}
+
+/// hyper hands none of these on, so that they are h2's. Each is tried at its edge: another version's value is seen here, and has
+/// to be judged before it is written into `Config`'s documentation.
+#[tokio::test]
+async fn what_is_left_to_h2_is_what_the_configuration_says() {
+    let mut headers = get("/", &[]);
+    headers[0].1 = "POST";
+    let head = frame(HEADERS, END_HEADERS, 1, &block(&headers));
+    let data = |payload: &[u8], times: usize| [head.clone(), frame(DATA, 0, 1, payload).repeat(times)].concat();
+    // Small DATA frames that nobody has read: 256 bytes each, half of the window together.
+    for (window, most) in [(Config::default().connection_window, (1 << 19) / 255), (40_000, 25_600 / 255)] {
+        let mut config = Config::default();
+        config.connection_window = window;
+        let world = silent(config).await;
+        assert_eq!(verdict_or_alive(&world, &data(b"a", most)).await, Alive, "{window}");
+        assert_eq!(verdict_or_alive(&world, &data(b"a", most + 1)).await, Connection, "{window}");
+    }
+    let world = silent(Config::default()).await;
+    assert_eq!(verdict_or_alive(&world, &data(b"", 100)).await, Alive);
+    assert_eq!(verdict_or_alive(&world, &data(b"", 101)).await, Connection);
+    // CONTINUATION frames before the last one: the largest head has 60 KiB, for which 3 frames of 16 KiB do.
+    let hello = self::world(Config::default()).await;
+    let (first, more) = (frame(HEADERS, END_STREAM, 1, &block(&get("/", &[]))), frame(CONTINUATION, 0, 1, &[]));
+    let end = frame(CONTINUATION, END_HEADERS, 1, &[]);
+    assert_eq!(verdict(&hello, &[&first[..], &more.repeat(5), &end].concat()).await, Served);
+    assert_eq!(verdict(&hello, &[&first[..], &more.repeat(6), &end].concat()).await, Connection);
+    // Streams that were reset here: 50. They are known for a second of h2's own clock, which does not stand still.
+    assert!(last_is_forgotten(&world, 51).await);
+    let mut known = false;
+    for _ in 0..20 {
+        known = known || !last_is_forgotten(&world, 50).await;
+    }
+    assert!(known);
+}
+
+/// Whether of so many streams that were reset for their peer's errors the last one is not known any more: what still comes for
+/// one that is known is passed over without a word.
+async fn last_is_forgotten(world: &World, reset: u32) -> bool {
+    let mut tcp = tokio::net::TcpStream::connect(world.address).await.unwrap();
+    let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    tcp.write_all(&[hello, provoked_resets(PROVOCATIONS[2], reset)].concat()).await.unwrap();
+    let mut resets = 0;
+    while resets < reset {
+        let (kind, ..) = within(next(&mut tcp)).await.unwrap();
+        resets += u32::from(kind == RST_STREAM);
+    }
+    let mut late = frame(DATA, 0, 2 * reset - 1, b"late");
+    // The answer to a ping may overtake what is said of a stream; not that to the one after it.
+    for _ in 0..2 {
+        late.extend(frame(PING, 0, 0, b"so far.."));
+        tcp.write_all(&late).await.unwrap();
+        late.clear();
+        loop {
+            let (kind, flags, ..) = within(next(&mut tcp)).await.unwrap();
+            resets += u32::from(kind == RST_STREAM);
+            if kind == PING && flags & ACK != 0 {
+                break;
+            }
+        }
+    }
+    resets > reset
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use mesh_server::{Config, PeerIdentity, Refusal, Server};
 use mesh_testkit::TestCa;
 
 use crate::kit::{Http, World, eventually, identity_trusting, listener, policy, spawn, text, within};
+use crate::raw::{PREFACE, SETTINGS, frame};
 use crate::transport::raw;
 
 #[tokio::test]
@@ -128,6 +129,72 @@ async fn a_loop_of_the_applications_own_waits_for_no_handshake_that_does_not_com
     let (world, serving) = in_a_loop(InboundTls::Strict, config).await;
     assert_eq!(raw(world.address, &[0x16, 3, 1]).await, "");
     assert_eq!(world.server.stats().refused(Refusal::Timeout), 1);
+    serving.abort();
+}
+
+/// A loop around hyper as this server sets it up.
+async fn looped_as_set_up(server: Server, listener: TcpListener) {
+    loop {
+        let (tcp, peer) = listener.accept().await.unwrap();
+        let server = server.clone();
+        spawn(async move {
+            let Some(connection) = server.accept(tcp, peer).await else { return };
+            let hello = Router::new().route("/", get(|| async { "hello" }));
+            let service = TowerToHyperService::new(connection.layer().layer(hello));
+            let io = TokioIo::new(connection);
+            // The other side may be gone: that is seen there.
+            let _ = match io.inner().is_http2() {
+                true => server.http2().serve_connection(io, service).await,
+                false => server.http1().serve_connection(io, service).await,
+            };
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_the_applications_own_loop_has_the_policys_streams_and_age() {
+    let mut config = Config::default();
+    config.max_concurrent_streams = 50;
+    config.max_connection_age = None;
+    let mut world =
+        World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("") })).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.address = listener.local_addr().unwrap();
+    let serving = spawn(looped_as_set_up(world.server.clone(), listener));
+    // What the server says at the beginning (RFC 9113, 6.5.2): how many streams at once.
+    let streams = async || {
+        let mut tcp = TcpStream::connect(world.address).await.unwrap();
+        tcp.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
+        let mut head = [0; 9];
+        within(tcp.read_exact(&mut head)).await.unwrap();
+        assert_eq!(head[3], SETTINGS);
+        let mut settings = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        within(tcp.read_exact(&mut settings)).await.unwrap();
+        let found = settings.chunks(6).find(|setting| setting[..2] == [0, 3]);
+        found.map(|setting| u32::from_be_bytes(setting[2..].try_into().unwrap()))
+    };
+    let limited = |change: &dyn Fn(&mut mesh_core::policy::InboundLimits)| {
+        let mut listener = crate::kit::listener(InboundTls::Permissive);
+        change(&mut listener.limits);
+        world.policy.publish(InboundState::Ready(Arc::new(listener)));
+    };
+    assert_eq!(streams().await, Some(50), "the control");
+    limited(&|limits| limits.max_concurrent_streams = Some(7));
+    assert_eq!(streams().await, Some(7));
+    // An old one is told to take no further request; until then it is served.
+    limited(&|limits| limits.max_connection_age = Some(std::time::Duration::from_millis(20)));
+    let mut client = world.plain(Http::One).await;
+    within(async {
+        loop {
+            let answer = client.send(crate::kit::get("/")).await.unwrap();
+            assert_eq!(answer.status(), 200);
+            if answer.headers().get("connection").is_some_and(|said| said == "close") {
+                return;
+            }
+            crate::kit::read(answer).await.unwrap();
+        }
+    })
+    .await;
     serving.abort();
 }
 

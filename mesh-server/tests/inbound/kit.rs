@@ -27,6 +27,8 @@ use mesh_core::telemetry::Metrics;
 use mesh_server::{Body, Config, LoadReporter, RawConnection, Server, ServerBuilder};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
+use crate::audit;
+
 /// A server under test.
 pub(crate) struct World {
     pub(crate) ca: TestCa,
@@ -125,6 +127,7 @@ impl World {
         settings: impl FnOnce(ServerBuilder) -> ServerBuilder,
         serve: impl FnOnce(&Server, TcpListener) -> JoinHandle<std::io::Result<()>>,
     ) -> Self {
+        audit::listen();
         let ca = TestCa::new();
         let (policy, inbound) = Watched::channel(state);
         let (identity, own) = Watched::channel(Some(ca.identity("default", "reviews")));

@@ -2,6 +2,7 @@
 // The helpers of a test are tests, too; clippy knows only functions marked as such.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod authorization;
 mod cancel;
 mod costs;

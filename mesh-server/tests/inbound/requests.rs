@@ -45,7 +45,7 @@ async fn the_handler_sees_the_context_and_calls_of_it_carry_it_on() {
             let now = context::current().expect("open in the future");
             assert_eq!(early.trace, now.trace);
             let mut headers = HeaderMap::new();
-            now.write_headers(7, &mut headers);
+            now.write_headers(&mut headers);
             let sent = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("-").to_owned();
             let caller = now.caller.as_ref().and_then(|caller| caller.spiffe_id.as_ref());
             let caller = caller.map(ToString::to_string).unwrap_or_default();
@@ -67,7 +67,7 @@ async fn the_handler_sees_the_context_and_calls_of_it_carry_it_on() {
     }
     let response = world.mutual(Http::Two).await.send(request).await.unwrap();
     let (_, body) = crate::kit::read(response).await.unwrap();
-    let wanted = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000007-01 a=b r-1 \
+    let wanted = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01 a=b r-1 \
                   spiffe://cluster.local/ns/default/sa/productpage true";
     assert_eq!(body, wanted);
     assert!(context::current().is_none());
@@ -177,7 +177,7 @@ async fn the_layer_alone_opens_the_context_and_twice_is_once() {
     let metrics = Arc::<mesh_core::telemetry::Metrics>::default();
     let layer: InboundLayer = Server::builder().metrics(metrics.clone()).build().inbound_layer();
     let inner = tower::service_fn(|_: Request<Empty<Bytes>>| async {
-        let found = context::current().map(|context| context.trace.trace_id().to_string());
+        let found = context::current().and_then(|context| Some(context.trace?.trace_id().to_string()));
         text(found.unwrap_or_default())
     });
     let service = layer.layer(layer.layer(inner));
@@ -226,7 +226,7 @@ async fn the_layer_alone_lets_nothing_pass_until_the_policy_it_was_given_has_com
         let said = http_body_util::BodyExt::collect(refused.into_body()).await.unwrap().to_bytes();
         assert!(String::from_utf8_lossy(&said).contains("MESH-1003"), "{said:?}");
         // Nor inside of a server that has a policy of its own.
-        let open = context::RequestContext::from_headers(&HeaderMap::new(), || 1);
+        let open = context::RequestContext::from_headers(&HeaderMap::new());
         let inside = context::scope(Arc::new(open), ask()).await.unwrap();
         assert_eq!(inside.status(), 503, "{word:?}");
         // The controls: it has come, and then there is no word.

@@ -17,6 +17,7 @@ use mesh_core::policy::{
 };
 use mesh_server::{Body, Config};
 
+use crate::audit;
 use crate::kit::{Client, Http, World, get as plain_get, listener, policy, read, text, within};
 use crate::raw::Verdict::Served;
 use crate::raw::{
@@ -174,9 +175,11 @@ async fn s33_an_underscore_makes_no_other_header_of_one_that_policy_names() {
         ("x_role: user\r\n", false, false),
         ("x_rolf: admin\r\n", false, false),
     ] {
-        let got = (statuses(&denying, &ask(lines)).await.0, statuses(&allowing, &ask(lines)).await.0);
-        let status = |yes| vec![if yes { 200 } else { 403 }];
-        assert_eq!(got, (status(!denied), status(allowed)), "{lines}");
+        for (world, served) in [(&denying, !denied), (&allowing, allowed)] {
+            let status = if served { 200 } else { 403 };
+            assert_eq!(statuses(world, &ask(lines)).await.0, [status], "{lines}");
+            audit::assert_decided(&world.policy.load_full(), status, None, &lines);
+        }
     }
     // What only the mesh may say is taken away under either name.
     let service = tower::service_fn(|request: Request<Body>| async move {
@@ -210,6 +213,8 @@ async fn s64_the_name_asked_for_in_tls_and_the_authority_are_judged_each_for_its
         world.policy.publish(guarded(AuthorizationAction::Allow, permission));
         for version in [Http::One, Http::Two] {
             assert_eq!(world.mutual(version).await.send(plain_get("/")).await.unwrap().status(), status, "{version:?}");
+            let caller = "spiffe://cluster.local/ns/default/sa/productpage";
+            audit::assert_decided(&world.policy.load_full(), status, Some(caller), &version);
         }
     }
     // Without TLS no name was asked for.

@@ -13,13 +13,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Request;
 use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers};
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, InboundState, InboundTls,
-    JwtAuthentication, JwtClaimHeader, JwtHeader, JwtKeys, JwtProvider, MetadataMatch, MetadataValue, PathMatch,
-    Permission, Principal, StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HttpFilter, HttpFilterKind,
+    InboundState, InboundTls, JwtAuthentication, JwtClaimHeader, JwtHeader, JwtKeys, JwtProvider, MetadataMatch,
+    MetadataValue, PathMatch, Permission, Principal, StringMatch, StringMatcher,
 };
 use mesh_server::{Body, Config, ServerBuilder, claims};
 use serde_json::{Value, json};
 
+use crate::filters::bucket;
 use crate::kit::{Http, World, listener, text};
 use crate::transport::raw;
 
@@ -347,4 +348,29 @@ async fn a_provider_that_names_a_header_looks_nowhere_else() {
     assert_eq!(ask(&world, "/", &[format!("x-jwt: {token}")]).await.0, 200);
     assert_eq!(ask(&world, "/", &[bearer(&token)]).await.0, 401);
     assert_eq!(ask(&world, &format!("/?access_token={token}"), &[]).await.0, 401);
+}
+
+#[tokio::test]
+async fn a_limit_before_tokens_keeps_a_flood_of_bad_ones_from_being_verified() {
+    let issuer = Issuer::new();
+    let (good, bad) = (issuer.token(&said()), Issuer::new().token(&said()));
+    for (before, statuses, verified) in [
+        (true, [401, 401, 429, 429, 429], 2),
+        // The control: after them it is for those who may pass, and each bad token is verified.
+        (false, [401, 401, 401, 401, 200], 4),
+    ] {
+        let mut listener = listener(InboundTls::Permissive);
+        listener.jwt = vec![required(issuer.provider())];
+        let limit = vec![HttpFilter { name: "limit".into(), kind: HttpFilterKind::RateLimit(bucket(2)) }];
+        *(if before { &mut listener.before } else { &mut listener.filters }) = limit;
+        let world = world(InboundState::Ready(Arc::new(listener)), |server| server).await;
+        let mut said = Vec::new();
+        for token in [&bad, &bad, &bad, &bad, &good] {
+            said.push(ask(&world, "/", &[bearer(token)]).await.0);
+        }
+        assert_eq!(said, statuses, "before: {before}");
+        let counted = world.metrics.decisions().all();
+        let denied = counted.iter().find(|(of, _)| of.policy == "jwt[jwt]" && of.decision == "denied");
+        assert_eq!(denied.map(|(_, count)| *count), Some(verified), "before: {before}");
+    }
 }

@@ -21,6 +21,7 @@ use mesh_server::{Body, Config, InboundLayer, Server};
 use parking_lot::Mutex;
 use tower::{Layer, ServiceExt};
 
+use crate::audit;
 use crate::filters::bucket;
 use crate::kit::{World, get, listener, text};
 use crate::raw::{Verdict, request, verdict};
@@ -229,7 +230,28 @@ async fn ask(world: &World, target: &str, lines: &str) -> (u16, String) {
     let answer =
         raw(world.address, format!("GET {target} HTTP/1.1\r\n{lines}connection: close\r\n\r\n").as_bytes()).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0), body.to_owned())
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    assert_recorded(world, status, &format!("{target} {lines}"));
+    (status, body.to_owned())
+}
+
+/// Each refusal has left one record that says what refused; no admission has any.
+fn assert_recorded(world: &World, status: u16, what: &dyn std::fmt::Debug) {
+    let state = world.policy.load_full();
+    let InboundState::Ready(listener) = &*state else { panic!("{what:?}") };
+    if listener.jwt.is_empty() && listener.routes.are_all() {
+        return audit::assert_decided(&state, status, None, what);
+    }
+    let records = audit::taken();
+    let said: Vec<_> =
+        records.iter().map(|record| ["filter", "policy", "rule"].map(|name| record.field(name))).collect();
+    match status {
+        200 => assert_eq!(said, [[None; 3]; 0], "{what:?}"),
+        401 => assert_eq!(said, [[Some("jwt"), None, None]], "{what:?}"),
+        403 => assert_eq!(said, [[None, Some("one"), Some("r")]], "{what:?}"),
+        // Two routes are possible, and no policy is asked.
+        _ => assert_eq!(said, [[None; 3]], "{what:?}"),
+    }
 }
 
 #[tokio::test]

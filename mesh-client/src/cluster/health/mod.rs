@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use mesh_core::health::{Accrual, Evidence, Turn, Vitals};
 use mesh_core::policy;
-use tokio::sync::Notify;
 
 pub(super) use self::worker::{Owned, start};
+use crate::connect::worker::Wake;
 
 /// Whether the policy asks for a look at the endpoints' health.
 pub(super) fn is_watched(policy: &policy::Cluster) -> bool {
@@ -33,7 +33,7 @@ pub(super) struct Watch {
     vitals: Vitals,
     accrual: Accrual,
     // The owner's.
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
 }
 
 /// One request at a watched endpoint; its place on probation is free again when this is dropped.
@@ -44,7 +44,7 @@ pub(super) struct Watched {
 
 impl Watch {
     /// `None` if nobody wants to hear of it.
-    pub(super) fn new(policy: &Arc<policy::Cluster>, wake: Option<&Arc<Notify>>) -> Option<Arc<Self>> {
+    pub(super) fn new(policy: &Arc<policy::Cluster>, wake: Option<&Arc<Wake>>) -> Option<Arc<Self>> {
         let wake = wake.filter(|_| judges_requests(policy))?.clone();
         let (policy, vitals, accrual) = (policy.clone(), Vitals::default(), Accrual::default());
         Some(Arc::new(Self { policy, vitals, accrual, wake }))
@@ -70,7 +70,7 @@ impl Watched {
             _ => false,
         };
         if ejects || breaks {
-            wake.notify_one();
+            wake.wake();
         }
     }
 }
@@ -82,7 +82,7 @@ impl Watched {
         if let (Some(policy), Some(turn)) = (&policy.accrual, &mut self.turn)
             && accrual.answered(turn, policy)
         {
-            wake.notify_one();
+            wake.wake();
         }
     }
 }

@@ -33,7 +33,7 @@ pub(in crate::cluster) struct Owned {
 /// Starts the owner on the caller's runtime, if the policy asks for one; it knows what `former` knew.
 pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>, former: Option<Owned>) -> Option<Owned> {
     let policy = cluster.policy();
-    let wake = cluster.wake.clone().filter(|_| is_watched(policy))?;
+    let wake = cluster.wake.as_ref().filter(|_| is_watched(policy))?.listen();
     let probers = policy.health_checks.iter().map(|check| Arc::new(Prober::new(check, policy, &cluster.dialer)));
     let roster = former.map(|former| former.roster);
     let roster = roster.unwrap_or_else(|| Arc::new(Mutex::new(Roster::new(policy.clone()))));

@@ -19,10 +19,10 @@ use mesh_core::balance::Load;
 use mesh_core::orca;
 use mesh_core::policy::{self, Balancer, LoadReport};
 use mesh_core::telemetry::load::Issued;
-use tokio::sync::Notify;
 
 pub(super) use self::worker::start;
 use super::Members;
+use crate::connect::worker::Wake;
 
 /// What one cluster wants to hear.
 pub(super) struct Listening {
@@ -30,7 +30,7 @@ pub(super) struct Listening {
     // Metrics to pass on to the control plane, if it wants any.
     metrics: Option<LoadReport>,
     // The task's.
-    wake: Notify,
+    wake: Wake,
     // Probes that requests have asked for, in millionths.
     owed: AtomicU64,
 }
@@ -56,7 +56,7 @@ impl Listening {
         if matches!(heed, Heed::Nothing) && metrics.is_none() {
             return None;
         }
-        Some(Arc::new(Self { heed, metrics, wake: Notify::new(), owed: AtomicU64::new(0) }))
+        Some(Arc::new(Self { heed, metrics, wake: Wake::default(), owed: AtomicU64::new(0) }))
     }
 
     /// Whether endpoints are asked, beside what they say with answers.
@@ -81,7 +81,7 @@ impl Listening {
     fn owe(&self, millionths: u32) {
         let more = u64::from(millionths);
         if self.owed.fetch_add(more, Ordering::Relaxed) + more >= ONE_PROBE {
-            self.wake.notify_one();
+            self.wake.wake();
         }
     }
 
@@ -94,7 +94,7 @@ impl Listening {
     /// Endpoints came, went, or had their first request.
     pub(super) fn changed(&self) {
         if matches!(&self.heed, Heed::Weights(settings) if settings.out_of_band) {
-            self.wake.notify_one();
+            self.wake.wake();
         }
     }
 }

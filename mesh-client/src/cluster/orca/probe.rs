@@ -41,7 +41,7 @@ pub(super) async fn probe(endpoint: Arc<Endpoint>, room: Room, patience: Duratio
 async fn ask(endpoint: &Endpoint, room: Room) -> Option<Heard> {
     let pool = endpoint.pool();
     // Whoever has to wait for a connection learns that the endpoint is busy; and requests come first.
-    let room = Room { patience: Some(Duration::ZERO), passes: true, ..room };
+    let room = Room { patience: Some(Duration::ZERO), ..room };
     let mut lease = pool.acquire(false, false, Instant::now(), room, |_| Ok(()), &mut None).await.ok()?;
     let request = ask::probe(endpoint, lease.is_http2()).ok()?;
     let response = ask::send(pool, &mut lease, request).await.ok()?;

@@ -11,6 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use mesh_core::policy::{self, Address, ConnectionOptions, UpstreamProtocol};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::probe::{Heard, Probed, probe};
@@ -30,17 +31,17 @@ const MUTE: Duration = Duration::from_secs(30);
 pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Option<Owned<()>> {
     let listening = cluster.listening.as_ref()?.clone();
     let (cluster, env) = (Arc::downgrade(cluster), env.clone());
-    let runtime = Handle::current();
+    let (runtime, wake) = (Handle::current(), listening.wake.listen());
     match &listening.heed {
         Heed::Weights(settings) if settings.out_of_band => {
             let settings = settings.clone();
             let streams = Streams { cluster, env, settings, open: FuturesUnordered::new(), known: HashMap::default() };
-            Some(spawn(&runtime, streams.run(listening)))
+            Some(spawn(&runtime, streams.run(wake)))
         }
         Heed::Load(settings) => {
             let settings = settings.clone();
             let (under_way, busy, mute) = (FuturesUnordered::new(), HashSet::default(), HashMap::default());
-            Some(spawn(&runtime, Probes { cluster, env, settings, under_way, busy, mute }.run(listening)))
+            Some(spawn(&runtime, Probes { cluster, env, settings, under_way, busy, mute }.run(listening, wake)))
         }
         Heed::Weights(_) | Heed::Nothing => None,
     }
@@ -56,12 +57,12 @@ struct Streams {
 }
 
 impl Streams {
-    async fn run(mut self, listening: Arc<Listening>) {
+    async fn run(mut self, wake: Arc<Notify>) {
         loop {
             if !self.sync() {
                 return;
             }
-            let changed = listening.wake.notified();
+            let changed = wake.notified();
             tokio::pin!(changed);
             loop {
                 tokio::select! {
@@ -121,10 +122,10 @@ struct Probes {
 }
 
 impl Probes {
-    async fn run(mut self, listening: Arc<Listening>) {
+    async fn run(mut self, listening: Arc<Listening>, wake: Arc<Notify>) {
         loop {
             tokio::select! {
-                () = listening.wake.notified() => {
+                () = wake.notified() => {
                     let Some(cluster) = self.cluster.upgrade() else { return };
                     for _ in 0..listening.take_owed().min(MOST_PROBES as u64) {
                         self.begin(&cluster);

@@ -12,11 +12,11 @@
 //! Refuses to know what connections are made of, and where they are kept.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use mesh_core::limit::Count;
+use mesh_core::limit::{Count, Waiters};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -34,14 +34,16 @@ pub(crate) struct Room {
     pub(crate) patience: Option<Duration>,
     /// Connects also where that failed a moment ago.
     pub(crate) insists: bool,
-    /// Does not stand in line while there is something for it: it has limits of its own.
+    /// High priority, whose limits are others: it stands in a line of its own.
+    pub(crate) high: bool,
+    /// Does not stand in line while there is something for it.
     pub(crate) passes: bool,
 }
 
 impl Room {
     /// Any number, and at any time.
     pub(crate) const ANY: Self =
-        Self { of_cluster: None, of_endpoint: None, patience: None, insists: true, passes: true };
+        Self { of_cluster: None, of_endpoint: None, patience: None, insists: true, high: false, passes: true };
 }
 
 /// A limit that is reached.
@@ -78,35 +80,35 @@ pub(in crate::connect) struct Counts {
     // Of them, those that the pool made: a raw connection is nobody else's to use.
     pooled: Count,
     // In each line.
-    waiting: [AtomicU32; 2],
+    waiting: [Waiters; LINES],
     // The endpoint is gone.
     pub(super) closed: AtomicBool,
     // Made by the first who waits: at most endpoints nobody ever does.
-    waiters: OnceLock<Box<[Line; 2]>>,
+    waiters: OnceLock<Box<[Line; LINES]>>,
     // Of the same ones that `open` counts, to end them with the endpoint.
     pub(in crate::connect) lines: worker::Lines,
 }
 
-/// Those who wait for a connection of one kind.
+/// Those who wait for a connection of one kind under the same limits.
 struct Line {
     // Who has it is the first. Fair, and passed on by who gives up.
     turn: Semaphore,
     // For the first.
     changed: Notify,
-    // Changes of which the first was told and has not found that there is nothing in them.
-    told: AtomicU32,
 }
 
 impl Default for Line {
     fn default() -> Self {
-        Self { turn: Semaphore::new(1), changed: Notify::new(), told: AtomicU32::new(0) }
+        Self { turn: Semaphore::new(1), changed: Notify::new() }
     }
 }
 
-/// Which line: over HTTP/1.1 and over HTTP/2 nobody takes what the other waits for. What ALPN settles on is nearly always
-/// HTTP/2.
-fn line_of(want: Want) -> usize {
-    usize::from(want != Want::Http1)
+const LINES: usize = 4;
+
+/// Which line: over HTTP/1.1 and over HTTP/2 nobody takes what the other waits for, and where one priority has no room the
+/// other may have some. What ALPN settles on is nearly always HTTP/2.
+fn line_of(want: Want, room: Room) -> usize {
+    2 * usize::from(room.high) + usize::from(want != Want::Http1)
 }
 
 impl Counts {
@@ -117,32 +119,27 @@ impl Counts {
 
     /// Whether who wants a connection has to stand in line for it. All that a request pays that finds one.
     pub(super) fn is_awaited(&self, want: Want, room: Room) -> bool {
-        !room.passes && self.waiting[line_of(want)].load(Ordering::Relaxed) > 0
+        !room.passes && self.waiting(want, room) > 0
     }
 
-    /// Something is free, or there is room to make it. Asked before told: most of the time nobody waits. Whoever waits is
-    /// counted before it looks a last time, so one of the two sees the other.
+    /// Those who stand in that line.
+    pub(super) fn waiting(&self, want: Want, room: Room) -> u32 {
+        self.waiting[line_of(want, room)].get()
+    }
+
+    /// Something is free, or there is room to make it: who waits is told.
     pub(in crate::connect) fn made_room(&self) {
-        if self.waiting.iter().all(|waiting| waiting.load(Ordering::SeqCst) == 0) {
+        if !self.waiting.iter().any(Waiters::any) {
             return;
         }
-        for line in self.waiters.get().iter().flat_map(|lines| lines.iter()) {
-            line.told.fetch_add(1, Ordering::Relaxed);
-            line.changed.notify_one();
-        }
-    }
-
-    /// How many of those who wait have something left to them, and have merely not run since.
-    pub(super) fn served(&self, want: Want) -> u32 {
-        let line = line_of(want);
-        let told = self.waiters.get().map_or(0, |lines| lines[line].told.load(Ordering::Relaxed));
-        told.min(self.waiting[line].load(Ordering::Relaxed))
+        self.waiters.get().iter().flat_map(|lines| lines.iter()).for_each(|line| line.changed.notify_one());
     }
 
     /// Stands in line until its turn comes. The first in line has to look once more before it [waits](Turn::changed).
-    pub(super) async fn turn<'c>(&'c self, want: Want, of_cluster: &'c Connections) -> Turn<'c> {
-        let line = &self.waiters.get_or_init(Box::default)[line_of(want)];
-        let waiting = Waiting::in_line(&self.waiting[line_of(want)]);
+    pub(super) async fn turn<'c>(&'c self, want: Want, room: Room, of_cluster: &'c Connections) -> Turn<'c> {
+        let which = line_of(want, room);
+        let line = &self.waiters.get_or_init(Box::default)[which];
+        let waiting = Waiting::in_line(&self.waiting[which]);
         let first = line.turn.acquire().await.expect("it is never closed");
         // Hears of what is closed from now on, not only once it waits.
         Turn { line, of_cluster, closed: Box::pin(of_cluster.closed.notified()), _place: (first, waiting) }
@@ -150,20 +147,18 @@ impl Counts {
 }
 
 /// One who waits, counted.
-struct Waiting<'c>(&'c AtomicU32);
+struct Waiting<'c>(&'c Waiters);
 
 impl<'c> Waiting<'c> {
-    fn in_line(waiting: &'c AtomicU32) -> Self {
-        waiting.fetch_add(1, Ordering::SeqCst);
-        // What it looks at next is not read before; see `OpenGuard`.
-        fence(Ordering::SeqCst);
+    fn in_line(waiting: &'c Waiters) -> Self {
+        waiting.enter();
         Self(waiting)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.leave();
     }
 }
 
@@ -179,19 +174,10 @@ pub(super) struct Turn<'c> {
 impl Turn<'_> {
     /// Waits until something has changed since the last look: at the endpoint, or in the room that the cluster has.
     pub(super) async fn changed(&mut self) {
-        self.line.told.store(0, Ordering::Relaxed);
         tokio::select! {
             () = self.line.changed.notified() => {}
             () = self.closed.as_mut() => self.closed.set(self.of_cluster.closed.notified()),
         }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let less = |told: u32| told.checked_sub(1);
-        // There was nothing to tell where it went without.
-        let _ = self.line.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
@@ -267,8 +253,7 @@ impl Drop for OpenGuard {
         if self.pooled {
             self.of_endpoint.pooled.leave();
         }
-        // Who waits is asked for after that, and not before.
-        fence(Ordering::SeqCst);
+        Waiters::given_back();
         self.of_endpoint.made_room();
         self.of_cluster.closed.notify_waiters();
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, OptionFuture, Shared};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -89,14 +89,24 @@ impl Pool {
                     match &mut turn {
                         // Counted among those who wait; then another look, so that nothing that happens is missed.
                         None => turn = Some(self.turn(Want::Http2, room, at).await?),
-                        Some(turn) => self.wait(room, turn).await?,
+                        Some(turn) => {
+                            let of_others = self.kept().connecting.lock().first().map(|(_, other)| other.clone());
+                            tokio::select! {
+                                changed = self.wait(room, turn) => changed?,
+                                // By another runtime, which may stand still.
+                                Some(_) = OptionFuture::from(of_others) => {}
+                            }
+                        }
                     }
                     continue;
                 }
             };
             // As long as this takes it is the endpoint's time.
             *at = None;
-            let result = connecting.clone().await;
+            let result = match self.made_or_left(&connecting, &mut turn).await {
+                Ok(stream) => return Ok(stream),
+                Err(result) => result,
+            };
             let mut slot = self.kept().connecting.lock();
             let place = slot.iter().position(|(_, other)| other.ptr_eq(&connecting));
             let first = place.map(|place| slot.remove(place)).is_some();
@@ -125,6 +135,31 @@ impl Pool {
         }
     }
 
+    /// Waits for a connection that is being made. Who has the turn takes room that comes free on another one meanwhile: all
+    /// the others stand behind.
+    ///
+    /// # Errors
+    /// There was none: what came of the connection.
+    async fn made_or_left(
+        &self,
+        connecting: &Connecting,
+        turn: &mut Option<Queued<'_>>,
+    ) -> Result<SharedStream, Result<Arc<SharedConnection>, Cause>> {
+        let Some((turn, _)) = turn else { return Err(connecting.clone().await) };
+        let here = Some(Handle::current().id());
+        loop {
+            tokio::select! {
+                biased;
+                result = connecting.clone() => return Err(result),
+                () = turn.changed() => {
+                    if let Some(stream) = self.reuse_shared(false, here).or_else(|| self.reuse_shared(false, None)) {
+                        return Ok(stream);
+                    }
+                }
+            }
+        }
+    }
+
     /// What there is for a request that wants HTTP/2.
     ///
     /// # Errors
@@ -146,9 +181,7 @@ impl Pool {
         let open = open.or_else(|| none().then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
         let Some(open) = open else {
             // There may be no further one: whoever drives it.
-            let stream = self.reuse_shared(false, None).map(Next::Stream);
-            let other = || slot.first().map(|(_, connecting)| Next::Join(connecting.clone()));
-            return Ok(stream.or_else(other).unwrap_or(Next::Full));
+            return Ok(self.reuse_shared(false, None).map_or(Next::Full, Next::Stream));
         };
         self.leave(room)?;
         let connecting = self.connect(open);
@@ -198,6 +231,13 @@ impl Pool {
             kept.retain(|connection| keep(connection));
             (!kept.is_empty()).then(|| Arc::new(kept))
         });
+    }
+
+    /// Requests that those which take some have room for.
+    pub(super) fn free_streams(&self) -> u32 {
+        let all = self.shared.load();
+        let live = all.as_deref().into_iter().flatten().filter(|connection| is_live(connection));
+        live.map(|connection| connection.free()).fold(0, u32::saturating_add)
     }
 
     /// Forgets an HTTP/2 connection that is gone.

@@ -1,4 +1,4 @@
-//! How often a router is built while the configuration changes (R41).
+//! How often a router is built while the configuration changes (R41), and how the owner shows that it is there.
 
 use mesh_core::policy::{Cluster, ClusterState, Snapshot};
 use mesh_core::source::DestinationSource;
@@ -79,4 +79,22 @@ async fn a_storm_of_changes_builds_no_more_routers_than_the_pace_r41() {
 async fn without_the_pace_every_change_builds_a_router_r41() {
     let (built, at_once, newest) = storm(Some((1_000_000, 1_000_000))).await;
     assert!(built > 9_000 && at_once && newest, "{built}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_was_not_driven_for_a_while_is_not_missed_once_it_is() {
+    let (_changes, states) = Watched::channel(to("first"));
+    let env = ClientBuilder::new(FixedSource::new()).number(0).env();
+    let destinations = Arc::new(Destinations::new(env.clone(), Arc::new(Changing(states))));
+    let destination = destinations.subscribe(&"c:80".parse().unwrap()).unwrap();
+    pass(Duration::from_millis(1)).await;
+    let is_missed = || destination.is_missed(env.millis(Instant::now()));
+    // Beyond several sweeps at once.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::task::yield_now().await;
+    assert!(!is_missed());
+    for after in 1..=4 {
+        pass(SWEEP / 2).await;
+        assert!(!is_missed(), "{after}");
+    }
 }

@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::client::Connection;
 use super::*;
+use crate::ca::tests::{operator, write_operators};
 use crate::ca::{
     PodRef, Review, ReviewFailed, Reviewing, RootRotation, RotationStep, ServiceAccountTokens, TokenReviewer,
 };
@@ -80,6 +81,20 @@ async fn s87_a_service_account_token_is_proof_while_its_pod_lives_and_of_nobody_
     let plain = plain.start().await;
     let refused = Connection::anonymous(&plain).await.certificate(Some("a.reviews.c")).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_root_that_signs_by_itself_is_told_of_at_each_start_with_where_its_key_is() {
+    let (log, setup, operators) = (Listening::begin(), Setup::new(), Setup::new());
+    let told = || log.lines(&["WARN mesh::ca", "signs by itself", "ca-key.pem", "cacerts"]);
+    for start in 1..=2 {
+        drop(setup.start().await);
+        assert_eq!(told(), start);
+    }
+    // The control: an operator's intermediate.
+    write_operators(operators.state.path(), &operator(1));
+    drop(operators.start().await);
+    assert_eq!(told(), 2);
 }
 
 #[tokio::test]

@@ -86,7 +86,16 @@ async fn load_reports_are_answered_kept_and_summed() {
     let load = json(&plane, "/load").await;
     assert_eq!((load[0]["node"].as_str(), load[0]["in_progress"].as_u64()), (Some("productpage-1"), Some(1)));
     assert_eq!(load[0]["identity"], "spiffe://cluster.local/ns/default/sa/productpage");
+    // What is too large to be read is refused, and that is said and counted.
+    let large = ClusterStats { cluster_name: "a".repeat(5 << 20), ..ClusterStats::default() };
+    let mut answers = member.report(LoadStatsRequest { cluster_stats: vec![large], ..report() }).await.unwrap();
+    let refused = answers.message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("fewer clusters"), "{refused}");
     let (_, metrics) = page(&plane, "localhost", "/metrics").await;
+    for line in ["mesh_control_refusals_total{reason=\"stream\"} 2\n", "mesh_control_refused_total 1\n"] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     let line = format!("mesh_control_load_requests_successful_total{{cluster=\"{REVIEWS_EDS}\"}} 4");
     assert!(metrics.contains(&line), "{metrics}");
 }

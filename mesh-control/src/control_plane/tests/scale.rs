@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use envoy_types::pb::envoy::config::core::v3::{Extension, Node};
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use futures_util::future::join_all;
 use mesh_discovery::proto::registry::AnnounceRequest;
@@ -164,6 +165,14 @@ async fn a_client_that_comes_back_may_say_everything_that_it_may_have_and_not_mo
     assert!(refused.message().contains("too large") && refused.message().contains("fewer names"), "{refused}");
     assert_eq!(metric(&plane, "mesh_control_refused_total").await, 1);
     assert_eq!(metric(&plane, "mesh_control_refusals_total{reason=\"stream\"}").await, 1);
+    // And what would become far larger than it came is not read at all.
+    let node = Some(Node { extensions: vec![Extension::default(); 200_000], ..Node::default() });
+    let mut answers = member.delta(DeltaDiscoveryRequest { node, ..request(1, 1) }).await.unwrap();
+    let refused = answers.message().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("fewer extensions"), "{refused}");
+    assert_eq!(metric(&plane, "mesh_control_refused_total").await, 2);
+    assert_eq!(metric(&plane, "mesh_control_refusals_total{reason=\"stream\"}").await, 2);
 }
 
 #[tokio::test]

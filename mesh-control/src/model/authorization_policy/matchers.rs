@@ -1,7 +1,7 @@
 //! Single values of a rule: each becomes one condition of Envoy's RBAC.
 
 use ipnet::IpNet;
-use mesh_core::matcher::{OF_NO_PATH, is_of_no_target};
+use mesh_core::matcher::{Effort, Met, OF_NO_PATH, target_is_met};
 use mesh_core::policy::{
     HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue, PathMatch, Pattern, Permission, Principal,
     StringMatch, StringMatcher,
@@ -289,8 +289,9 @@ pub(super) fn destination_ip(text: &str) -> Result<Permission, String> {
     ip(text).map(Permission::DestinationIp)
 }
 
+/// In small letters, as servers see it, stock ones too.
 pub(super) fn server_name(text: &str) -> Result<Permission, String> {
-    let pattern = match Wild::read(text)?.text("") {
+    let pattern = match Wild::read(&text.to_ascii_lowercase())?.text("") {
         Some(pattern) => pattern,
         None => regex(".+")?,
     };
@@ -306,13 +307,13 @@ pub(super) fn header(name: &HeaderKey, text: &str) -> Result<Principal, String> 
             Wild::Exact(start) | Wild::Prefix(start) => {
                 let met =
                     Wild::read(text)?.text("").map(|text| header_of(name.clone(), HeaderMatch::Text(with_case(text))));
-                if met.is_some_and(|matcher| is_of_no_target(&matcher)) {
+                if met.is_some_and(|matcher| target_is_met(&matcher, &mut Effort::default()) == Met::Never) {
                     normal(&path(start))?;
                     return Err(OF_NO_PATH.to_owned());
                 }
             }
-            Wild::Suffix(end) => normal(&format!("/x{}", path(end))).map(drop)?,
-            Wild::Present => {}
+            // The end of the query, of which everything may be.
+            Wild::Suffix(_) | Wild::Present => {}
         }
     }
     let value =

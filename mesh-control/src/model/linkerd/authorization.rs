@@ -44,14 +44,25 @@ pub(crate) struct LinkerdAuthorization {
     pub(crate) required: Vec<Authentication>,
 }
 
+/// Which kind of route; of each kind names are their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RouteKind {
+    /// `policy.linkerd.io`.
+    Linkerd,
+    /// HTTPRoute of the Gateway API.
+    Http,
+    /// GRPCRoute of the Gateway API.
+    Grpc,
+}
+
 /// What it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Server(String),
-    Route(String),
+    Route(RouteKind, String),
     /// Every Server of its own namespace.
     Namespace,
-    /// Nothing that there is here.
+    /// Nothing: what is written cannot be read.
     Elsewhere,
 }
 
@@ -293,19 +304,18 @@ fn read_target(target: &RefSpec, check: &mut Check<'_>) -> Target {
     }
     match target.of() {
         (GROUP, "Server") => Target::Server(target.name.clone()),
-        (GROUP, "HTTPRoute") => Target::Route(target.name.clone()),
+        (GROUP, "HTTPRoute") => Target::Route(RouteKind::Linkerd, target.name.clone()),
         ("core", "Namespace") => {
             if target.name != own {
                 check.error("spec.targetRef.name", "a policy is for its own namespace");
             }
             Target::Namespace
         }
-        ("gateway.networking.k8s.io", "HTTPRoute" | "GRPCRoute") => {
-            check.unenforced("spec.targetRef", "routes of this group are not attached to Servers: it lets nobody in");
-            Target::Elsewhere
-        }
+        ("gateway.networking.k8s.io", "HTTPRoute") => Target::Route(RouteKind::Http, target.name.clone()),
+        ("gateway.networking.k8s.io", "GRPCRoute") => Target::Route(RouteKind::Grpc, target.name.clone()),
         _ => {
-            check.error("spec.targetRef", "a Server, an HTTPRoute or the policy's own Namespace is needed");
+            check
+                .error("spec.targetRef", "a Server, an HTTPRoute, a GRPCRoute or the policy's own Namespace is needed");
             Target::Elsewhere
         }
     }

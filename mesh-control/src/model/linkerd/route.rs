@@ -1,8 +1,9 @@
-//! HTTPRoute of Linkerd's own group, as what can be asked for at a Server.
+//! Routes at a Server, as what can be asked for there: HTTPRoutes of Linkerd's own group, HTTPRoutes and GRPCRoutes of the
+//! Gateway API. One of the Gateway API that is for no Server has no effect, and is no kind of the mesh's.
 
 use std::collections::BTreeMap;
 
-use mesh_core::matcher::{OF_NO_PATH, is_of_no_path};
+use mesh_core::matcher::path_is_met;
 use mesh_core::policy::{HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Permission, StringMatch, StringMatcher};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -11,9 +12,12 @@ use super::super::authorization_policy::matchers::normal;
 use super::super::authorization_policy::when::header_name;
 use super::super::check::Check;
 use super::super::kinds::{Kind, LOST_CONDITION};
+use super::grpc_route::{self, GrpcMatchSpec};
+use crate::source::Document;
 use crate::source::decode::Ignored;
+use crate::source::node::Node;
 
-/// An HTTPRoute of `policy.linkerd.io`.
+/// A route at Servers; by itself an HTTPRoute of `policy.linkerd.io`.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkerdRoute {
     /// Servers of its namespace to which it is attached; `None` = not readable, which is all of them.
@@ -22,6 +26,16 @@ pub(crate) struct LinkerdRoute {
     /// Made in place of one that cannot be read: its Servers let nobody in.
     pub(crate) closed: bool,
 }
+
+/// An HTTPRoute of `gateway.networking.k8s.io`.
+#[derive(Clone, Debug)]
+pub(crate) struct GatewayHttpRoute(pub(crate) LinkerdRoute);
+
+/// A GRPCRoute of `gateway.networking.k8s.io`.
+#[derive(Clone, Debug)]
+pub(crate) struct GatewayGrpcRoute(pub(crate) LinkerdRoute);
+
+const GATEWAY: &str = "gateway.networking.k8s.io";
 
 /// One `matches` entry.
 #[derive(Clone, Debug)]
@@ -33,10 +47,10 @@ pub(crate) struct RouteCondition {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct RouteSpec {
-    #[serde(default)]
+pub(crate) struct RouteSpec<M> {
+    #[serde(default = "Vec::new")]
     parent_refs: Vec<ParentSpec>,
-    rules: Option<Vec<RuleSpec>>,
+    rules: Option<Vec<RuleSpec<M>>>,
     hostnames: Option<Vec<String>>,
 }
 
@@ -55,18 +69,25 @@ struct ParentSpec {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RuleSpec {
-    matches: Option<Vec<MatchSpec>>,
+struct RuleSpec<M> {
+    #[allow(dead_code)]
+    name: Option<IgnoredAny>,
+    matches: Option<Vec<M>>,
     filters: Option<Vec<IgnoredAny>>,
     #[allow(dead_code)]
     backend_refs: Option<IgnoredAny>,
+    // What clients do with it.
     #[allow(dead_code)]
     timeouts: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    retry: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    session_persistence: Option<IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct MatchSpec {
+pub(crate) struct MatchSpec {
     path: Option<PathSpec>,
     headers: Vec<HeaderSpec>,
     query_params: Option<Vec<IgnoredAny>>,
@@ -80,7 +101,7 @@ struct PathSpec {
 }
 
 #[derive(Deserialize)]
-struct HeaderSpec {
+pub(crate) struct HeaderSpec {
     r#type: Option<String>,
     #[serde(default)]
     name: String,
@@ -92,24 +113,51 @@ impl Kind for LinkerdRoute {
     const GROUP: &'static str = "policy.linkerd.io";
     const KIND: &'static str = "HTTPRoute";
     const VERSIONS: &'static [&'static str] = &["v1beta3", "v1beta2", "v1beta1", "v1alpha1"];
-    type Spec = RouteSpec;
+    type Spec = RouteSpec<MatchSpec>;
 
     fn strict(_: &Ignored) -> Option<&'static str> {
         Some(LOST_CONDITION)
     }
 
-    fn validate(spec: RouteSpec, check: &mut Check<'_>) -> Self {
+    fn validate(spec: RouteSpec<MatchSpec>, check: &mut Check<'_>) -> Self {
+        Self::read(&spec, check, condition)
+    }
+
+    /// A route takes requests away from those that are less specific, and so from who may call these. While it is not
+    /// known which, its Servers are closed.
+    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+        let servers = read.and_then(|read| read.servers);
+        if servers.as_ref().is_some_and(Vec::is_empty) {
+            return None;
+        }
+        let closed = Self { servers, conditions: Vec::new(), closed: true };
+        Some((closed, "until it is corrected every request is denied at the Servers to which it is attached"))
+    }
+}
+
+impl LinkerdRoute {
+    /// `condition` reads an entry of `matches`.
+    fn read<M: Default>(
+        spec: &RouteSpec<M>,
+        check: &mut Check<'_>,
+        condition: impl Fn(&M, &mut Check<'_>, &str) -> RouteCondition,
+    ) -> Self {
         let own = check.document().namespace.clone();
         let mut servers = Vec::new();
         for (i, parent) in spec.parent_refs.iter().enumerate() {
             let at = format!("spec.parentRefs[{i}]");
-            if (parent.group.as_str(), parent.kind.as_str()) != (Self::GROUP, "Server") {
-                check.unenforced(&at, "routes of this group are understood for Servers only");
+            if parent.kind != "Server" {
+                check.unenforced(&at, "these routes are understood for Servers only");
+                continue;
+            }
+            if parent.group != Self::GROUP {
+                check.error(&format!("{at}.group"), format!("a Server is of the group {:?}: write that", Self::GROUP));
             } else if parent.namespace.as_ref().is_some_and(|namespace| *namespace != own) {
                 check.error(&format!("{at}.namespace"), "a route is for Servers of its own namespace");
-            } else {
-                servers.push(parent.name.clone());
+                // One of the same name here is another.
+                continue;
             }
+            servers.push(parent.name.clone());
         }
         if servers.is_empty() {
             // Outbound: its rules decide nothing here.
@@ -125,7 +173,7 @@ impl Kind for LinkerdRoute {
                 check.unenforced(&format!("{at}.filters"), "requests reach the application as they came");
             }
             match rule.matches.as_deref() {
-                None | Some([]) => conditions.push(condition(&MatchSpec::default(), check, &at)),
+                None | Some([]) => conditions.push(condition(&M::default(), check, &at)),
                 Some(list) => conditions.extend(
                     list.iter().enumerate().map(|(j, one)| condition(one, check, &format!("{at}.matches[{j}]"))),
                 ),
@@ -133,18 +181,45 @@ impl Kind for LinkerdRoute {
         }
         Self { servers: Some(servers), conditions, closed: false }
     }
-
-    /// A route takes requests away from those that are less specific, and so from who may call these. While it is not
-    /// known which, its Servers are closed.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
-        let servers = read.and_then(|read| read.servers);
-        if servers.as_ref().is_some_and(Vec::is_empty) {
-            return None;
-        }
-        let closed = Self { servers, conditions: Vec::new(), closed: true };
-        Some((closed, "until it is corrected every request is denied at the Servers to which it is attached"))
-    }
 }
+
+/// Whether a route of the Gateway API is for a Server.
+fn is_at_a_server(document: &Document) -> bool {
+    let parents = document.node.get("spec").and_then(|spec| spec.get("parentRefs")).map(Node::items);
+    let mut kinds = parents.unwrap_or_default().iter().filter_map(|parent| parent.get("kind")?.text());
+    kinds.any(|kind| kind == "Server")
+}
+
+macro_rules! gateway_route {
+    ($route:ident, $kind:literal, $versions:expr, $matches:ty, $condition:expr) => {
+        impl Kind for $route {
+            const GROUP: &'static str = GATEWAY;
+            const KIND: &'static str = $kind;
+            const VERSIONS: &'static [&'static str] = $versions;
+            type Spec = RouteSpec<$matches>;
+
+            fn claims(document: &Document) -> bool {
+                is_at_a_server(document)
+            }
+
+            fn strict(ignored: &Ignored) -> Option<&'static str> {
+                LinkerdRoute::strict(ignored)
+            }
+
+            fn validate(spec: Self::Spec, check: &mut Check<'_>) -> Self {
+                Self(LinkerdRoute::read(&spec, check, $condition))
+            }
+
+            fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+                let (route, effect) = LinkerdRoute::stand_in(read.map(|read| read.0))?;
+                Some((Self(route), effect))
+            }
+        }
+    };
+}
+
+gateway_route!(GatewayHttpRoute, "HTTPRoute", &["v1", "v1beta1"], MatchSpec, condition);
+gateway_route!(GatewayGrpcRoute, "GRPCRoute", &["v1", "v1alpha2"], GrpcMatchSpec, grpc_route::condition);
 
 fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteCondition {
     let mut all = Vec::new();
@@ -156,12 +231,7 @@ fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteConditio
             "Exact" => normal(value).map(|path| (2, PathMatch::Exact(path))),
             "PathPrefix" => normal(value).map(|path| (0, PathMatch::PathSeparatedPrefix(path))),
             // How specific a pattern is nobody can say: it goes before prefixes.
-            "RegularExpression" => {
-                let read = check.patterns.read(value).map(PathMatch::Regex).map_err(|error| error.reason);
-                read.and_then(
-                    |path| if is_of_no_path(&path, true) { Err(OF_NO_PATH.to_owned()) } else { Ok((1, path)) },
-                )
-            }
+            "RegularExpression" => pattern(value, check, &format!("{at}.value")).map(|path| (1, path)),
             other => Err(format!("{other:?} is not one of Exact, PathPrefix, RegularExpression")),
         };
         if let Some((rank, path)) = check.take(&format!("{at}.value"), read) {
@@ -174,7 +244,28 @@ fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteConditio
         let text = StringMatcher::exact(method.clone());
         all.push(header(HeaderKey::Method, text));
     }
-    for (i, one) in spec.headers.iter().enumerate() {
+    if spec.query_params.as_ref().is_some_and(|params| !params.is_empty()) {
+        check.error(&format!("{at}.queryParams"), "not supported: authorization does not look at the query");
+    }
+    condition_of(all, &spec.headers, (kind, length, spec.method.is_some()), check, at)
+}
+
+/// A regular expression that some path in normal form meets.
+pub(super) fn pattern(text: &str, check: &mut Check<'_>, at: &str) -> Result<PathMatch, String> {
+    let path = check.patterns.read(text).map(PathMatch::Regex).map_err(|error| error.reason)?;
+    let met = path_is_met(&path, true, &mut check.effort);
+    check.met(at, met).map(|()| path)
+}
+
+/// All of these and of the conditions on headers.
+pub(super) fn condition_of(
+    mut all: Vec<Permission>,
+    headers: &[HeaderSpec],
+    (kind, length, has_method): (u8, usize, bool),
+    check: &mut Check<'_>,
+    at: &str,
+) -> RouteCondition {
+    for (i, one) in headers.iter().enumerate() {
         let at = format!("{at}.headers[{i}]");
         let pattern = match one.r#type.as_deref().unwrap_or("Exact") {
             "Exact" => Ok(StringMatch::Exact(one.value.clone())),
@@ -189,15 +280,12 @@ fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteConditio
             all.push(header(name, StringMatcher { pattern, ignore_case: false }));
         }
     }
-    if spec.query_params.as_ref().is_some_and(|params| !params.is_empty()) {
-        check.error(&format!("{at}.queryParams"), "not supported: authorization does not look at the query");
-    }
     let permission = match all.len() {
         0 => Permission::Any,
         1 => all.remove(0),
         _ => Permission::And(all),
     };
-    RouteCondition { permission, rank: (kind, length, spec.method.is_some(), spec.headers.len()) }
+    RouteCondition { permission, rank: (kind, length, has_method, headers.len()) }
 }
 
 fn header(name: HeaderKey, text: StringMatcher) -> Permission {

@@ -79,15 +79,16 @@ fn authorization_policy_rejections() {
     for name in OF_PEER.into_iter().chain(["te", "x-a-bin", "x_forwarded_client_cert", "Client_Cert"]) {
         when(&format!("key: 'request.headers[{name}]', values: [a]"), ".key", "never seen by a rule");
     }
-    for (text, normal) in
-        [("/files/a%3Ab*", "/files/a:b"), ("/x%5by", "/x%5By"), ("/a//b?x=1", "/a/b"), ("*%3A", "/x:")]
-    {
+    for (text, normal) in [("/files/a%3Ab*", "/files/a:b"), ("/x%5by", "/x%5By"), ("/a//b?x=1", "/a/b")] {
         when(&format!("key: 'request.headers[:path]', values: ['{text}']"), ".values[0]", &format!("write {normal:?}"));
         when(&format!("key: 'request.headers[:path]', notValues: ['{text}']"), ".notValues[0]", "normal form");
     }
-    accepts(&policy(
-        "{rules: [{when: [{key: 'request.headers[:path]', values: ['*', '/a?x=%3A*', '*.js?v=//', '/.*']}]}]}",
-    ));
+    // What a path ends in may be its query.
+    let ends = "'*%3A', '*//x', '*=http://evil.test', '*/..'";
+    accepts(&policy(&format!(
+        "{{rules: [{{when: [{{key: 'request.headers[:path]', values: ['*', '/a?x=%3A*', '*.js?v=//', '/.*', {ends}],
+        notValues: [{ends}]}}]}}]}}"
+    )));
     let dry = |value: &str, action: &str| {
         format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{istio.io/dry-run: '{value}'}}}}\n\
@@ -163,4 +164,10 @@ fn request_authentication_rejections() {
     let private =
         r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","d":"nWGxne"}]}"#;
     warned(&rule(&format!("issuer: a, jwks: '{private}'")), "spec.jwtRules[0].jwks", "private keys");
+    let nameless = |n: usize| {
+        let key = format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{}"}}"#, "A".repeat(43));
+        rule(&format!("issuer: a, jwks: '{{\"keys\":[{}]}}'", vec![key; n].join(",")))
+    };
+    warned(&nameless(9), "spec.jwtRules[0].jwks", "1 of 9 keys");
+    assert!(findings(&nameless(8)).is_empty(), "the control: each of eight is tried");
 }

@@ -185,6 +185,7 @@ fn every_field_takes_what_it_names_and_nothing_else() {
         (when("key: destination.ip, values: [10.0.0.0/24]"), vec![GET], vec![]),
         (when("key: destination.port, notValues: ['8080']"), vec![], vec![GET]),
         (when("key: connection.sni, values: ['*.test']"), vec![GET], vec![]),
+        (when("key: connection.sni, values: ['*.Test', 'X.TEST']"), vec![GET], vec![]),
         (when("key: 'request.auth.claims[a]', values: [b]"), vec![], vec![GET]),
     ];
     for (spec, taken, left) in table {

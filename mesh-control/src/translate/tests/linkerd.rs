@@ -255,6 +255,118 @@ fn what_no_route_takes_is_not_found() {
     assert_eq!(listener.authorization[0].action, AuthorizationAction::Route);
 }
 
+/// A route of the Gateway API in the namespace `shop`.
+fn gateway(kind: &str, name: &str, spec: &str) -> String {
+    object(kind, name, spec).replace("policy.linkerd.io/v1beta1", API).replace("policy.linkerd.io/v1alpha1", API)
+}
+
+const API: &str = "gateway.networking.k8s.io/v1";
+
+#[test]
+fn routes_of_the_gateway_api_at_a_server_hold_as_linkerds_own() {
+    let target = |kind: &str, name: &str| format!("{{group: gateway.networking.k8s.io, kind: {kind}, name: {name}}}");
+    let grpc = "{parentRefs: [PARENT], rules: [{matches: [{method: {service: shop.Cart, method: Add}}, \
+                {method: {service: shop.Stock}}, {method: {method: Watch}}, \
+                {method: {type: RegularExpression, service: 'shop[.](Tax|Fee)', method: 'Get.*'}}]}]}";
+    let grpc = |parent: &str| gateway("GRPCRoute", "calls", &grpc.replace("PARENT", parent));
+    let http = |parent: &str| {
+        let rule = "{name: a, matches: [{path: {value: /files}, method: GET}], backendRefs: [{name: x, port: 1}]}";
+        gateway("HTTPRoute", "files", &format!("{{parentRefs: [{parent}], rules: [{rule}]}}"))
+    };
+    let text = |parent: &str| {
+        [
+            server(""),
+            web(),
+            http(parent),
+            grpc(parent),
+            authorize("files", &target("HTTPRoute", "files"), IDENTITIES),
+            authorize("calls", &target("GRPCRoute", "calls"), ""),
+        ]
+        .concat()
+    };
+    let world_at = |parent: &str| world(&text(parent));
+    let at_server = world_at(SERVER);
+    assert!(at_server.findings().is_empty(), "{:?}", at_server.findings());
+    let listener = inbound(&at_server, "shop");
+    let ask = |path, of: Call| denied(&listener, Call { path, ..of }).is_none();
+    for (path, to_web, to_others) in [
+        ("/files", true, false),
+        ("/files/a", true, false),
+        ("/filesystem", false, false),
+        ("/shop.Cart/Add", true, true),
+        ("/shop.Cart/Remove", false, false),
+        ("/shopxCart/Add", false, false),
+        ("/shop.Stock/Any", true, true),
+        ("/shop.Stock/Any/more", false, false),
+        ("/other.Any/Watch", true, true),
+        ("/Watch", false, false),
+        ("/shop.Tax/GetAll", true, true),
+        ("/shop.Tax/SetAll", false, false),
+        ("/", false, false),
+    ] {
+        assert_eq!((ask(path, GET), ask(path, OTHER)), (to_web, to_others), "{path}");
+    }
+    assert_eq!(listener.authorization[0].action, AuthorizationAction::Route);
+    // The control: for a Gateway they are no routes of the Server, which nobody is authorized for.
+    let elsewhere = inbound(&world_at("{kind: Gateway, name: http}"), "shop");
+    assert!(elsewhere.authorization.iter().all(|policy| policy.action != AuthorizationAction::Route));
+    assert!(denied(&elsewhere, Call { path: "/files", ..GET }).is_some());
+    // A name is one of its kind and its group: who is authorized for another route of that name is so for no more.
+    for other in [target("GRPCRoute", "files"), "{group: policy.linkerd.io, kind: HTTPRoute, name: files}".into()] {
+        let text = [server(""), web(), http(SERVER), authorize("files", &other, IDENTITIES)].concat();
+        let listener = inbound(&world(&text), "shop");
+        assert!(denied(&listener, Call { path: "/files", ..GET }).is_some(), "{other}");
+        assert!(world(&text).findings().iter().any(|f| f.message.contains("\"files\" in the namespace")), "{other}");
+    }
+}
+
+#[test]
+fn a_route_of_the_gateway_api_that_cannot_be_read_closes_its_server() {
+    let rules = |matches: &str| format!("rules: [{{matches: [{matches}]}}]");
+    let parent = format!("parentRefs: [{SERVER}]");
+    for (kind, spec, field) in [
+        (
+            "HTTPRoute",
+            format!("{{{parent}, {}}}", rules("{path: {value: /a//b}}")),
+            "spec.rules[0].matches[0].path.value",
+        ),
+        ("HTTPRoute", format!("{{{parent}, {}}}", rules("{paht: {value: /a}}")), "spec.rules[0].matches[0].paht"),
+        ("HTTPRoute", format!("{{{parent}, hostnames: [a.test]}}"), "spec.hostnames"),
+        ("HTTPRoute", "{parentRefs: [{kind: Server, name: http}]}".to_owned(), "spec.parentRefs[0].group"),
+        ("GRPCRoute", format!("{{{parent}, {}}}", rules("{method: {}}")), "spec.rules[0].matches[0].method"),
+        (
+            "GRPCRoute",
+            format!("{{{parent}, {}}}", rules("{method: {service: a/b}}")),
+            "spec.rules[0].matches[0].method",
+        ),
+        (
+            "HTTPRoute",
+            format!("{{{parent}, {}}}", rules("{path: {type: RegularExpression, value: /%3A.*}}")),
+            "spec.rules[0].matches[0].path.value",
+        ),
+        (
+            "GRPCRoute",
+            format!("{{{parent}, {}}}", rules("{method: {type: RegularExpression, service: 'a)|(?:b'}}")),
+            "spec.rules[0].matches[0].method",
+        ),
+    ] {
+        let open = server(", accessPolicy: all-unauthenticated");
+        let world = world(&(open.clone() + &gateway(kind, "a", &spec)));
+        let errors = world.findings().iter().filter(|f| f.severity == crate::finding::Severity::Error);
+        let fields: Vec<_> = errors.map(|f| f.field.as_str()).collect();
+        assert_eq!(fields, [field], "{spec}: {:?}", world.findings());
+        assert!(denied(&inbound(&world, "shop"), GET).is_some(), "{spec}");
+        assert_eq!(passes(&open), (true, true, true), "the control");
+    }
+    // An alternative that no request meets is told of, with an example, and the others hold.
+    let spec = format!("{{{parent}, {}}}", rules("{path: {type: RegularExpression, value: '/(a|%3A)'}}"));
+    let world = world(&(server(", accessPolicy: all-unauthenticated") + &gateway("HTTPRoute", "a", &spec)));
+    let [finding] = world.findings() else { panic!("{:?}", world.findings()) };
+    assert!(finding.severity == crate::finding::Severity::Warning, "{finding}");
+    assert!(finding.message.contains("\"/%3A\" becomes \"/:\""), "{finding}");
+    assert_eq!(denied(&inbound(&world, "shop"), Call { path: "/a", ..GET }), None);
+}
+
 #[test]
 fn probes_of_the_pod_are_let_in_while_no_route_is_attached() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, labels: {app: a}}\nspec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}], livenessProbe: {httpGet: {path: /live, port: web}}}]}\nstatus: {podIP: 10.0.0.1}\n---\n";
@@ -342,6 +454,12 @@ fn a_rate_limit_policy_limits_its_server_and_each_caller_of_it() {
         mesh_discovery::codec::AnyListener::Inbound(decoded) => assert_eq!(decoded.filters, listener.filters),
         other => panic!("{other:?}"),
     }
+    // Where tokens are verified each caller's limit holds before that, and the one for all after authorization.
+    let tokens = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\n\
+                  metadata: {name: jwt, namespace: shop}\nspec: {jwtRules: [{issuer: i, jwks: '{\"keys\":[]}'}]}\n---\n";
+    let verifying = inbound(&world(&(server("") + &text + tokens)), "shop");
+    assert_eq!([&*verifying.before, &*verifying.filters].map(<[_]>::len), [1, 1], "{verifying:?}");
+    assert_eq!([&verifying.filters[0], &verifying.before[0]], [&listener.filters[0], &listener.filters[1]]);
     // Without its Server it limits nothing and says so; of two the older one counts.
     let alone = world(&text);
     assert!(inbound(&alone, "shop").filters.is_empty());

@@ -1,5 +1,6 @@
 //! Who is selected: nobody yet, somebody on another port, and somebody whose Service does not select them.
 
+use super::authorization::{GET, denied_raw, inbound};
 use super::*;
 use crate::finding::Severity;
 
@@ -139,4 +140,75 @@ fn of_a_subset_that_two_rules_define_the_older_ones_counts_and_the_other_is_told
     // The control: rules that nobody sees together.
     let apart = format!("{}{}", rule("first", "one", ", exportTo: [x]"), rule("second", "two", ""));
     assert_eq!(told(&apart, &[], "spec.subsets[0].name"), [""; 0]);
+}
+
+#[test]
+fn of_peer_authentications_for_the_same_workloads_the_younger_one_is_told_that_it_counts_for_nothing() {
+    let policy = |name: &str, namespace: &str, created: &str, spec: &str| {
+        let created = if created.is_empty() { String::new() } else { format!(", creationTimestamp: '{created}'") };
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: \
+             {namespace}{created}}}\nspec: {spec}\n---\n"
+        )
+    };
+    let rivals = |text: &str, registrations: &[Registration]| -> Vec<String> {
+        let world = with(text, registrations);
+        let about = world.findings().iter().filter(|finding| finding.message.contains("counts for nothing there"));
+        about.map(ToString::to_string).collect()
+    };
+    let (whole, strict) = ("{mtls: {mode: PERMISSIVE}}", "{mtls: {mode: STRICT}}");
+    let of = |labels: &str| format!("{{selector: {{matchLabels: {{{labels}}}}}, mtls: {{mode: STRICT}}}}");
+    let young = policy("a", "shop", "2026-02-01T00:00:00Z", whole);
+    let old = policy("b", "shop", "2026-01-01T00:00:00Z", strict);
+    let lines = rivals(&format!("{young}{old}"), &[]);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    for part in ["warning: PeerAuthentication shop/a spec: ", "PeerAuthentication b (", "for the same workloads"] {
+        assert!(lines[0].contains(part), "{part}: {lines:?}");
+    }
+    // The younger one's mode is what does not count.
+    let same = format!("{}{}", policy("a", "shop", "", &of("app: a")), policy("b", "shop", "", &of("app: a")));
+    assert!(rivals(&same, &[])[0].contains("shop/b spec.selector: "), "{:?}", rivals(&same, &[]));
+    let crossing = format!("{}{}", policy("a", "shop", "", &of("app: a")), policy("b", "shop", "", &of("tier: front")));
+    let mut both = running("a", "shop", 80, "10.0.0.1:1");
+    both.labels.insert("tier".to_owned(), "front".to_owned());
+    let lines = rivals(&crossing, &[both]);
+    assert!(lines.len() == 1 && lines[0].contains("for some of the same workloads"), "{lines:?}");
+    // The controls: nobody has both labels; other namespaces; a workload's beside its namespace's.
+    assert_eq!(rivals(&crossing, &[running("a", "shop", 80, "10.0.0.1:1")]), [""; 0]);
+    let apart = format!("{young}{}", policy("b", "other", "", strict));
+    assert_eq!(rivals(&apart, &[]), [""; 0]);
+    assert_eq!(rivals(&format!("{young}{}", policy("b", "shop", "", &of("app: a"))), &[]), [""; 0]);
+}
+
+#[test]
+fn a_deny_rule_about_nothing_but_http_is_told_that_it_denies_every_connection() {
+    let about = |action: &str, rule: &str| {
+        let policy = security("AuthorizationPolicy", "shop", &format!("{{action: {action}, rules: [{rule}]}}"));
+        let world = world(&policy);
+        let told = world.findings().iter().filter(|finding| finding.field == "spec.rules[0]");
+        let told: Vec<_> = told.map(ToString::to_string).collect();
+        assert!(
+            told.iter().all(|line| line.contains("warning: ") && line.contains("denies every connection")),
+            "{told:?}"
+        );
+        (told.len(), denied_raw(&inbound(&world, "shop"), GET.peer).is_some())
+    };
+    for (rule, told) in [
+        ("{to: [{operation: {paths: [/admin]}}]}", true),
+        ("{to: [{operation: {methods: [POST], notHosts: [a.test]}}]}", true),
+        ("{from: [{source: {notRequestPrincipals: ['*']}}]}", true),
+        ("{when: [{key: 'request.headers[x-a]', values: [b]}]}", true),
+        ("{when: [{key: 'request.auth.claims[a]', values: [b]}]}", true),
+        ("{to: [{operation: {ports: ['81']}}, {operation: {paths: [/admin]}}]}", true),
+        ("{to: [{operation: {ports: ['81'], paths: [/admin]}}]}", false),
+        ("{from: [{source: {namespaces: [ops]}}], to: [{operation: {paths: [/admin]}}]}", false),
+        ("{from: [{source: {ipBlocks: [10.8.0.0/16]}}], to: [{operation: {paths: [/admin]}}]}", false),
+        ("{to: [{operation: {paths: [/admin]}}], when: [{key: connection.sni, values: [y.test]}]}", false),
+    ] {
+        // What is told is so.
+        assert_eq!(about("DENY", rule), (usize::from(told), told), "{rule}");
+        assert_eq!(about("ALLOW", rule).0, 0, "{rule}");
+    }
+    // Nothing else was meant.
+    assert_eq!(about("DENY", "{}").0, 0);
 }

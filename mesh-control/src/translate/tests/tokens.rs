@@ -155,6 +155,11 @@ fn s49_an_issuer_whose_keys_are_not_known_has_no_good_tokens_and_the_others_do()
     let fetched = with(Some(Known { document: Some(key_set("a").into()), failure: None }));
     assert_eq!(keys_of_a(&fetched), key_set("a"));
     assert!(found(&fetched).is_empty());
+    // Of nine keys without a name one is never tried.
+    let key = format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{}"}}"#, "A".repeat(43));
+    let nine = format!(r#"{{"keys":[{}]}}"#, vec![key; 9].join(","));
+    let told = found(&with(Some(Known { document: Some(nine.into()), failure: None })));
+    assert!(told.len() == 1 && told[0].2.contains("1 of 9 keys"), "{told:?}");
     let never = with(Some(failed(None)));
     assert_eq!(keys_of_a(&never), keys_of_a(&unknown));
     let [(Severity::Error, field, message)] = &found(&never)[..] else { panic!("{:?}", found(&never)) };

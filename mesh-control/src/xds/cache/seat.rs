@@ -20,8 +20,14 @@ pub(crate) struct Seat {
     scope_id: u64,
     mailbox: Arc<Mailbox>,
     named: HashSet<(Kind, Arc<str>)>,
+    /// Made for a request that is still to come. What keeps the names is charged with that.
+    begun: HashSet<(Kind, Arc<str>)>,
+    /// What these cost until what keeps them is charged.
+    begun_cost: usize,
     /// What the wildcards cost.
     covered: HashMap<Kind, usize>,
+    /// What it costs that a client says it has what no wildcard covers.
+    claimed: HashMap<Kind, usize>,
     /// That were asked for on this stream so far.
     authorities: BTreeSet<String>,
     /// Subscribed to, of an authority too many; the cache does not know of them.
@@ -57,7 +63,10 @@ impl Cache {
             scope_id,
             mailbox: Arc::new(mailbox),
             named: HashSet::new(),
+            begun: HashSet::new(),
+            begun_cost: 0,
             covered: HashMap::new(),
+            claimed: HashMap::new(),
             authorities: BTreeSet::new(),
             refused: HashSet::new(),
             charge: Charge::new(account, 0),
@@ -99,6 +108,47 @@ impl Seat {
             }
             return name;
         }
+        let name = self.made(kind, name);
+        if self.named.insert((kind, name.clone())) {
+            // What has begun is charged already.
+            match self.begun_cost.checked_sub(NAME) {
+                Some(rest) if self.begun.contains(&(kind, name.clone())) => self.begun_cost = rest,
+                _ => self.charge.add(NAME),
+            }
+        }
+        name
+    }
+
+    /// Makes what a name stands for, as long as that has not [`begun`](Self::begun).
+    pub(crate) fn begin(&mut self, kind: Kind, name: &str) {
+        if self.admits(kind, name) {
+            let name = self.made(kind, name);
+            if self.begun.insert((kind, name)) {
+                self.begun_cost += NAME;
+                self.charge.add(NAME);
+            }
+        }
+    }
+
+    /// The request has come, and what it does not keep is let go.
+    pub(crate) fn begun(&mut self, kind: Kind, name: &str) {
+        let key = (kind, Arc::from(name));
+        if self.begun.remove(&key) && !self.named.contains(&key) {
+            self.cache.inner.lock().unname(&self.key(kind, key.1), self.mailbox.id);
+        }
+        if self.begun.is_empty() {
+            self.begun = HashSet::new();
+            self.give_back_begun();
+        }
+    }
+
+    /// What has begun is charged to what keeps it, or was let go.
+    fn give_back_begun(&mut self) {
+        self.charge.remove(std::mem::take(&mut self.begun_cost));
+    }
+
+    /// Has a name made, and followed by this place.
+    fn made(&self, kind: Kind, name: &str) -> Arc<str> {
         let key = self.key(kind, name.into());
         loop {
             let mut inner = self.cache.inner.lock();
@@ -106,8 +156,7 @@ impl Seat {
                 let name = known.name.clone();
                 let entry = inner.entries.get_mut(&key).expect("it was found");
                 entry.named_by.insert(&self.mailbox);
-                drop(inner);
-                return self.name(kind, name);
+                return name;
             }
             let (revision, resources) = (inner.revision, inner.resources.clone());
             drop(inner);
@@ -115,17 +164,9 @@ impl Seat {
             let mut inner = self.cache.inner.lock();
             if inner.revision == revision {
                 inner.entry(key.clone(), &self.scope, encoded).named_by.insert(&self.mailbox);
-                drop(inner);
-                return self.name(kind, key.name);
+                return key.name;
             }
         }
-    }
-
-    fn name(&mut self, kind: Kind, name: Arc<str>) -> Arc<str> {
-        if self.named.insert((kind, name.clone())) {
-            self.charge.add(NAME);
-        }
-        name
     }
 
     fn admits(&mut self, kind: Kind, name: &str) -> bool {
@@ -217,8 +258,21 @@ impl Seat {
     fn note_covered(&mut self, kind: Kind, names: usize) {
         let cost = names * NAME;
         let before = self.covered.insert(kind, cost);
+        self.give_back_begun();
         self.charge.add(cost);
         self.charge.remove(before.unwrap_or_default());
+    }
+
+    /// Keeps a name that is neither subscribed to nor covered, until [`disclaim`](Self::disclaim).
+    pub(crate) fn claim(&mut self, kind: Kind, name: &str) {
+        let cost = NAME + name.len();
+        *self.claimed.entry(kind).or_default() += cost;
+        self.charge.add(cost);
+    }
+
+    /// Keeps no such name of this kind any more.
+    pub(crate) fn disclaim(&mut self, kind: Kind) {
+        self.charge.remove(self.claimed.remove(&kind).unwrap_or_default());
     }
 
     pub(crate) fn uncover(&mut self, kind: Kind) {
@@ -268,7 +322,7 @@ impl Drop for Seat {
             self.uncover(kind);
         }
         let mut inner = self.cache.inner.lock();
-        for (kind, name) in self.named.drain() {
+        for (kind, name) in self.named.drain().chain(self.begun.drain()) {
             inner.unname(&Key { scope: self.scope_id, kind, name }, self.mailbox.id);
         }
         if let Some(used) = inner.scopes.get_mut(&self.scope.node) {

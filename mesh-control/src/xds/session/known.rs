@@ -1,8 +1,9 @@
 //! [`Type`]: one type of one stream, and what the client has under each name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
+use super::Form;
 use crate::xds::Kind;
 use crate::xds::encoded::{Encoded, Version};
 use crate::xds::nodes::NackStatus;
@@ -27,6 +28,8 @@ pub(super) struct Type {
     pub(super) owed: bool,
     /// Names in the response that is not answered yet.
     pub(super) in_flight: Option<Vec<Arc<str>>>,
+    /// Delta: nonces of older responses that are not answered yet, with the names that no newer one holds.
+    pub(super) overtaken: Vec<(String, Vec<Arc<str>>)>,
     /// Nonce of the last response; empty = none was sent.
     pub(super) nonce: String,
     pub(super) version_sent: Arc<str>,
@@ -168,19 +171,46 @@ impl Type {
         self.owed || !self.due.is_empty()
     }
 
-    /// Records the names that a response holds. The answer to it is the one to an older response, too, that was not waited for.
-    pub(super) fn awaits(&mut self, mut names: Vec<Arc<str>>) {
-        if let Some(before) = self.in_flight.take() {
-            names.extend(before.into_iter().filter(|name| self.known.contains_key(name)));
-            names.sort_unstable();
-            names.dedup();
+    /// Records the names that a response holds, and the nonce of the one before, which was not waited for. Of state of the
+    /// world the answer to it is the one to that, too.
+    pub(super) fn awaits(&mut self, form: Form, before: String, mut names: Vec<Arc<str>>) {
+        if let Some(older) = self.in_flight.take() {
+            match form {
+                Form::Delta => {
+                    self.overtaken.push((before, older));
+                    let newer: HashSet<&Arc<str>> = names.iter().collect();
+                    self.overtaken.iter_mut().for_each(|(_, older)| {
+                        older.retain(|name| !newer.contains(name) && self.known.contains_key(name));
+                    });
+                    self.overtaken.retain(|(_, older)| !older.is_empty());
+                }
+                Form::State => {
+                    names.extend(older.into_iter().filter(|name| self.known.contains_key(name)));
+                    names.sort_unstable();
+                    names.dedup();
+                }
+            }
         }
         self.in_flight = Some(names);
     }
 
-    /// The client's answer to the last response.
+    /// The client's answer to an older response, if that was overtaken. False = it was not.
+    pub(super) fn answered_late(&mut self, nonce: &str, answer: Answer) -> bool {
+        let Some(at) = self.overtaken.iter().position(|(of, _)| of == nonce) else { return false };
+        let (_, names) = self.overtaken.remove(at);
+        self.mark(names, answer);
+        true
+    }
+
+    /// The client's answer to the last response, and to those before it that it has not answered.
     pub(super) fn answered(&mut self, answer: Answer) {
-        for name in self.in_flight.take().into_iter().flatten() {
+        let skipped = std::mem::take(&mut self.overtaken).into_iter().flat_map(|(_, names)| names);
+        let names: Vec<_> = self.in_flight.take().into_iter().flatten().chain(skipped).collect();
+        self.mark(names, answer);
+    }
+
+    fn mark(&mut self, names: Vec<Arc<str>>, answer: Answer) {
+        for name in names {
             if let Some(known) = self.known.get_mut(&name) {
                 known.answer = answer;
             }

@@ -48,6 +48,11 @@ pub(crate) enum Refused {
          fewer, or with `*` to all"
     )]
     TooLong { listed: usize, most: usize, type_url: &'static str },
+    #[error(
+        "the node and the other messages in a request of type {type_url} are {bytes} bytes; at most {limit} are read: give the \
+         node less metadata and fewer extensions"
+    )]
+    TooLarge { bytes: usize, limit: usize, type_url: &'static str },
     #[error("a resource name of {bytes} bytes; at most {limit} are taken: names are as short as those sent")]
     NameTooLong { bytes: usize, limit: usize },
 }
@@ -56,7 +61,6 @@ impl Session {
     /// Takes a request of a state-of-the-world stream in.
     pub(crate) fn state_request(&mut self, request: DiscoveryRequest) -> Result<Outcome, Refused> {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
-        self.is_short(kind, [request.resource_names.len()])?;
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
         if request.response_nonce == ty.nonce {
@@ -67,6 +71,7 @@ impl Session {
         }
         // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
+        self.came_back |= first && kind == Kind::Cluster && !request.version_info.is_empty();
         ty.named |= !request.resource_names.is_empty();
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
         let wildcard = star || (kind.is_full_state() && request.resource_names.is_empty() && !ty.named);
@@ -93,13 +98,16 @@ impl Session {
     pub(crate) fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, Refused> {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
         let subscribed = &request.resource_names_subscribe;
-        let dropped = request.resource_names_unsubscribe.len();
-        self.is_short(kind, [subscribed.len(), dropped, request.initial_resource_versions.len()])?;
-        self.refuse(kind, self.names_after(kind, &request), subscribed.iter())?;
+        let named = subscribed.iter().chain(request.initial_resource_versions.keys());
+        self.refuse(kind, self.names_after(kind, &request), named)?;
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
-        if !request.response_nonce.is_empty() && request.response_nonce == ty.nonce {
+        if request.response_nonce.is_empty() {
+            // It answers nothing.
+        } else if request.response_nonce == ty.nonce {
             outcome = ty.take_answer(request.error_detail.as_ref());
+        } else {
+            outcome = ty.take_late_answer(&request.response_nonce, request.error_detail.as_ref());
         }
         let first = !std::mem::replace(&mut ty.asked, true);
         let star = |names: &[String]| names.iter().any(|name| name == WILDCARD);
@@ -126,18 +134,10 @@ impl Session {
             let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
             for (name, version) in request.initial_resource_versions {
                 let held = if anew { Held::Outdated } else { Held::Version(Version::parse(&version)) };
-                self.already_has(kind, name.into(), held);
+                self.already_has(kind, name.into(), held)?;
             }
         }
         Ok(outcome)
-    }
-
-    /// Whether no list of a request is so long that reading it would cost more than any subscription does. Some clients name
-    /// a thing twice.
-    fn is_short<const N: usize>(&self, kind: Kind, lists: [usize; N]) -> Result<(), Refused> {
-        let (most, type_url) = (2 * self.limits.names, kind.type_url());
-        let too_long = lists.into_iter().find(|listed| *listed > most);
-        too_long.map_or(Ok(()), |listed| Err(Refused::TooLong { listed, most, type_url }))
     }
 
     /// How many names are subscribed to when a request has been taken in. One that is asked for again is no other.
@@ -196,17 +196,14 @@ impl Session {
     pub(crate) fn begin(&mut self, kind: Kind, names: &[String]) -> Result<(), Refused> {
         for name in names {
             self.afford()?;
-            self.seat.subscribe(kind, name);
+            self.seat.begin(kind, name);
         }
         Ok(())
     }
 
-    /// Of what was made, what the request did not name is kept by the wildcard.
+    /// Of what was made, what the request asked for is kept by that.
     pub(crate) fn begun(&mut self, kind: Kind, names: &[String]) {
-        let known = &self.types[kind.index()].known;
-        for name in names.iter().filter(|name| known.get(name.as_str()).is_none_or(|known| !known.explicit)) {
-            self.seat.unsubscribe(kind, &name.as_str().into());
-        }
+        names.iter().for_each(|name| self.seat.begun(kind, name));
     }
 
     /// Subscribes to a name; false if it was already.
@@ -253,6 +250,7 @@ impl Session {
             }
             (true, false) => {
                 self.seat.uncover(kind);
+                self.seat.disclaim(kind);
                 let ty = &mut self.types[kind.index()];
                 ty.known.retain(|_, known| known.explicit);
                 let known = &ty.known;
@@ -269,21 +267,28 @@ impl Session {
     fn send_again(&mut self, kind: Kind, name: &str) {
         let ty = &mut self.types[kind.index()];
         if let Some(known) = ty.known.get_mut(name) {
-            // Of what only the wildcard covers it must hear when it is gone.
-            known.held = if known.held.is_some() && !known.explicit { Held::Outdated } else { Held::Nothing };
+            // Of what only the wildcard covers it must hear when it is gone; what it asked for again it may still have.
+            let may_have = !matches!(known.held, Held::Absent);
+            known.held = if may_have && !known.explicit { Held::Outdated } else { Held::Nothing };
             ty.vanished.remove(name);
             ty.due.insert(name.into());
         }
     }
 
-    /// The client has this from an earlier stream.
-    fn already_has(&mut self, kind: Kind, name: Arc<str>, held: Held) {
+    /// The client has this from an earlier stream. What the wildcard does not cover is kept until it is taken away.
+    fn already_has(&mut self, kind: Kind, name: Arc<str>, held: Held) -> Result<(), Refused> {
         let ty = &mut self.types[kind.index()];
-        if ty.wildcard || ty.known.contains_key(&name) {
-            let known = ty.known.entry(name.clone()).or_default();
-            *known = Known { held, answer: Answer::Accepted, ..std::mem::take(known) };
-            ty.due.insert(name);
+        let is_known = ty.known.contains_key(&name);
+        if !is_known && !ty.wildcard {
+            return Ok(());
         }
+        if !is_known {
+            self.seat.claim(kind, &name);
+        }
+        let known = ty.known.entry(name.clone()).or_default();
+        *known = Known { held, answer: Answer::Accepted, ..std::mem::take(known) };
+        ty.due.insert(name);
+        if is_known { Ok(()) } else { self.afford() }
     }
 }
 
@@ -316,6 +321,15 @@ impl Type {
         let version = self.version_sent.to_string();
         self.nack = Some(NackStatus { version, nonce: self.nonce.clone(), reason: reason.clone() });
         Outcome { acked: false, nacked: Some(reason) }
+    }
+
+    /// Records the answer to a response that another one was sent over. What stands of the newest stays as it is.
+    fn take_late_answer(&mut self, nonce: &str, error: Option<&Status>) -> Outcome {
+        let answer = if error.is_some() { Answer::Refused } else { Answer::Accepted };
+        if !self.answered_late(nonce, answer) {
+            return Outcome::default();
+        }
+        Outcome { acked: error.is_none(), nacked: error.map(|error| printable(&error.message)) }
     }
 }
 

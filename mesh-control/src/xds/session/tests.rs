@@ -2,6 +2,7 @@
 
 mod delta;
 mod envoy;
+mod resumed;
 mod state;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -461,39 +462,6 @@ fn too_many_and_too_long_names_are_refused() {
 }
 
 #[test]
-fn a_request_that_lists_more_than_can_be_subscribed_to_is_refused_unread() {
-    let limits = Limits { names: 2, ..Limits::default() };
-    let lists = |count| vec![String::new(); count];
-    for form in BOTH {
-        let mut client = Client::with(&Fake::default().cache(), form, false, limits);
-        let mut ask = |subscribe: usize, unsubscribe: usize, versions: usize| {
-            let type_url = Kind::Cluster.type_url().to_owned();
-            match form {
-                Form::State => {
-                    let resource_names = lists(subscribe);
-                    let request = DiscoveryRequest { type_url, resource_names, ..DiscoveryRequest::default() };
-                    client.session.state_request(request)
-                }
-                Form::Delta => client.session.delta_request(DeltaDiscoveryRequest {
-                    type_url,
-                    resource_names_subscribe: lists(subscribe),
-                    resource_names_unsubscribe: lists(unsubscribe),
-                    initial_resource_versions: (0..versions).map(|n| (n.to_string(), String::new())).collect(),
-                    ..DeltaDiscoveryRequest::default()
-                }),
-            }
-        };
-        let too_long = if form == Form::State { &[[5, 0, 0]][..] } else { &[[5, 0, 0], [0, 5, 0], [0, 0, 5]] };
-        for [subscribe, unsubscribe, versions] in too_long {
-            let refused = ask(*subscribe, *unsubscribe, *versions).unwrap_err();
-            assert!(matches!(refused, Refused::TooLong { listed: 5, most: 4, .. }), "{refused}");
-        }
-        // The control.
-        ask(4, 4, 4).unwrap();
-    }
-}
-
-#[test]
 fn a47_a_stream_asks_as_a_few_authorities_and_the_names_of_others_do_not_exist() {
     let name = |authority: u32| format!("xdstp://{authority}/envoy.config.cluster.v3.Cluster/a");
     let names: Vec<String> = (0..5).map(name).collect();
@@ -702,13 +670,17 @@ fn everything_is_taken_in_by_pieces_too_if_it_is_much() {
             let mut client = Client::for_account(NodeScope::default(), &cache, form, false, limits, &account);
             let said: Vec<String> = asked.iter().map(|name| (*name).to_owned()).collect();
             let (kind, large) = client.session.is_large(Kind::Cluster.type_url(), "", &said).unwrap();
+            let nothing = account.bytes();
             for piece in large.chunks(PIECE) {
                 client.session.begin(kind, piece).unwrap();
             }
+            assert!(account.bytes() - nothing >= large.len() * 64, "what has begun costs: {form:?} {asked:?}");
             let evaluated = cache.evaluated();
             client.ask(kind, asked);
             assert_eq!(cache.evaluated(), evaluated, "the request itself has nothing left to make");
+            let at_most = account.bytes();
             client.session.begun(kind, &large);
+            assert_eq!(account.bytes(), at_most, "no name is charged twice: {form:?} {asked:?}");
             assert_eq!(client.settle()[0].1, names, "{form:?} {asked:?}");
             // It costs what it would otherwise, and another one of its kind has nothing to make.
             let mut other = Client::for_account(NodeScope::default(), &cache, form, false, limits, &account);

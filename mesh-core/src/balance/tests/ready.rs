@@ -163,6 +163,27 @@ fn a_retry_can_go_to_another_priority() {
 }
 
 #[test]
+fn where_there_is_no_other_priority_a_retry_can_go_to_another_locality() {
+    let zone = |name: &str, endpoints: &[(u16, u32, Health)]| {
+        let locality = crate::id::Locality { zone: name.to_owned(), ..crate::id::Locality::default() };
+        LocalityEndpoints { locality, ..group(0, 1, endpoints) }
+    };
+    let near: Vec<_> = (10..18).map(|port| (port, 1, Healthy)).collect();
+    for balancer in each_balancer() {
+        let groups = vec![zone("a", &near), zone("b", &[(20, 1, Healthy)])];
+        let set = build(groups, cluster(|c| c.balancer = balancer.clone()), &[]);
+        let mut draw = seeded(3);
+        let mut picked =
+            |other_priority, tried| *set.pick(&Pick { tried, other_priority, ..Pick::default() }, &mut draw).unwrap().1;
+        assert!((0..100).all(|_| picked(true, &[0]) == 20), "{balancer:?}");
+        assert!((0..100).all(|_| picked(true, &[8]) < 20), "{balancer:?}");
+        assert!((0..100).all(|_| ![10, 20].contains(&picked(true, &[0, 8]))), "{balancer:?}: both were tried");
+        // Control: a retry that does not mind goes to a neighbour as well.
+        assert!((0..100).any(|_| picked(false, &[0]) < 20), "{balancer:?}");
+    }
+}
+
+#[test]
 fn a_retry_goes_past_a_priority_that_is_to_fail_in_panic() {
     // One healthy of so many, on the ports from `first`.
     let one_of = |priority, count: u16, first: u16| {
@@ -291,6 +312,25 @@ fn a_new_endpoint_ramps_up_and_a_second_one_does_not_disturb_it() {
         }
         let control = hits(&warming(&balancer, &[]), &ports, &Pick { now: Duration::from_secs(1), ..Pick::default() });
         assert!(control[0] > 2700, "control: without a ramp it gets its share at once");
+    }
+}
+
+#[test]
+fn a_new_endpoint_has_its_share_whatever_is_drawn_r33() {
+    let set = warming(&Balancer::RoundRobin, &[(10, 0), (11, 50)]);
+    for seed in 0..1000 {
+        let mut draw = seeded(seed);
+        // Of a share: at 75 s one has ramped up to 0.75, the other to 0.25.
+        let mut picked = [0; 10];
+        for _ in 0..450 {
+            let pick = Pick { now: Duration::from_secs(75), ..Pick::default() };
+            picked[usize::from(*set.pick(&pick, &mut draw).unwrap().1 - 10)] += 1;
+        }
+        for (got, want) in [(picked[0], 37.5), (picked[1], 12.5)] {
+            assert!((f64::from(got) - want).abs() <= 20.0, "{got} of {want} with seed {seed}");
+        }
+        let most = picked[2..].iter().max().unwrap() - picked[2..].iter().min().unwrap();
+        assert!(most <= 1, "the others take turns, with seed {seed}: {picked:?}");
     }
 }
 

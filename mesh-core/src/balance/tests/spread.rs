@@ -182,6 +182,19 @@ fn pick_first_shuffles_into_each_order_alike_and_by_weight_a113() {
 }
 
 #[test]
+fn pick_first_takes_families_in_turn_a61() {
+    let set = |addresses: &[&str]| {
+        let endpoint = |text: &&str| Endpoint::new(Address::Socket(text.parse().unwrap()));
+        let endpoints_of = addresses.iter().map(endpoint).collect();
+        Candidates::of(endpoints(vec![LocalityEndpoints { endpoints: endpoints_of, ..group(0, 1, &[]) }]))
+    };
+    let order = |addresses: &[&str]| order_of(&PickFirst::new(set(addresses), false, &mut seeded(1)), addresses.len());
+    assert_eq!(order(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.2:1"]), [0, 3, 1, 4, 2]);
+    assert_eq!(order(&["1.1.1.1:1", "1.1.1.2:1", "[::1]:1"]), [0, 2, 1]);
+    assert_eq!(order(&["1.1.1.1:1", "1.1.1.2:1"]), [0, 1], "control: of one family as listed");
+}
+
+#[test]
 fn pick_first_stays_with_one_that_can_be_reached() {
     let set = candidates(&[1, 1, 1]);
     let picker = PickFirst::new(set.clone(), false, &mut seeded(1));

@@ -690,6 +690,20 @@ fn the_root_that_vouches_for_a_peer_is_known_among_several() {
         assert_eq!(found(&stranger, &both, usage), None);
     }
     assert_ne!(root_name(&old.der), root_name(&new.der));
+    // Those of names of their own are told apart without a look at a signature.
+    let (old, new) = (Root::named("old"), Root::named("new"));
+    let both = trusting(&[&old, &new]);
+    for root in [&old, &new] {
+        let chain = root.issue(&leaf(&[REVIEWS])).cert;
+        let unsigned = |bundles| root_of(&chain, bundles, &[], UnixTime::now(), Usage::Client).map(str::to_owned);
+        assert_eq!(unsigned(&both), Some(root_name(&root.der)));
+        assert_eq!(unsigned(&trusting(&[&stranger, &stranger])), None, "a control: nobody it names");
+    }
+    // The control: of roots of one name signatures tell, and there are none to tell.
+    let (one, other) = (Root::named("same"), Root::named("same"));
+    let chain = one.issue(&leaf(&[REVIEWS])).cert;
+    assert_eq!(root_of(&chain, &trusting(&[&one, &other]), &[], UnixTime::now(), Usage::Client), None);
+    assert_eq!(found(&one, &trusting(&[&one, &other]), Usage::Client), Some(root_name(&one.der)));
     assert_eq!(root_name(b"abc"), "ba7816bf8f01cfea", "the SHA-256 that everybody knows");
 }
 

@@ -209,10 +209,15 @@ fn l4_what_would_change_the_callers_address_is_refused_a41() {
 
 #[test]
 fn l5_the_composite_filter_is_an_unknown_one_a103() {
-    let url = "type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite";
-    let composite = codec::filter::encode("c", Any { type_url: url.into(), value: Vec::new() }, false);
     let at = format!("{AT}.http_filters[0]");
-    listener("composite", |m| m.http_filters.insert(0, composite), &Says::Refused(&[&at]));
+    // As gRPC takes it, and by itself.
+    for name in ["common.matching.v3.ExtensionWithMatcher", "filters.http.composite.v3.Composite"] {
+        let url = format!("type.googleapis.com/envoy.extensions.{name}");
+        let composite =
+            |is_optional| codec::filter::encode("c", Any { type_url: url.clone(), value: Vec::new() }, is_optional);
+        listener(name, |m| m.http_filters.insert(0, composite(false)), &Says::Refused(&[&at]));
+        listener(name, |m| m.http_filters.insert(0, composite(true)), &Says::Reported(&["filters[0] c"]));
+    }
 }
 
 #[test]
@@ -411,7 +416,9 @@ fn r9_r10_clusters_by_header_are_ours_and_plugins_are_unknown() {
     let at = "virtual_hosts[0].routes[0].route.cluster_header";
     action("no header name", by_header(":x y"), &Says::Refused(&[at]));
     let declared = |is_optional| {
-        let extension = Some(core::TypedExtensionConfig { name: "p".into(), typed_config: None });
+        let url = "type.googleapis.com/grpc.lookup.v1.RouteLookupClusterSpecifier";
+        let lookup = Any { type_url: url.into(), value: Vec::new() };
+        let extension = Some(core::TypedExtensionConfig { name: "p".into(), typed_config: Some(lookup) });
         rds::ClusterSpecifierPlugin { is_optional, extension }
     };
     let plugin = |is_optional| {
@@ -433,6 +440,8 @@ fn r9_r10_clusters_by_header_are_ours_and_plugins_are_unknown() {
     };
     let at = "virtual_hosts[0].routes[0].route.cluster_specifier_plugin";
     says("undeclared", codec::decode_routes(&referring(Vec::new())), &Says::Refused(&[at]));
+    let required = codec::decode_routes(&referring(vec![declared(false)]));
+    says("not optional", required, &Says::Refused(&["cluster_specifier_plugins[0]"]));
     let passed_over = codec::decode_routes(&referring(vec![declared(true)])).unwrap();
     assert_eq!((passed_over.value.virtual_hosts[0].routes.len(), passed_over.unenforced.len()), (0, 1));
 }
@@ -467,6 +476,16 @@ fn r11_timeouts_a31() {
             });
         }));
         assert_eq!((forward.timeout, forward.grpc_timeout_max), (s(5), s(5).filter(|_| kept)), "{whole:?}");
+    }
+    // The listener's stands for all routes without one of their own.
+    for longest in [None, s(3)] {
+        let decoded = codec::decode_listener(&with_manager(|m| {
+            let max_stream_duration = longest.and_then(|longest| seconds(longest.as_secs() as i64));
+            let options = core::HttpProtocolOptions { max_stream_duration, ..Default::default() };
+            m.common_http_protocol_options = Some(options);
+        }));
+        let AnyListener::Outbound(listener) = decoded.unwrap().value else { panic!("an API listener") };
+        assert_eq!(listener.max_stream_duration, longest);
     }
     let at = "virtual_hosts[0].routes[0].route.timeout";
     action("negative", |a| a.timeout = seconds(-1), &Says::Refused(&[at]));
@@ -616,6 +635,13 @@ fn faults_hold_all_of_a33() {
     assert_eq!((delay.duration, delay.unit), (None, ShareUnit::TenThousand));
     assert_eq!((abort.status, abort.unit), (None, ShareUnit::Hundred));
     assert_eq!((fault.headers.len(), fault.cluster.clone(), fault.max_active), (1, Some("c".into()), Some(3)));
+    // A share that its denominator cannot tell has a finer one.
+    for (share, told) in [(5_000, (5_000, 2)), (20_000, (2, 0))] {
+        let abort = FaultAbort { status: None, share: PerMillion::new(share), unit: ShareUnit::Hundred };
+        let proto = codec::fault::encode(&Fault { abort: Some(abort), ..Fault::default() });
+        let fraction = proto.abort.unwrap().percentage.unwrap();
+        assert_eq!((fraction.numerator, fraction.denominator), told);
+    }
 }
 
 /// The listener with this filter first, and what became of the filter.

@@ -290,6 +290,29 @@ fn local_rate_limits_have_buckets_that_fill() {
 }
 
 #[test]
+fn a_limit_holds_before_tokens_and_policies_if_its_filter_stands_before_theirs() {
+    let limit =
+        |name: &str| codec::filter::encode(name, extension::pack(url::RATE_LIMIT, &LimitProto::default()), false);
+    let jwt = || codec::filter::encode("jwt", extension::pack(url::JWT, &JwtProto::default()), false);
+    let rbac = || codec::filter::encode("rbac", extension::pack(url::RBAC, &RbacProto::default()), false);
+    for (filters, before, after) in [
+        (vec![limit("a"), jwt(), limit("b"), rbac(), limit("c")], &["a"][..], &["b", "c"][..]),
+        (vec![limit("a"), limit("b"), rbac()], &["a", "b"], &[]),
+        (vec![jwt(), limit("a")], &[], &["a"]),
+        (vec![limit("a")], &[], &["a"]),
+    ] {
+        let listener = decoded(&with_manager(|m| drop(m.http_filters.splice(0..0, filters))));
+        let names = |filters: &[HttpFilter]| filters.iter().map(|filter| filter.name.clone()).collect::<Vec<_>>();
+        assert_eq!((&*names(&listener.before), &*names(&listener.filters)), (&*strings(before), &*strings(after)));
+        assert_eq!(decoded(&codec::encode_inbound(&listener)), listener, "in that order again");
+    }
+}
+
+fn strings(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+#[test]
 fn an_external_authorizer_is_told_no_more_of_a_body_than_can_be_held() {
     let told = |max_bytes: u32| {
         let max_bytes = std::num::NonZeroU32::new(max_bytes).unwrap();

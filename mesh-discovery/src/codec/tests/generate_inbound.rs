@@ -267,12 +267,17 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
                 jwt.name = format!("jwt-{i}");
             }
             let filters = kinds.into_iter().enumerate();
-            let filters: Vec<_> = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
+            let mut filters: Vec<_> =
+                filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
             let address = SocketAddr::new(ip, port);
+            let is_limit = |filter: &HttpFilter| !matches!(filter.kind, HttpFilterKind::Skipped { .. });
+            let early = usize::from(filters.first().is_some_and(is_limit));
+            let before = filters.drain(..early).collect::<Vec<_>>();
             let route = |(name, matcher, serves): Drawn| {
                 let serves = serves.map(|(bits, own)| {
                     let authorization = [some(&authorization, bits), own].concat();
-                    Arc::new(Guards { jwt: some(&jwt, bits), authorization, filters: some(&filters, bits) })
+                    let (before, filters) = (some(&before, bits), some(&filters, bits));
+                    Arc::new(Guards { before, jwt: some(&jwt, bits), authorization, filters })
                 });
                 InboundRoute { name, matcher, serves }
             };
@@ -290,6 +295,7 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
                 address,
                 tls,
                 instances,
+                before,
                 jwt,
                 authorization,
                 filters,

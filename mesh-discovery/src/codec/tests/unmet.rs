@@ -66,6 +66,53 @@ fn a_rule_for_a_path_that_no_request_has_in_normal_form_is_refused() {
 }
 
 #[test]
+fn what_nothing_meets_is_taken_where_it_opens_nothing_and_told_of() {
+    let path = |pattern: &str| Permission::Path(PathMatch::Regex(regex(pattern)));
+    let never = || path("/files/%3A.*");
+    let not = |permission: Permission| Permission::Not(Box::new(permission));
+    let either = || Permission::Or(vec![Permission::Path(PathMatch::Exact("/a".into())), never()]);
+    let inverted = || {
+        let target = header(":path", StringMatch::Regex(regex("/files/%3A.*")));
+        Permission::Header(HeaderMatcher { invert: true, ..target })
+    };
+    let custom = || AuthorizationAction::Custom(AuthorizerProvider::named("opa"));
+    let (allow, deny_all) = (AuthorizationAction::Allow, AuthorizationAction::Deny);
+    for (case, action, dry_run, permission, field, refused) in [
+        ("ALLOW", allow.clone(), false, never(), "url_path", false),
+        ("one of two of ALLOW", allow.clone(), false, either(), "or_rules.rules[1].url_path", false),
+        ("what observes", AuthorizationAction::Audit, false, never(), "url_path", false),
+        ("a dry run", deny_all.clone(), true, never(), "url_path", false),
+        // All that nothing meets not is all there is.
+        ("the rest of ALLOW", allow.clone(), false, not(never()), "not_rule.url_path", true),
+        ("the rest of a header", allow.clone(), false, inverted(), "header", true),
+        ("DENY", deny_all.clone(), false, never(), "url_path", true),
+        ("one of two of DENY", deny_all.clone(), false, either(), "or_rules.rules[1].url_path", true),
+        ("CUSTOM", custom(), false, never(), "url_path", true),
+        // Of an alternative of a pattern it is told, and the rest holds.
+        ("an alternative", allow, false, path("/(a|%3A)"), "url_path", false),
+        ("an alternative of DENY", deny_all, false, path("/(a|%3A)"), "url_path", false),
+    ] {
+        let mut listener = deny(permission);
+        (listener.authorization[0].action, listener.authorization[0].dry_run) = (action, dry_run);
+        let at = if dry_run { AT.replace(".rules.", ".shadow_rules.") } else { AT.to_owned() };
+        let at = format!("{at}.permissions[0].{field}");
+        let want = if refused { Says::Refused(&[&at]) } else { Says::Reported(&[&at]) };
+        says(case, codec::decode_listener(&codec::encode_inbound(&listener)), &want);
+    }
+}
+
+#[test]
+fn what_looking_at_the_conditions_of_a_listener_costs_is_bounded_and_what_is_not_looked_at_told_once() {
+    let dear = |n: usize| Permission::Path(PathMatch::Regex(regex(&format!("/[a-z]{{200}}/{n}"))));
+    let decoded = |n: usize| {
+        let mut listener = deny(Permission::Any);
+        listener.authorization[0].rules[0].permissions = (0..n).map(dear).collect();
+        codec::decode_listener(&codec::encode_inbound(&listener)).unwrap().unenforced.len()
+    };
+    assert_eq!([decoded(5), decoded(700)], [0, 1]);
+}
+
+#[test]
 fn a_route_for_a_path_that_no_request_has_in_normal_form_is_refused() {
     let listener = |path: PathMatch| {
         let matcher = RouteMatch { path, ..RouteMatch::any() };

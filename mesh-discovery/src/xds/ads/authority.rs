@@ -7,12 +7,13 @@
 //! ```
 //! Each resource is its giver's until the one whose word counts has spoken of it. A better one, asked as if nothing were
 //! held, that does not give it in time has deleted what a worse one gave: the last good stays, unless data errors cost it
-//! (`fail_on_data_errors`). What a better one gave outlives the silence of a worse one in any case.
+//! (`fail_on_data_errors`). What a better one gave outlives the silence of a worse one in any case; that it does not exist,
+//! said or left out of a list of everything, is a worse one's word, too, and costs the last good where data errors do.
 
 use tokio::time::Instant;
 
 use super::entry::ServerId;
-use super::{Ads, Codec, Servers, Standing};
+use super::{Ads, Codec, Servers, Standing, is_active};
 use crate::bootstrap::name;
 use crate::xds::kind::Key;
 use crate::xds::message::{Name, StreamError};
@@ -131,11 +132,15 @@ impl<C: Codec> Ads<C> {
     pub(super) fn heard(&mut self, server: ServerId, now: Instant) {
         let session = &mut self.sessions[usize::from(server)];
         session.is_well();
-        session.hears(now);
-        if std::mem::replace(&mut session.answered, true) {
+        let unsaid = session.hears(now);
+        let before = std::mem::replace(&mut session.answered, true);
+        session.probation = None;
+        for key in unsaid {
+            self.ask_of_who_speaks(server, key, now);
+        }
+        if before {
             return;
         }
-        session.probation = None;
         for index in 0..self.authorities.len() {
             let authority = &mut self.authorities[index];
             let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };
@@ -145,6 +150,20 @@ impl<C: Codec> Ads<C> {
             }
         }
         self.reachable(server);
+    }
+
+    /// What a control plane that now speaks was silent about while another one's word stayed in use: that ends if it does not
+    /// come in time from now.
+    fn ask_of_who_speaks(&mut self, server: ServerId, key: Key, now: Instant) {
+        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
+        let concluded = matches!(entry.standing, Standing::DoesNotExist | Standing::TimedOut);
+        let kept = entry.good.as_ref().is_some_and(|good| good.server != server);
+        if concluded && kept && is_active(&self.authorities, entry, server) {
+            if entry.ask_anew(server) {
+                self.changed.push(key.clone());
+            }
+            self.start_timer(server, key, now);
+        }
     }
 
     /// A control plane has shown that it can be reached; where its word counts, what it has not sent is on its way.

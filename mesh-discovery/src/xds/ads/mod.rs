@@ -590,9 +590,11 @@ impl<C: Codec> Ads<C> {
         let standing = if transient { Standing::TimedOut } else { Standing::DoesNotExist };
         let reason = format!("the control plane did not send it within {waited:?}");
         tracing::warn!(kind = %key.kind, name = ?key.name, server = %session.server, ?waited, "a resource did not come");
+        let lists = session.lists(key.kind);
         // What a snapshot on disk says is no longer true, if this control plane speaks at all. What one that stood in for it
-        // gave is deleted, and stays in use like what is deleted otherwise.
-        let ends = |by| by == SAVED || strict && self.authorities[authority].prefers(server, by);
+        // gave is deleted, and stays in use like what is deleted otherwise; so is what a better one gave, if this one has
+        // listed all it has (gRFC A71, A88).
+        let ends = |by| by == SAVED || strict && (lists || self.authorities[authority].prefers(server, by));
         let drop_good = !transient && !silent && entry.good.as_ref().is_some_and(|good| ends(good.server));
         if entry.missing(server, standing, reason, drop_good, now) {
             self.changed.push(key.clone());
@@ -638,7 +640,7 @@ impl<C: Codec> Ads<C> {
 
     /// Forgets what nobody wants and nobody need be told of.
     fn purge(&mut self, server: ServerId) {
-        let Self { authorities, entries, ends, .. } = self;
+        let Self { authorities, entries, ends, sessions, .. } = self;
         self.retired.retain(|key| {
             let entries = &mut entries[key.kind.index()];
             let Some(entry) = entries.get(&key.name).filter(|entry| !entry.is_wanted()) else { return false };
@@ -646,6 +648,7 @@ impl<C: Codec> Ads<C> {
             if gone {
                 entries.remove(&key.name);
                 ends.forget(key);
+                sessions.iter_mut().for_each(|session| session.forget(key));
             }
             !gone
         });
@@ -656,6 +659,7 @@ impl<C: Codec> Ads<C> {
         if entries.get(&key.name).is_some_and(|entry| !entry.is_wanted()) {
             entries.remove(&key.name);
             self.ends.forget(key);
+            self.sessions.iter_mut().for_each(|session| session.forget(key));
         }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) struct Session {
     /// When the last response of this stream came.
     heard: Option<Instant>,
     /// Resources that count as missing for nothing but its silence since they were asked for.
-    in_silence: Vec<Key>,
+    in_silence: HashSet<Key, RandomState>,
     /// When it was last told of that it says what it was not asked for.
     pub(super) strange: Option<Instant>,
     /// Why it counts as unreachable; cleared by the first response of a stream, or its right silence.
@@ -129,7 +129,7 @@ impl Session {
             probation: None,
             is_quiet: false,
             heard: None,
-            in_silence: Vec::new(),
+            in_silence: HashSet::default(),
             strange: None,
             failing: None,
             past_failure: None,
@@ -203,22 +203,39 @@ impl Session {
         self.unconfirmed_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// A response came: it lives, and what it was silent about it was silent about alive.
-    pub(super) fn hears(&mut self, now: Instant) {
+    /// A response came: it lives, and what it was silent about it was silent about alive. Gives that.
+    pub(super) fn hears(&mut self, now: Instant) -> HashSet<Key, RandomState> {
         self.heard = Some(now);
-        self.in_silence = Vec::new();
+        self.take_in_silence()
+    }
+
+    /// How many resources count as missing for nothing but its silence.
+    #[cfg(test)]
+    pub(crate) fn unsaid(&self) -> usize {
+        self.in_silence.len()
+    }
+
+    /// Nobody wants the resource any more.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.in_silence.remove(key);
     }
 
     /// A resource that was asked for then counts as missing; gives whether it has said nothing at all since.
     pub(super) fn gives_up(&mut self, key: &Key, asked: Option<Instant>) -> bool {
         let silent = self.heard.is_none_or(|heard| asked.is_none_or(|asked| heard < asked));
         if silent {
-            self.in_silence.push(key.clone());
+            self.in_silence.insert(key.clone());
         }
         silent
     }
 
-    pub(super) fn take_in_silence(&mut self) -> Vec<Key> {
+    /// Whether what it does not say of a type does not exist: it has listed everything on this stream.
+    pub(super) fn lists(&self, kind: Kind) -> bool {
+        let talk = &self.types[kind.index()];
+        self.variant == Variant::StateOfTheWorld && kind.is_full_state() && talk.started && !talk.nonce.is_empty()
+    }
+
+    pub(super) fn take_in_silence(&mut self) -> HashSet<Key, RandomState> {
         std::mem::take(&mut self.in_silence)
     }
 
@@ -238,7 +255,7 @@ impl Session {
         self.probation = None;
         self.is_quiet = false;
         self.heard = None;
-        self.in_silence = Vec::new();
+        self.in_silence = HashSet::default();
         self.timers = VecDeque::new();
         self.types.iter_mut().for_each(Talk::stop);
     }

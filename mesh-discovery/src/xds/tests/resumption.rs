@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::ads::{Known, Retry, SAVED, Standing};
+use super::super::ads::{Known, Loss, Retry, SAVED, Standing};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Ask, Body, Cause, ResourceError, Response, StreamError, Variant};
 use super::super::saved::{Record, Saved};
@@ -174,6 +174,28 @@ fn a71_a_fallback_that_does_not_know_it_ends_nothing() {
         ads.pass(10 * TIMEOUT);
         assert_eq!(ads.entry(&listener("a")).good.as_ref().unwrap().value, "1", "the better one's outlives it");
         assert!(matches!(ads.known(&listener("a")), Known::Lost(..)), "and nothing new is built on it");
+    }
+}
+
+#[test]
+fn a71_a88_what_a_fallback_does_not_list_in_time_is_deleted_where_data_errors_count() {
+    for (variant, features) in BOTH.into_iter().flat_map(|variant| [(variant, strict()), (variant, Default::default())])
+    {
+        let kept = |answer: Option<&[&str]>| {
+            let mut ads = fallen_back(variant, features, &["a=1"]);
+            match answer {
+                Some(resources) => _ = ads.take(1, response(Kind::Listener, "w1", resources)),
+                None => _ = ads.take(1, response(Kind::Routes, "w1", &[])),
+            }
+            ads.drain(1);
+            ads.pass(TIMEOUT - Duration::from_millis(1));
+            assert!(ads.entry(&listener("a")).good.is_some(), "it may be on its way");
+            ads.pass(Duration::from_millis(1));
+            ads.entry(&listener("a")).good.is_some()
+        };
+        let lists = variant == Variant::StateOfTheWorld;
+        assert_eq!(kept(Some(&["b=2"])), !(lists && features.fail_on_data_errors), "{variant:?} {features:?}");
+        assert!(kept(None), "the control: of another type alone it has spoken");
     }
 }
 
@@ -504,4 +526,42 @@ fn what_an_earlier_run_held_serves_nobody_once_it_is_too_old() {
         ads.subscribe(std::slice::from_ref(&other));
         assert_eq!(ads.value(&other), Some("0"), "control: each by its own age");
     }
+}
+
+#[test]
+fn what_an_earlier_run_held_ends_when_a_control_plane_that_was_slow_to_speak_does_not_give_it() {
+    for variant in BOTH {
+        let key = |name| Key::new(Kind::Routes, name);
+        let mut ads = Machine::of(variant);
+        ads.ads.restore(saved(&["a=0", "b=0"], ads.now + 100 * TIMEOUT));
+        ads.subscribe(&[key("a"), key("b")]);
+        ads.opened();
+        ads.drain(0);
+        // It says nothing for longer than an answer may take, and then not a word of `a`.
+        ads.pass(TIMEOUT);
+        assert!(matches!(ads.known(&key("a")), Known::Lost(_, Loss::Former(_))), "what rests on it stays in use");
+        ads.respond(Kind::Routes, "v1", &["b=1"]);
+        assert_eq!((ads.value(&key("a")), ads.value(&key("b"))), (Some("0"), Some("1")), "it may be on its way");
+        ads.pass(TIMEOUT);
+        assert!(ads.missing(&key("a")).is_some());
+        assert_eq!((ads.value(&key("a")), ads.ads.is_restored()), (None, false));
+    }
+}
+
+#[test]
+fn what_a_control_plane_is_silent_about_is_forgotten_with_the_last_wish() {
+    let mut ads = Machine::of(Variant::Delta);
+    ads.subscribe(&[listener("a")]);
+    ads.opened();
+    ads.drain(0);
+    for name in ["b", "c", "d"] {
+        ads.subscribe(&[listener(name)]);
+        ads.drain(0);
+        ads.pass(TIMEOUT);
+        assert!(ads.missing(&listener(name)).is_some());
+        ads.unsubscribe(&[listener(name)]);
+        ads.drain(0);
+    }
+    // `a` is wanted still.
+    assert_eq!(ads.ads.sessions()[0].unsaid(), 1);
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::xds::account::NAME;
 
 /// The first request of a client that was connected before and has `versions`.
 fn again(client: &mut Client, kind: Kind, names: &[&str], versions: &HashMap<String, String>) {
@@ -105,6 +106,44 @@ fn a_wildcard_client_that_comes_back_is_told_what_is_gone_too() {
 }
 
 #[test]
+fn what_a_client_says_it_has_counts_until_it_is_taken_away() {
+    let names = |count: usize| (0..count).map(|n| (format!("made-up-{n}"), String::new())).collect::<HashMap<_, _>>();
+    for kind in [Kind::Cluster, Kind::Listener] {
+        let (cache, account) = (all_kinds(&["a"], 1).cache(), Arc::default());
+        let client = |limits| Client::for_account(NodeScope::default(), &cache, Form::Delta, false, limits, &account);
+        let mut client_of = client(Limits::default());
+        client_of.ask(kind, &["*"]);
+        let without = account.bytes();
+        drop(client_of);
+        let mut one = client(Limits::default());
+        again(&mut one, kind, &["*"], &names(100));
+        assert!(account.bytes() > without + 100 * NAME, "{kind:?}");
+        let (told, one_more) = (one.settle(), account.bytes());
+        assert_eq!(
+            (told.last().unwrap().2.len(), one_more),
+            (100, without),
+            "the control: nothing of it is left {kind:?}"
+        );
+        drop(one);
+        assert_eq!(account.bytes(), 0);
+        // There are so many, and names are as short as those sent.
+        let say = |limits, versions: HashMap<String, String>| {
+            client(limits).session.delta_request(DeltaDiscoveryRequest {
+                type_url: kind.type_url().to_owned(),
+                resource_names_subscribe: vec!["*".to_owned()],
+                initial_resource_versions: versions,
+                ..DeltaDiscoveryRequest::default()
+            })
+        };
+        let limits = Limits { bytes_of_one: without + 50 * NAME, ..Limits::default() };
+        assert!(matches!(say(limits, names(100)), Err(Refused::TooMuch { .. })), "{kind:?}");
+        say(limits, names(10)).unwrap();
+        let long = [("a".repeat(5_000), String::new())].into();
+        assert_eq!(say(Limits::default(), long), Err(Refused::NameTooLong { bytes: 5_000, limit: 4_096 }));
+    }
+}
+
+#[test]
 fn what_is_missing_is_told_once_and_sent_when_it_comes() {
     for kind in Kind::ALL {
         let none = Fake::default();
@@ -185,4 +224,44 @@ fn subscriptions_count_whatever_the_nonce_and_are_answered_after_the_response_on
     client.nonce[Kind::Endpoints.index()] = first.nonce;
     assert!(client.answer(Kind::Endpoints, None).acked);
     assert_eq!(client.settle(), [row(Kind::Endpoints, &["b"], &[])]);
+}
+
+#[test]
+fn what_is_gone_or_missing_is_told_in_parts_that_clients_take() {
+    let names: Vec<String> = (0..10).map(|i| format!("{i}{}", "n".repeat(199))).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for explained in [false, true] {
+        for kind in Kind::ALL {
+            // How many of those ten are told in each response, and how large the largest is.
+            let told = |response_bytes, was_there: bool| {
+                let limits = Limits { response_bytes, ..Limits::default() };
+                let cache = if was_there { all_kinds(&names, 1).cache() } else { Fake::default().cache() };
+                let mut client = Client::with(&cache, Form::Delta, explained, limits);
+                client.ask(kind, &names);
+                if was_there {
+                    client.settle();
+                    Fake::default().publish(&cache, "2");
+                }
+                let (mut counts, mut largest) = (Vec::new(), 0);
+                while let Some(response) = client.session.next(client.now) {
+                    let Response::Delta(response) = response else { panic!("another form") };
+                    counts.push(response.removed_resources.len() + response.resource_errors.len());
+                    largest = largest.max(response.encoded_len());
+                    client.nonce[kind.index()] = response.nonce;
+                    client.answer(kind, None);
+                }
+                assert_eq!(
+                    client.states(kind),
+                    names.iter().map(|name| ((*name).to_owned(), "missing")).collect::<Vec<_>>()
+                );
+                (counts, largest)
+            };
+            for was_there in [true, false] {
+                let (counts, largest) = told(1_000, was_there);
+                assert_eq!(counts.iter().sum::<usize>(), 10, "{kind} {counts:?}");
+                assert!(counts.len() > 1 && largest < 1_200, "{kind} {counts:?} {largest}");
+                assert_eq!(told(1 << 20, was_there).0, [10], "the control: all at once where there is room");
+            }
+        }
+    }
 }

@@ -197,13 +197,28 @@ fn endpoints_of_a_changed_cluster_go_out_though_older_ones_were_not_answered_yet
 #[test]
 fn the_endpoints_of_clusters_that_come_in_parts_go_out_between_them() {
     let names = ["a", "b", "c"];
-    let cache = all_kinds(&names, 1).cache();
-    let mut envoy = Envoy::new(&cache, Form::Delta, "a", Limits { response_bytes: 1, ..Limits::default() });
-    all_kinds(&names, 2).publish(&cache, "2");
-    let sent = envoy.settle();
+    let fake = all_kinds(&names, 1);
+    let cache = fake.cache();
+    let mut envoy = Envoy::new(&cache, Form::Delta, "a", Limits::default());
+    names
+        .iter()
+        .fold(fake.with(Kind::Listener, "a", 2), |all, name| all.with(Kind::Cluster, name, 2))
+        .publish(&cache, "2");
+    // Clusters come one by one, and of endpoints what there is.
+    let sent: Vec<_> = std::iter::from_fn(|| {
+        let waiting = envoy.client.status(Kind::Cluster).waiting;
+        envoy.client.session.limits.response_bytes = if waiting { 1 << 20 } else { 1 };
+        envoy.take()
+    })
+    .collect();
     assert!(envoy.is_warm(), "{sent:?}");
     let routes = sent.iter().position(|(kind, ..)| *kind == Kind::Listener).unwrap();
     assert_eq!(sent[..routes].iter().filter(|(kind, ..)| *kind == Kind::Cluster).count(), 3, "{sent:?}");
+    for name in names {
+        let with =
+            |kind| sent.iter().filter(|(of, names, _)| *of == kind && names.iter().any(|sent| sent == name)).count();
+        assert_eq!((with(Kind::Cluster), with(Kind::Endpoints)), (1, 1), "once for each cluster: {sent:?}");
+    }
 }
 
 #[test]
@@ -268,6 +283,68 @@ fn an_envoy_that_does_not_take_its_clusters_into_use_holds_up_nothing_for_long()
         assert_eq!(envoy.client.next().unwrap().kind, Kind::Cluster);
         assert_eq!(envoy.client.next().unwrap().kind, Kind::Endpoints);
         assert_eq!(envoy.client.next(), None, "{form:?}");
+    }
+}
+
+#[test]
+fn each_of_the_responses_that_a_late_envoy_has_yet_to_answer_is_answered_by_its_nonce() {
+    let one = all_kinds(&["a", "b", "c"], 1);
+    let cache = one.cache();
+    let mut envoy = Envoy::new(&cache, Form::Delta, "a", Limits::default());
+    let two = one.with(Kind::Cluster, "a", 2).with(Kind::Cluster, "b", 2).with(Kind::Routes, "a", 2);
+    two.publish(&cache, "2");
+    let first = envoy.client.next().unwrap();
+    while envoy.client.next().is_some_and(|seen| seen.kind != Kind::Endpoints) {}
+    envoy.client.now += PATIENCE;
+    two.with(Kind::Cluster, "b", 3).with(Kind::Cluster, "c", 3).publish(&cache, "3");
+    let second = std::iter::from_fn(|| envoy.client.next()).find(|seen| seen.kind == Kind::Cluster).unwrap();
+    assert_eq!(
+        (&first.resources[..], &second.resources[..]),
+        (&["a", "b"].map(str::to_owned)[..], &["b", "c"].map(str::to_owned)[..])
+    );
+    let mut answer = |nonce: &str, error: Option<&str>| {
+        envoy.client.nonce[Kind::Cluster.index()] = nonce.to_owned();
+        envoy.client.answer(Kind::Cluster, error)
+    };
+    let nacked = Some("bad".to_owned());
+    assert_eq!(answer(&first.nonce, Some("bad")), Outcome { acked: false, nacked });
+    assert_eq!(answer(&first.nonce, Some("bad")), Outcome::default(), "once");
+    assert_eq!(answer(&second.nonce, None), Outcome { acked: true, nacked: None });
+    let states = envoy.client.states(Kind::Cluster);
+    let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
+    // The control: what came again is what the newer response says of it.
+    assert_eq!(states, [(a, "refused"), (b, "accepted"), (c, "accepted")]);
+}
+
+#[test]
+fn an_envoy_that_took_its_clusters_into_use_at_the_last_moment_is_not_late_with_the_next_ones() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let two = one.with(Kind::Cluster, "a", 2).with(Kind::Routes, "a", 2);
+        two.publish(&cache, "2");
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Cluster);
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Endpoints);
+        envoy.client.now += PATIENCE - Duration::from_secs(1);
+        envoy.client.answer(Kind::Endpoints, None);
+        envoy.client.answer(Kind::Cluster, None);
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Routes, "{form:?}");
+        envoy.client.answer(Kind::Routes, None);
+        // Before the stream looks again there is more.
+        two.with(Kind::Cluster, "a", 3).with(Kind::Routes, "a", 3).publish(&cache, "3");
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Cluster, "{form:?}");
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Endpoints, "{form:?}");
+        envoy.client.now += Duration::from_secs(1);
+        assert_eq!((envoy.client.next(), envoy.client.session.is_late()), (None, false), "{form:?}");
+        // The control: it has as long as ever.
+        envoy.client.now += PATIENCE - Duration::from_secs(1);
+        assert_eq!(envoy.client.next().unwrap().kind, Kind::Routes, "{form:?}");
+        assert!(envoy.client.session.is_late());
+        for kind in [Kind::Endpoints, Kind::Routes, Kind::Cluster] {
+            envoy.client.answer(kind, None);
+        }
+        assert_eq!((envoy.client.next(), envoy.client.session.is_late()), (None, false), "{form:?}");
     }
 }
 
