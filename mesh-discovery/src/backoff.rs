@@ -26,7 +26,7 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Whether there was a failure since the last success.
+    /// Whether nothing has succeeded since a failure.
     pub(crate) fn has_failed(&self) -> bool {
         self.failures > 0
     }

@@ -59,7 +59,9 @@ pub struct FaultDelay {
     /// Share of requests. Where the request decides, a ceiling on its
     /// `x-envoy-fault-delay-request-percentage`.
     pub share: PerMillion,
-    /// What that header counts in (Envoy: the denominator of the share). Default: per cent.
+    /// What that header counts in (Envoy: the denominator of the share). Default: per cent. Over xDS the share is one
+    /// of this denominator: what is no whole number of it, such as half a per cent, is sent in the next finer one, and the
+    /// header counts in that.
     pub unit: ShareUnit,
 }
 
@@ -79,7 +81,9 @@ pub struct FaultAbort {
     /// Share of requests. Where the request decides, a ceiling on its
     /// `x-envoy-fault-abort-request-percentage`.
     pub share: PerMillion,
-    /// What that header counts in (Envoy: the denominator of the share). Default: per cent.
+    /// What that header counts in (Envoy: the denominator of the share). Default: per cent. Over xDS the share is one
+    /// of this denominator: what is no whole number of it, such as half a per cent, is sent in the next finer one, and the
+    /// header counts in that.
     pub unit: ShareUnit,
 }
 

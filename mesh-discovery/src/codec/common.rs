@@ -82,10 +82,13 @@ pub(super) fn fraction(share: PerMillion) -> FractionalPercent {
     fraction_in(share, ShareUnit::Million)
 }
 
-/// A share as a fraction with this denominator, or a finer one where this cannot tell it.
+/// A share as a fraction with this denominator, or with the next finer one that holds it: so many of a coarser one would be
+/// another share, or none.
 pub(super) fn fraction_in(share: PerMillion, unit: ShareUnit) -> FractionalPercent {
-    let unit = if unit.share(unit.count(share)) == share { unit } else { ShareUnit::Million };
+    let is_exact = unit.share(unit.count(share)) == share;
     let denominator = match unit {
+        ShareUnit::Hundred if !is_exact => return fraction_in(share, ShareUnit::TenThousand),
+        ShareUnit::TenThousand if !is_exact => return fraction_in(share, ShareUnit::Million),
         ShareUnit::Hundred => DenominatorType::Hundred,
         ShareUnit::TenThousand => DenominatorType::TenThousand,
         ShareUnit::Million => DenominatorType::Million,

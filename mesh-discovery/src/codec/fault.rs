@@ -147,4 +147,27 @@ mod tests {
             assert_eq!((read, fields), (injected, listed.into_iter().map(str::to_owned).collect()));
         }
     }
+
+    #[test]
+    fn a_share_that_the_request_may_lower_is_never_lost_for_its_unit() {
+        let half_a_per_cent = PerMillion::new(5_000);
+        for (share, unit, sent) in [
+            (half_a_per_cent, ShareUnit::Hundred, ShareUnit::TenThousand),
+            (PerMillion::new(7), ShareUnit::Hundred, ShareUnit::Million),
+            (PerMillion::new(7), ShareUnit::TenThousand, ShareUnit::Million),
+            // The control: what its unit holds stays in it.
+            (PerMillion::new(20_000), ShareUnit::Hundred, ShareUnit::Hundred),
+            (half_a_per_cent, ShareUnit::TenThousand, ShareUnit::TenThousand),
+        ] {
+            let fault = encode(&Fault {
+                delay: Some(FaultDelay { duration: None, share, unit }),
+                abort: Some(FaultAbort { status: None, share, unit }),
+                ..Fault::default()
+            });
+            let mut report = Report::new("listener", "a");
+            let read = decode(&fault, &At::ROOT, &mut report);
+            assert_eq!(read.delay, Some(FaultDelay { duration: None, share, unit: sent }));
+            assert_eq!(read.abort, Some(FaultAbort { status: None, share, unit: sent }));
+        }
+    }
 }

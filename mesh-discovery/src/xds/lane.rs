@@ -28,7 +28,8 @@ pub(super) struct Lane {
     backoff: Backoff,
     random: fastrand::Rng,
     phase: Phase,
-    /// Until when nobody is dialled, for the last attempt failed and the wait after it was given up with the last wish.
+    /// Until when nobody is dialled, for the last attempt failed, and the wait or the attempt after it was given up with the
+    /// last wish.
     barred: Option<Instant>,
 }
 
@@ -81,14 +82,14 @@ impl Lane {
         self.phase = Phase::Waiting(Box::pin(tokio::time::sleep(wait)));
     }
 
-    /// Gives the connection up. A wait goes on, and one comes after an attempt that nobody waits for any more and that was
-    /// not the first: wishes that come and go do not dial who cannot be reached.
+    /// Gives the connection up. A wait goes on, and an attempt after a failure counts as another one: wishes that come and
+    /// go do not dial who cannot be reached.
     pub(super) fn stop(&mut self) {
         match &self.phase {
             Phase::Waiting(sleep) => self.barred = Some(sleep.deadline()),
             Phase::Open { .. } => self.backoff.reset(),
             Phase::Opening(_) if self.backoff.has_failed() => {
-                self.barred = Instant::now().checked_add(self.backoff.next(self.random.f64()));
+                self.barred = Some(Instant::now() + self.backoff.next(self.random.f64()));
             }
             Phase::Idle | Phase::Opening(_) => {}
         }
@@ -144,31 +145,45 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use mesh_testkit::clock;
+
     use super::*;
 
-    /// A control plane of which no connection attempt comes to an end.
-    struct BlackHole;
+    /// A network that swallows everything.
+    struct Hole(Arc<AtomicUsize>);
 
-    impl Transport for BlackHole {
-        fn open(&mut self, _variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
-            Box::pin(std::future::pending())
+    impl Transport for Hole {
+        fn open(&mut self, _: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(pending())
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_attempt_that_is_given_up_after_a_failure_bars_the_next_one() {
-        let mut lane = Lane::new(Box::new(BlackHole));
-        // Control: nothing has failed yet.
-        lane.open(Variant::Delta);
-        lane.stop();
-        assert!(!lane.waits_on());
-
-        lane.wait(false);
-        lane.open(Variant::Delta);
-        lane.stop();
-        assert!(lane.waits_on());
-        mesh_testkit::clock::pass(BACKOFF.1).await;
-        lane.stop();
-        assert!(!lane.waits_on(), "its time is over");
+    async fn wishes_that_come_and_go_while_an_attempt_hangs_do_not_dial_each_time() {
+        // The control: what has not failed is dialled for each wish.
+        for (failed, most) in [(true, 10), (false, 100)] {
+            let dials = Arc::new(AtomicUsize::new(0));
+            let mut lane = Lane::new(Box::new(Hole(dials.clone())));
+            if failed {
+                lane.wait(false);
+                // Its wait is over.
+                lane.phase = Phase::Idle;
+            }
+            for _ in 0..100 {
+                if !lane.waits_on() {
+                    lane.open(Variant::Delta);
+                }
+                lane.stop();
+                clock::pass(Duration::from_millis(10)).await;
+            }
+            // In a second; no wait is shorter than a tenth of one.
+            let dials = dials.load(Ordering::Relaxed);
+            assert!(if failed { (1..=most).contains(&dials) } else { dials == most }, "{failed}: {dials}");
+        }
     }
 }

@@ -9,6 +9,10 @@ pub(super) fn peek(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     let mut name = None;
     while !bytes.is_empty() {
         let (tag, field) = field(&mut bytes)?;
+        // Within a group it would not be the resource's name.
+        if matches!(tag & 7, 3 | 4) {
+            return None;
+        }
         if tag == (1 << 3 | 2) {
             // The last one counts, as everywhere in protobuf.
             name = Some(std::str::from_utf8(field).ok()?);
@@ -17,19 +21,14 @@ pub(super) fn peek(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
     name.filter(|name| !name.is_empty()).map(Cow::Borrowed)
 }
 
-/// Whether a message has no more than so many fields, repeated ones counted each time. The ends of a group count too, for
-/// whoever decodes the message reads on behind them, and so does each piece of what is no protobuf.
+/// Whether a message has no more than so many fields, repeated ones and those in groups counted each time. What is no
+/// protobuf ends where it is none: there whoever reads it stops, too.
 pub(super) fn has_at_most(max: usize, mut bytes: &[u8]) -> bool {
-    let mut fields = 0;
-    while !bytes.is_empty() && fields <= max {
-        // Takes the tag at least.
-        let _ = field(&mut bytes);
-        fields += 1;
-    }
-    fields <= max
+    let fields = std::iter::from_fn(|| field(&mut bytes));
+    fields.take(max + 1).count() <= max
 }
 
-/// Takes the first field: its tag and its bytes, none for a number.
+/// Takes the first field: its tag and its bytes, none for a number and for the limits of a group.
 fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
     let tag = varint(bytes)?;
     let length = match tag & 7 {
@@ -39,6 +38,7 @@ fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
         }
         1 => 8,
         2 => usize::try_from(varint(bytes)?).ok()?,
+        3 | 4 => 0,
         5 => 4,
         _ => return None,
     };
@@ -84,10 +84,7 @@ mod tests {
     fn fields_are_counted_as_often_as_they_come() {
         let bytes = [0x12, 0, 0x12, 1, 7, 0x10, 1, 0x12, 0];
         assert!(has_at_most(4, &bytes) && !has_at_most(3, &bytes));
-        assert!(has_at_most(0, &[]) && !has_at_most(0, &[0xff]));
-        // A group of no known field, and what comes behind it.
-        let group = [0x7b, 0x7c, 0x12, 0, 0x12, 0];
-        assert!(has_at_most(4, &group) && !has_at_most(3, &group));
+        assert!(has_at_most(0, &[]) && has_at_most(0, &[0xff]));
     }
 
     #[test]
@@ -95,7 +92,8 @@ mod tests {
         // name "a", field 2 varint, field 3 fixed32, field 4 fixed64, name "b".
         let bytes = [0x0a, 1, b'a', 0x10, 0x80, 1, 0x1d, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0, 0, 0, 0, 0x0a, 1, b'b'];
         assert_eq!(peek(&bytes).as_deref(), Some("b"));
-        for broken in [&bytes[..2], &[0x0a, 0xff], &[0x0a, 1, 0xff], &[0x0b], &[0x0a, 0], &[]] {
+        let grouped = [0x1b, 0x0a, 1, b'a', 0x1c];
+        for broken in [&bytes[..2], &[0x0a, 0xff], &[0x0a, 1, 0xff], &[0x0b], &[0x0a, 0], &grouped, &[]] {
             assert_eq!(peek(broken), None, "{broken:?}");
         }
     }

@@ -24,7 +24,8 @@ pub struct Status {
     /// Whether a stream to it is open.
     pub connected: bool,
     /// Since when there has been no stream to it that vouches for what is in use, in seconds; none while there is one.
-    /// A stream vouches for it once a response has come on it, or when 15 s have passed without one being owed.
+    /// A stream vouches for it once a response has come on it, or when 15 s have passed without one being owed: where nothing
+    /// was asked on it till then, until something is, and once more 15 s after that.
     pub unconfirmed_seconds: Option<u64>,
     /// The last failure of a connection or stream to it; none once a later stream vouches for what is in use.
     pub last_error: Option<String>,

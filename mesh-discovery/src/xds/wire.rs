@@ -212,6 +212,10 @@ mod tests {
         let refused = read::<WorldResponse>(empty(MAX_PARTS + 1)).unwrap_err();
         assert!(refused.contains("more than 1048576"), "{refused}");
         assert!(read::<DeltaResponse>(Bytes::from([0x32, 0].repeat(MAX_PARTS + 1))).is_err());
+        // An unknown group, which prost passes over, hides nothing of what comes after it.
+        let grouped = |parts: usize| Bytes::from([&[0x7b, 0x7c][..], &empty(parts)[..]].concat());
+        assert!(read::<WorldResponse>(grouped(MAX_PARTS)).is_err());
+        assert_eq!(read::<WorldResponse>(grouped(2)).unwrap().resources.len(), 2, "it is read");
         // The control run: as many as that are read.
         assert_eq!(read::<WorldResponse>(empty(MAX_PARTS)).unwrap().resources.len(), MAX_PARTS);
     }

@@ -635,13 +635,6 @@ fn faults_hold_all_of_a33() {
     assert_eq!((delay.duration, delay.unit), (None, ShareUnit::TenThousand));
     assert_eq!((abort.status, abort.unit), (None, ShareUnit::Hundred));
     assert_eq!((fault.headers.len(), fault.cluster.clone(), fault.max_active), (1, Some("c".into()), Some(3)));
-    // A share that its denominator cannot tell has a finer one.
-    for (share, told) in [(5_000, (5_000, 2)), (20_000, (2, 0))] {
-        let abort = FaultAbort { status: None, share: PerMillion::new(share), unit: ShareUnit::Hundred };
-        let proto = codec::fault::encode(&Fault { abort: Some(abort), ..Fault::default() });
-        let fraction = proto.abort.unwrap().percentage.unwrap();
-        assert_eq!((fraction.numerator, fraction.denominator), told);
-    }
 }
 
 /// The listener with this filter first, and what became of the filter.

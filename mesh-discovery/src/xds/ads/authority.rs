@@ -13,7 +13,7 @@
 use tokio::time::Instant;
 
 use super::entry::ServerId;
-use super::{Ads, Codec, Servers, Standing, is_active};
+use super::{Ads, Codec, Servers, Standing};
 use crate::bootstrap::name;
 use crate::xds::kind::Key;
 use crate::xds::message::{Name, StreamError};
@@ -122,7 +122,7 @@ impl<C: Codec> Ads<C> {
             self.purge(next);
             // What it was told we hold may soon be another's: it is to send everything when it is back.
             if self.sessions[usize::from(given_up)].connected {
-                self.disconnected(given_up);
+                self.disconnected(given_up, false);
                 self.given_up.push(given_up);
             }
         }
@@ -132,13 +132,11 @@ impl<C: Codec> Ads<C> {
     pub(super) fn heard(&mut self, server: ServerId, now: Instant) {
         let session = &mut self.sessions[usize::from(server)];
         session.is_well();
-        let unsaid = session.hears(now);
-        let before = std::mem::replace(&mut session.answered, true);
+        let silent = session.hears(now);
+        let answered = std::mem::replace(&mut session.answered, true);
         session.probation = None;
-        for key in unsaid {
-            self.ask_of_who_speaks(server, key, now);
-        }
-        if before {
+        self.doubt_silence(server, silent, false);
+        if answered {
             return;
         }
         for index in 0..self.authorities.len() {
@@ -150,20 +148,6 @@ impl<C: Codec> Ads<C> {
             }
         }
         self.reachable(server);
-    }
-
-    /// What a control plane that now speaks was silent about while another one's word stayed in use: that ends if it does not
-    /// come in time from now.
-    fn ask_of_who_speaks(&mut self, server: ServerId, key: Key, now: Instant) {
-        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
-        let concluded = matches!(entry.standing, Standing::DoesNotExist | Standing::TimedOut);
-        let kept = entry.good.as_ref().is_some_and(|good| good.server != server);
-        if concluded && kept && is_active(&self.authorities, entry, server) {
-            if entry.ask_anew(server) {
-                self.changed.push(key.clone());
-            }
-            self.start_timer(server, key, now);
-        }
     }
 
     /// A control plane has shown that it can be reached; where its word counts, what it has not sent is on its way.

@@ -231,11 +231,12 @@ impl<V> Entry<V> {
         (!good.version.is_empty()).then_some(&good.version)
     }
 
-    /// Whether what is held is not what `server` said last.
+    /// Whether what is held is not what `server` said last, or nothing is, though it may have said something.
     pub(super) fn is_doubtful(&self, server: ServerId) -> bool {
         let foreign = self.good.as_ref().is_some_and(|good| good.server != server);
         let failed = self.failure.is_some() && (self.good.is_some() || self.standing == Standing::Nacked);
-        self.is_wanted() && (foreign || failed)
+        let unheard = self.good.is_none() && self.standing == Standing::Requested;
+        self.is_wanted() && (foreign || failed || unheard)
     }
 }
 

@@ -404,10 +404,7 @@ impl<C: Codec> Ads<C> {
     /// A stream is gone or could not be opened; everything known stays. Gives when to try again.
     pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>, now: Instant) -> Retry {
         self.clock = now;
-        if error.is_some() {
-            self.doubt_silence(server);
-        }
-        let good = self.disconnected(server);
+        let good = self.disconnected(server, error.is_some());
         let session = &mut self.sessions[usize::from(server)];
         session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());
         if good {
@@ -424,14 +421,21 @@ impl<C: Codec> Ads<C> {
         Retry::Later
     }
 
-    /// A connection broke: of what was concluded from nothing but silence on it, nothing is known. The control plane may
-    /// have hung.
-    fn doubt_silence(&mut self, server: ServerId) {
-        for key in self.sessions[usize::from(server)].take_in_silence() {
+    /// A control plane speaks again, or its stream is gone: what was concluded from nothing but its silence is open again.
+    /// All of it if the connection `broke`, for it may have hung; otherwise what stayed in use against that silence and
+    /// would not have against its word, which has to be waited for once more.
+    fn doubt_silence(&mut self, server: ServerId, silent: Vec<Key>, broke: bool) {
+        let strict = self.sessions[usize::from(server)].features.fail_on_data_errors;
+        for key in silent {
             let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { continue };
             let concluded = matches!(entry.standing, Standing::DoesNotExist | Standing::TimedOut);
-            if concluded && is_active(&self.authorities, entry, server) && entry.ask_anew(server) {
-                self.changed.push(key);
+            let stayed = entry.is_from(SAVED) || strict && entry.good.is_some() && !entry.is_from(server);
+            let open = concluded && (broke || stayed) && is_active(&self.authorities, entry, server);
+            if open && entry.ask_anew(server) {
+                self.changed.push(key.clone());
+                if self.sessions[usize::from(server)].talk(key.kind).has_asked(&key.name) {
+                    self.start_timer(server, key, self.clock);
+                }
             }
         }
     }
@@ -444,10 +448,11 @@ impl<C: Codec> Ads<C> {
 
     /// The connection to a control plane that is not wanted any more has been given up.
     pub(crate) fn released(&mut self, server: ServerId) {
-        self.disconnected(server);
+        self.disconnected(server, false);
         let session = &mut self.sessions[usize::from(server)];
-        // Where the last attempt failed and the next one is not yet due, whoever comes meanwhile hears of it.
-        session.past_failure = session.failing.take();
+        // Where the last attempt failed and the next one is not yet due, whoever comes meanwhile hears of it; also after a
+        // further attempt that nobody waited for.
+        session.past_failure = session.failing.take().or(session.past_failure.take());
         session.last_error = None;
     }
 
@@ -473,7 +478,11 @@ impl<C: Codec> Ads<C> {
     /// The next request, which is written now: the timers of its new names begin (gRFC A57).
     pub(crate) fn take_request(&mut self, server: ServerId, now: Instant) -> Option<Request> {
         self.clock = now;
-        let next = self.sessions[usize::from(server)].take_request(&self.entries, &self.node)?;
+        let session = &mut self.sessions[usize::from(server)];
+        let next = session.take_request(&self.entries, &self.node)?;
+        if next.request.node.is_some() {
+            session.is_asked(now, now.checked_add(self.resource_timeout));
+        }
         for name in next.asked {
             self.start_timer(server, Key { kind: next.kind, name }, now);
         }
@@ -604,12 +613,14 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    /// Ends the conversation; gives whether it was good: answered, or rightly without an answer.
-    fn disconnected(&mut self, server: ServerId) -> bool {
+    /// Ends the conversation, whose connection may have broken; gives whether it was good: answered, or rightly without an
+    /// answer.
+    fn disconnected(&mut self, server: ServerId, broke: bool) -> bool {
         let session = &mut self.sessions[usize::from(server)];
         let untold: Vec<Key> = session.stale().collect();
         let good = session.is_good();
-        session.closed(self.clock);
+        let silent = session.closed(self.clock);
+        self.doubt_silence(server, silent, broke);
         for key in untold {
             let entry = self.entries[key.kind.index()].get(&key.name).filter(|entry| !entry.is_wanted());
             let Some(entry) = entry.filter(|_| !self.is_untold(&key)) else { continue };
@@ -640,18 +651,18 @@ impl<C: Codec> Ads<C> {
 
     /// Forgets what nobody wants and nobody need be told of.
     fn purge(&mut self, server: ServerId) {
-        let Self { authorities, entries, ends, sessions, .. } = self;
+        let Self { authorities, entries, .. } = self;
+        let mut gone = Vec::new();
         self.retired.retain(|key| {
-            let entries = &mut entries[key.kind.index()];
-            let Some(entry) = entries.get(&key.name).filter(|entry| !entry.is_wanted()) else { return false };
-            let gone = is_active(authorities, entry, server);
-            if gone {
-                entries.remove(&key.name);
-                ends.forget(key);
-                sessions.iter_mut().for_each(|session| session.forget(key));
+            let entry = entries[key.kind.index()].get(&key.name).filter(|entry| !entry.is_wanted());
+            let Some(entry) = entry else { return false };
+            let goes = is_active(authorities, entry, server);
+            if goes {
+                gone.push(key.clone());
             }
-            !gone
+            !goes
         });
+        gone.iter().for_each(|key| self.forget(key));
     }
 
     fn forget(&mut self, key: &Key) {
@@ -659,7 +670,7 @@ impl<C: Codec> Ads<C> {
         if entries.get(&key.name).is_some_and(|entry| !entry.is_wanted()) {
             entries.remove(&key.name);
             self.ends.forget(key);
-            self.sessions.iter_mut().for_each(|session| session.forget(key));
+            self.sessions.iter_mut().for_each(|session| session.forgets(key));
         }
     }
 }

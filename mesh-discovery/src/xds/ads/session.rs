@@ -54,17 +54,17 @@ pub(crate) struct Session {
     /// When silence on this stream is understood; none once it is, or once there was an answer.
     pub(super) probation: Option<Instant>,
     /// The silence on this stream is right: nothing was owed when its probation ended. The stream is good then, yet
-    /// what is asked later has to be answered all the same.
+    /// what is asked later has to be answered all the same. If nothing had been asked by then, it holds until something is.
     pub(super) is_quiet: bool,
     /// When the last response of this stream came.
     heard: Option<Instant>,
     /// Resources that count as missing for nothing but its silence since they were asked for.
-    in_silence: HashSet<Key, RandomState>,
+    in_silence: BTreeSet<Key>,
     /// When it was last told of that it says what it was not asked for.
     pub(super) strange: Option<Instant>,
     /// Why it counts as unreachable; cleared by the first response of a stream, or its right silence.
     pub(crate) failing: Option<StreamError>,
-    /// Why it counted as unreachable when it was last let go.
+    /// Why it counted as unreachable when it was last let go; cleared as the above is.
     pub(super) past_failure: Option<StreamError>,
     /// Since when there has been no stream that vouches for what is held; none while there is one.
     pub(crate) unconfirmed_since: Option<Instant>,
@@ -129,7 +129,7 @@ impl Session {
             probation: None,
             is_quiet: false,
             heard: None,
-            in_silence: HashSet::default(),
+            in_silence: BTreeSet::new(),
             strange: None,
             failing: None,
             past_failure: None,
@@ -193,9 +193,17 @@ impl Session {
         self.answered || self.is_quiet
     }
 
-    /// Whether an open stream vouches for what is held.
+    /// Whether an open stream vouches for what is held: the silence of one that nothing has been asked on does not.
     pub(super) fn vouches(&self) -> bool {
-        self.connected && self.unconfirmed_since.is_none()
+        self.connected && self.unconfirmed_since.is_none() && (self.answered || self.introduced)
+    }
+
+    /// The first request of a stream is written. Where it was silent till then and rightly so, it is on probation now.
+    pub(super) fn is_asked(&mut self, now: Instant, probation: Option<Instant>) {
+        if std::mem::take(&mut self.is_quiet) && !self.answered {
+            self.probation = probation;
+            self.unconfirmed_since = Some(now);
+        }
     }
 
     /// For how long nobody has vouched for what it gave.
@@ -204,20 +212,9 @@ impl Session {
     }
 
     /// A response came: it lives, and what it was silent about it was silent about alive. Gives that.
-    pub(super) fn hears(&mut self, now: Instant) -> HashSet<Key, RandomState> {
+    pub(super) fn hears(&mut self, now: Instant) -> Vec<Key> {
         self.heard = Some(now);
         self.take_in_silence()
-    }
-
-    /// How many resources count as missing for nothing but its silence.
-    #[cfg(test)]
-    pub(crate) fn unsaid(&self) -> usize {
-        self.in_silence.len()
-    }
-
-    /// Nobody wants the resource any more.
-    pub(super) fn forget(&mut self, key: &Key) {
-        self.in_silence.remove(key);
     }
 
     /// A resource that was asked for then counts as missing; gives whether it has said nothing at all since.
@@ -235,19 +232,31 @@ impl Session {
         self.variant == Variant::StateOfTheWorld && kind.is_full_state() && talk.started && !talk.nonce.is_empty()
     }
 
-    pub(super) fn take_in_silence(&mut self) -> HashSet<Key, RandomState> {
-        std::mem::take(&mut self.in_silence)
+    pub(super) fn take_in_silence(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.in_silence).into_iter().collect()
     }
 
     /// It has answered, or is rightly silent.
     pub(super) fn is_well(&mut self) {
         self.failing = None;
+        self.past_failure = None;
         self.last_error = None;
         self.unconfirmed_since = None;
     }
 
-    /// The stream is gone: no timer runs, what is subscribed stays.
-    pub(super) fn closed(&mut self, now: Instant) {
+    /// Nobody wants a resource any more.
+    pub(super) fn forgets(&mut self, key: &Key) {
+        self.in_silence.remove(key);
+    }
+
+    /// Of how many resources its silence is all that is known.
+    #[cfg(test)]
+    pub(crate) fn silences(&self) -> usize {
+        self.in_silence.len()
+    }
+
+    /// The stream is gone: no timer runs, what is subscribed stays. Gives what it was silent about.
+    pub(super) fn closed(&mut self, now: Instant) -> Vec<Key> {
         self.unconfirmed_since.get_or_insert(now);
         self.connected = false;
         self.introduced = false;
@@ -255,9 +264,9 @@ impl Session {
         self.probation = None;
         self.is_quiet = false;
         self.heard = None;
-        self.in_silence = HashSet::default();
         self.timers = VecDeque::new();
         self.types.iter_mut().for_each(Talk::stop);
+        self.take_in_silence()
     }
 
     /// Unwanted names that the control plane has not been told of.

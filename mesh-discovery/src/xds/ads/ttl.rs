@@ -68,12 +68,15 @@ impl<C: Codec> Ads<C> {
 
     fn end(&mut self, key: Key, now: Instant) {
         let entry = self.entries[key.kind.index()].get_mut(&key.name);
-        // What is another control plane's to say is judged by that.
-        let said = entry.filter(|entry| !matches!(entry.standing, Standing::Requested | Standing::TimedOut));
-        let Some((giver, entry)) = said.and_then(|entry| Some((entry.giver()?, entry))) else { return };
+        let Some((giver, entry)) = entry.and_then(|entry| Some((entry.giver()?, entry))) else { return };
         let reason = "its time to live is over and the control plane has not renewed it".to_owned();
         tracing::warn!(kind = %key.kind, name = ?key.name, %reason, "a resource has come to its end");
-        if entry.missing(giver, Standing::DoesNotExist, reason, true, now) {
+        // Whether there is another one is another control plane's to say, which has been asked.
+        let is_open = matches!(entry.standing, Standing::Requested | Standing::TimedOut);
+        if is_open {
+            entry.good = None;
+        }
+        if is_open || entry.missing(giver, Standing::DoesNotExist, reason, true, now) {
             self.changed.push(key);
         }
     }

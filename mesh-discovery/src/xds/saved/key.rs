@@ -3,19 +3,35 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 const BYTES: usize = 32;
+/// How often, and after how long, one that is shorter is looked at again: another process may be writing it in its place.
+const LOOKS: u32 = 50;
+const MOMENT: Duration = Duration::from_millis(2);
 
 /// The key in the file, which is made where it is missing. `us` is the user whose it may be, besides root.
 pub(super) fn open(path: &Path, us: Option<u32>) -> Result<hmac::Key, String> {
-    let found = match read(path, us)? {
-        Some(found) => found,
-        // A hard link fails where a rename would replace.
-        None => make(path, us, |from, to| fs::hard_link(from, to))?,
+    open_whole(path, us, || std::thread::sleep(MOMENT))
+}
+
+fn open_whole(path: &Path, us: Option<u32>, mut wait: impl FnMut()) -> Result<hmac::Key, String> {
+    let mut looks = 1;
+    let found = loop {
+        let found = match read(path, us)? {
+            Some(found) => found,
+            // A hard link fails where a rename would replace.
+            None => make(path, us, |from, to| fs::hard_link(from, to))?,
+        };
+        if found.len() >= BYTES || looks == LOOKS {
+            break found;
+        }
+        looks += 1;
+        wait();
     };
     if found.len() != BYTES {
         return Err(format!("it has {} bytes and not {BYTES}; remove it, and a new one is made", found.len()));
@@ -28,12 +44,12 @@ fn make(
     us: Option<u32>,
     link: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> Result<Zeroizing<Vec<u8>>, String> {
-    let mut fresh = Zeroizing::new(vec![0; BYTES]);
-    SystemRandom::new().fill(&mut fresh).map_err(|_| "no random numbers".to_owned())?;
-    // Under another name until it is whole: who comes at the same time, or after a crash, finds all of it or nothing.
-    let beside = path.with_extension(format!("{}.new", std::process::id()));
-    // One of a process that had this number before.
-    let _ = fs::remove_file(&beside);
+    let (mut fresh, mut mark) = (Zeroizing::new(vec![0; BYTES]), [0; 8]);
+    let random = SystemRandom::new();
+    random.fill(&mut fresh).and_then(|()| random.fill(&mut mark)).map_err(|_| "no random numbers".to_owned())?;
+    // Under another name until it is whole: who comes at the same time, or after a crash, finds all of it or nothing. A name of
+    // its own: processes of containers that share the folder have the same number.
+    let beside = path.with_extension(format!("{:016x}.new", u64::from_ne_bytes(mark)));
     let written = write_new(&beside, &fresh).and_then(|()| match link(&beside, path) {
         // No links on SMB, FAT and what some programs serve: it is written in its place, where a crash may leave a part, which
         // is told of.
@@ -89,6 +105,7 @@ fn refuse_readable(_: &fs::Metadata) -> Result<(), String> {
 
 #[cfg(all(test, unix))]
 mod tests {
+    use std::cell::{Cell, RefCell};
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -125,14 +142,54 @@ mod tests {
         // Who made one at the same time takes the one that is there.
         assert_eq!(*make(&path, us, none).unwrap(), *first);
         assert_eq!(*make(&path, us, |from, to| fs::hard_link(from, to)).unwrap(), *first, "the control");
-        // One of this number that crashed left it.
-        let beside = path.with_extension(format!("{}.new", std::process::id()));
-        fs::write(&beside, b"x").unwrap();
-        fs::remove_file(&path).unwrap();
-        assert_eq!(make(&path, us, none).unwrap().len(), BYTES);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing lies beside it");
         // Cut off by a crash.
         fs::write(&path, b"x").unwrap();
-        assert!(open(&path, us).unwrap_err().contains("remove it"));
+        assert!(open_whole(&path, us, || {}).unwrap_err().contains("remove it"));
+    }
+
+    #[test]
+    fn processes_of_one_number_that_share_the_folder_agree_on_a_key() {
+        let us = super::super::own_user();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot.key");
+        // Another one comes between what the first writes and where it puts it.
+        let (other, names) = (Cell::new(None), RefCell::new(Vec::new()));
+        let first = make(&path, us, |from, to| {
+            let inner = make(&path, us, |from, to| {
+                names.borrow_mut().push(from.to_owned());
+                fs::hard_link(from, to)
+            });
+            other.set(Some(inner.unwrap()));
+            names.borrow_mut().push(from.to_owned());
+            assert!(from.exists(), "what is about to be put there is let alone");
+            fs::hard_link(from, to)
+        });
+        assert_eq!(*first.unwrap(), *other.take().unwrap());
+        let names = names.into_inner();
+        assert_ne!(names[0], names[1]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing lies beside it");
+    }
+
+    #[test]
+    fn one_that_another_process_is_writing_is_waited_for() {
+        let us = super::super::own_user();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot.key");
+        write_new(&path, &[7; 5]).unwrap();
+        let mut waits = 0;
+        let found = open_whole(&path, us, || {
+            waits += 1;
+            if waits == 3 {
+                fs::write(&path, [7; BYTES]).unwrap();
+            }
+        });
+        let tag = |key: hmac::Key| hmac::sign(&key, b"x").as_ref().to_vec();
+        assert_eq!((waits, tag(found.unwrap())), (3, tag(hmac::Key::new(hmac::HMAC_SHA256, &[7; BYTES]))));
+        // The control: one that stays as it is.
+        fs::write(&path, [7; 5]).unwrap();
+        let mut waits = 0;
+        assert!(open_whole(&path, us, || waits += 1).unwrap_err().contains("5 bytes"));
+        assert_eq!(waits, LOOKS - 1);
     }
 }

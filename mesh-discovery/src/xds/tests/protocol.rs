@@ -477,7 +477,7 @@ fn a_new_stream_asks_with_versions_and_without_old_nonces() {
         assert_eq!((first.nonce.as_str(), asked(&first)), ("", vec!["a", "b"]));
         assert!(first.node.is_some() && first.error.is_none());
         match variant {
-            Variant::StateOfTheWorld => assert_eq!(version(&first), "v1"),
+            Variant::StateOfTheWorld => assert_eq!(version(&first), "", "one version cannot say that b is not held"),
             Variant::Delta => assert_eq!(initial(&first), [("a", "v1")], "of what is held, and no more"),
         }
         assert!(ads.is_silent(), "a type without names is not mentioned");
@@ -723,5 +723,58 @@ fn x4_a_panic_in_the_comparison_with_what_is_in_use_costs_that_resource() {
         assert!(error.contains("comparison") && error.contains("panicked"), "{error}");
         assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("1"), Some("2")));
         assert_eq!(ads.entry(&listener("a")).standing, Standing::Nacked);
+    }
+}
+
+#[test]
+fn what_is_known_of_silence_alone_is_no_more_than_what_is_wanted() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.pass(Duration::from_secs(1));
+        for number in 0..20 {
+            let unknown = listener(&format!("unknown-{number}"));
+            ads.subscribe(std::slice::from_ref(&unknown));
+            ads.drain(0);
+            ads.pass(TIMEOUT);
+            assert!(ads.missing(&unknown).is_some());
+            assert_eq!(ads.ads.sessions()[0].silences(), 1, "{number}");
+            ads.unsubscribe(&[unknown]);
+            ads.drain(0);
+            assert_eq!(ads.ads.sessions()[0].silences(), 0, "{number}");
+        }
+    }
+}
+
+#[test]
+fn why_a_control_plane_is_away_is_known_after_an_attempt_that_nobody_waited_for() {
+    let key = listener("xdstp://other/envoy.config.listener.v3.Listener/a");
+    for (variant, well) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::apart(variant);
+        ads.subscribe(std::slice::from_ref(&key));
+        ads.ads.closed(1, Some(StreamError::new("refused")), ads.now);
+        assert!(matches!(ads.known(&key), Known::Lost(..)));
+        if well {
+            // The control: it has answered since.
+            ads.ads.opened(1, ads.now);
+            ads.drain(1);
+            ads.take(1, response(Kind::Routes, "v1", &[]));
+        }
+        ads.unsubscribe(std::slice::from_ref(&key));
+        ads.ads.released(1);
+        // It is dialled, and that is given up with this wish.
+        ads.subscribe(std::slice::from_ref(&key));
+        ads.unsubscribe(std::slice::from_ref(&key));
+        ads.ads.released(1);
+        ads.subscribe(std::slice::from_ref(&key));
+        ads.ads.still_away(1, ads.now);
+        let reason = match ads.known(&key) {
+            Known::Lost(reason, _) => Some(reason),
+            _ => None,
+        };
+        assert_eq!(reason.is_some_and(|reason| reason.contains("refused")), !well, "{variant:?}");
     }
 }

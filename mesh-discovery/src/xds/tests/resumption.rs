@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::ads::{Known, Loss, Retry, SAVED, Standing};
+use super::super::ads::{Known, Retry, SAVED, Standing};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Ask, Body, Cause, ResourceError, Response, StreamError, Variant};
 use super::super::saved::{Record, Saved};
@@ -70,6 +70,34 @@ fn x2_a_complaint_about_one_type_costs_no_other_its_version() {
     ads.opened();
     let requests = ads.drain(0);
     assert_eq!(requests.iter().map(version).collect::<Vec<_>>(), ["", "v1"]);
+}
+
+#[test]
+fn x2_a_new_stream_asks_anew_where_a_name_has_not_been_answered_by_the_last_one() {
+    // Wanted since, or asked for in vain; the control is one that is held, and one of another type.
+    let wanted = [(listener("b"), false), (listener("b"), true), (Key::new(Kind::Routes, "r"), false)];
+    for (late, asked_before) in wanted {
+        let mut ads = Machine::of(Variant::StateOfTheWorld);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.drain(0);
+        let held = |ads: &mut Machine| {
+            ads.closed();
+            ads.opened();
+            version(&ads.request()).to_owned()
+        };
+        assert_eq!(held(&mut ads), "v1");
+        if asked_before {
+            ads.subscribe(std::slice::from_ref(&late));
+            ads.drain(0);
+            ads.respond(Kind::Routes, "v1", &[]);
+        }
+        ads.closed();
+        ads.subscribe(std::slice::from_ref(&late));
+        assert_eq!(held(&mut ads), if late.kind == Kind::Listener { "" } else { "v1" }, "{late:?} {asked_before}");
+    }
 }
 
 /// Two control planes, of which the first gave these; then its stream ended.
@@ -143,6 +171,28 @@ fn a71_what_only_the_fallback_had_is_deleted_in_time_when_the_better_one_is_back
         ads.respond(Kind::Listener, "v2", &["other=1", "b=3", "a=1"]);
         assert!(ads.pass(10 * TIMEOUT).is_empty());
         assert_eq!(ads.value(&listener("b")), Some("3"));
+    }
+}
+
+#[test]
+fn a71_what_only_the_fallback_had_is_deleted_also_if_the_better_one_was_silent_first() {
+    for (variant, features) in BOTH.into_iter().flat_map(|variant| [(variant, strict()), (variant, Default::default())])
+    {
+        let mut ads = returned(variant, features);
+        ads.respond(Kind::Listener, "v2", &["other=1", "a=1"]);
+        ads.closed();
+        ads.opened();
+        ads.drain(0);
+        assert_eq!(ads.pass(TIMEOUT).last(), Some(&listener("b")));
+        assert!(ads.entry(&listener("b")).good.is_some(), "silence ends nothing");
+        ads.pass(Duration::from_secs(1));
+        ads.respond(Kind::Listener, "v3", &["other=1", "a=1"]);
+        ads.pass(TIMEOUT - Duration::from_millis(1));
+        assert!(ads.entry(&listener("b")).good.is_some(), "it may be on its way");
+        ads.pass(Duration::from_millis(1));
+        // The control: where data errors cost nothing, it stays.
+        assert_eq!(ads.entry(&listener("b")).good.is_some(), !features.fail_on_data_errors, "{variant:?}");
+        assert_eq!(ads.entry(&listener("b")).standing, Standing::DoesNotExist);
     }
 }
 
@@ -274,6 +324,48 @@ fn a71_a_control_plane_that_is_rightly_silent_is_reachable_whatever_it_does_not_
     let mut ads = resumed(Duration::ZERO);
     ads.pass(TIMEOUT);
     assert!(ads.ads.sessions()[0].failing.is_some() && ads.ads.wants(1));
+}
+
+#[test]
+fn a71_the_silence_of_one_that_has_been_asked_nothing_says_nothing_of_it() {
+    for (variant, answers) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+        ads.opened();
+        ads.pass(10 * TIMEOUT);
+        assert!(!ads.ads.wants(1) && ads.ads.sessions()[0].unconfirmed_since.is_none(), "nothing was owed");
+        ads.subscribe(&[listener("a")]);
+        ads.drain(0);
+        assert!(ads.ads.sessions()[0].unconfirmed_since.is_some() && !ads.ads.is_confirmed());
+        if answers {
+            // The control: it is there, and does not have it.
+            ads.respond(Kind::Routes, "v1", &[]);
+        }
+        ads.pass(TIMEOUT);
+        assert_eq!((ads.ads.wants(1), ads.missing(&listener("a")).is_some()), (!answers, answers), "{variant:?}");
+    }
+}
+
+#[test]
+fn what_an_earlier_run_held_is_not_given_up_for_one_that_has_never_spoken() {
+    let key = Key::new(Kind::Routes, "a");
+    for (variant, speaks) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::of(variant);
+        ads.ads.restore(saved(&["a=0"], ads.now + 100 * TIMEOUT));
+        ads.opened();
+        if speaks {
+            // The control.
+            ads.subscribe(&[listener("b")]);
+            ads.drain(0);
+            ads.respond(Kind::Listener, "v1", &["b=1"]);
+        }
+        ads.pass(10 * TIMEOUT);
+        ads.subscribe(std::slice::from_ref(&key));
+        assert_eq!(ads.value(&key), (!speaks).then_some("0"), "{variant:?}");
+        ads.drain(0);
+        ads.pass(10 * TIMEOUT);
+        assert_eq!((ads.ads.saved_in_use(), ads.ads.is_restored()), (usize::from(!speaks), !speaks), "{variant:?}");
+        assert_eq!(ads.ads.is_confirmed_in_part(), speaks, "what is on disk is not written anew");
+    }
 }
 
 #[test]
@@ -529,39 +621,38 @@ fn what_an_earlier_run_held_serves_nobody_once_it_is_too_old() {
 }
 
 #[test]
-fn what_an_earlier_run_held_ends_when_a_control_plane_that_was_slow_to_speak_does_not_give_it() {
-    for variant in BOTH {
-        let key = |name| Key::new(Kind::Routes, name);
-        let mut ads = Machine::of(variant);
-        ads.ads.restore(saved(&["a=0", "b=0"], ads.now + 100 * TIMEOUT));
-        ads.subscribe(&[key("a"), key("b")]);
-        ads.opened();
-        ads.drain(0);
-        // It says nothing for longer than an answer may take, and then not a word of `a`.
-        ads.pass(TIMEOUT);
-        assert!(matches!(ads.known(&key("a")), Known::Lost(_, Loss::Former(_))), "what rests on it stays in use");
+fn what_an_earlier_run_held_ends_if_a_control_plane_that_was_silent_speaks_and_does_not_give_it() {
+    let key = |name| Key::new(Kind::Routes, name);
+    // It answers late, or only on its next stream.
+    for (variant, ended) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let begin = || {
+            let mut ads = Machine::of(variant);
+            ads.ads.restore(saved(&["a=0", "b=0"], ads.now + 100 * TIMEOUT));
+            ads.subscribe(&[key("a"), key("b")]);
+            ads.opened();
+            ads.drain(0);
+            ads.pass(TIMEOUT);
+            assert_eq!(ads.ads.saved_in_use(), 2, "silence ends nothing");
+            ads.pass(TIMEOUT / 3);
+            if ended {
+                ads.closed();
+                ads.opened();
+                ads.drain(0);
+            }
+            ads
+        };
+        let mut ads = begin();
         ads.respond(Kind::Routes, "v1", &["b=1"]);
         assert_eq!((ads.value(&key("a")), ads.value(&key("b"))), (Some("0"), Some("1")), "it may be on its way");
-        ads.pass(TIMEOUT);
-        assert!(ads.missing(&key("a")).is_some());
-        assert_eq!((ads.value(&key("a")), ads.ads.is_restored()), (None, false));
-    }
-}
+        ads.pass(TIMEOUT - Duration::from_millis(1));
+        assert_eq!(ads.ads.saved_in_use(), 1);
+        assert_eq!(ads.pass(Duration::from_millis(1)), [key("a")]);
+        assert!(ads.missing(&key("a")).is_some(), "{variant:?} {ended}");
+        assert!(ads.ads.saved_in_use() == 0 && !ads.ads.is_restored());
 
-#[test]
-fn what_a_control_plane_is_silent_about_is_forgotten_with_the_last_wish() {
-    let mut ads = Machine::of(Variant::Delta);
-    ads.subscribe(&[listener("a")]);
-    ads.opened();
-    ads.drain(0);
-    for name in ["b", "c", "d"] {
-        ads.subscribe(&[listener(name)]);
-        ads.drain(0);
-        ads.pass(TIMEOUT);
-        assert!(ads.missing(&listener(name)).is_some());
-        ads.unsubscribe(&[listener(name)]);
-        ads.drain(0);
+        // The control: it goes on saying nothing.
+        let mut ads = begin();
+        ads.pass(10 * TIMEOUT);
+        assert_eq!(ads.ads.saved_in_use(), 2);
     }
-    // `a` is wanted still.
-    assert_eq!(ads.ads.sessions()[0].unsaid(), 1);
 }

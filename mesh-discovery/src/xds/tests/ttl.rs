@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::super::ads::{Known, Standing};
 use super::super::kind::{Key, Kind};
-use super::super::message::{Resource, Response, Variant};
+use super::super::message::{Resource, Response, StreamError, Variant};
 use super::client::{client_of, listener as encoded, serve_all, snapshot, target};
-use super::machine::{BOTH, Machine, listener, response};
+use super::machine::{BOTH, Machine, TIMEOUT, listener, response};
 use crate::bootstrap::ServerFeatures;
 
 const TTL: Duration = Duration::from_secs(5);
@@ -127,6 +127,47 @@ fn it_ends_without_a_connection_and_is_forgotten_with_the_last_wish() {
         ads.unsubscribe(&[listener("a")]);
         ads.drain(0);
         assert!(!ads.ads.ends(&key) && ads.ads.next_deadline().is_none());
+    }
+}
+
+#[test]
+fn it_ends_also_while_another_control_plane_is_asked_for_it() {
+    for (variant, ttl) in BOTH.into_iter().flat_map(|variant| [(variant, Some(TTL)), (variant, None)]) {
+        let begin = || {
+            let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+            ads.subscribe(&[listener("a")]);
+            ads.opened();
+            ads.request();
+            ads.take(0, given("1", &["a=1"], ttl));
+            ads.closed();
+            ads.subscribe(&[listener("b")]);
+            ads.close(Some(StreamError::new("refused")));
+            ads.ads.opened(1, ads.now);
+            ads.drain(1);
+            ads.take(1, response(Kind::Listener, "1", &["b=1"]));
+            assert_eq!(
+                (ads.value(&listener("a")), ads.entry(&listener("a")).standing),
+                (Some("1"), Standing::Requested)
+            );
+            let told = ads.pass(TTL);
+            // The control: one without a time to live.
+            assert_eq!(
+                (told, ads.value(&listener("a"))),
+                match ttl {
+                    Some(_) => (vec![listener("a")], None),
+                    None => (vec![], Some("1")),
+                }
+            );
+            ads
+        };
+        let mut ads = begin();
+        ads.pass(TIMEOUT - TTL);
+        assert_eq!(ads.entry(&listener("a")).standing, Standing::DoesNotExist, "{variant:?}");
+        assert_eq!(ads.entry(&listener("a")).good.is_some(), ttl.is_none());
+        let mut ads = begin();
+        ads.take(1, response(Kind::Listener, "2", &["a=2", "b=1"]));
+        ads.pass(100 * TTL);
+        assert_eq!(ads.value(&listener("a")), Some("2"), "that is its to say");
     }
 }
 
