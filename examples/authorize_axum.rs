@@ -51,15 +51,24 @@ impl ExternalAuthorizers for Authorizers {
 
 /// The public key of an issuer of tokens, as its JSON Web Key Set has it.
 const KEYS: &str =
-    r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "one", "x": "gPFXyDPBLOhCz2g15Bsqen1dVL4q4d9oC4XQJOdqv_w"}]}"#;
+    r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "one", "x": "g8W22ZJjNPIDkucaxs8x-c7iTonxQ8pWmA9RXQw427Y"}]}"#;
 
-/// A token of that issuer for `ann`, without an end.
-const ANN: &str = "eyJhbGciOiJFZERTQSIsImtpZCI6Im9uZSJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwic3ViIjoiYW5uIn0.\
-                   cxatKTaaP3O2Yhb8dHYPkcVUx7Va3nDcyN_xVJ4kt_wYvRTyhdQ5n2LKkH6DqKMnNstT8TZhRCd2MuEf4tEuCg";
+/// A token of that issuer for `ann`, until the year 2100.
+const ANN: &str = "eyJhbGciOiJFZERTQSIsImtpZCI6Im9uZSJ9.\
+                   eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwic3ViIjoiYW5uIiwiZXhwIjo0MTAyNDQ0ODAwfQ.\
+                   tkoYlJZRcgphNyU0n7588U7z5Ez-Gtuk0GWX7FfcrUwgnd-9VX0Ixm9HCJaCHW0O17e_xpv4-_bsFsadYTRjCQ";
+
+/// One for `bob` without an end, which nobody could take back.
+const BOB: &str = "eyJhbGciOiJFZERTQSIsImtpZCI6Im9uZSJ9.\
+                   eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwic3ViIjoiYm9iIn0.\
+                   hCLK-UJ_cPJd2yG3hpdUOFlpaTnu9cJ7DrnxkE-tXSGtelHDGhGvl02G5hgBNwpJ0M7iOe3m6qR8kOiD7PTWCQ";
 
 /// Of what begins with `/members` a token is demanded.
 fn tokens() -> JwtAuthentication {
-    let issuer = JwtProvider::new("https://issuer.example", JwtKeys::Inline(KEYS.to_owned()));
+    let issuer = JwtProvider {
+        require_expiration: true,
+        ..JwtProvider::new("https://issuer.example", JwtKeys::Inline(KEYS.to_owned()))
+    };
     let mut tokens = JwtAuthentication::required("jwt", [("issuer".to_owned(), issuer)]);
     let elsewhere = ["/public", "/admin", "/private", "/elsewhere"].map(|prefix| JwtRule {
         matcher: RouteMatch { path: PathMatch::PathSeparatedPrefix(prefix.to_owned()), ..RouteMatch::any() },
@@ -126,6 +135,7 @@ async fn main() -> Result<(), Failure> {
         ("/members/a", None, 401),
         ("/members/a", token("a.b.c"), 401),
         ("/public/../members/a", None, 401),
+        ("/members/a", token(BOB), 401),
         ("/members/a", token(ANN), 200),
     ] {
         let mut request = Request::get(format!("http://{address}{path}"));

@@ -74,6 +74,17 @@ impl Served {
         Self { model, registrations, keys, options, findings, cache, world, held, started, revision: 1, pace }
     }
 
+    /// Remembers what an earlier run of the control plane served, if manifests say something else now: a client of states of
+    /// the world that comes back has what vanished still.
+    pub(crate) fn after(self, former: Option<Model>) -> Self {
+        if let Some(former) = former {
+            let former = Arc::new(with_kept(&former, self.held.model()));
+            let world = World::of(former, (**self.registrations.load()).clone(), self.options.clone());
+            self.cache.remember(Arc::new(world.with_keys(self.keys.load_full())));
+        }
+        self
+    }
+
     /// What is served, now and later.
     pub(crate) fn cache(&self) -> Arc<Cache> {
         self.cache.clone()

@@ -3,20 +3,25 @@
 //! The limit counts while somebody waits for the body, from one frame to the next. It is not for streams that may well be
 //! silent for long, gRPC's over HTTP/2 and what comes after CONNECT, once they were handed to the application.
 
+use std::any::Any;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Version};
+use http::{HeaderName, Method, Request, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
 use mesh_core::context;
 
-/// The body of a request as services behind [`Server::serve`](crate::Server::serve) receive it.
+use crate::layer::read_trailers;
+
+/// The body of a request as services behind [`Server::serve`](crate::Server::serve) receive it, and those that a loop of the
+/// application's own hands it to ([`Server::request`](crate::Server::request)).
 #[derive(Debug)]
 pub struct Body {
     incoming: Incoming,
@@ -29,6 +34,16 @@ pub struct Body {
     waiting: bool,
     // What was read before the application asks for it.
     ahead: Option<Box<Ahead>>,
+    // Beside those that no caller may set.
+    withheld: Option<Arc<[HeaderName]>>,
+    // And those with an underscore in their name.
+    underscores: bool,
+}
+
+/// The body of a request that may have trailers, where it can be reached: of this server's own acceptor.
+pub(crate) fn with_trailers<B: Send + 'static>(request: &mut Request<B>) -> Option<&mut Body> {
+    let body: &mut (dyn Any + Send) = request.body_mut();
+    body.downcast_mut::<Body>().filter(|body| !http_body::Body::is_end_stream(*body))
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +74,29 @@ impl Body {
         let silent = request.method() == Method::CONNECT || grpc();
         // Most requests have no body.
         let idle = idle.filter(|_| !http_body::Body::is_end_stream(request.body()));
-        request.map(|incoming| Self { incoming, idle, silent, timer: None, waiting: false, ahead: None })
+        request.map(|incoming| Self {
+            incoming,
+            idle,
+            silent,
+            timer: None,
+            waiting: false,
+            ahead: None,
+            withheld: None,
+            underscores: false,
+        })
+    }
+
+    /// Has headers that filters write kept out of the trailers.
+    pub(crate) fn withhold(&mut self, names: Arc<[HeaderName]>) {
+        self.withheld = Some(match self.withheld.take() {
+            Some(before) => before.iter().chain(&*names).cloned().collect(),
+            None => names,
+        });
+    }
+
+    /// The same of all that have an underscore in their name.
+    pub(crate) fn withhold_underscores(&mut self) {
+        self.underscores = true;
     }
 
     /// Reads up to `most` bytes and leaves them where they are: those, and whether there is more. No body may be silent
@@ -86,6 +123,20 @@ impl Body {
         let told = ahead.data.slice(..read.min(most));
         self.ahead = Some(ahead);
         Ok((told, read > most))
+    }
+
+    /// What was read ahead, then what comes.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(ahead) = &mut self.ahead {
+            if !ahead.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut ahead.data)))));
+            }
+            match ahead.trailers.take() {
+                None if !ahead.ended => self.ahead = None,
+                trailers => return Poll::Ready(trailers.map(Ok)),
+            }
+        }
+        self.poll_incoming(cx)
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -119,16 +170,13 @@ impl http_body::Body for Body {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if let Some(ahead) = &mut this.ahead {
-            if !ahead.data.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut ahead.data)))));
-            }
-            match ahead.trailers.take() {
-                None if !ahead.ended => this.ahead = None,
-                trailers => return Poll::Ready(trailers.map(Ok)),
-            }
+        let mut frame = ready!(this.poll_next(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            read_trailers(trailers, this.withheld.as_deref().unwrap_or_default(), this.underscores);
         }
-        this.poll_incoming(cx)
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -28,7 +28,8 @@ pub struct Config {
     /// HTTP/2 connections may be idle for as long as they answer pings. Default 60 s.
     pub idle_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
-    /// begun, and its body ends with an error. One that trickles ends with its connection's age. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
+    /// begun, and its body ends with an error. Bodies of another acceptor, and of [`Server::accept`](crate::Server::accept) without
+    /// [`Server::request`](crate::Server::request), are not limited. One that trickles ends with its connection's age. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
     /// limited but while an external authorizer's question waits for their body: they have deadlines and keep-alive.
     /// Default 30 s; none = no limit.
     pub body_idle_timeout: Option<Duration>,
@@ -68,8 +69,9 @@ pub struct Config {
     pub max_connections: usize,
     /// Age at which a connection is drained, if policy says nothing; varied by ±10 %, so that
     /// connections made together don't end together (gRFC A9). What is in flight has `drain_limit`. Default 1 h, so that
-    /// identities are proved anew in that time; gRPC and Istio have none. A server of streams that are to live for longer
-    /// needs another one, or none.
+    /// identities are proved anew in that time; gRPC and Istio have none. It ends connections that the application took over
+    /// (WebSockets over HTTP/1.1) and raw ones too ([`Server::serve_tcp`](crate::Server::serve_tcp)), `drain_limit` after it. A
+    /// server of streams that are to live for longer needs another one, or none.
     pub max_connection_age: Option<Duration>,
     /// Silence after which an HTTP/2 peer is pinged. Default 60 s.
     pub keep_alive_interval: Duration,

@@ -97,6 +97,10 @@ fn settled(given: &Request<()>, got: &Request<()>, slash: EncodedSlash) {
     }
     assert!(!got.headers().contains_key("x-forwarded-client-cert"), "{got:?}");
     assert_eq!((got.method(), got.uri().query()), (given.method(), given.uri().query()));
+    if let Some(text) = got.uri().path_and_query() {
+        let text = text.as_str();
+        assert!(text.starts_with('/') || text == "*", "{given:?}: the application sees a path, and rules see {text:?}");
+    }
     if got.uri().path().starts_with('/') {
         let again = normalize_path(got.uri().path(), slash);
         assert_eq!(again.as_deref(), Ok(got.uri().path()), "{given:?}: not in normal form");

@@ -23,7 +23,7 @@ use crate::listen::{Stream, Tether};
 ///
 /// Reads and writes pass through TLS where there is some: the application sees plain bytes either way. It is closed when it
 /// is dropped. If the mesh ends it, reading and writing fail: with [`ConnectionAborted`](io::ErrorKind::ConnectionAborted)
-/// where policy does not let the caller in any more or the server has left, with [`TimedOut`](io::ErrorKind::TimedOut)
+/// where policy does not let the caller in any more, the connection is too old or the server has left, with [`TimedOut`](io::ErrorKind::TimedOut)
 /// where no byte has gone for too long.
 pub struct RawConnection {
     // None: ended by the mesh.
@@ -31,7 +31,7 @@ pub struct RawConnection {
     tether: Tether,
     activity: Arc<Activity>,
     account: Account,
-    drain: DrainWatch,
+    leaving: DrainWatch,
 }
 
 impl RawConnection {
@@ -40,9 +40,9 @@ impl RawConnection {
         tether: Tether,
         activity: Arc<Activity>,
         account: Account,
-        drain: DrainWatch,
+        leaving: DrainWatch,
     ) -> Self {
-        Self { io: Some(stream), tether, activity, account, drain }
+        Self { io: Some(stream), tether, activity, account, leaving }
     }
 
     /// The caller: its address, and who it is if the connection is the mesh's mutual TLS.
@@ -55,10 +55,12 @@ impl RawConnection {
         &self.account.server_name
     }
 
-    /// Waits until the server begins to leave, so that the handler can end its dialogue in good order. It has
-    /// [`Config::lame_duck`](crate::Config) and [`Config::drain_limit`](crate::Config) for that.
+    /// Waits until the connection is to end, so that the handler can end its dialogue in good order: because the server
+    /// begins to leave, for which it has [`Config::lame_duck`](crate::Config) and [`Config::drain_limit`](crate::Config), or
+    /// because the connection has its age (the listener's `max_connection_age` or
+    /// [`Config::max_connection_age`](crate::Config)), for which it has `drain_limit`.
     pub fn leaving(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
-        self.drain.drained()
+        self.leaving.drained()
     }
 
     /// Does one thing with the stream unless that was taken back; `wait` = who waits hears of it.

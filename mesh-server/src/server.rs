@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioExecutor;
 use tokio::net::{TcpListener, TcpStream};
@@ -122,7 +123,8 @@ impl Server {
     ///
     /// On what is returned, [`Config::header_read_timeout`](crate::Config) and
     /// [`Config::max_control_frames`](crate::Config) hold; [`http1`](Self::http1) and [`http2`](Self::http2) bring the other
-    /// limits of a connection, and the number of connections is for the application to bound. Each of its requests is judged by
+    /// limits of a connection, [`request`](Self::request) those of a request's body, and the number of connections is for the
+    /// application to bound. Each of its requests is judged by
     /// the policy of the moment where it goes through [`Accepted::layer`](crate::Accepted::layer). When its peer is not trusted
     /// any more, or is a plaintext one and the port turns strict, reading and writing fail at once, and with them what is in
     /// flight; when a new policy may refuse what was open to it, after [`Config::unwelcome_limit`](crate::Config)
@@ -136,7 +138,7 @@ impl Server {
     /// use hyper_util::rt::TokioIo;
     /// use hyper_util::service::TowerToHyperService;
     /// use mesh_server::Server;
-    /// use tower_layer::Layer;
+    /// use tower::ServiceBuilder;
     ///
     /// async fn serve(server: Server, listener: tokio::net::TcpListener, router: axum::Router) -> std::io::Result<()> {
     ///     loop {
@@ -144,7 +146,9 @@ impl Server {
     ///         let (server, router) = (server.clone(), router.clone());
     ///         tokio::spawn(async move {
     ///             let Some(connection) = server.accept(tcp, peer).await else { return };
-    ///             let service = TowerToHyperService::new(connection.layer().layer(router));
+    ///             let own = server.clone();
+    ///             let service = ServiceBuilder::new().map_request(move |request| own.request(request));
+    ///             let service = TowerToHyperService::new(service.layer(connection.layer()).service(router));
     ///             let io = TokioIo::new(connection);
     ///             let _ = if io.inner().is_http2() {
     ///                 server.http2().serve_connection(io, service).await
@@ -157,6 +161,14 @@ impl Server {
     /// ```
     pub async fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> Option<Accepted> {
         self.door.accept(tcp, peer).await
+    }
+
+    /// A request of [`accept`](Self::accept)'s connections with its body as services behind [`serve`](Self::serve) have it, for
+    /// what is around [`Accepted::layer`](crate::Accepted::layer): with [`Config::body_idle_timeout`](crate::Config), to be read
+    /// by external authorizers that want it, and without trailers that say what no header of a caller may. Without this a
+    /// body has none of the three.
+    pub fn request(&self, request: Request<Incoming>) -> Request<Body> {
+        Body::of(request, self.door.config.body_idle_timeout)
     }
 
     /// hyper's HTTP/1 with the limits of this server's [`Config`](crate::Config), for connections of [`accept`](Self::accept).
@@ -180,7 +192,9 @@ impl Server {
     /// goes on: connections are that acceptor's to end. It knows no peer
     /// unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into the extensions. While a policy that was
     /// [given](ServerBuilder::inbound) has not come, requests get 503 (`MESH-1003`); if none was given, they pass. Where policy
-    /// demands mutual TLS, those whose peer has no SPIFFE ID get 403 (`MESH-2001`).
+    /// demands mutual TLS, those whose peer has no SPIFFE ID get 403 (`MESH-2001`). Bodies are that acceptor's: no limit of time is on
+    /// them, nobody reads them for an external authorizer, and their trailers stay as they came, unless they come from
+    /// [`request`](Self::request).
     pub fn inbound_layer(&self) -> InboundLayer {
         self.door.layer.lend()
     }

@@ -10,6 +10,7 @@ mod actor;
 mod backend;
 mod caller;
 mod client;
+mod deaths;
 mod envoy;
 mod grpc;
 mod grpc_client;

@@ -48,7 +48,8 @@ fn a_request_over_http1_costs_each_end_its_few_allocations() {
 #[test]
 fn a_grpc_call_costs_each_end_its_few_allocations() {
     let added = Added::of(Protocol::Grpc);
-    assert_eq!(added.client, 2, "{added:?}");
+    // Of those that hyper's client makes to hand a request to its connection there are none here: five.
+    assert_eq!(added.client, -3, "{added:?}");
     assert_eq!(added.server, 1, "{added:?}");
     added.assert_small();
 }

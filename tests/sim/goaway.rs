@@ -4,12 +4,16 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use http::Method;
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Method, Request};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::ext::Protocol;
 use mesh_client::Client;
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
@@ -26,7 +30,9 @@ use crate::fleet::SERVER;
 use crate::load::{Policy, TARGET, failures, read, request, run_of};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
@@ -86,8 +92,15 @@ impl Peer {
         self.write(HEADERS, 4 | 1, stream, &block).await;
     }
 
-    /// The stream of the next request; `None` = the client has gone. What was read is kept if nobody waits any more.
-    async fn request(&mut self) -> Option<u32> {
+    /// Answers with 200 and the beginning of a body.
+    async fn begin(&mut self, stream: u32, beginning: &[u8]) {
+        self.write(HEADERS, 4, stream, &[0x88]).await;
+        self.write(DATA, 0, stream, beginning).await;
+    }
+
+    /// The next frame that is not about the connection: kind, flags, stream and payload; `None` = the client has gone. What
+    /// was read is kept if nobody waits any more.
+    async fn frame(&mut self) -> Option<(u8, u8, u32, Bytes)> {
         loop {
             while self.read.len() < 9 || self.read.len() < 9 + length(&self.read) {
                 if self.line.read_buf(&mut self.read).await.unwrap_or(0) == 0 {
@@ -98,10 +111,32 @@ impl Peer {
             frame.advance(3);
             let (kind, flags, stream) = (frame.get_u8(), frame.get_u8(), frame.get_u32());
             match kind {
-                HEADERS => return Some(stream),
                 SETTINGS if flags & ACK == 0 => self.write(SETTINGS, ACK, 0, &[]).await,
                 PING if flags & ACK == 0 => self.write(PING, ACK, 0, &frame).await,
-                _ => {}
+                SETTINGS | PING => {}
+                _ => return Some((kind, flags, stream, frame.freeze())),
+            }
+        }
+    }
+
+    /// The stream of the next request; `None` = the client has gone.
+    async fn request(&mut self) -> Option<u32> {
+        loop {
+            let (kind, _, stream, _) = self.frame().await?;
+            if kind == HEADERS {
+                return Some(stream);
+            }
+        }
+    }
+
+    /// What comes next on a stream, and whether it is the last.
+    async fn data(&mut self, of: u32) -> (Bytes, bool) {
+        loop {
+            let frame = timeout(SECOND, self.frame()).await.expect("more comes").unwrap();
+            if let (DATA, flags, stream, data) = frame
+                && stream == of
+            {
+                return (data, flags & 1 == 1);
             }
         }
     }
@@ -197,6 +232,69 @@ async fn after_a_goaway_no_stream_need_be_allowed_r21() {
         first.answer(stream).await;
     }
     assert_eq!(outcomes(sent).await, [Ok(()); 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_stream_of_a_peer_that_leaves_goes_over_another_connection_r21() {
+    let mut one = Policy::http2();
+    one.cluster.breaker.max_connections = Some(1);
+    let (client, mut connections) = client_with(&one);
+    let mut sent = vec![send(&client, &Method::POST)];
+    let mut first = next(&mut connections).await;
+    let stream = first.requests(1).await[0];
+    first.limit(1).await;
+    assert!(timeout(SECOND, first.request()).await.is_err(), "nothing but its acknowledgement");
+    sent.push(send(&client, &Method::POST));
+    assert!(timeout(SECOND, connections.recv()).await.is_err(), "it waits: there may be one connection");
+    first.go_away(ANY).await;
+    // What is under way there takes as long as it takes.
+    let mut second = next(&mut connections).await;
+    let next = second.requests(1).await[0];
+    second.answer(next).await;
+    first.answer(stream).await;
+    assert_eq!(outcomes(sent).await, [Ok(()); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_its_peer_breaks_off_is_not_taken_for_whole() {
+    // Of a reset, and of a reset after the end, which is about the rest of the request.
+    for (ends, reason) in [(false, 0), (false, 8), (true, 0), (true, 8)] {
+        let (client, mut connections) = client();
+        let sent = vec![send(&client, &Method::GET)];
+        let mut peer = next(&mut connections).await;
+        let stream = peer.requests(1).await[0];
+        peer.begin(stream, b"half").await;
+        if ends {
+            peer.write(DATA, 1, stream, b"").await;
+        }
+        peer.write(RESET, 0, stream, &[0, 0, 0, reason]).await;
+        let outcome = outcomes(sent).await.remove(0);
+        assert_eq!(outcome, if ends { Ok(()) } else { Err(Code::CONNECTION_LOST) }, "reset for {reason}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_goes_through_the_bodies_of_its_request_and_its_answer() {
+    let (client, mut connections) = client();
+    let (into, out) = unbounded_channel::<Result<Frame<Bytes>, Infallible>>();
+    let out = futures_util::stream::unfold(out, |mut out| async move { Some((out.recv().await?, out)) });
+    let mut request = Request::connect(TARGET).body(StreamBody::new(out)).unwrap();
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    *request.uri_mut() = format!("http://{TARGET}/chat").parse().unwrap();
+    let answer = tokio::spawn(async move { client.send(request).await.unwrap() });
+    let mut peer = next(&mut connections).await;
+    let stream = peer.requests(1).await[0];
+    peer.begin(stream, b"hello").await;
+    let mut body = answer.await.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+    // What goes in after the answer's head goes out.
+    into.send(Ok(Frame::data(Bytes::from_static(b"and back")))).unwrap();
+    assert_eq!(peer.data(stream).await, (Bytes::from_static(b"and back"), false));
+    drop(into);
+    assert_eq!(peer.data(stream).await, (Bytes::new(), true));
+    peer.write(DATA, 1, stream, b"bye").await;
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "bye");
+    assert!(body.frame().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]

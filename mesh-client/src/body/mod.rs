@@ -2,9 +2,11 @@
 //!
 //! Refuses to know how a request is routed.
 
+mod incoming;
 mod outgoing;
 
-pub(crate) use self::outgoing::{Outgoing, Payload, Receipt, RequestBodyError};
+pub(crate) use self::incoming::{Broken, Incoming, Unanswered};
+pub(crate) use self::outgoing::{AT_ONCE, Outgoing, Payload, Receipt};
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,7 +14,6 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::error::{Cause, Error};
@@ -83,7 +84,7 @@ impl Body {
 /// Why an answer's body broke off.
 pub(crate) enum Failure {
     /// The connection broke.
-    Broken(hyper::Error),
+    Broken(Broken),
     /// Its time ran out.
     Late,
     /// Nothing moved for too long.

@@ -29,7 +29,7 @@ const MESSAGE: usize = 2;
 /// What is given at once of bytes in memory, where somebody asks how far they are.
 const SLICE: usize = 64 * 1024;
 /// Bytes that go out at once: less than the window that a stream begins with (RFC 9113, section 6.9.2).
-const AT_ONCE: usize = 16 * 1024;
+pub(crate) const AT_ONCE: usize = 16 * 1024;
 
 /// What the application gave.
 pub(crate) enum Payload {
@@ -258,17 +258,10 @@ impl Payload {
 }
 
 impl Outgoing {
-    /// Whether some of it may still have to go out when the answer is over: it is large, or not at hand. A unary call
-    /// has one message ready, and its end: that is looked at first.
-    pub(crate) fn takes_time(&self) -> bool {
-        match self {
-            Self::Empty => false,
-            Self::Full(left, _) => left.as_ref().is_some_and(|left| left.len() > AT_ONCE),
-            Self::Stream { stream, .. } => {
-                let mut state = stream.lock();
-                state.read_ahead(MESSAGE);
-                !state.ended || state.lost || state.sent_len > AT_ONCE
-            }
+    /// Looks whether the end follows the first frame, as in a unary call: then both go out in one.
+    pub(crate) fn look_ahead(&self) {
+        if let Self::Stream { stream, .. } = self {
+            stream.lock().read_ahead(MESSAGE);
         }
     }
 }
@@ -557,17 +550,17 @@ mod tests {
             let frame = move |_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; bytes])));
             Payload::new(StreamBody::new(stream::iter((0..frames).map(frame))), 1024)
         };
-        // Bytes of a frame, frames; whether it takes time, and whether it can be sent again afterwards.
-        for (bytes, frames, takes_time, again) in
-            [(100, 1, false, true), (100, 5, true, true), (1024, 1, false, true), (1025, 1, true, false)]
+        // Bytes of a frame, frames; whether the last comes with the end, and whether it can be sent again afterwards.
+        for (bytes, frames, ends, again) in
+            [(100, 1, true, true), (100, 5, false, true), (1024, 1, true, true), (1025, 1, false, false)]
         {
             let payload = payload(bytes, frames);
             let mut body = payload.body();
-            assert_eq!(body.takes_time(), takes_time, "{frames} of {bytes}");
+            body.look_ahead();
             let mut sent = 0;
             while let Some(frame) = body.frame().await {
                 sent += frame.unwrap().into_data().unwrap().len();
-                assert_eq!(body.is_end_stream(), !takes_time, "{frames} of {bytes}");
+                assert_eq!(body.is_end_stream(), ends, "{frames} of {bytes}");
             }
             assert_eq!((sent, payload.can_be_sent_again()), (bytes * frames, again), "{frames} of {bytes}");
         }

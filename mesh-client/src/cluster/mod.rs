@@ -64,7 +64,7 @@ pub(crate) struct Cluster {
     load: Option<Arc<ClusterLoad>>,
     // If endpoints come from DNS: how far the first look at the names is.
     look: Option<watch::Sender<Look>>,
-    // Who looks names up, on the runtime of the destination's owner.
+    // Who looks names up, on the runtime of the destination's owner. Held while all who look after it are begun anew.
     dns: Mutex<Option<Owned<()>>>,
     // Wakes the owner of the endpoints' health, if policy asks for one.
     wake: Option<Arc<Wake>>,
@@ -168,12 +168,13 @@ impl Cluster {
     /// Begins anew on the caller's runtime what looks after the endpoints: where it ran it has ended, or stands still.
     /// What was known of them stays known.
     pub(crate) fn resume(self: &Arc<Self>, env: &Arc<Env>) {
+        // One at a time: the task that is replaced would break off the look of the one that goes on.
+        let mut dns = self.dns.lock();
         self.turn_look(|look| match look {
             Look::UnderWay(number) | Look::BrokenOff(number) => Some(Look::UnderWay(number.wrapping_add(1))),
             Look::Over => None,
         });
-        let dns = worker::start(self, env, None);
-        drop(std::mem::replace(&mut *self.dns.lock(), dns));
+        drop(std::mem::replace(&mut *dns, worker::start(self, env, None)));
         let mut health = self.health.lock();
         let former = health.take();
         *health = health::start(self, env, former);

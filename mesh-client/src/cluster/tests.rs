@@ -2,16 +2,16 @@
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Barrier, OnceLock, Weak};
 use std::time::Duration;
 
 use allocation_counter::measure;
 use mesh_core::balance::{Candidates, Draw, Pick, Score};
 use mesh_core::policy::{
-    self, Address, Balancer, EndpointMetadata, Endpoints, LoadSpill, LocalityBalancing, LocalityEndpoints, PerMillion,
-    SlowStart,
+    self, Address, Balancer, Discovery, EndpointMetadata, Endpoints, LoadSpill, LocalityBalancing, LocalityEndpoints,
+    PerMillion, SlowStart,
 };
-use mesh_testkit::FixedSource;
+use mesh_testkit::{FakeResolver, FixedSource};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -359,4 +359,30 @@ fn no_request_waits_for_the_sets_of_parts() {
     let late = at(&cluster, &before, 2, &env);
     assert!(Arc::ptr_eq(&late, &at(&cluster, &part.members(), 2, &env)));
     assert!(Arc::ptr_eq(&late, &at(&cluster, &cluster.members(), 2, &env)));
+}
+
+/// Real threads: two requests at once find that what looks after a destination has to be begun anew.
+#[test]
+fn who_begins_anew_at_once_with_another_breaks_no_look_off() {
+    let resolver = FakeResolver::new();
+    resolver.hang("c");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let env = ClientBuilder::new(FixedSource::new()).resolver(resolver).number(0).env();
+    let names = policy::Endpoint::new(Address::Name { host: "c".into(), port: 80 });
+    let discovery = Discovery::StrictDns(mesh_testkit::policy::endpoints(&"c".into(), vec![names]).into());
+    let cluster = runtime.block_on(async { cluster(policy::Cluster { discovery, ..plain() }, Arc::default(), &env) });
+    for _ in 0..2_000 {
+        let both = Barrier::new(2);
+        let resume = || {
+            let _on = runtime.enter();
+            both.wait();
+            cluster.resume(&env);
+        };
+        std::thread::scope(|scope| _ = [scope.spawn(resume), scope.spawn(resume)]);
+        // Those that were replaced end.
+        while runtime.metrics().num_alive_tasks() > 1 {
+            runtime.block_on(tokio::task::yield_now());
+        }
+        assert!(cluster.look.as_ref().unwrap().borrow().is_under_way(), "by the one that is left");
+    }
 }

@@ -4,20 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use mesh_core::policy::ConnectionOptions;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
-use super::IoStream;
 use super::pool::{Counts, OpenGuard};
-use super::settings::{Observed, StreamLimit};
+use super::settings::{Observed, Said};
 use super::trust::Vouched;
-use super::upload::Upload;
-use super::worker::{self, Alive, Lifeline};
-use crate::body::Outgoing;
+use super::worker::{self, Lifeline};
+use super::{IoStream, http2};
+use crate::body::{Broken, Outgoing};
 
 /// A connection for one request.
 pub(crate) enum Connection {
@@ -73,8 +72,7 @@ impl SoleConnection {
 
 /// An HTTP/2 connection.
 pub(crate) struct SharedConnection {
-    sender: http2::SendRequest<Upload>,
-    pub(super) tasks: worker::Http2Tasks,
+    pub(super) sender: http2::Sender,
     pub(super) life: Life,
     /// Who drives it.
     pub(super) runtime: Id,
@@ -83,7 +81,7 @@ pub(crate) struct SharedConnection {
     /// Of them, those whose answer has not ended.
     streams: AtomicU32,
     /// Streams at once: what the peer says, and what policy does.
-    limit: StreamLimit,
+    said: Arc<Said>,
     allowed: u32,
     // Requests in its life.
     most_requests: u32,
@@ -92,20 +90,19 @@ pub(crate) struct SharedConnection {
     /// What the last look for idle connections saw: requests carried, and since when that number stands.
     quiet: Mutex<(u32, Instant)>,
     vouched: Option<Arc<Vouched>>,
-    // Of the connection and of what moves requests onto it. Both live until the last stream has ended:
-    // after a GOAWAY the second is done long before the first.
-    _alive: (Lifeline, Alive),
+    // Last, so that the sender is gone when the connection hears of it. It lives until the last stream has ended.
+    _alive: Lifeline,
 }
 
 impl SharedConnection {
     pub(crate) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.said.is_over()
     }
 
     /// Takes a place for a request, to be given back by [`leave`](Self::leave), and gives the number of the request
     /// on this connection. `None`: there is no room.
     pub(super) fn enter(&self) -> Option<u32> {
-        let most = self.limit.get().min(self.allowed);
+        let most = self.said.streams().min(self.allowed);
         // Looked at first: a full connection is passed without a write that others would have to wait for.
         if self.streams.load(Ordering::SeqCst) >= most {
             return None;
@@ -122,7 +119,7 @@ impl SharedConnection {
 
     /// Requests that it has room for.
     pub(super) fn free(&self) -> u32 {
-        let streams = self.limit.get().min(self.allowed).saturating_sub(self.streams.load(Ordering::Relaxed));
+        let streams = self.said.streams().min(self.allowed).saturating_sub(self.streams.load(Ordering::Relaxed));
         streams.min(self.most_requests.saturating_sub(self.served.load(Ordering::Relaxed)))
     }
 
@@ -134,7 +131,7 @@ impl SharedConnection {
 
     /// Whether its peer takes no further request for now.
     pub(super) fn is_shut(&self) -> bool {
-        self.limit.get() == 0
+        self.said.streams() == 0
     }
 
     /// Whether it has carried all the requests that it may.
@@ -156,14 +153,9 @@ impl SharedConnection {
         }
         quiet.1
     }
-
-    /// A sender for one request; hyper's is a pointer and a counter.
-    pub(super) fn sender(&self) -> http2::SendRequest<Upload> {
-        self.sender.clone()
-    }
 }
 
-pub(super) async fn http1(io: IoStream, life: Life, open: OpenGuard) -> hyper::Result<Connection> {
+pub(super) async fn http1(io: IoStream, life: Life, open: OpenGuard) -> Result<Connection, Broken> {
     let vouched = io.vouched();
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     let (alive, ended) = open.counts().lines.handle();
@@ -185,45 +177,27 @@ pub(super) async fn http2(
     options: &ConnectionOptions,
     life: Life,
     open: OpenGuard,
-) -> hyper::Result<Connection> {
+) -> Result<Connection, Broken> {
     let vouched = io.vouched();
     let waiters = open.counts().clone();
-    let (io, limit) = Observed::new(io, waiters.clone());
+    let (io, said) = Observed::new(io, waiters.clone(), options.http2_keepalive.is_some());
     let (alive, ended) = waiters.lines.handle();
-    let (alive_requests, ended_requests) = worker::handle();
-    let tasks = worker::Http2Tasks::new(ended, open);
-    let mut builder = http2::Builder::new(tasks.clone());
-    builder.timer(TokioTimer::new());
-    if let Some(keepalive) = &options.http2_keepalive {
-        // Without requests too, as Envoy does: those to a peer that fell silent are soon given up, and its connection
-        // would be found dead by later ones, at their cost.
-        builder.keep_alive_while_idle(true);
-        builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
-    }
-    if let Some(bytes) = options.initial_stream_window {
-        builder.initial_stream_window_size(bytes);
-    }
-    if let Some(bytes) = options.initial_connection_window {
-        builder.initial_connection_window_size(bytes);
-    }
-    let (sender, requests) = builder.handshake(TokioIo::new(io)).await?;
-    // What moves requests onto the connection; the connection itself is driven by `Http2Tasks`.
-    worker::drive(requests, ended_requests, ());
+    let (sender, driver) = http2::handshake(io, said.clone(), options).await?;
+    worker::drive(driver.run(), ended, open);
     let now = Instant::now();
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,
-        tasks,
         life,
         runtime: Handle::current().id(),
         served: AtomicU32::new(0),
         streams: AtomicU32::new(0),
-        limit,
+        said,
         // A connection that takes nothing would be made again and again.
         allowed: options.max_concurrent_streams.unwrap_or(u32::MAX).max(1),
         most_requests: options.max_requests_per_connection.unwrap_or(u32::MAX).max(1),
         waiters,
         quiet: Mutex::new((0, now)),
         vouched,
-        _alive: (alive, alive_requests),
+        _alive: alive,
     })))
 }

@@ -6,6 +6,7 @@
 mod back_off;
 mod custom;
 mod http;
+mod http2;
 pub(crate) mod names;
 pub(crate) mod pool;
 mod settings;
@@ -14,7 +15,6 @@ mod system;
 mod tls;
 mod trust;
 mod tunnel;
-mod upload;
 mod verify;
 pub(crate) mod worker;
 
@@ -30,6 +30,7 @@ pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
 use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
+pub(crate) use self::http2::Download;
 use self::names::Names;
 use self::pool::Counts;
 pub(crate) use self::pool::{Connections, Full, Lease, OpenGuard, PER_HOST, Pool, Room};
@@ -190,7 +191,7 @@ impl Dialer {
         let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
         let life = self.life(peer);
         if h2 { http::http2(io, &self.options, life, open).await } else { http::http1(io, life, open).await }
-            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: e.into_source() })
     }
 
     /// The bytes below HTTP: TCP, and TLS as the policy says.

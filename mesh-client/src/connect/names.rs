@@ -40,6 +40,9 @@ const AGAIN: DnsBackoff = DnsBackoff { base: Duration::from_millis(500), max: Du
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The same where a request waits and there is a last good answer.
 const PATIENCE_OF_REQUESTS: Duration = Duration::from_secs(1);
+/// How late the end of a look-up may be told where it is driven: whoever waits may be woken before whoever looks, and a
+/// runtime may be busy.
+const LATE: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub(crate) struct Names {
@@ -65,7 +68,7 @@ struct Entry<T> {
     answer: Mutex<Answer<T>>,
     // Held during a look-up: one at a time for a name.
     looking: tokio::sync::Mutex<()>,
-    // When the time of that look-up is over. Held still, it is where nobody drives it.
+    // When the end of that look-up is told at the latest. Held still, it is where nobody drives it.
     over: Mutex<Instant>,
 }
 
@@ -271,7 +274,7 @@ impl Names {
                 Err(_) => return Some(Answer { failure: known.failure.or(Some(ResolveError::Timeout)), ..known }),
             }
         };
-        *entry.over.lock() = until;
+        *entry.over.lock() = until + LATE;
         // Whoever held it has looked for us as well.
         if let Some(answer) = self.holding(entry) {
             return Some(answer);

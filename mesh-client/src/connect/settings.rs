@@ -1,16 +1,18 @@
-//! How many streams the peer of an HTTP/2 connection takes at once, read off its SETTINGS frames as they pass by: hyper
-//! keeps to the limit and does not tell it.
+//! What the peer of an HTTP/2 connection says of it, read off the frames as they pass by: how many streams it takes at once,
+//! and that it is leaving. The HTTP library keeps to both and tells neither before the next request.
 //!
 //! Refuses to know what else is in the stream: of other frames it reads the heads, to find their ends.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use super::IoStream;
 use super::pool::Counts;
@@ -20,33 +22,65 @@ const AT_FIRST: u32 = 100;
 /// Length, type, flags and stream of a frame.
 const HEAD: usize = 9;
 const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 /// Settings beyond this are not looked into. Peers send some forty bytes.
 const LONGEST: usize = 1024;
 
-/// Streams that one connection takes at once.
-#[derive(Clone, Debug)]
-pub(crate) struct StreamLimit(Arc<AtomicU32>);
+/// What is known of one connection.
+#[derive(Debug)]
+pub(super) struct Said {
+    streams: AtomicU32,
+    over: AtomicBool,
+    began: Instant,
+    // Milliseconds after that; for those who ask, as it takes a look at the clock.
+    heard: Option<AtomicU64>,
+}
 
-impl StreamLimit {
-    fn new() -> Self {
-        Self(Arc::new(AtomicU32::new(AT_FIRST)))
+impl Said {
+    fn new(hears: bool) -> Self {
+        let (streams, over) = (AtomicU32::new(AT_FIRST), AtomicBool::new(false));
+        Self { streams, over, began: Instant::now(), heard: hears.then(AtomicU64::default) }
     }
 
-    /// As of the last frame that was read. Ordered with the count of those who wait: see [`Counts::made_room`].
-    pub(crate) fn get(&self) -> u32 {
-        self.0.load(Ordering::SeqCst)
+    /// Streams that it takes at once, as of the last frame that was read. Ordered with the count of those who wait: see
+    /// [`Counts::made_room`].
+    pub(super) fn streams(&self) -> u32 {
+        self.streams.load(Ordering::SeqCst)
+    }
+
+    /// Whether it takes no further stream, whatever becomes of those open: it is gone, or the peer is leaving.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// It takes no further stream.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// When last something came, to the millisecond.
+    pub(super) fn heard(&self) -> Instant {
+        let after = self.heard.as_ref().map_or(0, |heard| heard.load(Ordering::Relaxed));
+        self.began + Duration::from_millis(after)
+    }
+
+    fn hear(&self) {
+        if let Some(heard) = &self.heard {
+            let after = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            heard.store(after, Ordering::Relaxed);
+        }
     }
 }
 
-/// A stream whose SETTINGS are looked at while it is read.
+/// A stream whose frames are looked at while it is read.
 pub(super) struct Observed {
     io: IoStream,
     watch: Watch,
 }
 
 struct Watch {
-    limit: StreamLimit,
+    said: Arc<Said>,
     // Those who would like to have a stream.
     waiters: Arc<Counts>,
     head: [u8; HEAD],
@@ -62,17 +96,17 @@ struct Watch {
 }
 
 impl Observed {
-    /// Looks at `io`, and the limit as it becomes known. `waiters` are told of a higher one.
-    pub(super) fn new(io: IoStream, waiters: Arc<Counts>) -> (Self, StreamLimit) {
-        let limit = StreamLimit::new();
-        (Self { io, watch: Watch::new(limit.clone(), waiters) }, limit)
+    /// Looks at `io`, and what is said there as it becomes known; when, if `hears`. `waiters` are told of a higher limit.
+    pub(super) fn new(io: IoStream, waiters: Arc<Counts>, hears: bool) -> (Self, Arc<Said>) {
+        let said = Arc::new(Said::new(hears));
+        (Self { io, watch: Watch::new(said.clone(), waiters) }, said)
     }
 }
 
 impl Watch {
-    fn new(limit: StreamLimit, waiters: Arc<Counts>) -> Self {
+    fn new(said: Arc<Said>, waiters: Arc<Counts>) -> Self {
         let (head, filled, rest, settings) = ([0; HEAD], 0, 0, None);
-        Self { limit, waiters, head, filled, rest, settings, begun: false, lost: false }
+        Self { said, waiters, head, filled, rest, settings, begun: false, lost: false }
     }
 
     /// Takes further bytes.
@@ -108,6 +142,11 @@ impl Watch {
         // The first frame is one of SETTINGS (RFC 9113, section 3.4).
         self.lost = !self.begun && (kind != SETTINGS || self.rest > LONGEST);
         let acknowledges = flags & 1 == 1;
+        if kind == GOAWAY && !self.lost {
+            self.said.end();
+            // There will be no more room here, and may be for another connection.
+            self.waiters.made_room();
+        }
         if kind == SETTINGS && !acknowledges && self.rest <= LONGEST {
             self.settings = Some(SmallVec::new());
         }
@@ -124,7 +163,7 @@ impl Watch {
             None if first => u32::MAX,
             None => return,
         };
-        if limit > self.limit.0.swap(limit, Ordering::SeqCst) {
+        if limit > self.said.streams.swap(limit, Ordering::SeqCst) {
             self.waiters.made_room();
         }
     }
@@ -135,7 +174,11 @@ impl AsyncRead for Observed {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        this.watch.take(&buf.filled()[before..]);
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty() {
+            this.watch.said.hear();
+            this.watch.take(bytes);
+        }
         polled
     }
 }
@@ -183,9 +226,14 @@ mod tests {
 
     /// The limit after these bytes, given piece by piece.
     fn learned(bytes: &[u8], piece: usize) -> u32 {
-        let mut watch = Watch::new(StreamLimit::new(), Arc::default());
+        watched(bytes, piece).streams()
+    }
+
+    fn watched(bytes: &[u8], piece: usize) -> Arc<Said> {
+        let said = Arc::new(Said::new(false));
+        let mut watch = Watch::new(said.clone(), Arc::default());
         bytes.chunks(piece).for_each(|piece| watch.take(piece));
-        watch.limit.get()
+        said
     }
 
     #[test]
@@ -209,6 +257,17 @@ mod tests {
         assert_eq!(learned(&[streams(5), streams(0)].concat(), 64), 0, "later it is");
         let twice = frame(&[(MAX_CONCURRENT_STREAMS, 9), (MAX_CONCURRENT_STREAMS, 5)]);
         assert_eq!(learned(&twice, 64), 5, "the last one counts");
+    }
+
+    #[test]
+    fn a_peer_that_is_leaving_is_known_by_its_goaway() {
+        let goaway = [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 127, 255, 255, 255, 0, 0, 0, 0];
+        let within = [&[0, 0, 17, 0, 0, 0, 0, 0, 1][..], &goaway].concat();
+        for piece in 1..30 {
+            assert!(watched(&[&streams(3)[..], &within, &goaway].concat(), piece).is_over());
+            assert!(!watched(&[&streams(3)[..], &within].concat(), piece).is_over(), "bytes of a body are none");
+        }
+        assert!(!watched(&goaway, 64).is_over(), "this is not HTTP/2");
     }
 
     #[test]

@@ -23,10 +23,10 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<Duration>);
 
 /// The other end: how long there is for the end; dropped without a word, hardly any time.
-pub(super) type Ended = oneshot::Receiver<Duration>;
+type Ended = oneshot::Receiver<Duration>;
 
 /// A handle and what watches it.
-pub(super) fn handle() -> (Alive, Ended) {
+fn handle() -> (Alive, Ended) {
     let (alive, ended) = oneshot::channel();
     (Alive(alive), ended)
 }
@@ -154,55 +154,18 @@ where
     Owned(runtime.spawn(work))
 }
 
-/// Runs the futures of one HTTP/2 connection: hyper gives the connection itself first, which is tied to
-/// the handle, and then small ones for streams, which end with the connection, or with what they are tied to.
-#[derive(Clone)]
-pub(super) struct Http2Tasks(Arc<Mutex<Next>>);
-
-/// What the next task is tied to.
-struct Next {
-    connection: Option<Watch>,
-    upload: Option<Ended>,
-}
-
-/// What ends a connection, and what is dropped with it.
-type Watch = (Ended, Box<dyn Send>);
-
-impl Http2Tasks {
-    pub(super) fn new(ended: Ended, guard: impl Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Next { connection: Some((ended, Box::new(guard))), upload: None })))
-    }
-
-    /// The next task is stopped at once when `ended` is over. Told by a request body that hyper looks at for the
-    /// first time. The next task is then of the same stream, for hyper begins one at a time: what sends the rest of the
-    /// body, or, if nothing is left, what waits for the answer's head, which is there before the end.
-    pub(super) fn end_next_with(&self, ended: Ended) {
-        self.0.lock().upload = Some(ended);
-    }
-}
-
-impl<F> hyper::rt::Executor<F> for Http2Tasks
-where
-    F: Future<Output: Send + 'static> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        let (connection, upload) = {
-            let mut next = self.0.lock();
-            (next.connection.take(), next.upload.take())
-        };
-        match (connection, upload) {
-            (Some((ended, guard)), _) => drive(future, ended, guard),
-            (None, Some(ended)) => drop(Handle::current().spawn(async move {
-                // Dropped, it resets its stream, whatever of the body waits for the peer to read.
-                tokio::select! {
-                    biased;
-                    _ = future => {}
-                    _ = ended => {}
-                }
-            })),
-            (None, None) => drop(Handle::current().spawn(future)),
+/// Sends the rest of a request body on the caller's runtime, until the handle is dropped.
+pub(super) fn send_on(upload: impl Future<Output = ()> + Send + 'static) -> Alive {
+    let (alive, ended) = handle();
+    Handle::current().spawn(async move {
+        // Dropped, it resets its stream, whatever of the body waits for the peer to read.
+        tokio::select! {
+            biased;
+            () = upload => {}
+            _ = ended => {}
         }
-    }
+    });
+    alive
 }
 
 #[cfg(test)]

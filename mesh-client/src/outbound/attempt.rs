@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
@@ -25,7 +24,7 @@ use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::session::Session;
 use super::trace::Trace;
-use crate::body::{Outgoing, Payload, Receipt};
+use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
 use crate::connect::Lease;
 use crate::env::Env;
@@ -356,10 +355,19 @@ impl Shared<'_> {
         // By a function of its own, and moved on at once: it is large, and not held while we wait.
         let request = self.request(head, lease, tried);
         let sent = match lease {
-            Lease::Sole(connection) => connection.sender.try_send_request(request).await.map_err(|e| unsent(e, head)),
-            Lease::Shared(stream) => stream.send(request).await.map_err(|e| unsent(e, head)),
+            Lease::Sole(connection) => {
+                let sent = connection.sender.try_send_request(request).await;
+                sent.map(|answer| answer.map(Incoming::Http1)).map_err(taken_back)
+            }
+            Lease::Shared(stream) => stream.send(request).await,
         };
-        sent.map_err(|(error, sent)| Lost { error, sent, body: self.payload.failure() })
+        sent.map_err(|Unanswered { error, back }| {
+            let sent = back.is_none();
+            if let Some(request) = back {
+                head.take_back(*request);
+            }
+            Lost { error, sent, body: self.payload.failure() }
+        })
     }
 
     /// The request as it goes over this connection.
@@ -429,8 +437,8 @@ impl Hold {
     #[cold]
     fn lost(&mut self, lost: Lost, method: &Method) -> Failed {
         let again = self.again(&lost, method);
-        // A connection that ended while nobody used it says nothing of the endpoint.
-        if lost.is_ours() || matches!(again, Some(Again::Fresh(_) | Again::Unsent(Some(_)))) {
+        // A connection that ended while nobody used it says nothing of the endpoint, nor does one that is replaced in peace.
+        if lost.is_ours() || lost.is_goodbye() || matches!(again, Some(Again::Fresh(_) | Again::Unsent(Some(_)))) {
             self.attempt.not_sent()
         } else if lost.is_unseen() {
             self.attempt.refused()
@@ -468,19 +476,14 @@ impl Hold {
     }
 }
 
-/// What became of a request, and whether it went out; if not, its head is back.
-fn unsent<B>(mut error: TrySendError<Request<B>>, head: &mut Head) -> (hyper::Error, bool) {
-    let back = error.take_message();
-    let sent = back.is_none();
-    if let Some(request) = back {
-        head.take_back(request);
-    }
-    (error.into_error(), sent)
+fn taken_back(mut error: TrySendError<Request<Outgoing>>) -> Unanswered {
+    let back = error.take_message().map(Box::new);
+    Unanswered { error: error.into_error().into(), back }
 }
 
 /// A request without an answer.
 struct Lost {
-    error: hyper::Error,
+    error: Broken,
     /// Some of it may have reached the endpoint.
     sent: bool,
     /// The application's body failed.
@@ -490,14 +493,14 @@ struct Lost {
 impl Lost {
     /// Whether the connection went away, as opposed to this one stream or our own body.
     fn connection_is_gone(&self) -> bool {
-        let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
+        let stream_only = find::<h2::Error>(self.error.error()).is_some_and(h2::Error::is_reset);
         !stream_only && self.body.is_none()
     }
 
     /// Whether the peer closed the connection, and said nothing that is no answer: that would be one to this request.
     fn is_closed(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
-        let error = &self.error;
+        let Broken::Http1(error) = &self.error else { return false };
         let ended = |e: &io::Error| {
             matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
         };
@@ -514,7 +517,14 @@ impl Lost {
     fn is_unseen(&self) -> bool {
         let unseen =
             |e: &h2::Error| e.is_remote() && (e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM));
-        self.body.is_none() && find::<h2::Error>(&self.error).is_some_and(unseen)
+        // One that was not sent is another thing.
+        self.sent && self.body.is_none() && find::<h2::Error>(self.error.error()).is_some_and(unseen)
+    }
+
+    /// Whether the request was not looked at for nothing but that the peer closes this connection: it may be as well as ever.
+    fn is_goodbye(&self) -> bool {
+        let goodbye = |e: &h2::Error| e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR);
+        self.is_unseen() && find::<h2::Error>(self.error.error()).is_some_and(goodbye)
     }
 
     /// `reused`: its connection had carried requests before.
@@ -525,14 +535,14 @@ impl Lost {
             return Cause::RequestBody(failed);
         }
         if unseen {
-            return Cause::StreamRefused { address, source: Arc::new(self.error) };
+            return Cause::StreamRefused { address, source: self.error.into_source() };
         }
         // In TLS 1.3 a server's refusal of our certificate arrives after the handshake. One that has taken requests has
         // taken the certificate as well: then it may have read this one.
-        if !reused && let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&self.error) {
+        if !reused && let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(self.error.error()) {
             return Cause::TlsHandshake { address, source: Arc::new(alert.clone()) };
         }
-        Cause::ConnectionLost { address, source: Arc::new(self.error), sent: self.sent }
+        Cause::ConnectionLost { address, source: self.error.into_source(), sent: self.sent }
     }
 }
 

@@ -277,7 +277,7 @@ impl Exchange {
                     None => {
                         hold.attempt.failed();
                         let address = hold.endpoint.address().clone();
-                        Cause::ConnectionLost { address, source: Arc::new(error), sent: true }
+                        Cause::ConnectionLost { address, source: error.into_source(), sent: true }
                     }
                 }
             }

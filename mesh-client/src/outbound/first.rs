@@ -25,12 +25,12 @@ impl Shared<'_> {
     /// Whether the endpoints of the cluster stand for one another, and the first that answers is used. Not where a session
     /// names one, nor where connections are limited: who waits for room would have others dialled, and lose its place.
     pub(super) fn picks_first(&self) -> bool {
-        let policy = self.cluster.policy();
-        matches!(policy.balancer, Balancer::PickFirst { .. })
+        let room = self.cluster.admission().room(self.high_priority);
+        matches!(self.cluster.policy().balancer, Balancer::PickFirst { .. })
             && self.members.ready.len() > 1
             && self.session.address().is_none()
-            && policy.breaker.max_connections.is_none()
-            && policy.breaker.max_connections_per_host.is_none()
+            && room.of_cluster.is_none()
+            && room.of_endpoint.is_none()
     }
 
     /// A connection to the endpoint of this try.

@@ -50,7 +50,7 @@ use self::mirror::Copy;
 use self::session::Session;
 use self::trace::Trace;
 use self::worker::Mirrors;
-use crate::body::{Body, Payload};
+use crate::body::{Body, Incoming, Payload};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
@@ -152,7 +152,7 @@ struct Call<'c> {
 
 /// An answer and where it comes from.
 enum Answer {
-    Endpoint(Response<hyper::body::Incoming>),
+    Endpoint(Response<Incoming>),
     /// With the response flags.
     Local(Response<Body>, &'static str),
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
-use hyper::body::Incoming;
 use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
 use mesh_core::retry::{FailureKind, Pushback, RetryTokens, TryOutcome, pushback, reset};
@@ -21,7 +20,7 @@ use super::filters::Ticket;
 use super::head::Head;
 use super::session::Session;
 use super::{Call, deadline, hedge};
-use crate::body::Payload;
+use crate::body::{Incoming, Payload};
 use crate::cluster::{Backend, Retrying};
 use crate::error::Cause;
 use crate::router::{Plan, Retries, Router};

@@ -1,19 +1,22 @@
 //! Which endpoint gets a request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderName, Request, Response};
-use mesh_client::Client;
+use mesh_client::{Client, Io};
 use mesh_core::balance::{Draw, Pick, Picker};
 use mesh_core::policy::{
-    Address, Balancer, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints, FilterOverride, Forward,
-    HashPolicy, HashSource, Health, HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn, RetryPolicy, RouteMatch,
-    SessionSource, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
+    Address, Balancer, CircuitBreakers, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints,
+    FilterOverride, Forward, HashPolicy, HashSource, Health, HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn,
+    RetryPolicy, RouteMatch, SessionSource, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
+use mesh_testkit::clock::pass;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use parking_lot::Mutex;
 
 use super::{
     TARGET, client_of, cluster, dead_address, fetch, forward_with, get, read, retrying, server_of, snapshot_with,
@@ -112,6 +115,38 @@ async fn pick_first_stays_with_the_first_and_others_share() {
     assert_eq!(spread(&client, 20).await, HashMap::from([("a".to_owned(), 20)]));
     let (client, _) = client_of(with(Balancer::RoundRobin, forward_with(None), &servers));
     assert_eq!(spread(&client, 20).await, HashMap::from([("a".to_owned(), 10), ("b".to_owned(), 10)]), "control");
+}
+
+/// Which endpoints of a list are dialled for a request of high priority with such limits; none of them answers.
+async fn dialled(limits: CircuitBreakers) -> HashSet<Address> {
+    let list = [80, 81].map(|port| Address::Socket(([127, 0, 0, 1], port).into()));
+    let mut first = Cluster { balancer: Balancer::PickFirst { shuffle: false }, ..cluster("test") };
+    first.breaker_high = Some(limits);
+    let high = Forward { high_priority: true, ..forward_with(None) };
+    let endpoints = policy::endpoints(&"test".into(), list.map(Endpoint::new).into());
+    let mut snapshot = snapshot_with(high, first.clone(), &[]);
+    snapshot.clusters.insert("test".into(), ClusterState::Ready { cluster: first.into(), endpoints: endpoints.into() });
+    let dialled = Arc::new(Mutex::new(HashSet::new()));
+    let asked = dialled.clone();
+    let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
+        asked.lock().insert(address);
+        std::future::pending::<std::io::Result<Box<dyn Io>>>()
+    });
+    let client = builder.build();
+    tokio::select! {
+        _ = client.send(get("/")) => panic!("there is no connection"),
+        () = pass(Duration::from_secs(1)) => {}
+    }
+    std::mem::take(&mut *dialled.lock())
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_connections_for_its_priority_are_limited_a_request_has_no_other_of_its_list_dialled() {
+    let limited = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
+    assert_eq!(dialled(limited).await.len(), 1);
+    let limited = CircuitBreakers { max_connections_per_host: Some(1), ..CircuitBreakers::default() };
+    assert_eq!(dialled(limited).await.len(), 1);
+    assert_eq!(dialled(CircuitBreakers::default()).await.len(), 2, "control: without a limit the next is begun");
 }
 
 #[tokio::test]

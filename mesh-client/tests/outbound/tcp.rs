@@ -11,15 +11,18 @@ use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
 use mesh_core::id::Locality;
 use mesh_core::policy::{
-    Address, Balancer, Cluster, ClusterState, ClusterTelemetry, DirectResponse, Endpoint, Endpoints, Forward, Listener,
-    LocalityEndpoints, MeshTls, OriginatedTls, RetryOn, RouteAction, RouteMatch, Snapshot, TcpForward, TcpShare,
-    UpstreamTls,
+    Address, Balancer, Cluster, ClusterState, ClusterTelemetry, DirectResponse, Discovery, Endpoint, Endpoints,
+    Forward, Listener, LocalityEndpoints, MeshTls, OriginatedTls, RetryOn, RouteAction, RouteMatch, Snapshot,
+    TcpForward, TcpShare, UpstreamTls,
 };
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::clock::pass;
-use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, RawServer, TestCa, crypto, policy};
+use mesh_testkit::{
+    Behaviour, CertificateSpec, EchoServer, FakeResolver, FixedSource, RawServer, TestCa, crypto, policy,
+};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::time::Instant;
 
 use super::{TARGET, client_of, cluster, dead_address, fetch, get, retrying};
 
@@ -564,4 +567,33 @@ async fn a_connection_that_nobody_waits_on_is_found_closed_by_its_next_use_and_t
     let gone = server.wait_for_open(0);
     tokio::time::timeout(Duration::from_secs(30), gone).await.expect("while the connection is held");
     drop(connection);
+}
+
+/// A raw connection to a name with these addresses: how long it took, or why there is none. Whoever has an IPv6 one is silent.
+async fn connected(discovery: fn(Arc<Endpoints>) -> Discovery, addresses: &[&str]) -> Result<Duration, Code> {
+    let resolver = FakeResolver::new();
+    resolver.set("mysql.example.com", addresses, None);
+    let named = Endpoint::new(Address::Name { host: "mysql.example.com".into(), port: 3306 });
+    let names = policy::endpoints(&"test".into(), vec![named]);
+    let snapshot = raw(Cluster { discovery: discovery(names.into()), ..cluster("test") }, &[], 1);
+    let builder = Client::builder(FixedSource::of(TARGET, snapshot)).resolver(resolver);
+    let client = builder.connector(|address: Address| async move {
+        match address {
+            Address::Socket(address) if address.is_ipv4() => Ok(Box::new(tokio::io::duplex(64).0) as Box<dyn Io>),
+            _ => std::future::pending().await,
+        }
+    });
+    let begun = Instant::now();
+    let connected = client.build().connect(TARGET).await;
+    connected.map(|_| begun.elapsed()).map_err(|error| error.code())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_family_that_is_silent_costs_a_raw_connection_a_quarter_of_a_second_r32() {
+    for discovery in [Discovery::StrictDns, Discovery::LogicalDns] {
+        let took = connected(discovery, &["::1", "127.0.0.1"]).await.unwrap();
+        assert!((250..=300).contains(&took.as_millis()), "{took:?}");
+        // Control: there is no other family to fall back on.
+        assert_eq!(connected(discovery, &["::1"]).await, Err(Code::CONNECT_TIMEOUT));
+    }
 }

@@ -14,9 +14,6 @@ use super::BACK_DATE;
 use super::key::Key;
 use super::material::{is_signed_with, parse};
 
-/// Bytes of the file: a message to a member holds all of it.
-const MOST: usize = 32 << 20;
-
 /// Lists that tell of everything that is trusted.
 #[derive(Default)]
 pub(super) struct RevocationLists {
@@ -38,9 +35,6 @@ impl RevocationLists {
         // Without a list everybody is good: a file that was cut short must not mean that.
         if ders.is_empty() {
             return Err("it holds no revocation list; remove it if there is none".to_owned());
-        }
-        if pem.len() > MOST {
-            return Err(format!("it has {} bytes; at most {MOST} can be told to members", pem.len()));
         }
         let read = |der| match CertificateRevocationList::from_der(der) {
             Ok(([], list)) => Ok(list),

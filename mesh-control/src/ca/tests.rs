@@ -420,6 +420,23 @@ fn s67_a_root_is_changed_while_there_are_revocation_lists_and_they_hold_througho
     assert!(good(&new));
 }
 
+/// Nothing is made of it, and no more read than may be.
+#[test]
+fn s68_revocation_lists_of_50_mb_are_refused_and_the_last_good_ones_stay() {
+    let world = Rotating::new();
+    let ca = world.authority();
+    let path = world.home.path().join("ca-crl.pem");
+    let list = list_of(&world, &ca.bundle().roots()[0], KEY_FILE, &[]);
+    std::fs::write(&path, &list).unwrap();
+    assert!(ca.reload().unwrap());
+    let good = ca.bundle().revocation_lists().to_vec();
+    // A good list with so much behind it that is none, as PEM may have.
+    std::fs::write(&path, list + &" ".repeat(50 << 20)).unwrap();
+    let refused = ca.reload().unwrap_err().to_string();
+    assert!(refused.contains("ca-crl.pem") && refused.contains("16 MiB"), "{refused}");
+    assert_eq!(ca.bundle().revocation_lists(), good);
+}
+
 #[test]
 fn without_revocation_lists_the_old_key_is_gone_with_the_switch() {
     let world = Rotating::new();

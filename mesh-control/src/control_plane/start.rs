@@ -40,20 +40,20 @@ impl Builder {
         let crypto = self.crypto.clone();
         let crypto = crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let (certificate, life) = self.certificate(&authority, address, &crypto)?;
-        let certificate = Arc::new(certificate);
 
         let (known, saves) = registry::load(&state);
-        let registry = Registry::new(known, self.registration_grace, Instant::now()).after_saves(saves);
-        let registry = Arc::new(registry);
-        let (directory, model) = self.model(&state)?;
+        let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()).after_saves(saves));
+        let kept = self.manifests.is_some().then(|| Kept::open(&state)).transpose()?;
+        let former = kept.as_ref().and_then(Kept::former);
+        let (directory, model) = self.model(kept)?;
         let (named_by, options) = (model.clone(), self.options.clone());
         let own_names = move || own_names(&named_by.load(), &options);
         let federation = Arc::new(Federation::open(authority.clone(), own_names));
         let ask = Fetch::new(self.jwks.clone(), crypto.clone())?.ask();
-        let (now, kept) = (self.clock.clone(), Some(state.clone()));
-        let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), now, kept);
+        let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), self.clock.clone(), Some(state.clone()));
         let held = Held::load(Some(state.clone()));
-        let served = Served::new(model.clone(), registry.watch(), keys.keys(), self.options.clone(), held, &self.clock);
+        let served = Served::new(model.clone(), registry.watch(), keys.keys(), self.options.clone(), held, &self.clock)
+            .after(former);
         let (trigger, drain) = drain::channel();
         let services = Services {
             authority,
@@ -178,7 +178,7 @@ impl Builder {
         authority: &Arc<CertificateAuthority>,
         address: SocketAddr,
         crypto: &Arc<CryptoProvider>,
-    ) -> Result<(ServerCertificate, Duration), StartError> {
+    ) -> Result<(Arc<ServerCertificate>, Duration), StartError> {
         let id = SpiffeId::for_service_account(&self.options.trust_domain, "mesh-system", "control-plane")?;
         let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
         let listening = Some(address.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
@@ -187,14 +187,15 @@ impl Builder {
                 names.push(name);
             }
         }
-        Ok(ServerCertificate::new(authority.clone(), id, names, crypto.clone())?)
+        let (certificate, life) = ServerCertificate::new(authority.clone(), id, names, crypto.clone())?;
+        Ok((Arc::new(certificate), life))
     }
 
-    fn model(&self, state: &StateDir) -> Result<(Option<Directory>, Watched<Model>), StartError> {
-        let Some(path) = &self.manifests else {
+    fn model(&self, kept: Option<Kept>) -> Result<(Option<Directory>, Watched<Model>), StartError> {
+        let Some((path, kept)) = self.manifests.as_ref().zip(kept) else {
             return Ok((None, Watched::fixed(Model::default())));
         };
-        let directory = directory::watch_and_keep(path, Limits::default(), Kept::open(state)?)?;
+        let directory = directory::watch_and_keep(path, Limits::default(), kept)?;
         let model = directory.model();
         Ok((Some(directory), model))
     }

@@ -37,7 +37,8 @@ pub struct FetchOptions {
     pub roots: Option<PathBuf>,
     /// Between two fetches. A fetch that failed is tried again sooner. Default 20 min, Istio's.
     pub refresh: Duration,
-    /// How long keys hold that cannot be fetched anew. Default 24 h.
+    /// How long keys hold that cannot be fetched anew; and, once a server has them, while it hears nothing of a control
+    /// plane. Default 24 h.
     pub max_age: Duration,
 }
 
@@ -62,4 +63,7 @@ pub(crate) struct Known {
     pub(crate) document: Option<Arc<str>>,
     /// Why there is no newer one.
     pub(crate) failure: Option<String>,
+    /// How long the document holds at a server that hears nothing of a control plane; zero before there was one.
+    #[serde(skip)]
+    pub(crate) max_age: Duration,
 }

@@ -89,6 +89,7 @@ impl Refresh {
             if fetched > now {
                 continue;
             }
+            wanted.known.max_age = refresh.options.max_age;
             (wanted.known.document, wanted.fetched) = (Some(keys.text.into()), fetched);
         }
         refresh.forget_old();
@@ -187,6 +188,7 @@ impl Refresh {
                 if source.known.document.as_deref() != Some(&*document) {
                     source.known.document = Some(document.into());
                 }
+                source.known.max_age = self.options.max_age;
                 (source.fetched, source.failures) = (now, 0);
                 source.due = Instant::now() + refresh;
                 self.save();
@@ -205,7 +207,7 @@ impl Refresh {
         let (now, most) = (self.clock.unix_seconds(), self.options.max_age.as_secs());
         for source in self.sources.values_mut() {
             if now.saturating_sub(source.fetched) > most {
-                source.known.document = None;
+                (source.known.document, source.known.max_age) = (None, Duration::ZERO);
             }
         }
     }

@@ -9,6 +9,7 @@ use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
 use super::reference::RefSpec;
 use super::selection::Selection;
+use crate::source::Document;
 use crate::source::decode::Ignored;
 
 pub(super) mod matchers;
@@ -148,7 +149,7 @@ impl Kind for AuthorizationPolicy {
 
     /// What a policy was written to stop must not pass for a slip of the pen: until it is corrected nothing does,
     /// for the workloads selected, or for the whole scope if they cannot be read.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+    fn stand_in(read: Option<Self>, _: &Document) -> Option<(Self, &'static str)> {
         let observes = |read: &Self| read.dry_run || read.action == AuthorizationAction::Audit;
         if read.as_ref().is_some_and(observes) {
             return None;

@@ -45,8 +45,8 @@ pub(crate) trait Kind: Sized {
     fn validate(spec: Self::Spec, check: &mut Check<'_>) -> Self;
 
     /// What stands in for an object that is not valid and has no last good version, with what that
-    /// means; security kinds fail closed. `read` is what could be made of it.
-    fn stand_in(_read: Option<Self>) -> Option<(Self, &'static str)> {
+    /// means; security kinds fail closed. `read` is what could be made of its document.
+    fn stand_in(_read: Option<Self>, _document: &Document) -> Option<(Self, &'static str)> {
         None
     }
 }
@@ -243,7 +243,7 @@ fn add_as<T: Kind>(
     let (object, effect) = match (spec, last) {
         (Some(spec), _) if valid => (object(spec, &check.findings, false), ""),
         (_, Some(last)) => (Some(last.clone()), last.spec.as_last_good().unwrap_or(LAST_GOOD)),
-        (spec, None) => match T::stand_in(spec) {
+        (spec, None) => match T::stand_in(spec, document) {
             Some((spec, effect)) => (object(spec, &[], true), effect),
             None => (None, ""),
         },

@@ -248,7 +248,7 @@ impl Kind for MeshConfig {
     }
 
     /// One slip does not take away what else it says.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+    fn stand_in(read: Option<Self>, _: &Document) -> Option<(Self, &'static str)> {
         Some((read?, "what else the MeshConfig says is in force"))
     }
 }

@@ -9,6 +9,7 @@ use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
 use super::values::port;
+use crate::source::Document;
 use crate::source::decode::Ignored;
 
 /// A PeerAuthentication.
@@ -72,7 +73,7 @@ impl Kind for PeerAuthentication {
 
     /// A misspelt mode must not open a port: until it is corrected the strictest one holds, for the
     /// workloads selected, or for the whole scope if they cannot be read.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+    fn stand_in(read: Option<Self>, _: &Document) -> Option<(Self, &'static str)> {
         let selector = read.and_then(|read| read.selector);
         let strict = Self { selector, mode: Some(InboundTls::Strict), ports: BTreeMap::new() };
         Some((strict, "until it is corrected mutual TLS is required (STRICT) where this object holds"))

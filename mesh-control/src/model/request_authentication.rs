@@ -16,6 +16,7 @@ use super::reference::RefSpec;
 use super::selection::Selection;
 use super::values::duration;
 use crate::jwks::LONGEST;
+use crate::source::Document;
 use crate::source::decode::Ignored;
 
 /// A RequestAuthentication.
@@ -126,7 +127,7 @@ impl Kind for RequestAuthentication {
 
     /// A slip of the pen must not let bad tokens through: until it is corrected every token is bad, for the workloads
     /// selected, or for the whole scope if they cannot be read.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+    fn stand_in(read: Option<Self>, _: &Document) -> Option<(Self, &'static str)> {
         let mut stand_in = read.unwrap_or(Self { selection: Selection::default(), rules: Vec::new() });
         stand_in.rules.push(rule_of(&RuleSpec::default()));
         for rule in &mut stand_in.rules {
@@ -138,8 +139,8 @@ impl Kind for RequestAuthentication {
 
 impl TokenRule {
     /// The rule as a server is told it, with the keys of the issuer.
-    pub(crate) fn provider(&self, keys: String) -> JwtProvider {
-        JwtProvider { keys: JwtKeys::Inline(keys), ..self.provider.clone() }
+    pub(crate) fn provider(&self, keys: JwtKeys) -> JwtProvider {
+        JwtProvider { keys, ..self.provider.clone() }
     }
 
     /// Who issues the tokens; empty = anybody.

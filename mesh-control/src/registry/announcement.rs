@@ -66,7 +66,9 @@ pub(super) fn check(
         address: address(&a.address, peer)?,
         labels: a.labels,
         locality: Locality { region: a.region, zone: a.zone, sub_zone: a.sub_zone },
-        mesh_tls: a.mesh_tls,
+        // Who announces has shown a certificate of the mesh, and can show it to callers. That these send plaintext is for
+        // policy to say, and not for an endpoint.
+        mesh_tls: true,
         port_protocol,
         workload: a.workload,
         service_account: account.to_owned(),
@@ -150,6 +152,14 @@ mod tests {
         let registration = check(good(), "default", "reviews", HERE).unwrap();
         assert_eq!((registration.namespace.as_str(), registration.service_account.as_str()), ("default", "reviews"));
         assert_eq!((registration.service_port, registration.port_protocol.as_str()), (9080, "http"));
+    }
+
+    #[test]
+    fn s70_no_announcement_offers_plaintext() {
+        for mesh_tls in [true, false] {
+            let announced = Announcement { mesh_tls, ..good() };
+            assert!(check(announced, "default", "reviews", HERE).unwrap().mesh_tls);
+        }
     }
 
     #[test]

@@ -74,7 +74,11 @@ async fn keys_of_an_issuer_are_served_when_they_come_and_why_they_do_not_is_foun
     let name = seat.subscribe(Kind::Listener, "xds.istio.io/grpc/lds/inbound/10.0.0.1:80");
     let shown = || seat.resource(Kind::Listener, &name).map(|encoded| encoded.version);
     let publish = |failure: Option<&str>| {
-        let known = Known { document: Some("keys".into()), failure: failure.map(str::to_owned) };
+        let known = Known {
+            document: Some("keys".into()),
+            failure: failure.map(str::to_owned),
+            max_age: Duration::from_secs(1),
+        };
         publisher.publish(Keys::from([(KeySource::Uri(URL.to_owned()), known)]));
     };
     tokio::select! {

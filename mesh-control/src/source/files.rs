@@ -268,7 +268,7 @@ impl FileSet {
 }
 
 /// Opening a pipe would wait for its writer.
-fn is_file(path: &Path) -> Result<(), String> {
+pub(super) fn is_file(path: &Path) -> Result<(), String> {
     match fs::metadata(path) {
         Ok(found) if found.is_file() => Ok(()),
         Ok(found) if found.is_dir() => Err("a directory by the name of a manifest; directories are not entered".into()),
@@ -278,7 +278,7 @@ fn is_file(path: &Path) -> Result<(), String> {
     }
 }
 
-fn read_bounded(path: &Path, limits: &Limits) -> Result<String, String> {
+pub(super) fn read_bounded(path: &Path, limits: &Limits) -> Result<String, String> {
     use std::io::Read;
 
     let cannot = |error: io::Error| format!("cannot be read: {error}");

@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Document;
+use super::files::{is_file, read_bounded};
+use super::{Document, Limits};
+use crate::model::Model;
 use crate::state_dir::{StateDir, StateError};
 
 const DIRECTORY: &str = "manifests";
@@ -53,6 +55,27 @@ impl Kept {
         let Some(bytes) = self.0.read(&name).map_err(|error| unusable(&error))? else { return Ok(None) };
         let content: Content = serde_json::from_slice(&bytes).map_err(|error| unusable(&error))?;
         Ok(Some(content).filter(|content| content.file == place(path).display().to_string()))
+    }
+
+    /// What the process before served, if the files say something else now.
+    pub(crate) fn former(&self) -> Option<Model> {
+        let names = fs::read_dir(self.0.path(".")).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let read = |name: &str| serde_json::from_slice::<Content>(&self.0.read(name).ok()??).ok();
+        let mut contents: Vec<_> = names.filter_map(|name| read(name.to_str()?)).collect();
+        contents.sort_unstable_by(|a, b| a.file.cmp(&b.file));
+        let limits = Limits::default();
+        let differs = |content: &Content| {
+            is_file(Path::new(&content.file)).is_err()
+                || read_bounded(Path::new(&content.file), &limits).ok().is_none_or(|text| text != content.text)
+        };
+        if !contents.iter().any(differs) {
+            return None;
+        }
+        // First what is in force: of one object the first counts.
+        let texts = contents
+            .iter()
+            .flat_map(|content| content.good.iter().chain([&content.text]).map(|text| (&*content.file, &**text)));
+        Some(Model::from_texts(texts))
     }
 
     /// Keeps a text that was read, and what is in force in the place of its objects that are not valid.
@@ -110,8 +133,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::model::Model;
-    use crate::source::{FileSet, Limits, directory};
+    use crate::source::{FileSet, directory};
 
     /// A directory with one manifest, and a state directory.
     struct Setup {
@@ -175,6 +197,24 @@ mod tests {
 
         setup.write(&rule("a", "2s"));
         assert_eq!((rules(&setup.read()), lines(&setup.read()).len()), (vec![("a", 2)], 0));
+    }
+
+    #[test]
+    fn what_was_served_before_is_known_if_it_is_something_else() {
+        let setup = Setup::new();
+        let former = || Kept::open(&StateDir::open(setup.state.path()).unwrap()).unwrap().former();
+        assert!(former().is_none(), "nothing was");
+        setup.write(&(rule("a", "1s") + &rule("b", "1s")));
+        setup.read();
+        assert!(former().is_none(), "the same");
+        setup.write(&(rule("a", "1x") + &rule("b", "2s")));
+        assert_eq!(rules(&former().unwrap()), [("a", 1), ("b", 1)]);
+        // Of what is not valid the version in force was served.
+        setup.read();
+        setup.write(&rule("c", "1s"));
+        assert_eq!(rules(&former().unwrap()), [("a", 1), ("b", 2)]);
+        fs::remove_file(setup.manifests.path().join("a.yaml")).unwrap();
+        assert_eq!(rules(&former().unwrap()), [("a", 1), ("b", 2)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::references::{self, Dangling, full_name};
-use super::{NodeScope, World, guards, in_vain, names, plaintext, selected};
+use super::{NodeScope, World, guards, in_vain, names, plaintext, selected, unnamed};
 use crate::finding::{Finding, Severity};
 use crate::model::{Object, PortProtocol, VirtualService, covers};
 
@@ -18,6 +18,7 @@ pub(super) fn findings(world: &World) -> Vec<Finding> {
     destination_rules(world, &mut findings);
     subsets_of_two(world, &mut findings);
     plaintext::findings(world, &mut findings);
+    unnamed::findings(world, &mut findings);
     linkerd(world, &mut findings);
     guards::findings(world, &mut findings);
     in_vain::findings(world, &mut findings);

@@ -190,23 +190,24 @@ fn exact(names: &[String]) -> Vec<StringMatcher> {
 }
 
 /// Who may answer, by each name of the trust domain: the service accounts behind the port, of `all` endpoints or of those that
-/// accept mesh mTLS. Where an account is not known, any of the endpoint's namespace; never any peer of the mesh.
+/// accept mesh mTLS. Where an account is not known, any of the endpoint's namespace, or of the host's where that is not known
+/// either; never any peer of the mesh, which an empty list would be.
 fn peer_ids(world: &World, host: &Host, port: &HostPort, all: bool) -> Vec<StringMatcher> {
     let mut accounts = BTreeSet::new();
     let mut namespaces = BTreeSet::new();
     for instance in port.instances.iter().filter(|instance| all || instance.metadata.mesh_tls) {
         let Instance { namespace, account, .. } = instance;
+        let namespace = if namespace.is_empty() { host.namespace.as_str() } else { namespace };
         let fits =
             |account: &&str| SpiffeId::for_service_account(&world.options.trust_domain, namespace, account).is_ok();
         match account.as_deref().filter(fits) {
-            Some(account) => _ = accounts.insert((namespace.as_str(), account)),
-            None => _ = namespaces.insert(namespace.as_str()),
+            Some(account) => _ = accounts.insert((namespace, account)),
+            None => _ = namespaces.insert(namespace),
         }
     }
     if accounts.is_empty() && namespaces.is_empty() {
         namespaces.insert(&host.namespace);
     }
-    namespaces.retain(|namespace| !namespace.is_empty());
     let of = |domain: &String| {
         let exact = accounts
             .iter()

@@ -55,7 +55,7 @@ fn targets<T>(model: &Model, policy: &Object<T>, selection: &Selection, findings
 fn keys(world: &World, policy: &Object<RequestAuthentication>, findings: &mut Vec<Finding>) {
     for (i, rule) in policy.spec.rules.iter().enumerate() {
         let TokenKeys::From(source) = &rule.keys else { continue };
-        let Some(Known { document, failure }) = world.keys.get(source) else { continue };
+        let Some(Known { document, failure, .. }) = world.keys.get(source) else { continue };
         let field = match source {
             KeySource::Uri(_) => "jwksUri",
             KeySource::Issuer(_) => "issuer",

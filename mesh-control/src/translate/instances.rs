@@ -1,7 +1,7 @@
 //! Who serves a port: endpoint slices, workload entries, service entry endpoints, announcements.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -162,6 +162,25 @@ impl Workloads {
         self.pods.only(ip, |pod| pod.namespace() == namespace && pod.spec.service_account.as_deref().is_none_or(same))
     }
 
+    /// What a process at an address announced, if it is of the service and, where that of the pod there is known, runs as
+    /// that account. By that it is a member of the mesh, whatever else is said of the pod.
+    fn announced_behind(
+        &self,
+        service: &Object<Service>,
+        address: SocketAddr,
+        account: Option<&String>,
+    ) -> Option<&Registration> {
+        let selector = &service.spec.selector;
+        self.announced.at(address).find(|announced| {
+            let selected = !selector.is_empty() && includes(&announced.labels, selector);
+            announced.namespace == service.namespace()
+                && (announced.service == service.name() || selected)
+                && !announced.service_account.is_empty()
+                && announced.mesh_tls
+                && account.is_none_or(|account| *account == announced.service_account)
+        })
+    }
+
     /// Takes a registration in, or in place of the one of the same key.
     pub(super) fn announce(&mut self, registration: &Arc<Registration>, model: &Model, options: &Options) {
         let instance = announced(registration, model, options);
@@ -244,7 +263,7 @@ pub(super) fn of_service(
     let (namespace, spec) = (service.namespace(), &service.spec);
     let key = (namespace.to_owned(), service.name().to_owned());
     for slice in workloads.slices.get(&key).map_or(&[][..], |slices| slices) {
-        from_slice(slice, spec.publish_not_ready, port, &workloads.pods, policies);
+        from_slice(slice, service, port, workloads, policies);
     }
     let by_name = workloads.announced.of_service(namespace, service.name());
     let by_name = by_name.iter().filter(|announced| announced.registration.service_port == port.number);
@@ -305,12 +324,12 @@ fn target_number(port: &HostPort) -> u16 {
 
 fn from_slice(
     slice: &Object<EndpointSlice>,
-    publish_not_ready: bool,
+    service: &Object<Service>,
     port: &mut HostPort,
-    pods: &Pods,
+    workloads: &Workloads,
     policies: Policies<'_>,
 ) {
-    let ports = &slice.spec.ports;
+    let (ports, publish_not_ready) = (&slice.spec.ports, service.spec.publish_not_ready);
     let number = ports.iter().find(|(name, _)| *name == port.name).or(match ports.as_slice() {
         [only] if port.name.is_empty() => Some(only),
         _ => None,
@@ -323,7 +342,9 @@ fn from_slice(
             continue;
         }
         for address in endpoint.sockets(*number) {
-            let pod = pods.behind(endpoint.pod.as_ref(), address.ip(), namespace);
+            let pod = workloads.pods.behind(endpoint.pod.as_ref(), address.ip(), namespace);
+            let account = pod.and_then(|pod| pod.spec.service_account.as_ref());
+            let announced = workloads.announced_behind(service, address, account);
             let labels = pod.map(|pod| pod.document.labels.clone()).unwrap_or_default();
             let name = pod.map(|pod| pod.name()).or(endpoint.pod.as_ref().map(|(_, name)| name.as_str()));
             // What is no pod, such as the API server, is no workload that a policy could be about.
@@ -331,7 +352,10 @@ fn from_slice(
             let metadata = EndpointMetadata {
                 hostname: endpoint.hostname.clone(),
                 workload: name.map(|name| workload(name, namespace, &labels)),
-                ..marked_transport(policies, namespace, &labels, address.port())
+                ..match (policies, announced) {
+                    (Some(policies), Some(_)) => policies.transport(namespace, &labels, address.port(), true, true),
+                    _ => marked_transport(policies, namespace, &labels, address.port()),
+                }
             };
             port.instances.push(Instance {
                 address: Address::Socket(address),
@@ -340,7 +364,7 @@ fn from_slice(
                 weight: NonZeroU32::MIN,
                 health,
                 namespace: namespace.to_owned(),
-                account: pod.and_then(|pod| pod.spec.service_account.clone()),
+                account: account.or(announced.map(|announced| &announced.service_account)).cloned(),
                 metadata: Arc::new(metadata),
             });
         }

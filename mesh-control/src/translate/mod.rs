@@ -31,6 +31,7 @@ mod routes;
 mod rules;
 mod selected;
 mod tokens;
+mod unnamed;
 mod virtual_services;
 
 use std::collections::{BTreeMap, HashMap};

@@ -2,14 +2,16 @@
 //! tokens has good ones.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use mesh_core::policy::{JwtAuthentication, JwtProvider, MetadataMatch};
+use mesh_core::policy::{JwtAuthentication, JwtKeys, JwtProvider, MetadataMatch};
 
 use super::World;
 use super::inbound::Workload;
+use crate::jwks::Known;
 use crate::model::{TokenKeys, TokenRule};
 
 /// What a workload demands of tokens; nothing without rules. The rules of every object that is for it are taken together.
@@ -34,14 +36,17 @@ pub(super) fn authentication(world: &World, of: &Workload<'_>) -> Option<JwtAuth
 }
 
 /// The keys of a rule's issuer; while there are none, one that nobody can sign with.
-fn keys(world: &World, rule: &TokenRule) -> String {
+fn keys(world: &World, rule: &TokenRule) -> JwtKeys {
     match &rule.keys {
-        TokenKeys::Inline(text) => text.clone(),
-        TokenKeys::From(source) => {
-            let document = world.keys.get(source).and_then(|known| known.document.as_deref());
-            document.map_or_else(|| nobodys_key(&source.url()), str::to_owned)
-        }
-        TokenKeys::Nowhere => nobodys_key("nowhere"),
+        TokenKeys::Inline(text) => JwtKeys::Inline(text.clone()),
+        TokenKeys::From(source) => match world.keys.get(source) {
+            Some(Known { document: Some(jwks), max_age, .. }) => {
+                // Servers take no limit of 0.
+                JwtKeys::Fetched { jwks: jwks.as_ref().to_owned(), max_age: (*max_age).max(Duration::from_secs(1)) }
+            }
+            _ => JwtKeys::Inline(nobodys_key(&source.url())),
+        },
+        TokenKeys::Nowhere => JwtKeys::Inline(nobodys_key("nowhere")),
     }
 }
 

@@ -13,7 +13,7 @@ mod seat;
 
 pub(crate) use self::seat::Seat;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -34,6 +34,9 @@ pub(crate) enum Touched {
     Subjects(HashSet<String>),
 }
 
+/// Of so many changes of what there is the state before is known still.
+const FORMER: usize = 2;
+
 /// The subject of what is looked at with every revision.
 pub(super) const ALWAYS: &str = "*";
 
@@ -49,12 +52,23 @@ struct Inner {
     revision: u64,
     version: Arc<str>,
     resources: Arc<dyn Resources>,
+    /// The first version with the names that there are now.
+    since: Arc<str>,
+    /// What was served before the last changes of what there is, newest first: who was away meanwhile has it still.
+    former: VecDeque<Former>,
     scopes: HashMap<Arc<NodeScope>, ScopeUse>,
     entries: HashMap<Key, Entry>,
     subjects: HashMap<Box<str>, HashSet<Key>>,
     wildcards: HashMap<(u64, Kind), Wildcard>,
     last_scope: u64,
     last_seat: u64,
+}
+
+/// What was served with certain names, and the first version that had these; none of this run, if another one served it.
+#[derive(Clone)]
+struct Former {
+    since: Option<Arc<str>>,
+    resources: Arc<dyn Resources>,
 }
 
 /// A scope that streams have.
@@ -140,10 +154,13 @@ struct Covered {
 impl Cache {
     /// `version` names the first revision to clients and operators.
     pub(crate) fn new(version: String, resources: Arc<dyn Resources>) -> Arc<Self> {
+        let version: Arc<str> = version.into();
         let inner = Inner {
             revision: 0,
-            version: version.into(),
+            since: version.clone(),
+            version,
             resources,
+            former: VecDeque::new(),
             scopes: HashMap::new(),
             entries: HashMap::new(),
             subjects: HashMap::new(),
@@ -152,6 +169,11 @@ impl Cache {
             last_seat: 0,
         };
         Arc::new(Self { inner: Mutex::new(inner), contents: Mutex::default(), evaluated: AtomicU64::new(0) })
+    }
+
+    /// Remembers what an earlier run served.
+    pub(crate) fn remember(&self, resources: Arc<dyn Resources>) {
+        self.inner.lock().former.push_back(Former { since: None, resources });
     }
 
     /// The revision served.
@@ -197,7 +219,17 @@ impl Cache {
         let mut inner = self.inner.lock();
         inner.revision += 1;
         inner.version = version.into();
-        inner.resources = resources.clone();
+        let before = std::mem::replace(&mut inner.resources, resources.clone());
+        let hosts = match touched {
+            Touched::All => true,
+            Touched::Subjects(subjects) => subjects.contains(HOSTS),
+        };
+        if hosts {
+            let version = inner.version.clone();
+            let since = std::mem::replace(&mut inner.since, version);
+            inner.former.push_front(Former { since: Some(since), resources: before });
+            inner.former.truncate(FORMER);
+        }
         let stale = |key: &Key| {
             let entry = &inner.entries[key];
             let before = entry.encoded.as_ref().map(|encoded| encoded.version);
@@ -210,10 +242,6 @@ impl Cache {
                 let subjects = subjects.iter().map(String::as_str).chain([ALWAYS]).collect::<HashSet<_>>();
                 subjects.into_iter().filter_map(|subject| inner.subjects.get(subject)).flatten().map(stale).collect()
             }
-        };
-        let hosts = match touched {
-            Touched::All => true,
-            Touched::Subjects(subjects) => subjects.contains(HOSTS),
         };
         let covered = inner.wildcards.iter().filter(|_| hosts).map(|(at, wildcard)| Covered {
             at: *at,

@@ -16,8 +16,8 @@ use super::stream::Asked;
 use super::unread::Unread;
 use super::{Kind, Limits};
 
-/// Bytes of the messages in a request together: its node, the error, locators, which nobody reads. An Envoy lists its
-/// extensions in its node, which takes 80 KiB.
+/// Bytes of the messages in a request together: its node, the error but for its text, which takes what it came with and is cut,
+/// locators, which nobody reads. An Envoy lists its extensions in its node, which takes 80 KiB.
 const MESSAGES: usize = 256 << 10;
 
 /// Where the fields of a request are that can become large.
@@ -27,6 +27,8 @@ pub(super) struct Fields {
     /// The versions of an earlier stream.
     pub(super) versions: Option<u32>,
     pub(super) messages: &'static [u32],
+    /// Which of these is the error.
+    pub(super) error: u32,
     pub(super) type_url: u32,
 }
 
@@ -117,13 +119,33 @@ fn field(rest: &mut &[u8], fields: &Fields, seen: &mut Seen) -> Option<()> {
     } else if fields.versions == Some(tag) {
         seen.versions += 1;
     } else if fields.messages.contains(&tag) {
-        seen.messages = seen.messages.saturating_add(len.min(rest.len()));
+        let text = content.filter(|_| tag == fields.error).map_or(0, text_of);
+        seen.messages = seen.messages.saturating_add(len.min(rest.len()) - text);
     } else if fields.type_url == tag {
         let kind = content.and_then(|url| Kind::from_type_url(std::str::from_utf8(url).ok()?));
         seen.type_url = kind.map_or("unknown", Kind::type_url);
     }
     *rest = rest.get(content?.len()..)?;
     Some(())
+}
+
+/// Bytes of the text in a `google.rpc.Status`.
+fn text_of(mut error: &[u8]) -> usize {
+    const MESSAGE: u32 = 2;
+    let mut bytes = 0;
+    while let Ok((tag, wire)) = decode_key(&mut error) {
+        if (tag, wire) != (MESSAGE, WireType::LengthDelimited) {
+            if skip_field(wire, tag, &mut error, DecodeContext::default()).is_err() {
+                break;
+            }
+            continue;
+        }
+        let Ok(Ok(len)) = decode_varint(&mut error).map(usize::try_from) else { break };
+        let Some(rest) = error.get(len..) else { break };
+        bytes += len;
+        error = rest;
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -198,6 +220,15 @@ mod tests {
         ] {
             assert!(seen(&request).unwrap_err().contains("at most 262144"));
         }
+        // The text of an error takes no more than it came with; what stands around it may, before and after.
+        let text = rpc::Status { message: "x".repeat(2 * MESSAGES), ..rpc::Status::default() };
+        seen(&DiscoveryRequest { error_detail: Some(text.clone()), ..of() }).unwrap();
+        seen(&DeltaDiscoveryRequest { error_detail: Some(text.clone()), ..DeltaDiscoveryRequest::default() }).unwrap();
+        let both = rpc::Status { details: vec![Any::default(); many], ..text.clone() };
+        assert!(seen(&DiscoveryRequest { error_detail: Some(both), ..of() }).is_err());
+        // No other message has such a text.
+        let node = Node { cluster: text.message, ..Node::default() };
+        assert!(seen(&DiscoveryRequest { node: Some(node), ..of() }).is_err());
         // A field of which several come is read into one.
         let part = Node { extensions: vec![Extension::default(); many / 2], ..Node::default() };
         let part = DiscoveryRequest { node: Some(part), ..of() }.encode_to_vec();

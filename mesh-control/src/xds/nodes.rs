@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::Limits;
 use super::account::Account;
-use super::session::{Form, Session};
+use super::session::{Form, Response, Session};
 use crate::runtime::{EVERY, Peer};
 
 /// One connected client.
@@ -64,7 +64,7 @@ pub struct TypeStatus {
     pub waiting: bool,
     /// Resources that changed since the last response, to be sent once it is answered.
     pub due: usize,
-    /// Its refusal of the last response.
+    /// Its refusal of the last response; none of one before that.
     pub nack: Option<NackStatus>,
     /// What of the newest state was not sent because no client takes a message of that size, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,8 +260,20 @@ impl NodeEntry {
         }
     }
 
+    /// The response that may be sent, and when there may be another though nothing happens.
+    pub(crate) fn due(&self, peer: &Peer, now: Instant) -> (Option<Response>, Option<Instant>) {
+        let mut node = self.node.lock();
+        let Node { session: Some(session), id, .. } = &mut *node else { return (None, None) };
+        let lacked = session.lacks_clusters();
+        let due = (session.next(now), session.late_at(now));
+        if session.lacks_clusters() && !lacked {
+            self.late(peer, id);
+        }
+        due
+    }
+
     /// Tells that an Envoy does not take its clusters into use, unless another one of this identity was told of a while ago.
-    pub(crate) fn late(&self, peer: &Peer, node: &str) {
+    fn late(&self, peer: &Peer, node: &str) {
         if let Some(left_out) = self.nodes.tells(&self.identity, |told| &mut told.late) {
             tracing::warn!(
                 %peer, ?node, left_out,

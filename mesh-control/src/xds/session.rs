@@ -16,13 +16,15 @@
 //! wait, or they would name what it does not use yet; but not longer than [`PATIENCE`].
 //!
 //! With a state of the world a client that comes back says what it names, and not what it has: its first list of clusters takes
-//! away what vanished meanwhile. If something did, that list waits for the listeners and routes, as long.
+//! away what vanished meanwhile, unless that is known still. What of it is not has the list wait for the listeners and routes, as
+//! long.
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(not(feature = "fuzzing"), expect(unreachable_pub, reason = "only the fuzzer reaches it from outside"))]
 pub mod fuzzing;
 mod known;
 mod request;
+mod returned;
 mod status;
 
 use std::collections::BTreeSet;
@@ -61,8 +63,9 @@ pub(crate) struct Session {
     behind: Option<Instant>,
     /// Whether that has lasted for [`PATIENCE`].
     late: bool,
-    /// Whether the client has clusters from an earlier stream of states of the world, and was sent none on this one.
-    came_back: bool,
+    /// The version of the clusters that the client has from an earlier stream of states of the world, if it was sent none on
+    /// this one.
+    came_back: Option<String>,
 }
 
 /// The two forms of the protocol.
@@ -110,7 +113,7 @@ impl Session {
             last_nonce: 0,
             behind: None,
             late: false,
-            came_back: false,
+            came_back: None,
         }
     }
 
@@ -134,6 +137,7 @@ impl Session {
         for (ty, due) in self.types.iter_mut().zip(self.seat.take_due()) {
             ty.due.extend(due);
         }
+        self.bring_back();
         if self.takes_away_too_soon() {
             self.behind.get_or_insert(now);
         }
@@ -201,25 +205,6 @@ impl Session {
         }
     }
 
-    /// Whether the first list of clusters would take from a client that came back what its listeners and routes may name. What
-    /// it has is not said: who names clusters names those, and an Envoy, next, the endpoints of those it has.
-    fn takes_away_too_soon(&self) -> bool {
-        let [clusters, endpoints, listeners, routes] = &self.types;
-        if !self.came_back || !clusters.is_due() {
-            return false;
-        }
-        let is_accepted = |ty: &Type| !ty.is_due() && ty.in_flight.is_none() && !ty.refuses();
-        if (listeners.asked || routes.asked) && is_accepted(listeners) && is_accepted(routes) {
-            return false;
-        }
-        let vanished = clusters.names().any(|name| self.seat.resource(Kind::Cluster, name).is_none());
-        if vanished || !clusters.wildcard {
-            return vanished;
-        }
-        let there_are: BTreeSet<_> = clusters.known.keys().map(|name| federated::endpoints_of(name)).collect();
-        !endpoints.asked || endpoints.names().any(|name| !there_are.contains(&**name))
-    }
-
     /// Takes away what vanished, once the client has accepted all listeners and routes that it was sent: while it goes on with
     /// older ones, those may name what vanished.
     fn take_away(&mut self, now: Instant) -> Option<Response> {
@@ -235,7 +220,10 @@ impl Session {
         if self.waits(kind) {
             return None;
         }
-        let gone = std::mem::take(&mut self.types[kind.index()].vanished).into_iter().collect();
+        let gone: Vec<_> = std::mem::take(&mut self.types[kind.index()].vanished).into_iter().collect();
+        if kind == Kind::Cluster && self.form == Form::State {
+            self.let_endpoints_go(&gone);
+        }
         self.send(kind, Plan { gone, ..Plan::default() }, now)
     }
 
@@ -286,7 +274,7 @@ impl Session {
     /// stays good.
     fn send(&mut self, kind: Kind, mut plan: Plan, now: Instant) -> Option<Response> {
         let clusters_of_envoy = kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy;
-        self.came_back &= kind != Kind::Cluster;
+        let mut brought_back = if kind == Kind::Cluster { self.brought_back() } else { Vec::new() };
         let explained = self.explained;
         let Self { types, seat, last_nonce, limits, .. } = self;
         let ty = &mut types[kind.index()];
@@ -298,6 +286,7 @@ impl Session {
             ty.unsent.clear();
             (resources, gone) = (ty.everything(|name| seat.resource(kind, name)), std::mem::take(&mut plan.gone));
             gone.iter().for_each(|name| ty.gone(name));
+            brought_back.retain(|name| seat.let_go(kind, name));
             let bytes = resources.iter().map(|encoded| encoded.any.len()).sum();
             if bytes > limits.largest_response {
                 ty.due.clear();
@@ -342,6 +331,7 @@ impl Session {
             let held = if everything { Held::Bytes(encoded.clone()) } else { Held::Version(encoded.version) };
             ty.sent(&encoded.name, held);
         }
+        ty.vanished.extend(brought_back);
         ty.awaits(self.form, before, resources.iter().map(|encoded| encoded.name.clone()).collect());
         if ty.vanished.is_empty() && ty.due.is_empty() {
             seat.disclaim(kind);

@@ -14,7 +14,7 @@ use tonic::{Code, Status, Streaming};
 use super::cache::{Cache, Mailbox};
 use super::decode::Fields;
 use super::message::{DeltaResponse, StateResponse};
-use super::nodes::{self, NodeEntry};
+use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
 use super::unread::Unread;
 use super::{Kind, Limits, scope};
@@ -61,7 +61,7 @@ impl<R: Asked> AdsStream<R> {
     /// The next response, with the stream to go on with; `None` as stream ends it.
     pub(super) async fn next(mut self) -> Option<(Result<R::Answer, Status>, Option<Self>)> {
         loop {
-            let (response, late) = self.due(Instant::now());
+            let (response, late) = self.entry.due(&self.peer, Instant::now());
             if let Some(response) = response.and_then(R::answer) {
                 self.entry.nodes.pushes.fetch_add(1, Ordering::Relaxed);
                 return Some((Ok(response), Some(self)));
@@ -110,18 +110,6 @@ impl<R: Asked> AdsStream<R> {
         self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
         self.refusals.stream("configuration", &self.peer, &refusal);
         Some(refusal)
-    }
-
-    /// The response that may be sent, and when there may be another though nothing happens.
-    fn due(&self, now: Instant) -> (Option<Response>, Option<Instant>) {
-        let mut node = self.entry.node.lock();
-        let nodes::Node { session: Some(session), id, .. } = &mut *node else { return (None, None) };
-        let lacked = session.lacks_clusters();
-        let due = (session.next(now), session.late_at(now));
-        if session.lacks_clusters() && !lacked {
-            self.entry.late(&self.peer, id);
-        }
-        due
     }
 
     async fn request(&mut self, mut request: R) -> Result<(), Status> {
@@ -204,7 +192,7 @@ impl<R: Asked> AdsStream<R> {
 
 impl Asked for DiscoveryRequest {
     const FORM: Form = Form::State;
-    const FIELDS: Fields = Fields { names: &[3], versions: None, messages: &[2, 6, 7], type_url: 4 };
+    const FIELDS: Fields = Fields { names: &[3], versions: None, messages: &[2, 6, 7], error: 6, type_url: 4 };
     type Answer = StateResponse;
 
     fn node(&mut self) -> Option<Node> {
@@ -237,7 +225,7 @@ impl Asked for DiscoveryRequest {
 
 impl Asked for DeltaDiscoveryRequest {
     const FORM: Form = Form::Delta;
-    const FIELDS: Fields = Fields { names: &[3, 4], versions: Some(5), messages: &[1, 7, 8, 9], type_url: 2 };
+    const FIELDS: Fields = Fields { names: &[3, 4], versions: Some(5), messages: &[1, 7, 8, 9], error: 7, type_url: 2 };
     type Answer = DeltaResponse;
 
     fn node(&mut self) -> Option<Node> {

@@ -221,7 +221,7 @@ impl Choose<'_> {
         let peer = PeerIdentity { spiffe_id, address: ([10, 0, 0, 1], 4000).into() };
         let method = if self.flag() { Method::GET } else { Method::POST };
         let path = match self.below(12) {
-            0 => self.of(&["", "*", "/admin?x=1"]),
+            0 => self.of(&["", "*", "?x=1", "/admin?x=1"]),
             _ => self.of(&PATHS),
         };
         let request = RequestView {

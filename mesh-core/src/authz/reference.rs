@@ -263,9 +263,9 @@ fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
         }
         HeaderKey::Method => vec![request.method.to_string()],
         HeaderKey::Scheme => pseudo(request.scheme).into_iter().collect(),
-        HeaderKey::Path => match pseudo(request.path_and_query) {
-            Some(path) => vec![path],
-            None => return UNKNOWN,
+        HeaderKey::Path => match request.path_and_query {
+            path if path == "*" || path.starts_with('/') => vec![path.to_owned()],
+            _ => return UNKNOWN,
         },
         HeaderKey::Header(name) => {
             let own = read(header, texts(request.headers, name.as_str()));

@@ -82,6 +82,9 @@ pub enum Refusal {
     /// The provider has no keys that can be used.
     #[error("Jwks is not available")]
     NoKeys,
+    /// The control plane fetched the provider's keys and has not been heard of for longer than they hold without it.
+    #[error("Jwks is out of date")]
+    OldKeys,
     /// No key of the issuer has the token's `kid`. Newer keys might.
     #[error("Jwks doesn't have key to match kid or alg from Jwt")]
     NoKey,

@@ -117,6 +117,11 @@ impl Authenticator {
         &self.name
     }
 
+    /// The headers that tell the application of tokens: nobody else may set them.
+    pub fn outputs(&self) -> &[HeaderName] {
+        &self.outputs
+    }
+
     /// The providers of whose tokens none holds, and why their keys cannot be used.
     pub fn unusable(&self) -> impl Iterator<Item = (&str, &str)> {
         self.providers.iter().filter_map(|provider| Some((&*provider.name, &**provider.keys.as_ref().err()?)))
@@ -194,7 +199,14 @@ impl Authenticator {
 impl Provider {
     fn new(name: &str, policy: &JwtProvider) -> Self {
         let keys = match &policy.keys {
-            JwtKeys::Inline(text) => KeySet::parse(text).map_err(|error| error.to_string().into()),
+            JwtKeys::Inline(text) | JwtKeys::Fetched { jwks: text, .. } => {
+                KeySet::parse(text).map_err(|error| error.to_string().into())
+            }
+            JwtKeys::Outdated { max_age } => Err(format!(
+                "its keys were fetched by the control plane, which has not been heard of for {max_age:?}: they are used \
+                 again once it is"
+            )
+            .into()),
             JwtKeys::Remote { uri, .. } => {
                 Err(format!("its keys are behind {uri}, and a server fetches none: the control plane has to send them")
                     .into())
@@ -216,6 +228,7 @@ impl Provider {
                 other if !self.policy.issuer.is_empty() && other.as_ref() != Some(&self.policy.issuer) => {
                     Err(Refusal::Issuer)
                 }
+                _ if matches!(self.policy.keys, JwtKeys::Outdated { .. }) => Err(Refusal::OldKeys),
                 _ => Err(Refusal::NoKeys),
             },
         }

@@ -83,10 +83,15 @@ impl HeaderCondition {
         (every, some)
     }
 
-    /// Whether the request has more than one value for it, under names that are one to many an application.
-    pub(super) fn has_several(&self, request: &RequestView<'_>) -> bool {
+    /// Whether the request has more than one reading of it: several values, or one under a name that is the same to many an
+    /// application.
+    pub(super) fn has_readings(&self, request: &RequestView<'_>) -> bool {
         let Source::Header(name) = &self.source else { return false };
-        request.headers.iter().filter(|(other, _)| *other == name || are_twins(name, other)).nth(1).is_some()
+        let mut own = 0;
+        request.headers.iter().any(|(other, _)| {
+            own += u32::from(other == name);
+            own > 1 || are_twins(name, other)
+        })
     }
 
     fn readings_of(&self, name: &HeaderName, headers: &HeaderMap) -> (bool, bool) {
@@ -138,7 +143,7 @@ impl HeaderCondition {
     fn asks_in_vain(&self, request: &RequestView<'_>) -> bool {
         match self.source {
             Source::Authority => request.authority.is_empty(),
-            Source::Path => request.path_and_query.is_empty(),
+            Source::Path => !(request.path_and_query.starts_with('/') || request.path_and_query == "*"),
             _ => false,
         }
     }

@@ -419,7 +419,7 @@ impl Part<'_> {
             Self::Header(header) => {
                 let chosen = header.holds(request);
                 let alone = (chosen, chosen);
-                let (every, some) = if header.has_several(request) { header.readings(request) } else { alone };
+                let (every, some) = if header.has_readings(request) { header.readings(request) } else { alone };
                 (every, chosen, some)
             }
             Self::Query(parameter) => parameter.readings(query),

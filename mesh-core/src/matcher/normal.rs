@@ -41,7 +41,8 @@ pub enum Met {
     Unchecked,
 }
 
-/// The work that looking at the conditions of one resource may cost. Default: all of it.
+/// The work that looking at the conditions of one resource may cost, in steps and not in time: what is found is the same on
+/// every machine, however busy it is. Default: all of it.
 #[derive(Clone, Debug)]
 pub struct Effort(usize);
 

@@ -10,6 +10,8 @@ use regex_automata::util::syntax::Config as Syntax;
 use regex_syntax::hir::{Hir, HirKind, Look, Repetition};
 use serde::{Serialize, Serializer};
 
+use crate::context::RETRIED;
+
 /// A policy value that cannot be accepted: which field, why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
@@ -565,7 +567,8 @@ fn is_one(fields: &usize) -> bool {
 
 /// Headers with which a hop inside a mesh tells the next one who the peer is: identity (`x-forwarded-client-cert`,
 /// CVE-2024-45806; those of RFC 9440; Linkerd's), and Istio's metadata exchange. Here the certificate is the only word about
-/// it: a server takes them away before a rule or the application could trust them, and nothing else writes one.
+/// it: a server takes them away before a rule or the application could trust them, and nothing else writes one
+/// ([`is_reserved_header`]).
 pub const OF_PEER: [&str; 6] = [
     "client-cert",
     "client-cert-chain",
@@ -578,9 +581,20 @@ pub const OF_PEER: [&str; 6] = [
 /// Whether a header is [`OF_PEER`], also with `_` for `-`: to what reads headers as CGI does it is the same name.
 #[inline]
 pub fn is_of_peer(name: &HeaderName) -> bool {
+    OF_PEER.iter().any(|known| is_called(name, known))
+}
+
+/// With `_` for `-` or without.
+fn is_called(name: &HeaderName, known: &str) -> bool {
     let name = name.as_str();
     let same = |(known, b): (u8, u8)| known == b || (known == b'-' && b == b'_');
-    OF_PEER.iter().any(|known| known.len() == name.len() && known.bytes().zip(name.bytes()).all(same))
+    known.len() == name.len() && known.bytes().zip(name.bytes()).all(same)
+}
+
+/// Whether neither a token nor an authorizer has a say in a header of a request: those that are fixed
+/// ([`is_fixed_header`]), that tell of the peer ([`OF_PEER`]), and the mesh's mark of a retry, also with `_` for `-`.
+pub fn is_reserved_header(name: &HeaderName) -> bool {
+    is_fixed_header(name) || is_of_peer(name) || is_called(name, RETRIED.as_str())
 }
 
 /// Whether a header frames a message, is of one hop alone, or says where the message goes. Nothing on the way writes

@@ -86,6 +86,37 @@ impl InboundListener {
         Self { routes: InboundRoutes::Listed(hosts.collect()), ..self.clone() }
     }
 
+    /// How long the first of its keys hold when nothing is heard of the control plane that fetched them
+    /// ([`JwtKeys::Fetched`](super::JwtKeys::Fetched)). None = it fetched none.
+    pub fn keys_max_age(&self) -> Option<Duration> {
+        let routes = self.routes.iter().filter_map(|route| route.serves.as_deref());
+        let jwt = self.jwt.iter().chain(routes.flat_map(|guards| &guards.jwt));
+        jwt.filter_map(JwtAuthentication::keys_max_age).min()
+    }
+
+    /// This listener after that time: tokens of issuers whose keys were fetched do not hold. Guards that routes share they
+    /// share still.
+    #[must_use]
+    pub fn outdated(&self) -> Self {
+        let jwt = |jwt: &[JwtAuthentication]| jwt.iter().map(JwtAuthentication::outdated).collect();
+        let mut known: HashMap<*const Guards, Arc<Guards>> = HashMap::new();
+        let mut guards = |guards: &Arc<Guards>| {
+            let outdated = || Arc::new(Guards { jwt: jwt(&guards.jwt), ..(**guards).clone() });
+            known.entry(Arc::as_ptr(guards)).or_insert_with(outdated).clone()
+        };
+        let routes = match &self.routes {
+            InboundRoutes::Listed(hosts) => {
+                let mut hosts = hosts.to_vec();
+                for route in hosts.iter_mut().flat_map(|host| &mut host.routes) {
+                    route.serves = route.serves.as_ref().map(&mut guards);
+                }
+                InboundRoutes::Listed(hosts.into())
+            }
+            other => other.clone(),
+        };
+        Self { jwt: jwt(&self.jwt), routes, ..self.clone() }
+    }
+
     /// `known` are the guards by what is changed of each filter.
     fn with_route<'r>(
         &self,
@@ -215,6 +246,31 @@ pub struct InboundLimits {
     pub max_concurrent_streams: Option<u32>,
     /// Age at which a connection is drained.
     pub max_connection_age: Option<Duration>,
+    /// What becomes of headers with an underscore in their name.
+    #[serde(skip_serializing_if = "Underscores::are_allowed")]
+    pub underscores: Underscores,
+}
+
+/// What becomes of a request's headers with an underscore in their name, and of its trailers (Envoy
+/// `headers_with_underscores_action`). To what reads headers as CGI does, `x_role` is `x-role`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Underscores {
+    /// They are passed on.
+    #[default]
+    Allow,
+    /// The request is refused (400); a trailer is taken away.
+    Reject,
+    /// They are taken away, before anybody decides.
+    Drop,
+}
+
+impl Underscores {
+    // As serde calls it.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn are_allowed(&self) -> bool {
+        *self == Self::Allow
+    }
 }
 
 /// One authorization policy.
@@ -382,7 +438,7 @@ pub enum Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{HeaderPolicy, LocalRateLimit, PerMillion, Route, VirtualHost};
+    use crate::policy::{HeaderPolicy, JwtKeys, JwtProvider, LocalRateLimit, PerMillion, Route, VirtualHost};
 
     fn limit(status: u16) -> LocalRateLimit {
         LocalRateLimit {
@@ -397,6 +453,34 @@ mod tests {
             quota_headers: false,
             retry_after: false,
         }
+    }
+
+    #[test]
+    fn without_keys_that_were_fetched_routes_share_the_guards_that_they_shared() {
+        let (jwks, max_age) = (String::new(), Duration::from_secs(60));
+        let provider = |keys| JwtProvider::new("i", keys);
+        let fetched = provider(JwtKeys::Fetched { jwks, max_age });
+        let jwt =
+            |provider: &JwtProvider| vec![JwtAuthentication::optional("jwt", [("p".to_owned(), provider.clone())])];
+        let guards = |provider: &JwtProvider| Arc::new(Guards { jwt: jwt(provider), ..Guards::default() });
+        let (one, other) = (guards(&fetched), guards(&provider(JwtKeys::Inline(String::new()))));
+        let route = |serves: &Arc<Guards>| InboundRoute {
+            name: String::new(),
+            matcher: RouteMatch::any(),
+            serves: Some(serves.clone()),
+        };
+        let routes = vec![route(&one), route(&other), route(&one)];
+        let host = InboundHost { name: String::new(), domains: Vec::new(), routes };
+        let listener = InboundListener {
+            routes: InboundRoutes::Listed([host].into()),
+            ..InboundListener::new("l", "127.0.0.1:1".parse().unwrap(), InboundTls::Strict)
+        };
+        assert_eq!(listener.keys_max_age(), Some(max_age));
+        let outdated = listener.outdated();
+        assert_eq!(outdated.keys_max_age(), None);
+        let serves: Vec<_> = outdated.routes.iter().filter_map(|route| route.serves.as_ref()).collect();
+        assert!(Arc::ptr_eq(serves[0], serves[2]));
+        assert_eq!((&serves[0].jwt, &serves[1].jwt), (&jwt(&provider(JwtKeys::Outdated { max_age })), &other.jwt));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{RouteMatch, StringMatcher, is_fixed_header, is_of_peer};
+use super::{RouteMatch, StringMatcher, is_reserved_header};
 use crate::id::ClusterName;
 
 /// One JWT filter.
@@ -45,6 +45,27 @@ impl JwtAuthentication {
             rules: vec![JwtRule { matcher: RouteMatch::any(), requirement: Some(JwtRequirement::AllowMissing) }],
             bypass_cors_preflight: false,
         }
+    }
+
+    /// How long the first of its keys hold when nothing is heard of the control plane that fetched them. None = it fetched
+    /// none.
+    pub fn keys_max_age(&self) -> Option<Duration> {
+        let limits = self.providers.values().filter_map(|provider| match provider.keys {
+            JwtKeys::Fetched { max_age, .. } => Some(max_age),
+            _ => None,
+        });
+        limits.min()
+    }
+
+    /// This filter after that time: of keys that were fetched there are none.
+    pub(super) fn outdated(&self) -> Self {
+        let mut outdated = self.clone();
+        for provider in outdated.providers.values_mut() {
+            if let JwtKeys::Fetched { max_age, .. } = provider.keys {
+                provider.keys = JwtKeys::Outdated { max_age };
+            }
+        }
+        outdated
     }
 
     /// Whether there are requests that must have a token. Nothing that is not HTTP can have one.
@@ -156,10 +177,9 @@ impl JwtProvider {
         }
     }
 
-    /// Whether the application can be told something in this header: none that frames the message or says where it goes
-    /// ([`is_fixed_header`]), nor one that tells of the caller's certificate ([`OF_PEER`](super::OF_PEER)).
+    /// Whether the application can be told something in this header: none that the mesh keeps ([`is_reserved_header`]).
     pub fn may_tell_in(name: &HeaderName) -> bool {
-        !is_fixed_header(name) && !is_of_peer(name)
+        !is_reserved_header(name)
     }
 }
 
@@ -169,6 +189,18 @@ impl JwtProvider {
 pub enum JwtKeys {
     /// A JWKS document.
     Inline(String),
+    /// A JWKS document that the control plane fetched: it holds as long as the control plane is heard of, and so long after.
+    Fetched {
+        /// The document.
+        jwks: String,
+        /// How long it holds when nothing is heard of the control plane.
+        max_age: Duration,
+    },
+    /// What [`Fetched`](Self::Fetched) becomes then: no token holds.
+    Outdated {
+        /// For how long nothing has been heard, at least.
+        max_age: Duration,
+    },
     /// A JWKS document behind a URL.
     Remote {
         /// The URL.

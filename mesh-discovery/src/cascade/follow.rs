@@ -12,9 +12,9 @@ use mesh_core::policy::{
 };
 use smallvec::SmallVec;
 
-use super::{Resources, SubscriptionId};
+use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
-use crate::xds::{Key, Kind, Known, Loss, Origin, Value};
+use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -168,6 +168,17 @@ impl<'a, R: Resources> Follow<'a, R> {
                 format!("no inbound configuration named {name:?} ({reason}): check that a Service selects this workload and port").into(),
             ),
         }
+    }
+
+    /// What is known of an address, without keys that have been without a word of their control plane for too long. Also
+    /// those that do not hold for ever without.
+    pub(super) fn aged(&self, name: &str, state: InboundState) -> (InboundState, Option<Perishable>) {
+        let InboundState::Ready(listener) = &state else { return (state, None) };
+        let Some(max_age) = listener.keys_max_age() else { return (state, None) };
+        let key = Key::new(Kind::Listener, &*normalise(name));
+        let is_over = self.resources.hold(&key, max_age) == Hold::Over;
+        let keys = Some(Perishable { listener: key, max_age, is_over });
+        (if is_over { InboundState::Ready(Arc::new(listener.outdated())) } else { state }, keys)
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).

@@ -15,17 +15,19 @@ mod follow;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{ClusterState, Clusters, DestinationState, InboundState, Snapshot};
 use mesh_core::source::Publisher;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use self::follow::{Follow, Found, Grounds, Step};
-use crate::xds::{Ads, Key, Kind, Known, Name, Resource};
+use crate::xds::{Ads, Hold, Key, Kind, Known, Name, Resource};
 
 /// Number of a subscription; never used twice.
 pub(crate) type SubscriptionId = u64;
@@ -42,6 +44,8 @@ pub(crate) trait Resources {
     fn wanted_by(&self, by: SubscriptionId) -> Vec<Key>;
     /// What is known of one that is wanted.
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource>;
+    /// Until when something holds that came with one of them, and holds `max_age` without its control plane.
+    fn hold(&self, key: &Key, max_age: Duration) -> Hold;
 }
 
 impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
@@ -64,12 +68,18 @@ impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource> {
         Ads::known(self, kind, name)
     }
+
+    fn hold(&self, key: &Key, max_age: Duration) -> Hold {
+        Ads::hold(self, key, max_age)
+    }
 }
 
 /// Who wants what, and what was told to whom.
 #[derive(Default)]
 pub(crate) struct Cascade {
     followed: HashMap<SubscriptionId, Box<Followed>, RandomState>,
+    /// Listening addresses with keys that do not hold for ever without a control plane.
+    perishable: BTreeMap<SubscriptionId, Perishable>,
     /// Our id as a node, for what is said of failures (gRFC A88); empty if there is none to say.
     node: Arc<str>,
 }
@@ -91,6 +101,16 @@ struct Followed {
     /// What the latest walk came across, until something is published: while a large mesh comes page by page, each of
     /// its destinations is walked along with every page.
     steps: Vec<Step>,
+}
+
+/// Keys of token issuers that a control plane fetched.
+struct Perishable {
+    /// The listener that they came with.
+    listener: Key,
+    /// How long they hold without a word of it.
+    max_age: Duration,
+    /// Whether that is over, as was published.
+    is_over: bool,
 }
 
 /// What is subscribed and where its state goes.
@@ -138,6 +158,7 @@ impl Cascade {
 
     /// Ends a subscription.
     pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
+        self.perishable.remove(&id);
         if let Some(followed) = self.followed.remove(&id) {
             followed.uses.iter().for_each(|key| resources.release(id, key));
         }
@@ -152,6 +173,29 @@ impl Cascade {
                 self.refresh(id, first, resources);
             }
         }
+    }
+
+    /// Takes keys of issuers out of use of whose control plane nothing has been heard for too long, and back into use once
+    /// something is.
+    pub(crate) fn age(&mut self, resources: &mut impl Resources) {
+        let turned = self.perishable.iter().filter(|(_, keys)| {
+            let is_over = resources.hold(&keys.listener, keys.max_age) == Hold::Over;
+            is_over != keys.is_over
+        });
+        let turned: SmallVec<[SubscriptionId; 4]> = turned.map(|(id, _)| *id).collect();
+        for id in turned {
+            self.refresh(id, Kind::Listener, resources);
+        }
+    }
+
+    /// When that has something to do, if nothing is heard until then.
+    pub(crate) fn next_age(&self, resources: &impl Resources) -> Option<Instant> {
+        let holds = self.perishable.values().map(|keys| resources.hold(&keys.listener, keys.max_age));
+        let ends = holds.filter_map(|hold| match hold {
+            Hold::Until(end) => Some(end),
+            Hold::Confirmed | Hold::Over => None,
+        });
+        ends.min()
     }
 
     /// After a look at what uses these has panicked: what it wanted and could not note any more is followed like the
@@ -239,7 +283,14 @@ impl Cascade {
                 let stays = matches!(*before, InboundState::Ready(_))
                     && !matches!(next, InboundState::Ready(_))
                     && !follow.has_lost_one_of(&followed.settled);
-                if !stays && next != *before {
+                let next = if stays { (*before).clone() } else { next };
+                let (next, keys) = follow.aged(listener, next);
+                tell_age(listener, self.perishable.get(&id), keys.as_ref());
+                match keys {
+                    Some(keys) => self.perishable.insert(id, keys),
+                    None => self.perishable.remove(&id),
+                };
+                if next != *before {
                     publisher.publish(next);
                 }
                 if stays {
@@ -255,6 +306,22 @@ impl Cascade {
             let unused = before.iter().filter(|key| uses.binary_search(key).is_err());
             unused.for_each(|key| resources.release(id, key));
         }
+    }
+}
+
+/// Tells of keys that have gone out of use, or come back into it.
+fn tell_age(listener: &str, before: Option<&Perishable>, now: Option<&Perishable>) {
+    match (before.is_some_and(|keys| keys.is_over), now) {
+        (false, Some(Perishable { is_over: true, max_age, .. })) => tracing::warn!(
+            listener,
+            ?max_age,
+            "nothing has been heard of the control plane for so long: the keys of token issuers that it fetched are out of \
+             use, and tokens of these issuers are refused until it is heard of"
+        ),
+        (true, Some(Perishable { is_over: false, .. })) => {
+            tracing::info!(listener, "the keys of token issuers that the control plane fetched are in use again");
+        }
+        _ => {}
     }
 }
 

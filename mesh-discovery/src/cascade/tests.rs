@@ -65,6 +65,10 @@ impl Resources for Plane {
             Some((Err(reason), origin)) => Known::Missing(reason, *origin),
         }
     }
+
+    fn hold(&self, _: &Key, _: Duration) -> Hold {
+        Hold::Confirmed
+    }
 }
 
 /// A cascade with one destination `a:80`.

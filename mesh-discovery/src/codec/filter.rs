@@ -116,12 +116,13 @@ fn note_router(proto: &Router, at: &At<'_>, report: &mut Report) {
     });
 }
 
-/// What of a connection manager neither side obeys.
+/// What of a connection manager neither side obeys. What it says of the forms of a request's target each side tells itself.
 pub(super) fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
     consider!(manager, at, report, HttpConnectionManager {
         read: [
             http_filters, common_http_protocol_options, http2_protocol_options, xff_num_trusted_hops,
-            original_ip_detection_extensions, route_specifier,
+            original_ip_detection_extensions, route_specifier, normalize_path, merge_slashes,
+            path_with_escaped_slashes_action, path_normalization_options, strip_trailing_host_dot,
         ],
         // Statistics and logs; limits and habits of the HTTP library; what a proxy tells its peers of itself;
         // and what concerns proxies between the caller and us, of whom there are none.
@@ -145,13 +146,8 @@ pub(super) fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report:
         access_log => "access logs follow the process's own settings",
         early_header_mutation_extensions => "headers change by routes alone",
         upgrade_configs => "upgrades follow the process's own rules",
-        normalize_path => "paths are matched as they are",
-        merge_slashes => "paths are matched as they are",
-        path_with_escaped_slashes_action => "paths are matched as they are",
-        path_normalization_options => "paths are matched as they are",
         local_reply_config => "local answers stay as they are",
         strip_matching_host_port => "the authority's port takes part in matching",
-        strip_trailing_host_dot => "the authority's last dot takes part in matching",
         strip_port_mode => "the authority's port takes part in matching",
     });
 }

@@ -9,17 +9,20 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions, TrafficDirection};
+use envoy_types::pb::envoy::config::core::v3::{
+    Http2ProtocolOptions, HttpProtocolOptions, TrafficDirection,
+    http_protocol_options::HeadersWithUnderscoresAction as UnderscoresAction,
+};
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, filter::ConfigType as FilterConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    self as hcm, HttpConnectionManager,
+    self as hcm, HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as EscapedSlashes,
 };
 use mesh_core::policy::{
     Address, AuthorizationPolicy, Guards, HttpFilter, HttpFilterKind, InboundHost, InboundLimits, InboundListener,
-    InboundRoute, InboundRoutes, InboundTls, Instances, JwtAuthentication,
+    InboundRoute, InboundRoutes, InboundTls, Instances, JwtAuthentication, Underscores,
 };
 
 use super::extension::{self, url};
@@ -65,6 +68,7 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
             .filter(|e| e.policy.is_some() || e.custom.is_some() || e.route || !e.rules.is_empty())
             .collect(),
         trusted_proxies: listener.trusted_proxies,
+        fetched_keys: jwt::encode_fetched(all.jwt.iter().copied()),
     };
     let mut metadata = None;
     extension::put(&mut metadata, "InboundPolicy", &ours);
@@ -148,16 +152,27 @@ fn encode_manager(
         stat_prefix: "inbound".to_owned(),
         route_specifier: Some(routes),
         http_filters: filters.into_iter().flatten().chain([filter::router()]).collect(),
-        common_http_protocol_options: limits.max_connection_age.map(|age| HttpProtocolOptions {
-            max_connection_duration: Some(common::duration(age)),
-            ..Default::default()
-        }),
+        common_http_protocol_options: encode_common(limits),
         http2_protocol_options: limits.max_concurrent_streams.map(|streams| Http2ProtocolOptions {
             max_concurrent_streams: common::uint32(streams),
             ..Default::default()
         }),
         ..Default::default()
     }
+}
+
+fn encode_common(limits: &InboundLimits) -> Option<HttpProtocolOptions> {
+    let action = match limits.underscores {
+        Underscores::Allow => UnderscoresAction::Allow,
+        Underscores::Reject => UnderscoresAction::RejectRequest,
+        Underscores::Drop => UnderscoresAction::DropHeader,
+    };
+    let common = HttpProtocolOptions {
+        max_connection_duration: limits.max_connection_age.map(common::duration),
+        headers_with_underscores_action: action.into(),
+        ..Default::default()
+    };
+    (common != HttpProtocolOptions::default()).then_some(common)
 }
 
 pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<InboundListener> {
@@ -447,7 +462,9 @@ fn decode_filter(
                 _ => None,
             });
             let Some(config) = extension::unpack(proto.config, &at_filter, report) else { return };
-            guards.jwt.extend(jwt::decode(&name, &config, requirement, &at_filter, report));
+            let Some(mut read) = jwt::decode(&name, &config, requirement, &at_filter, report) else { return };
+            jwt::decode_fetched(proto.name, &ours.fetched_keys, &mut read, &at_filter, report);
+            guards.jwt.push(read);
         }
         (url::RATE_LIMIT, Some(Guard::RateLimit(limit))) => {
             guards.filters.push(HttpFilter { name, kind: HttpFilterKind::RateLimit((**limit).clone()) });
@@ -483,18 +500,32 @@ fn decode_filter(
 
 fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
     filter::note_manager(manager, at, report);
+    note_forms(manager, at, report);
     if let Some(common) = &manager.common_http_protocol_options {
         consider!(common, &at.field("common_http_protocol_options"), report, HttpProtocolOptions {
-            read: [max_connection_duration],
+            read: [max_connection_duration, headers_with_underscores_action],
             idle: [max_response_headers_kb],
             idle_timeout => "idle connections have the server's own time limit",
             max_connection_duration_jitter => "the age at which connections are drained varies by a tenth",
             max_headers_count => "the number of a request's headers has the server's own limit",
             max_stream_duration => "streams have the time that the caller gives them",
-            headers_with_underscores_action => "headers with underscores are passed on",
             max_requests_per_connection => "connections take any number of requests",
         });
     }
+}
+
+/// A server brings path and authority to one form before anything looks at them, and never asks whether it should: what says
+/// the same is obeyed, and the rest is not.
+fn note_forms(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+    let kept = manager.normalize_path.is_some_and(|normalize| !normalize.value);
+    let effect = "paths are brought to their normal form, for rules as for the application";
+    report.unenforced_if(kept, at, "normalize_path", effect);
+    let other = manager.path_normalization_options.is_some();
+    report.unenforced_if(other, at, "path_normalization_options", effect);
+    let refused = [EscapedSlashes::ImplementationSpecificDefault as i32, EscapedSlashes::RejectRequest as i32];
+    let other = !refused.contains(&manager.path_with_escaped_slashes_action);
+    let effect = "encoded slashes are refused, or passed on as data where the process's own settings say so";
+    report.unenforced_if(other, at, "path_with_escaped_slashes_action", effect);
 }
 
 /// Reads the transport protocol a chain is for; any other condition is refused.
@@ -533,6 +564,17 @@ fn decode_mode(chains: &[Chain], at: &At<'_>, report: &mut Report) -> Option<Inb
 fn decode_limits(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) -> InboundLimits {
     let age = manager.common_http_protocol_options.as_ref().and_then(|o| o.max_connection_duration.as_ref());
     let name = "common_http_protocol_options.max_connection_duration";
+    let underscores = manager.common_http_protocol_options.as_ref().map_or(0, |o| o.headers_with_underscores_action);
+    let underscores = match UnderscoresAction::try_from(underscores) {
+        Ok(UnderscoresAction::Allow) => Underscores::Allow,
+        Ok(UnderscoresAction::RejectRequest) => Underscores::Reject,
+        Ok(UnderscoresAction::DropHeader) => Underscores::Drop,
+        Err(_) => {
+            let at = at.field("common_http_protocol_options.headers_with_underscores_action");
+            report.problem(&at, format!("{underscores} is not ALLOW, REJECT_REQUEST or DROP_HEADER"));
+            Underscores::Reject
+        }
+    };
     InboundLimits {
         max_connections: None,
         max_concurrent_streams: manager
@@ -541,5 +583,6 @@ fn decode_limits(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
             .and_then(|o| o.max_concurrent_streams)
             .map(|s| s.value),
         max_connection_age: common::nonzero_duration(age, at, name, report),
+        underscores,
     }
 }

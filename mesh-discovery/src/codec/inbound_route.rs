@@ -146,14 +146,13 @@ fn read_host(
     report: &mut Report,
 ) -> Host {
     consider!(proto, at, report, VirtualHost {
-        read: [name, domains, routes, matcher, typed_per_filter_config],
+        read: [name, domains, routes, matcher, require_tls, typed_per_filter_config],
         // A server does not forward.
         idle: [
             virtual_clusters, cors, retry_policy, retry_policy_typed_config, hedge_policy, request_mirror_policies,
             metadata, include_request_attempt_count, include_attempt_count_in_response,
             include_is_timeout_retry_header, per_request_buffer_limit_bytes, request_body_buffer_limit,
         ],
-        require_tls => "the listener's own rule on plaintext holds",
         rate_limits => "requests are rate limited by filters alone",
         request_headers_to_add => "a server changes no headers",
         request_headers_to_remove => "a server changes no headers",
@@ -161,6 +160,11 @@ fn read_host(
         response_headers_to_remove => "a server changes no headers",
         route_specifiers => "route extensions are not known",
     });
+    if proto.require_tls != 0 {
+        let reason = "a server sends no plaintext caller elsewhere: demand TLS of all callers with one filter chain that has \
+                      a transport socket and no condition, and leave this field out";
+        report.problem(&at.field("require_tls"), reason);
+    }
     let domains = route_codec::read_domains(proto, taken, at, report);
     let here = outer.inside(read_changes(&proto.typed_per_filter_config, place, at, report));
     let routes = proto.routes.iter().enumerate().filter_map(|(i, route)| {

@@ -22,6 +22,7 @@ use mesh_core::policy::{
 
 use super::report::{At, Report, consider};
 use super::{common, matcher, route};
+use crate::proto::policy::FetchedKeys;
 
 /// Allowance for clocks when nothing is said.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -38,6 +39,44 @@ pub(super) fn encode(jwt: &JwtAuthentication) -> Proto {
         rules: rules.collect(),
         bypass_cors_preflight: jwt.bypass_cors_preflight,
         ..Default::default()
+    }
+}
+
+/// Which keys of filters were fetched, which the filters cannot say.
+pub(super) fn encode_fetched<'a>(filters: impl IntoIterator<Item = &'a JwtAuthentication>) -> Vec<FetchedKeys> {
+    let providers = filters.into_iter().flat_map(|jwt| jwt.providers.iter().map(|named| (&jwt.name, named)));
+    let fetched = providers.filter_map(|(filter, (name, provider))| match provider.keys {
+        JwtKeys::Fetched { max_age, .. } => Some(FetchedKeys {
+            filter: filter.clone(),
+            provider: name.clone(),
+            max_age: Some(common::duration(max_age)),
+        }),
+        _ => None,
+    });
+    fetched.collect()
+}
+
+/// The same of the filter `name`, which has been read.
+pub(super) fn decode_fetched(
+    name: &str,
+    fetched: &[FetchedKeys],
+    jwt: &mut JwtAuthentication,
+    at: &At<'_>,
+    report: &mut Report,
+) {
+    for said in fetched.iter().filter(|said| said.filter == name) {
+        let Some(provider) = jwt.providers.get_mut(&said.provider) else { continue };
+        let at = at.key("providers", &said.provider);
+        match common::nonzero_duration(said.max_age.as_ref(), &at, "max_age", report) {
+            Some(max_age) => {
+                if let JwtKeys::Inline(jwks) = &mut provider.keys {
+                    provider.keys = JwtKeys::Fetched { jwks: std::mem::take(jwks), max_age };
+                }
+            }
+            None => {
+                report.problem(&at.field("max_age"), "keys that were fetched need a time above 0 for which they hold")
+            }
+        }
     }
 }
 
@@ -187,11 +226,15 @@ fn decode_requirement(
 }
 
 fn encode_provider(provider: &JwtProvider) -> ProviderProto {
-    let keys = match &provider.keys {
-        JwtKeys::Inline(text) => JwksSourceSpecifier::LocalJwks(DataSource {
-            specifier: Some(Specifier::InlineString(text.clone())),
+    let inline = |text: &str| {
+        JwksSourceSpecifier::LocalJwks(DataSource {
+            specifier: Some(Specifier::InlineString(text.to_owned())),
             ..Default::default()
-        }),
+        })
+    };
+    let keys = match &provider.keys {
+        JwtKeys::Inline(text) | JwtKeys::Fetched { jwks: text, .. } => inline(text),
+        JwtKeys::Outdated { .. } => inline(r#"{"keys":[]}"#),
         JwtKeys::Remote { uri, cluster, timeout, cache } => JwksSourceSpecifier::RemoteJwks(RemoteJwks {
             http_uri: Some(HttpUri {
                 uri: uri.clone(),

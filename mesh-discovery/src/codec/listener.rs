@@ -106,6 +106,17 @@ fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
 
 fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
     filter::note_manager(manager, at, report);
+    let as_they_are = [
+        (manager.normalize_path.is_some(), "normalize_path"),
+        (manager.merge_slashes, "merge_slashes"),
+        (manager.path_with_escaped_slashes_action != 0, "path_with_escaped_slashes_action"),
+        (manager.path_normalization_options.is_some(), "path_normalization_options"),
+    ];
+    for (is_set, name) in as_they_are {
+        report.unenforced_if(is_set, at, name, "paths are matched as they are");
+    }
+    let effect = "the authority's last dot takes part in matching";
+    report.unenforced_if(manager.strip_trailing_host_dot, at, "strip_trailing_host_dot", effect);
     let Some(common) = &manager.common_http_protocol_options else { return };
     consider!(
         common,

@@ -291,6 +291,23 @@ pub struct InboundPolicy {
     /// Trusted proxies before the workload: the connection manager's own field for them is refused by gRPC (A41).
     #[prost(uint32, tag = "3")]
     pub trusted_proxies: u32,
+    /// Which keys of JWT filters the control plane fetched: they do not hold for ever without it.
+    #[prost(message, repeated, tag = "4")]
+    pub fetched_keys: Vec<FetchedKeys>,
+}
+
+/// Keys of a provider of a JWT filter.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct FetchedKeys {
+    /// Instance name of the filter.
+    #[prost(string, tag = "1")]
+    pub filter: String,
+    /// Name of the provider.
+    #[prost(string, tag = "2")]
+    pub provider: String,
+    /// How long they hold while nothing is heard of the control plane.
+    #[prost(message, optional, tag = "3")]
+    pub max_age: Option<Duration>,
 }
 
 /// What one RBAC filter cannot say.

@@ -48,7 +48,7 @@ pub struct Announcement {
     /// Sub-zone.
     #[prost(string, tag = "8")]
     pub sub_zone: String,
-    /// Whether the listener accepts mesh mTLS.
+    /// Whether the listener accepts mesh mTLS. The control plane takes that for granted of whoever has a certificate.
     #[prost(bool, tag = "9")]
     pub mesh_tls: bool,
     /// Protocol of the port: `http`, `http2`, `grpc` or `tcp`.

@@ -82,16 +82,16 @@ impl Lane {
         self.phase = Phase::Waiting(Box::pin(tokio::time::sleep(wait)));
     }
 
-    /// Gives the connection up. A wait goes on, and an attempt after a failure counts as another one: wishes that come and
-    /// go do not dial who cannot be reached.
-    pub(super) fn stop(&mut self) {
+    /// Gives the connection up. A wait goes on, and an attempt after a failure counts as another one, unless its stream was
+    /// `good`: wishes that come and go do not dial who cannot be reached, or takes streams and says nothing.
+    pub(super) fn stop(&mut self, good: bool) {
         match &self.phase {
             Phase::Waiting(sleep) => self.barred = Some(sleep.deadline()),
-            Phase::Open { .. } => self.backoff.reset(),
-            Phase::Opening(_) if self.backoff.has_failed() => {
+            Phase::Open { .. } if good => self.backoff.reset(),
+            Phase::Open { .. } | Phase::Opening(_) if self.backoff.has_failed() => {
                 self.barred = Some(Instant::now() + self.backoff.next(self.random.f64()));
             }
-            Phase::Idle | Phase::Opening(_) => {}
+            Phase::Idle | Phase::Opening(_) | Phase::Open { .. } => {}
         }
         self.phase = Phase::Idle;
     }
@@ -145,30 +145,40 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::future::{pending, poll_fn};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures_util::stream;
     use mesh_testkit::clock;
+    use tokio::sync::mpsc;
 
     use super::*;
 
-    /// A network that swallows everything.
-    struct Hole(Arc<AtomicUsize>);
+    /// A network that swallows everything, streams too or what is said on them.
+    struct Hole {
+        dials: Arc<AtomicUsize>,
+        opens: bool,
+    }
 
     impl Transport for Hole {
         fn open(&mut self, _: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            Box::pin(pending())
+            self.dials.fetch_add(1, Ordering::Relaxed);
+            if !self.opens {
+                return Box::pin(pending());
+            }
+            let (requests, _) = mpsc::channel(1);
+            Box::pin(async { Ok(AdsStream { requests, responses: stream::pending().boxed() }) })
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn wishes_that_come_and_go_while_an_attempt_hangs_do_not_dial_each_time() {
-        // The control: what has not failed is dialled for each wish.
-        for (failed, most) in [(true, 10), (false, 100)] {
+        // The controls: what has not failed is dialled for each wish, and what has been answered since.
+        let all = [(true, false, false), (true, true, false), (false, false, false), (true, true, true)];
+        for (failed, opens, good) in all {
             let dials = Arc::new(AtomicUsize::new(0));
-            let mut lane = Lane::new(Box::new(Hole(dials.clone())));
+            let mut lane = Lane::new(Box::new(Hole { dials: dials.clone(), opens }));
             if failed {
                 lane.wait(false);
                 // Its wait is over.
@@ -178,12 +188,19 @@ mod tests {
                 if !lane.waits_on() {
                     lane.open(Variant::Delta);
                 }
-                lane.stop();
+                poll_fn(|cx| {
+                    let opened = matches!(lane.poll(cx, false, true), Poll::Ready(Event::Opened));
+                    assert_eq!(opened, opens && !matches!(lane.phase, Phase::Waiting(_)));
+                    Poll::Ready(())
+                })
+                .await;
+                lane.stop(good);
                 clock::pass(Duration::from_millis(10)).await;
             }
             // In a second; no wait is shorter than a tenth of one.
             let dials = dials.load(Ordering::Relaxed);
-            assert!(if failed { (1..=most).contains(&dials) } else { dials == most }, "{failed}: {dials}");
+            let few = failed && !good;
+            assert!(if few { (1..=10).contains(&dials) } else { dials == 100 }, "{failed} {opens} {good}: {dials}");
         }
     }
 }

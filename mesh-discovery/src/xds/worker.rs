@@ -78,6 +78,7 @@ impl Worker {
         let state = self.state.clone();
         for _ in 0..BATCH {
             let mut state = state.lock();
+            state.ads.pass(Instant::now());
             self.take_commands(cx, &mut state);
             while self.connect(&mut state) {}
             let mut busy = false;
@@ -105,6 +106,10 @@ impl Worker {
 
     /// Brings to the readers what changed, and ends the streams that are of no use any more.
     fn settle(&mut self, state: &mut State) {
+        let State { ads, cascade, .. } = &mut *state;
+        if let Err(reason) = assembled(|| cascade.age(ads)) {
+            tracing::error!(reason, "readers keep the keys of token issuers that they have");
+        }
         if state.settle()
             && let Some(saver) = &mut self.saver
         {
@@ -144,8 +149,7 @@ impl Worker {
                 }
                 (true, true) => lane.open(state.ads.variant(id, Instant::now())),
                 (false, false) => {
-                    lane.stop();
-                    state.ads.released(id);
+                    lane.stop(state.ads.released(id));
                 }
                 _ => {}
             }
@@ -185,7 +189,8 @@ impl Worker {
 
     /// Lets timers end; gives whether one did.
     fn expire(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
-        let Some(deadline) = state.ads.next_deadline() else { return false };
+        let deadline = state.ads.next_deadline().into_iter().chain(state.cascade.next_age(&state.ads)).min();
+        let Some(deadline) = deadline else { return false };
         if self.timer.deadline() != deadline {
             self.timer.as_mut().reset(deadline);
         }

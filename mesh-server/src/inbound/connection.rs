@@ -14,7 +14,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -105,10 +104,7 @@ impl Door {
         let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), true);
         let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
-        let taken_over = AtomicBool::new(false);
-        let is_taken_over = || taken_over.load(Ordering::Relaxed);
-        let closing =
-            stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, may_ask_on, is_taken_over);
+        let closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, may_ask_on);
         // A set of one: polled when it is woken and not with every read of the connection.
         let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
         let mut left = None;
@@ -126,7 +122,6 @@ impl Door {
                     let over = || layer.give_up();
                     drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
                 };
-                taken_over.store(true, Ordering::Relaxed);
                 stay_taken_over(leash, left, closing, self.close.watch().drained(), &self.config).await;
                 ended
             }

@@ -1,6 +1,7 @@
 //! The life of a connection that carries no requests: policy → first byte → TLS → authorization → the application's
 //! handler, which has it until it ends by itself, is silent for too long, or is not welcome any more.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use mesh_core::authz::Caller;
+use mesh_core::drain::{self, DrainTrigger};
 use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::Refusal;
@@ -43,15 +45,22 @@ impl Door {
         }
         let (leash, tether) = leash();
         let activity = Activity::begin();
-        let connection = RawConnection::new(stream, tether, activity.clone(), account, self.drain.clone());
+        let (told, leaving) = drain::channel();
+        let connection = RawConnection::new(stream, tether, activity.clone(), account, leaving);
         // A changed policy judges it as if it came now.
         let is_welcome = |_: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>| {
             self.layer.judge_raw(now, caller.peer, caller.server_name).is_ok()
         };
         let config = &self.config;
-        let closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, config, is_welcome, || true);
-        let attended = attend(leash, closing, activity.silent_for(config.raw_idle_timeout), config);
+        let closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, config, is_welcome);
+        let attended = attend(leash, closing, activity.silent_for(config.raw_idle_timeout), &told, config);
         let served = async { tokio::join!(handler(connection), attended) };
+        // Who still has connections hears of the end when it begins.
+        let leaves = async {
+            self.drain.drained().await;
+            told.drain();
+            std::future::pending::<Infallible>().await
+        };
         let over = async {
             self.close.watch().drained().await;
             sleep(config.drain_limit).await;
@@ -59,6 +68,7 @@ impl Door {
         tokio::select! {
             biased;
             _ = served => {}
+            never = leaves => match never {},
             () = over => tracing::warn!(peer = %address, "raw connection closed: the time to finish is over"),
         }
     }
@@ -91,17 +101,24 @@ impl Door {
     }
 }
 
-/// Stays with a connection until nobody has it any more, or it has to end: then it has the rest of its time, and is cut.
+/// Stays with a connection until nobody has it any more, or it has to end: then it has the rest of its time, of which its
+/// handler is `told` if it is old, and is cut.
 async fn attend(
     mut leash: Leash,
     closing: impl Future<Output = Leave>,
     silent: impl Future<Output = ()>,
+    told: &DrainTrigger,
     config: &Config,
 ) {
     let (why, left) = tokio::select! {
         () = leash.gone() => return,
         () = silent => (Why::Silence, Duration::ZERO),
-        leave = closing => (why(leave), leave.limit(config)),
+        leave = closing => {
+            if leave == Leave::Aged {
+                told.drain();
+            }
+            (leave.why(), leave.limit(config))
+        }
     };
     tokio::select! {
         () = leash.gone() => return,
@@ -109,11 +126,4 @@ async fn attend(
     }
     leash.cut(why);
     leash.gone().await;
-}
-
-fn why(leave: Leave) -> Why {
-    match leave {
-        Leave::Drained => Why::Drained,
-        Leave::Aged | Leave::Narrowed | Leave::Unwelcome => Why::Policy,
-    }
 }

@@ -43,7 +43,7 @@ impl Guest {
     }
 }
 
-/// A connection that the application took over stays until it ends by itself, or policy or trust want it ended; a server
+/// A connection that the application took over stays until it ends by itself, is old, or policy or trust want it ended; a server
 /// that leaves (`drained`) lets it be. `left` = why it had to leave, if it had before it was taken over.
 pub(super) async fn stay_taken_over(
     mut leash: Leash,
@@ -62,12 +62,12 @@ pub(super) async fn stay_taken_over(
             leave = closing.next() => leave,
         },
     };
-    if let Some(leave @ (Leave::Narrowed | Leave::Unwelcome)) = leave {
+    if let Some(leave @ (Leave::Aged | Leave::Narrowed | Leave::Unwelcome)) = leave {
         tokio::select! {
             () = leash.gone() => return,
             () = sleep(leave.limit(config)) => {}
         }
-        leash.cut(Why::Policy);
+        leash.cut(leave.why());
         // As long as the application keeps it, it is one of those that are open, but nobody waits for it.
         tokio::select! {
             () = leash.gone() => {}
@@ -100,6 +100,15 @@ impl Leave {
         }
     }
 
+    /// What the application hears of a connection that it has.
+    pub(super) fn why(self) -> Why {
+        match self {
+            Self::Drained => Why::Drained,
+            Self::Aged => Why::Age,
+            Self::Narrowed | Self::Unwelcome => Why::Policy,
+        }
+    }
+
     /// How long requests in flight have.
     pub(super) fn limit(self, config: &Config) -> Duration {
         match self {
@@ -118,16 +127,8 @@ pub(super) async fn stay(
     tls: &TlsAccept,
     config: &Config,
     is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
-    is_taken_over: impl Fn() -> bool,
 ) -> Leave {
     let aged = aged(&guest.listener, config);
-    let aged = async {
-        aged.await;
-        if is_taken_over() {
-            // It takes no requests as it is.
-            std::future::pending().await
-        }
-    };
     tokio::select! {
         () = drain.drained() => Leave::Drained,
         leave = unwelcome(guest, inbound, tls, is_welcome) => leave,

@@ -24,7 +24,7 @@ use mesh_core::authz::{CheckBody, CheckRequest, CheckResponse, HeaderChange, Ref
 use mesh_core::context::{self, RequestContext};
 use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{CheckedBody, is_fixed_header};
+use mesh_core::policy::{CheckedBody, is_fixed_header, is_reserved_header};
 
 use super::body::Content;
 use super::gate::{Answer, Asking, authority};
@@ -32,6 +32,7 @@ use super::record::Record;
 use super::tunnel::is_tunnel;
 use super::{InboundLayer, Refused, Work};
 use crate::BodyError;
+use crate::body::with_trailers;
 
 /// A request that waits for an authorizer, and what it needs afterwards.
 pub(super) struct Ask<S, B> {
@@ -103,8 +104,11 @@ async fn decide<S, B: Send + 'static>(
         match asking.authorizer().check(question).await {
             Ok(CheckResponse::Allowed { mut request, response }) => {
                 asking.count(Answer::Allowed);
-                request.retain(|change| !is_fixed_header(change.name()));
+                request.retain(|change| !is_reserved_header(change.name()));
                 HeaderChange::apply(&request, ask.request.headers_mut());
+                if let Some(body) = with_trailers(&mut ask.request) {
+                    body.withhold(request.iter().map(|change| change.name().clone()).collect());
+                }
                 more.extend(response.into_iter().filter(|change| !is_fixed_header(change.name())));
             }
             Ok(CheckResponse::Denied(refusal)) => {

@@ -132,7 +132,7 @@ impl Gate {
     /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Its route is
     /// looked up first, then it has to be within what is limited `before`, then its tokens are looked at, and those that hold
     /// noted. Costs nothing where there is no policy.
-    pub(super) fn judge<B>(
+    pub(super) fn judge<B: Send + 'static>(
         &self,
         listener: Option<&Arc<InboundListener>>,
         request: &mut Request<B>,

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 
 use mesh_core::context::{self, RETRIED};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::are_twins;
-use mesh_core::policy::{InboundListener, InboundTls, is_of_peer};
+use mesh_core::policy::{InboundListener, InboundTls, Underscores, is_of_peer, is_reserved_header};
 use mesh_core::retry::grpc_status_text;
+
+use super::target::Unsettled;
+use crate::body::with_trailers;
 
 /// What the mesh wants to know of a request's headers.
 #[derive(Default)]
@@ -60,15 +63,53 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
         None => expected.and_then(context::expected_timeout),
     };
     if strip {
-        let names: Vec<_> = headers.keys().filter(|name| is_stripped(name)).cloned().collect();
-        for name in names {
-            headers.remove(name);
-        }
+        remove(headers, is_stripped);
     }
     if cookies > 1 {
         join_cookies(headers);
     }
     seen
+}
+
+/// Takes out of a request's trailers what nobody may tell an application that adds them to its headers: what only the mesh
+/// sets or reads, what lets in (RFC 9110, section 6.5.1), and the headers that the filters have `written` or taken away; with
+/// `underscores` every name that has one.
+pub(crate) fn read_trailers(trailers: &mut HeaderMap, written: &[HeaderName], underscores: bool) {
+    let own = |name: &HeaderName| written.iter().any(|own| own == name || are_twins(own, name));
+    let other = |name: &HeaderName| underscores && has_underscore(name);
+    remove(trailers, |name| is_reserved_header(name) || is_secret(name) || own(name) || other(name));
+}
+
+/// Does with headers whose names have an underscore what the listener says.
+///
+/// # Errors
+/// It says that there may be none, and there is one.
+pub(super) fn judge_underscores<B: Send + 'static>(
+    request: &mut Request<B>,
+    listener: Option<&InboundListener>,
+) -> Result<(), Unsettled> {
+    let action = listener.map_or(Underscores::Allow, |listener| listener.limits.underscores);
+    match action {
+        Underscores::Allow => return Ok(()),
+        Underscores::Reject if request.headers().keys().any(has_underscore) => return Err(Unsettled::Underscore),
+        Underscores::Reject => {}
+        Underscores::Drop => remove(request.headers_mut(), has_underscore),
+    }
+    if let Some(body) = with_trailers(request) {
+        body.withhold_underscores();
+    }
+    Ok(())
+}
+
+fn has_underscore(name: &HeaderName) -> bool {
+    name.as_str().contains('_')
+}
+
+fn remove(headers: &mut HeaderMap, which: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<_> = headers.keys().filter(|name| which(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
 }
 
 /// HTTP/2 may cut one `Cookie` in pieces (RFC 9113, section 8.2.3): they are put together before anybody decides, so that

@@ -63,7 +63,7 @@ use self::callers::{Caller, Own};
 use self::caught::caught;
 pub(crate) use self::gate::Gate;
 use self::gate::{Judged, Stopped};
-pub(crate) use self::headers::{grpc_status, is_grpc};
+pub(crate) use self::headers::{grpc_status, is_grpc, read_trailers};
 use self::limits::{At, Limited, Stage};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::over::{Over, Wait};
@@ -357,6 +357,7 @@ where
             context.retried = false;
         }
 
+        let settled = settled.and_then(|()| headers::judge_underscores(&mut request, listener.map(AsRef::as_ref)));
         let judged = match settled {
             _ if self.broken => Err(Refused::Failed),
             _ if seen.count > shared.max_headers => Err(Refused::Headers),

@@ -22,6 +22,8 @@ pub(super) enum Unsettled {
     Hosts,
     #[error("Connection names a header that is not of one hop")]
     Connection,
+    #[error("a header has an underscore in its name, and the listener says that none may")]
+    Underscore,
     /// gRPC knows its methods by one spelling (CVE-2026-33186).
     #[error("the path of a gRPC request is not in its normal form")]
     Grpc,
@@ -204,7 +206,12 @@ fn settled_path<B>(request: &Request<B>, grpc: bool, slashes: &Slashes) -> Resul
     if asterisk || request.method() == Method::CONNECT && request.uri().authority().is_some() && given.as_str() == "/" {
         return Ok(None);
     }
-    let Cow::Owned(mut path) = slashes.normal(given.path())? else { return Ok(None) };
+    let normal = slashes.normal(given.path())?;
+    // An empty path with a query is the root's (RFC 9110, section 4.2.3), and `path()` says so already; the text does not.
+    if matches!(normal, Cow::Borrowed(_)) && given.as_str().starts_with('/') {
+        return Ok(None);
+    }
+    let mut path = normal.into_owned();
     if grpc {
         return Err(Unsettled::Grpc);
     }

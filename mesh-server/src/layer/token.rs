@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderValue, Request};
+use http::{HeaderName, HeaderValue, Request};
 
 use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
@@ -19,10 +19,13 @@ use mesh_core::policy::JwtAuthentication;
 use mesh_core::telemetry::{DecisionLabels, Decisions};
 
 use super::gate::{Closed, authority, view};
+use crate::body::with_trailers;
 
 /// The JWT filters of a listener.
 pub(super) struct Filters {
     each: Box<[Filter]>,
+    /// What they tell the application in, which the trailers of a request must not add to.
+    outputs: Arc<[HeaderName]>,
     /// What a request without a token has.
     none: Arc<Tokens>,
 }
@@ -56,12 +59,14 @@ impl Filters {
             };
             Filter { authenticator, allowed: counter("allowed"), denied: counter("denied") }
         });
-        Self { each: each.collect(), none: Arc::default() }
+        let each: Box<[Filter]> = each.collect();
+        let outputs = each.iter().flat_map(|filter| filter.authenticator.outputs()).cloned().collect();
+        Self { each, outputs, none: Arc::default() }
     }
 
     /// Judges the tokens of a request and applies what each filter makes of it. `tokens` = those that hold; it is not
     /// touched where nobody looks for any.
-    pub(super) fn admit<B>(
+    pub(super) fn admit<B: Send + 'static>(
         &self,
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
@@ -85,6 +90,11 @@ impl Filters {
                     return Err(refused(authenticator.name(), why, request, peer));
                 }
             }
+        }
+        if !self.outputs.is_empty()
+            && let Some(body) = with_trailers(request)
+        {
+            body.withhold(self.outputs.clone());
         }
         *tokens = Some(if held.is_empty() { self.none.clone() } else { Arc::new(held) });
         Ok(())

@@ -35,6 +35,8 @@ struct Cut {
 pub(crate) enum Why {
     /// Policy or trust have changed.
     Policy,
+    /// It is as old as it may get.
+    Age,
     /// No byte has gone over it for too long.
     Silence,
     /// The server has left.
@@ -45,6 +47,7 @@ impl From<Why> for io::Error {
     fn from(why: Why) -> Self {
         match why {
             Why::Policy => Self::new(io::ErrorKind::ConnectionAborted, "policy ended the connection"),
+            Why::Age => Self::new(io::ErrorKind::ConnectionAborted, "the connection is as old as it may get"),
             Why::Silence => Self::new(io::ErrorKind::TimedOut, "no byte has gone over the connection for too long"),
             Why::Drained => {
                 Self::new(io::ErrorKind::ConnectionAborted, "the server has left, and the time to finish is over")

@@ -379,6 +379,36 @@ async fn s13_s54_targets_without_a_path_are_no_way_round_a_rule_about_paths() {
     assert_eq!(send("CONNECT public.test:80 HTTP/1.1").await, 200);
 }
 
+/// `?x` is `/?x` (RFC 9110, section 4.2.3), and libraries take it as it is, but over HTTP/1.1 without an authority.
+#[tokio::test]
+async fn s13_an_empty_path_with_a_query_is_that_of_the_root() {
+    let rule = header(":path", StringMatch::Prefix("/?debug".into()), false);
+    let others = vec![Permission::Not(Box::new(rule.clone()))];
+    let others = one(AuthorizationAction::Allow, others, vec![Principal::Any]);
+    for policy in [deny(vec![rule]), others] {
+        let world = world(vec![policy]).await;
+        for line in ["GET http://public.test?debug=1 HTTP/1.1", "GET /?debug=1 HTTP/1.1"] {
+            assert_eq!(raw_line(&world, line).await, 403, "{line}");
+        }
+        for path in ["?debug=1", "/?debug=1"] {
+            assert_eq!(ask2(&world, "public.test", path.as_bytes(), &[]).await, Refused(403), "{path}");
+        }
+        // The controls: another query, and nobody to ask.
+        let absolute = ask(&world, b"http://public.test?x", "").await;
+        assert_eq!(absolute, (200, "http://public.test/?x public.test".to_owned()));
+        assert_eq!(ask2(&world, "public.test", b"?x", &[]).await, Served);
+        world.policy.publish(guarded(Vec::new()));
+        assert_eq!(raw_line(&world, "GET ?debug=1 HTTP/1.1").await, 400);
+        let absolute = ask(&world, b"http://public.test?debug=1", "").await;
+        assert_eq!(absolute, (200, "http://public.test/?debug=1 public.test".to_owned()));
+    }
+    // What names a method of gRPC is a path that is written out.
+    let world = world(Vec::new()).await;
+    let request = http2::request(1, &http2::get("?x", &[("content-type", "application/grpc")]));
+    assert_eq!(http2::verdict(&world, &request).await, Served, "UNIMPLEMENTED");
+    assert_eq!(world.calls.load(Ordering::Relaxed), 0);
+}
+
 async fn raw_line(world: &Counted, line: &str) -> u16 {
     send(world, format!("{line}\r\nhost: public.test\r\n").as_bytes(), "").await.0
 }

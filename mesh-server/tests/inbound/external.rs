@@ -100,7 +100,9 @@ async fn world(policies: Vec<AuthorizationPolicy>, answer: Answer) -> (World, Ar
     let one = Arc::new(One(fake.clone()));
     let asked = tower::service_fn(|request: http::Request<Body>| async move {
         let header = |name: &str| request.headers().get(name).map_or("-", |value| value.to_str().unwrap());
-        text(format!("{} {} {}", header("x-user"), header("x-secret"), header("host")))
+        let ours = |name: &&HeaderName| name.as_str().starts_with("mesh") || name.as_str().ends_with("cert");
+        let ours: String = request.headers().keys().filter(ours).map(|name| format!(" {name}")).collect();
+        text(format!("{} {} {}{ours}", header("x-user"), header("x-secret"), header("host")))
     });
     let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
     (World::start_with(guarded(policies), Config::default(), settings, asked).await, fake)
@@ -283,6 +285,11 @@ async fn a_yes_changes_headers_and_leaves_what_was_judged() {
             request: vec![
                 set("x-user", "jane"),
                 set("host", "other.test"),
+                // Of the peer and of retries the mesh alone has a say.
+                set("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/default/sa/admin"),
+                HeaderChange::Append(pair("x_forwarded_client_cert", "").0, HeaderValue::from_static("By=x")),
+                set("mesh-retried", "1"),
+                set("mesh_retried", "1"),
                 HeaderChange::Remove(HeaderName::from_static("x-secret")),
             ],
             response: vec![set("x-checked", "1"), set("content-length", "1")],

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tonic::codegen::{BoxFuture, http};
 use tonic::server::NamedService;
-use tower::Layer;
+use tower::{Layer, ServiceBuilder};
 use tower_service::Service;
 
 use mesh_core::policy::{
@@ -139,8 +139,11 @@ async fn looped_as_set_up(server: Server, listener: TcpListener) {
         let server = server.clone();
         spawn(async move {
             let Some(connection) = server.accept(tcp, peer).await else { return };
-            let hello = Router::new().route("/", get(|| async { "hello" }));
-            let service = TowerToHyperService::new(connection.layer().layer(hello));
+            let hello = get(|| async { "hello" }).post(|body: bytes::Bytes| async { body });
+            let own = server.clone();
+            let service = ServiceBuilder::new().map_request(move |request| own.request(request));
+            let service = service.layer(connection.layer()).service(Router::new().route("/", hello));
+            let service = TowerToHyperService::new(service);
             let io = TokioIo::new(connection);
             // The other side may be gone: that is seen there.
             let _ = match io.inner().is_http2() {
@@ -149,6 +152,24 @@ async fn looped_as_set_up(server: Server, listener: TcpListener) {
             };
         });
     }
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_given_up_in_the_applications_own_loop_too() {
+    let mut config = Config::default();
+    config.body_idle_timeout = Some(std::time::Duration::from_millis(50));
+    let mut world =
+        World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("") })).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.address = listener.local_addr().unwrap();
+    let serving = spawn(looped_as_set_up(world.server.clone(), listener));
+    let post = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\na";
+    let stopped = raw(world.address, post.as_bytes()).await;
+    assert!(stopped.starts_with("HTTP/1.1 408"), "{stopped}");
+    // The control: one that comes.
+    let whole = raw(world.address, format!("{post}b").as_bytes()).await;
+    assert!(whole.ends_with("ab"), "{whole}");
+    serving.abort();
 }
 
 #[tokio::test]

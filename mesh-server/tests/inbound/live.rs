@@ -23,6 +23,7 @@ use mesh_core::policy::{
     Permission, Principal, StringMatcher,
 };
 use mesh_server::{Config, Server};
+use mesh_testkit::clock;
 
 use crate::kit::{Client, Http, World, get, listener, policy, read, spawn, text, within};
 
@@ -311,6 +312,35 @@ async fn s51_a_connection_that_the_application_took_over_is_cut_too() {
             assert_eq!(read.unwrap(), b'x');
             io.write_all(b"y").await.unwrap();
         }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_the_application_took_over_has_an_age_too() {
+    for age in [Some(Duration::from_secs(600)), None] {
+        let mut config = Config::default();
+        config.max_connection_age = age;
+        let (_world, mut tcp, mut io) = took_over(config).await;
+        let pass = async |time| {
+            tokio::time::pause();
+            clock::pass(Duration::from_secs(time)).await;
+            tokio::time::resume();
+        };
+        // The age varies by a tenth, and then there are the 22 s of the drain limit.
+        pass(539).await;
+        tcp.write_all(b"x").await.unwrap();
+        assert_eq!(within(io.read_u8()).await.unwrap(), b'x');
+        pass(660 + 23 - 539).await;
+        if age.is_none() {
+            // The control: for ever.
+            tcp.write_all(b"y").await.unwrap();
+            assert_eq!(within(io.read_u8()).await.unwrap(), b'y');
+            continue;
+        }
+        let ended = within(io.read_u8()).await.unwrap_err();
+        assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionAborted);
+        drop(io);
+        let _ = within(tcp.read_to_end(&mut Vec::new())).await;
     }
 }
 

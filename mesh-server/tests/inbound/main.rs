@@ -26,5 +26,6 @@ mod routes;
 mod rows;
 mod tcp;
 mod tokens;
+mod trailers;
 mod transport;
 mod tricks;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{HeaderName, HeaderValue, Request, Response};
+use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -12,8 +13,8 @@ use mesh_core::authz::{CheckBody, CheckRequest};
 use mesh_core::context;
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, InboundState,
-    InboundTls, PathMatch, Permission, Principal, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher,
+    InboundListener, InboundState, InboundTls, PathMatch, Permission, Principal, StringMatcher, Underscores,
 };
 use mesh_server::{Body, Config};
 
@@ -190,6 +191,53 @@ async fn s33_an_underscore_makes_no_other_header_of_one_that_policy_names() {
     let forged = "x_forwarded_client_cert: a\r\nx-forwarded_client-cert: a\r\nx_other: a\r\n";
     let seen = statuses(&world, &ask(forged)).await.1;
     assert!(seen.contains("x_other") && !seen.contains("client"), "{seen}");
+}
+
+#[tokio::test]
+async fn s33_names_with_underscores_are_refused_or_taken_away_where_a_listener_says_so() {
+    let role = Permission::Header(HeaderMatcher {
+        name: HeaderKey::parse("x-role").unwrap(),
+        value: HeaderMatch::Text(StringMatcher::exact("admin")),
+        invert: false,
+        treat_missing_as_empty: false,
+    });
+    let service = tower::service_fn(|request: Request<Body>| async move {
+        let (head, body) = request.into_parts();
+        let trailers = body.collect().await?.trailers().cloned().unwrap_or_default();
+        let names: Vec<_> = head.headers.keys().chain(trailers.keys()).map(|name| name.as_str().to_owned()).collect();
+        text(names.join(" "))
+    });
+    let ask = |lines: &str, trailers: &str| {
+        format!(
+            "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n{lines}\r\n0\r\n{trailers}\r\n"
+        )
+    };
+    let said = |underscores| {
+        let InboundState::Ready(listener) = guarded(AuthorizationAction::Deny, role.clone()) else { panic!("given") };
+        let mut listener = InboundListener::clone(&listener);
+        listener.limits.underscores = underscores;
+        InboundState::Ready(Arc::new(listener))
+    };
+    for (underscores, denied, other, told) in [
+        // The control.
+        (Underscores::Allow, 403, 200, &["x_other", "x_last", "x-last"][..]),
+        (Underscores::Reject, 400, 400, &["x-last"]),
+        (Underscores::Drop, 200, 200, &["x-last"]),
+    ] {
+        let world = World::start(said(underscores), Config::default(), service).await;
+        let (status, seen) = statuses(&world, &ask("x_role: admin\r\n", "")).await;
+        assert_eq!(status, [denied], "{underscores:?}");
+        assert!(!seen.contains("x_role"), "{underscores:?}: {seen}");
+        assert_eq!(statuses(&world, &ask("x_other: a\r\n", "")).await.0, [other], "{underscores:?}");
+        let lines = if other == 200 { "x_other: a\r\n" } else { "" };
+        let (status, seen) = statuses(&world, &ask(lines, "x_last: a\r\nx-last: a\r\n")).await;
+        assert_eq!(status, [200], "{underscores:?}");
+        for name in ["x_other", "x_last", "x-last"] {
+            assert_eq!(seen.contains(name), told.contains(&name), "{underscores:?} {name}: {seen}");
+        }
+        assert_eq!(statuses(&world, &ask("x-role: admin\r\n", "")).await.0, [403], "{underscores:?}");
+        audit::taken();
+    }
 }
 
 #[tokio::test]

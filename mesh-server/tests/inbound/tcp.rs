@@ -323,6 +323,44 @@ async fn a_silent_connection_is_closed_if_there_is_a_limit() {
 }
 
 #[tokio::test]
+async fn an_old_connection_is_told_and_has_the_drain_limit_to_end() {
+    let aged = |age| {
+        let mut config = Config::default();
+        (config.max_connection_age, config.raw_idle_timeout) = (age, None);
+        config.drain_limit = Duration::from_secs(200);
+        talking(policy(InboundTls::Permissive), config)
+    };
+    for age in [Some(Duration::from_secs(600)), None] {
+        let (world, mut ends) = aged(age).await;
+        let mut goes = Caller::mutual(&world, "web").await.unwrap();
+        let mut stays = Caller::mutual(&world, "web").await.unwrap();
+        assert!(goes.line().await.is_ok() && stays.line().await.is_ok());
+        tokio::time::pause();
+        // The age varies by a tenth.
+        clock::pass(Duration::from_secs(530)).await;
+        tokio::time::resume();
+        assert_eq!((goes.say("a").await.unwrap(), stays.say("a").await.unwrap()), ("a".into(), "a".into()));
+        tokio::time::pause();
+        clock::pass(Duration::from_secs(135)).await;
+        tokio::time::resume();
+        if age.is_none() {
+            // The control: for ever.
+            assert_eq!((goes.say("b").await.unwrap(), stays.say("b").await.unwrap()), ("b".into(), "b".into()));
+            continue;
+        }
+        assert_eq!((goes.line().await.unwrap(), stays.line().await.unwrap()), ("goodbye".into(), "goodbye".into()));
+        goes.0.shutdown().await.unwrap();
+        assert_eq!(within(ends.recv()).await, Some(None));
+        assert_eq!(stays.say("b").await.unwrap(), "b", "it has time");
+        tokio::time::pause();
+        clock::pass(Duration::from_secs(200)).await;
+        tokio::time::resume();
+        assert!(stays.line().await.is_err());
+        assert_eq!(within(ends.recv()).await, Some(Some(io::ErrorKind::ConnectionAborted)));
+    }
+}
+
+#[tokio::test]
 async fn limits_on_connections_count_raw_ones() {
     let limited = |most| {
         let mut listener = listener(InboundTls::Permissive);

@@ -339,6 +339,29 @@ async fn s49_without_keys_tokens_are_refused_and_new_keys_count_from_the_next_re
 }
 
 #[tokio::test]
+async fn s49_fetched_keys_that_are_out_of_date_refuse_tokens_and_nothing_else() {
+    let issuer = Issuer::new();
+    let JwtKeys::Inline(jwks) = issuer.provider().keys else { panic!("inline") };
+    let keys = JwtKeys::Fetched { jwks, max_age: std::time::Duration::from_secs(24 * 3600) };
+    let fetched = guarded(vec![optional(JwtProvider { keys, ..issuer.provider() })], vec![]);
+    let InboundState::Ready(listener) = &fetched else { panic!("{fetched:?}") };
+    let outdated = InboundState::Ready(Arc::new(listener.outdated()));
+    let world = world(fetched.clone(), |server| server).await;
+    let line = [bearer(&issuer.token(&said()))];
+    assert_eq!(ask(&world, "/", &line).await.0, 200);
+    world.policy.publish(outdated);
+    let (status, head, body) = ask(&world, "/", &line).await;
+    assert_eq!((status, &*body), (401, "Jwks is out of date"));
+    assert!(head.contains("error=\"invalid_token\""), "{head}");
+    assert_eq!(ask(&world, "/", &[]).await.0, 200, "who brings no token is not concerned");
+    let inline = guarded(vec![optional(issuer.provider())], vec![]);
+    let InboundState::Ready(listener) = &inline else { panic!("{inline:?}") };
+    assert_eq!(listener.outdated(), **listener, "keys that are written down have no age");
+    world.policy.publish(fetched);
+    assert_eq!(ask(&world, "/", &line).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_provider_that_names_a_header_looks_nowhere_else() {
     let issuer = Issuer::new();
     let header = JwtHeader { name: "x-jwt".parse().unwrap(), prefix: String::new() };

@@ -415,6 +415,11 @@ async fn s28_a_request_that_might_have_another_route_with_other_guards_is_refuse
                     ("/", "x-part: user\r\nx-part: admin\r\n", several),
                     ("/", "x-part: admin\r\nx-part: admin\r\n", several),
                     ("/", "x-part: user\r\nx_part: admin\r\n", several),
+                    // To who reads headers as CGI does, it is the header of the first.
+                    ("/", "x_part: admin\r\n", several),
+                    ("/", "x_part: admin\r\nx_part: admin\r\n", several),
+                    ("/", "x_part: user\r\n", alone(&others)),
+                    ("/", "x_other: admin\r\nx_par_t: admin\r\n", alone(&others)),
                 ][..],
             ),
             (

@@ -10,8 +10,6 @@ use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use mesh_core::health::CheckOutcome;
 use mesh_core::policy::{
     self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, TcpProbe, UpstreamProtocol,
@@ -21,7 +19,7 @@ use mesh_core::retry::grpc_status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use crate::body::Outgoing;
+use crate::body::{Broken, Incoming, Outgoing};
 use crate::connect::{Dialer, Lease, Peer, Pool, Room, Want};
 use crate::error::Cause;
 
@@ -154,8 +152,11 @@ impl Prober {
             let outgoing = body.clone().map_or(Outgoing::Empty, |bytes| Outgoing::Full(Some(bytes), None));
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {
-                Lease::Sole(connection) => connection.sender.send_request(request).await,
-                Lease::Shared(stream) => stream.send(request).await.map_err(TrySendError::into_error),
+                Lease::Sole(connection) => {
+                    let sent = connection.sender.send_request(request).await;
+                    sent.map(|answer| answer.map(Incoming::Http1)).map_err(Broken::from)
+                }
+                Lease::Shared(stream) => stream.send(request).await.map_err(|unanswered| unanswered.error),
             };
             match sent {
                 Ok(response) => return Ok((response, lease)),

@@ -4,12 +4,10 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use mesh_core::orca::{PROBE_PATH, STREAM_PATH};
 use mesh_core::policy::Address;
 
-use crate::body::Outgoing;
+use crate::body::{Broken, Incoming, Outgoing};
 use crate::cluster::Endpoint;
 use crate::connect::{Lease, Pool};
 
@@ -32,11 +30,11 @@ pub(super) async fn send(
     pool: &Pool,
     lease: &mut Lease,
     request: Request<Outgoing>,
-) -> hyper::Result<Response<Incoming>> {
+) -> Result<Response<Incoming>, Broken> {
     match lease {
-        Lease::Sole(connection) => connection.sender.send_request(request).await,
+        Lease::Sole(connection) => Ok(connection.sender.send_request(request).await?.map(Incoming::Http1)),
         Lease::Shared(stream) => {
-            let sent = stream.send(request).await.map_err(TrySendError::into_error);
+            let sent = stream.send(request).await.map_err(|unanswered| unanswered.error);
             if sent.is_err() && stream.connection.is_closed() {
                 pool.discard(&stream.connection);
             }

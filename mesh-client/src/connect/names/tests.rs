@@ -1,4 +1,5 @@
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
+use futures_util::poll;
 use mesh_testkit::FakeResolver;
 use mesh_testkit::clock::pass;
 
@@ -203,4 +204,18 @@ async fn a_request_does_not_wait_for_someone_who_has_more_patience() {
     };
     let (_, waited) = tokio::join!(names.addresses(HOST, PATIENCE), request);
     assert_eq!((waited, begun.elapsed()), (PATIENCE_OF_REQUESTS, PATIENCE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_hangs_is_asked_once_for_all_who_wait() {
+    let resolver = FakeResolver::new();
+    resolver.hang(HOST);
+    let names = names(&resolver);
+    let mut looks = Box::pin(names.addresses(HOST, PATIENCE));
+    assert!(poll!(&mut looks).is_pending());
+    pass(Duration::from_millis(1)).await;
+    // Whoever waits is the first to be woken at its end.
+    let (waited, looked) = join(names.addresses(HOST, PATIENCE), looks).await;
+    assert_eq!([waited.failure, looked.failure], [const { Some(ResolveError::Timeout) }; 2]);
+    assert_eq!(resolver.asked(), 1);
 }

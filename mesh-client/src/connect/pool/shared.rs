@@ -1,21 +1,19 @@
 //! The HTTP/2 connections to one endpoint, which everybody shares: one, and further ones while it has no room for another
 //! stream.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, OptionFuture, Shared};
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use smallvec::SmallVec;
 use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
-use super::super::upload::Upload;
 use super::super::{Connection, SharedConnection, Want, worker};
 use super::{Full, OpenGuard, Pool, Queued, Room, dialled, failed, is_of};
-use crate::body::Outgoing;
+use crate::body::{Incoming, Outgoing, Unanswered};
 use crate::error::Cause;
 
 /// HTTP/2 connections to one endpoint that take no request any more; with so many of them no further one is made.
@@ -33,7 +31,7 @@ pub(super) type Slots = SmallVec<[(Id, Connecting); 1]>;
 pub(crate) struct SharedStream {
     pub(crate) connection: Arc<SharedConnection>,
     pub(super) reused: bool,
-    // Of what sends the request body, where that takes time.
+    // Of what sends the request body, where that takes longer than the answer's head.
     upload: Option<worker::Alive>,
 }
 
@@ -50,17 +48,23 @@ pub(super) enum Next {
 }
 
 impl SharedStream {
-    /// Sends the one request of this stream. Its body goes out while the stream is held.
+    /// Sends the one request of this stream, and waits for the head of its answer. The rest of its body goes out while the
+    /// stream is held.
+    ///
+    /// # Errors
+    /// With the request, if nothing of it went out.
     pub(crate) fn send(
         &mut self,
         request: Request<Outgoing>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> + use<> {
-        let request = request.map(|body| {
-            let (body, alive) = Upload::new(body, &self.connection.tasks);
-            self.upload = alive;
-            body
-        });
-        self.connection.sender().try_send_request(request)
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
+        // At once, for the request is large, and not held while we wait.
+        let flight = self.connection.sender.begin(request);
+        async move {
+            let mut flight = flight?;
+            let answer = poll_fn(|cx| flight.poll_head(cx)).await.map_err(|error| Unanswered { error, back: None })?;
+            self.upload = flight.into_upload().map(worker::send_on);
+            Ok(answer)
+        }
     }
 }
 

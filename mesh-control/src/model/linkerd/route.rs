@@ -15,7 +15,7 @@ use super::super::kinds::{Kind, LOST_CONDITION};
 use super::grpc_route::{self, GrpcMatchSpec};
 use crate::source::Document;
 use crate::source::decode::Ignored;
-use crate::source::node::Node;
+use crate::source::node::{Node, Value};
 
 /// A route at Servers; by itself an HTTPRoute of `policy.linkerd.io`.
 #[derive(Clone, Debug)]
@@ -125,8 +125,8 @@ impl Kind for LinkerdRoute {
 
     /// A route takes requests away from those that are less specific, and so from who may call these. While it is not
     /// known which, its Servers are closed.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
-        let servers = read.and_then(|read| read.servers);
+    fn stand_in(read: Option<Self>, document: &Document) -> Option<(Self, &'static str)> {
+        let servers = read.and_then(|read| read.servers).or_else(|| servers_of(document));
         if servers.as_ref().is_some_and(Vec::is_empty) {
             return None;
         }
@@ -183,6 +183,28 @@ impl LinkerdRoute {
     }
 }
 
+/// The Servers that a route names whose other parts cannot be read; `None` if these cannot either.
+fn servers_of(document: &Document) -> Option<Vec<String>> {
+    let parents = document.node.get("spec")?.get("parentRefs")?;
+    let Value::List(parents) = &parents.value else { return None };
+    let mut servers = Vec::new();
+    for parent in parents {
+        let Value::Map(_) = &parent.value else { return None };
+        let is_server = match parent.get("kind") {
+            Some(kind) => kind.text()? == "Server",
+            None => false,
+        };
+        let is_here = match parent.get("namespace") {
+            Some(namespace) => namespace.text()? == document.namespace,
+            None => true,
+        };
+        if is_server && is_here {
+            servers.push(parent.get("name")?.text()?.to_owned());
+        }
+    }
+    Some(servers)
+}
+
 /// Whether a route of the Gateway API is for a Server.
 fn is_at_a_server(document: &Document) -> bool {
     let parents = document.node.get("spec").and_then(|spec| spec.get("parentRefs")).map(Node::items);
@@ -210,8 +232,8 @@ macro_rules! gateway_route {
                 Self(LinkerdRoute::read(&spec, check, $condition))
             }
 
-            fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
-                let (route, effect) = LinkerdRoute::stand_in(read.map(|read| read.0))?;
+            fn stand_in(read: Option<Self>, document: &Document) -> Option<(Self, &'static str)> {
+                let (route, effect) = LinkerdRoute::stand_in(read.map(|read| read.0), document)?;
                 Some((Self(route), effect))
             }
         }

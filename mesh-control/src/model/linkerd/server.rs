@@ -9,6 +9,7 @@ use super::super::check::Check;
 use super::super::kinds::Kind;
 use super::super::values::{Loose, port};
 use super::values::{LabelSelector, LabelSelectorSpec};
+use crate::source::Document;
 use crate::source::decode::Ignored;
 
 /// A Server.
@@ -137,7 +138,7 @@ impl Kind for Server {
     }
 
     /// A port that somebody wanted guarded is closed until it is known how.
-    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+    fn stand_in(read: Option<Self>, _: &Document) -> Option<(Self, &'static str)> {
         let (pods, port) =
             read.map_or((LabelSelector::default(), ServerPort::Any), |server| (server.pods, server.port));
         let closed = Self { pods, port, access: AccessPolicy::Deny, closed: true };

@@ -202,6 +202,17 @@ fn every_field_takes_what_it_names_and_nothing_else() {
     }
 }
 
+/// Stock servers compare the server name as it is written, and callers send it in small letters.
+#[test]
+fn names_of_servers_are_told_in_small_letters() {
+    let told = |values: &str| {
+        let spec = format!("{{rules: [{{when: [{{key: connection.sni, values: [{values}]}}]}}]}}");
+        format!("{:?}", inbound(&world(&policy("one", "shop", &spec)), "shop").authorization)
+    };
+    assert_eq!(told("'*.Test', 'X.TEST', 'A.*'"), told("'*.test', 'x.test', 'a.*'"));
+    assert_ne!(told("'*.Test'"), told("'*.toast'"), "the control");
+}
+
 #[test]
 fn from_and_to_and_all_of_when_must_hold() {
     let spec = "{rules: [{from: [{source: {namespaces: [shop]}}, {source: {namespaces: [ops]}}], \

@@ -3,6 +3,7 @@
 use mesh_core::policy::StringMatcher;
 
 use super::*;
+use crate::finding::Severity;
 
 #[test]
 fn registrations_serve_by_name_and_by_selector_and_make_services() {
@@ -54,6 +55,34 @@ fn mesh_tls_accepts_only_the_accounts_behind_the_port() {
     assert_eq!(tls.peer_ids[0].pattern, StringMatch::Prefix("spiffe://cluster.local/ns/x/sa/".into()));
 }
 
+/// An empty list of names lets in whoever the roots vouch for (gRFC A29): this control plane writes none, whatever it knows of
+/// who serves.
+#[test]
+fn s61_mutual_tls_of_this_control_plane_always_names_whom_it_expects() {
+    let name = "outbound|80||a.shop.svc.cluster.local";
+    let base = service("a", "shop", HTTP);
+    let rule =
+        |tls: &str| istio("DestinationRule", "r", "shop", &format!("{{host: a, trafficPolicy: {{tls: {tls}}}}}"));
+    let known = running("a", "shop", 80, "10.0.0.1:80");
+    let nameless = Registration { service_account: String::new(), ..known.clone() };
+    let odd = Registration { service_account: "no/account".into(), ..known.clone() };
+    let strict = peer("ns", "shop", "{mtls: {mode: STRICT}}");
+    for registrations in [vec![], vec![known], vec![nameless], vec![odd]] {
+        for more in [
+            String::new(),
+            strict.clone(),
+            rule("{mode: ISTIO_MUTUAL}"),
+            rule("{mode: ISTIO_MUTUAL, subjectAltNames: []}"),
+            rule("{mode: ISTIO_MUTUAL, subjectAltNames: ['spiffe://cluster.local/ns/shop/sa/b']}"),
+        ] {
+            let tls = with(&(base.clone() + &more), &registrations).cluster(&scope("shop"), name).unwrap().tls;
+            let (UpstreamTls::Auto(tls) | UpstreamTls::Mesh(tls)) = tls else { panic!("{tls:?}") };
+            assert!(!tls.peer_ids.is_empty(), "{more} {registrations:?}");
+            assert!(!tls.peer_ids.iter().any(|id| id.matches("spiffe://cluster.local/ns/other/sa/a")), "{more}");
+        }
+    }
+}
+
 #[test]
 fn explicit_tls_modes_switch_automatic_mode_off() {
     let rule =
@@ -93,11 +122,49 @@ fn of_a_server_elsewhere_its_entry_says_the_identity_unless_a_rule_does() {
     assert_eq!(of(entry(entrys) + &rule("")), exact("spiffe://b.test/x"));
     assert_eq!(of(entry(entrys) + &rule(rules)), exact("spiffe://b.test/y"));
     // The control: without a word of either it is one of ours.
-    let ours = of(entry("") + &rule(""));
-    assert!(
-        ours.iter()
-            .all(|one| matches!(&one.pattern, StringMatch::Prefix(of) if of.starts_with("spiffe://cluster.local/")))
-    );
+    assert_eq!(of(entry("") + &rule("")), prefix("spiffe://cluster.local/ns/default/sa/"));
+}
+
+fn prefix(of: &str) -> Vec<StringMatcher> {
+    vec![StringMatcher { pattern: StringMatch::Prefix(of.into()), ignore_case: false }]
+}
+
+#[test]
+fn a_server_of_which_only_a_name_is_known_is_one_of_its_entrys_namespace_and_the_operator_is_told() {
+    let entry = |more: &str| {
+        let spec = format!("{{hosts: [b.test], resolution: DNS, ports: [{{number: 80, name: http}}]{more}}}");
+        istio("ServiceEntry", "b", "shop", &spec)
+    };
+    let external = "apiVersion: v1\nkind: Service\nmetadata: {name: b, namespace: shop}\nspec: {type: ExternalName, \
+                    externalName: b.test, ports: [{name: http, port: 80}]}\n---\n"
+        .to_owned();
+    let of = |hosts: String, host: &str, names: &str| {
+        let spec = format!("{{host: {host}, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL{names}}}}}}}");
+        let world = world(&(hosts + &istio("DestinationRule", "r", "shop", &spec)));
+        let cluster = world.cluster(&scope("shop"), &format!("outbound|80||{host}")).unwrap();
+        let UpstreamTls::Mesh(tls) = cluster.tls else { panic!("{:?}", cluster.tls) };
+        let told = world.findings().iter().filter(|finding| finding.field == "spec.trafficPolicy.tls");
+        (tls.peer_ids, told.map(|finding| (finding.severity, finding.message.clone())).collect::<Vec<_>>())
+    };
+    let kubernetes = "b.shop.svc.cluster.local";
+    for (hosts, host) in [(entry(""), "b.test"), (external.clone(), kubernetes)] {
+        let (peers, told) = of(hosts, host, "");
+        assert_eq!(peers, prefix("spiffe://cluster.local/ns/shop/sa/"), "{host}: never anybody of the mesh");
+        let [(Severity::Error, message)] = &told[..] else { panic!("{host}: {told:?}") };
+        assert!(message.contains(host) && message.contains("subjectAltNames"), "{message}");
+    }
+    // An account that is not known narrows to the namespace as well, of which less has to be said.
+    let (peers, told) = of(entry(", endpoints: [{address: 10.0.0.9}]"), "b.test", "");
+    assert_eq!(peers, prefix("spiffe://cluster.local/ns/shop/sa/"));
+    assert!(matches!(&told[..], [(Severity::Warning, _)]), "{told:?}");
+    // The control: with a name there is nothing to say.
+    let (name, exact) = (", subjectAltNames: ['spiffe://cluster.local/ns/x/sa/y']", "spiffe://cluster.local/ns/x/sa/y");
+    for (hosts, host, names) in [(entry(name), "b.test", ""), (entry(""), "b.test", name), (external, kubernetes, name)]
+    {
+        assert_eq!(of(hosts, host, names), (vec![StringMatcher::exact(exact)], Vec::new()));
+    }
+    let account = ", endpoints: [{address: 10.0.0.9, serviceAccount: b}]";
+    assert_eq!(of(entry(account), "b.test", "").1, Vec::new());
 }
 
 fn peer(name: &str, namespace: &str, spec: &str) -> String {
@@ -227,6 +294,54 @@ fn s70_whatever_a_process_says_of_itself_a_strict_peer_is_called_with_mutual_tls
     };
     assert_eq!(takes_tls(&entry("MESH_INTERNAL"), &[], "outbound|80||b.test"), [true]);
     assert_eq!(takes_tls(&entry("MESH_EXTERNAL"), &[], "outbound|80||b.test"), [false]);
+}
+
+/// A client of a peer that has shown who it is sends it plaintext if policy of the peer or a rule says so, and for nothing
+/// that an endpoint says.
+#[test]
+fn s70_a_pod_that_announced_itself_is_called_with_mutual_tls_until_policy_says_otherwise() {
+    let name = "outbound|80||a.shop.svc.cluster.local";
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-1, namespace: shop, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: [10.0.0.1], zone: z, targetRef: {kind: Pod, name: a-x}}]\n---\n";
+    let pod = |account: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a-x, namespace: shop}}\nspec: {{serviceAccountName: {account}, containers: [{{name: a, image: a}}]}}\nstatus: {{podIP: 10.0.0.1}}\n---\n"
+        )
+    };
+    let sliced = |account: &str| service("a", "shop", HTTP) + slice + &pod(account);
+    let announced = [running("a", "shop", 80, "10.0.0.1:8080")];
+    let called = |text: &str, registrations: &[Registration]| -> Vec<(String, bool)> {
+        let world = with(text, registrations);
+        let endpoints = world.endpoints(&scope("shop"), name).unwrap();
+        endpoints.iter().map(|one| (one.address.to_string(), one.metadata.mesh_tls)).collect()
+    };
+    let tls = |text: &str, registrations: &[Registration]| {
+        let called = called(text, registrations);
+        assert!(
+            !called.is_empty() && called.iter().all(|(address, tls)| address == "10.0.0.1:8080" && *tls == called[0].1)
+        );
+        called[0].1
+    };
+    let own = sliced("a-account");
+    assert!(tls(&own, &announced));
+    assert!(!tls(&own, &[]), "the control: of a pod without Istio's mark nobody knows that it is one of the mesh");
+    // Whom its announcement made known it is to be.
+    let world = with(&own, &announced);
+    let UpstreamTls::Auto(of) = world.cluster(&scope("shop"), name).unwrap().tls else { panic!("automatic") };
+    assert!(of.peer_ids.len() == 1 && of.peer_ids[0].matches("spiffe://cluster.local/ns/shop/sa/a-account"));
+    // Another account's word says nothing of the pod, nor does that of a process of another service.
+    assert!(called(&sliced("other"), &announced).iter().any(|(_, tls)| !tls));
+    let of_b = Registration { service_account: "a-account".into(), ..running("b", "shop", 80, "10.0.0.1:8080") };
+    assert!(!tls(&own, &[of_b]));
+    // What turns it off: policy of the peer, and an operator's rule.
+    let disabled = peer("ns", "shop", "{mtls: {mode: DISABLE}}");
+    assert!(!tls(&(own.clone() + &disabled), &announced));
+    let rule = istio("DestinationRule", "r", "shop", "{host: a, trafficPolicy: {tls: {mode: DISABLE}}}");
+    let world = with(&(own.clone() + &rule), &announced);
+    assert!(matches!(world.cluster(&scope("shop"), name).unwrap().tls, UpstreamTls::Disable));
+    let strict = peer("ns", "shop", "{mtls: {mode: STRICT}}");
+    let world = with(&(own + &strict), &announced);
+    let endpoints = world.endpoints(&scope("shop"), name).unwrap();
+    assert!(endpoints.iter().all(|one| one.metadata.plaintext_refused));
 }
 
 #[test]

@@ -367,6 +367,43 @@ fn a_route_of_the_gateway_api_that_cannot_be_read_closes_its_server() {
     assert_eq!(denied(&inbound(&world, "shop"), Call { path: "/a", ..GET }), None);
 }
 
+/// A slip in one part of a route closes the Servers that it names, and all of its namespace only if these cannot be read either.
+#[test]
+fn a_route_of_which_nothing_but_its_parents_can_be_read_closes_no_other_server() {
+    let open = server(", accessPolicy: all-unauthenticated");
+    let at = |parent: &str, rules: &str| format!("{{parentRefs: [{parent}], rules: {rules}}}");
+    let of = |name: &str| SERVER.replace("name: http", &format!("name: {name}"));
+    let elsewhere = of("http").replace("kind", "namespace: other, kind");
+    let gateway_route = |spec: &str| gateway("HTTPRoute", "a", spec);
+    let linkerd_route = |spec: &str| object("HTTPRoute", "a", spec);
+    for route in [&gateway_route as &dyn Fn(&str) -> String, &linkerd_route] {
+        let closed = |spec: &str| {
+            let text = open.clone() + &route(spec);
+            assert!(world(&text).findings().iter().any(|f| f.severity == crate::finding::Severity::Error), "{spec}");
+            !passes(&text).0
+        };
+        // Rules are a list: of these not even the form is understood.
+        for (parents, closes) in [
+            (of("http"), true),
+            (of("other"), false),
+            (format!("{}, {}", of("other"), of("http")), true),
+            (format!("{}, {{kind: Gateway, name: http}}", of("other")), false),
+            (format!("{}, {elsewhere}", of("other")), false),
+            // What they are for cannot be told.
+            (format!("{}, {}", of("other"), of("[http]")), true),
+            (format!("{}, {{kind: [Server], name: http}}", of("other")), true),
+            (format!("{}, http", of("other")), true),
+        ] {
+            assert_eq!(closed(&at(&parents, "{}")), closes, "{parents}");
+        }
+    }
+    assert_eq!(
+        passes(&(open + &gateway_route("{parentRefs: {kind: Gateway}, rules: {}}"))),
+        (true, true, true),
+        "no Server's"
+    );
+}
+
 #[test]
 fn probes_of_the_pod_are_let_in_while_no_route_is_attached() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, labels: {app: a}}\nspec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}], livenessProbe: {httpGet: {path: /live, port: web}}}]}\nstatus: {podIP: 10.0.0.1}\n---\n";

@@ -69,8 +69,9 @@ fn tcp_routes_hold_on_ports_without_tls_and_the_first_that_matches_decides() {
 
 #[test]
 fn tls_routes_go_by_the_host_that_is_dialled() {
-    let tls = "{hosts: ['*.example.com'], tls: [{match: [{sniHosts: [one.example.com], port: 443}], route: \
-               [{destination: {host: b}}]}, {match: [{sniHosts: ['*.sub.example.com']}], route: [{destination: {host: a, \
+    // A name has no case.
+    let tls = "{hosts: ['*.example.com'], tls: [{match: [{sniHosts: [One.Example.com], port: 443}], route: \
+               [{destination: {host: b}}]}, {match: [{sniHosts: ['*.SUB.example.com']}], route: [{destination: {host: a, \
                port: {number: 443}}}]}]}";
     let entry = "{hosts: ['*.example.com'], ports: [{number: 443, name: tls, protocol: TLS}], resolution: NONE}";
     let text = istio("VirtualService", "x", "default", tls) + &istio("ServiceEntry", "x", "default", entry);

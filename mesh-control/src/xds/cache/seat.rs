@@ -32,6 +32,8 @@ pub(crate) struct Seat {
     authorities: BTreeSet<String>,
     /// Subscribed to, of an authority too many; the cache does not know of them.
     refused: HashSet<(Kind, Arc<str>)>,
+    /// What the client has from an earlier stream and is to keep for a while though it is gone; none = nobody knows it any more.
+    former: HashMap<(Kind, Arc<str>), Option<Arc<Encoded>>>,
     /// For all of these names.
     charge: Charge,
 }
@@ -69,6 +71,7 @@ impl Cache {
             claimed: HashMap::new(),
             authorities: BTreeSet::new(),
             refused: HashSet::new(),
+            former: HashMap::new(),
             charge: Charge::new(account, 0),
         }
     }
@@ -296,7 +299,53 @@ impl Seat {
         if self.is_refused(kind, name) {
             return None;
         }
-        self.cache.inner.lock().entries.get(&self.key(kind, name.clone()))?.encoded.clone()
+        let key = self.key(kind, name.clone());
+        let encoded = self.cache.inner.lock().entries.get(&key).and_then(|entry| entry.encoded.clone());
+        encoded.or_else(|| self.former.get(&(kind, key.name))?.clone())
+    }
+
+    /// Brings back what was there under a name that has vanished; false = nobody knows it any more.
+    pub(crate) fn bring_back(&mut self, kind: Kind, name: &Arc<str>) -> bool {
+        if self.is_refused(kind, name) {
+            return false;
+        }
+        let at = (kind, name.clone());
+        if let Some(known) = self.former.get(&at) {
+            return known.is_some();
+        }
+        let (former, key) = (self.cache.inner.lock().former.clone(), self.key(kind, name.clone()));
+        let found = former.iter().find_map(|former| self.cache.make(&*former.resources, &self.scope, &key));
+        self.charge.add(NAME + name.len());
+        self.former.entry(at).or_insert(found).is_some()
+    }
+
+    /// Lets what was brought back go for good; whether it does not exist by itself either.
+    pub(crate) fn let_go(&mut self, kind: Kind, name: &Arc<str>) -> bool {
+        if self.former.remove(&(kind, name.clone())).is_some() {
+            self.charge.remove(NAME + name.len());
+        }
+        self.resource(kind, name).is_none()
+    }
+
+    /// The names of a kind that were brought back.
+    pub(crate) fn brought_back(&self, kind: Kind) -> Vec<Arc<str>> {
+        let found = self.former.iter().filter(|((of, _), found)| *of == kind && found.is_some());
+        found.map(|((_, name), _)| name.clone()).collect()
+    }
+
+    /// Whether everything that a client had which was told of this version last can be [brought back](Self::bring_back).
+    pub(crate) fn remembers(&self, version: &str) -> bool {
+        let inner = self.cache.inner.lock();
+        let oldest = inner.former.iter().rev().find_map(|former| former.since.as_ref()).unwrap_or(&inner.since);
+        // Those of another run do not compare.
+        let number = |version: &str| {
+            let (run, number) = version.rsplit_once('/').unwrap_or(("", version));
+            Some((run.to_owned(), number.parse::<u64>().ok()?))
+        };
+        let (Some(asked), Some(oldest), Some(now)) = (number(version), number(oldest), number(&inner.version)) else {
+            return false;
+        };
+        asked.0 == now.0 && (oldest.1..=now.1).contains(&asked.1)
     }
 
     /// Why there is no such resource.

@@ -104,6 +104,10 @@ struct World {
     /// The edition of each resource of the next revision.
     editions: BTreeMap<(Kind, &'static str), u32>,
     published: Fake,
+    /// Everything that was ever published.
+    ever: BTreeSet<(Kind, &'static str, Vec<u8>)>,
+    /// Whether the client said that it has clusters of an earlier stream, and whether it was sent none since.
+    returned: (bool, bool),
     types: [Type; 4],
     last_nonce: u64,
     now: Instant,
@@ -130,6 +134,8 @@ impl World {
             revision: 1,
             editions: BTreeMap::new(),
             published: Fake::default(),
+            ever: BTreeSet::new(),
+            returned: (false, false),
             types: Default::default(),
             last_nonce: 0,
             now: Instant::now(),
@@ -213,6 +219,9 @@ impl World {
             }
         }
         self.published.publish(&self.cache, &self.revision.to_string());
+        let all = Kind::ALL.into_iter().flat_map(|kind| REAL.map(|name| (kind, name)));
+        let found = all.filter_map(|(kind, name)| Some((kind, name, self.now(kind, name)?)));
+        self.ever.extend(found.collect::<Vec<_>>());
     }
 
     /// Bytes of any sort in the place of a request.
@@ -243,6 +252,9 @@ impl World {
         has: bool,
     ) -> Result<(), Refused> {
         let refusal = error.is_some();
+        if has && self.form == Form::State && kind == Kind::Cluster && !self.types[kind.index()].asked {
+            self.returned = (true, true);
+        }
         let (response_nonce, error_detail, type_url) = (nonce.clone(), error, kind.type_url().to_owned());
         let mut has_already = BTreeMap::new();
         let outcome = match self.form {
@@ -345,7 +357,7 @@ impl World {
         let ty = &mut self.types[kind.index()];
         let before = std::mem::replace(&mut ty.nonce, nonce.clone());
         ty.older.extend(Some(before).filter(|_| ty.waiting));
-        ty.waiting = true;
+        (ty.waiting, ty.refused) = (true, false);
         true
     }
 
@@ -369,8 +381,13 @@ impl World {
             let before = ty.held.get(name);
             let now = self.now(kind, name);
             let kept = whole && now.is_none() && before == Some(held);
-            assert!(kept || now.as_ref() == Some(held), "{kind} {name}: not what there is");
+            // Who was away is told of what vanished, once, and of its endpoints.
+            let may_know = if kind == Kind::Cluster { self.returned.1 } else { self.returned.0 && !whole };
+            let was = |(of, known, bytes): &(Kind, &str, Vec<u8>)| *of == kind && known == name && bytes == held;
+            let brought_back = may_know && now.is_none() && self.ever.iter().any(was);
+            assert!(kept || brought_back || now.as_ref() == Some(held), "{kind} {name}: not what there is");
         }
+        self.returned.1 &= kind != Kind::Cluster;
         let names: BTreeSet<&String> = sent.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), sent.len(), "a name twice in one response");
         let ty = &mut self.types[kind.index()];

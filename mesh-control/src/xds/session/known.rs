@@ -172,26 +172,19 @@ impl Type {
     }
 
     /// Records the names that a response holds, and the nonce of the one before, which was not waited for. Of state of the
-    /// world the answer to it is the one to that, too.
-    pub(super) fn awaits(&mut self, form: Form, before: String, mut names: Vec<Arc<str>>) {
-        if let Some(older) = self.in_flight.take() {
-            match form {
-                Form::Delta => {
-                    self.overtaken.push((before, older));
-                    let newer: HashSet<&Arc<str>> = names.iter().collect();
-                    self.overtaken.iter_mut().for_each(|(_, older)| {
-                        older.retain(|name| !newer.contains(name) && self.known.contains_key(name));
-                    });
-                    self.overtaken.retain(|(_, older)| !older.is_empty());
-                }
-                Form::State => {
-                    names.extend(older.into_iter().filter(|name| self.known.contains_key(name)));
-                    names.sort_unstable();
-                    names.dedup();
-                }
-            }
+    /// world that can be clusters only, of which each response holds all.
+    pub(super) fn awaits(&mut self, form: Form, before: String, names: Vec<Arc<str>>) {
+        if let Some(older) = self.in_flight.take().filter(|_| form == Form::Delta) {
+            self.overtaken.push((before, older));
+            let newer: HashSet<&Arc<str>> = names.iter().collect();
+            self.overtaken.iter_mut().for_each(|(_, older)| {
+                older.retain(|name| !newer.contains(name) && self.known.contains_key(name));
+            });
+            self.overtaken.retain(|(_, older)| !older.is_empty());
         }
         self.in_flight = Some(names);
+        // Of a response that was overtaken; the answer to this one is still to come.
+        self.nack = None;
     }
 
     /// The client's answer to an older response, if that was overtaken. False = it was not.

@@ -71,7 +71,9 @@ impl Session {
         }
         // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
-        self.came_back |= first && kind == Kind::Cluster && !request.version_info.is_empty();
+        if first && kind == Kind::Cluster && !request.version_info.is_empty() {
+            self.came_back = Some(request.version_info);
+        }
         ty.named |= !request.resource_names.is_empty();
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
         let wildcard = star || (kind.is_full_state() && request.resource_names.is_empty() && !ty.named);

@@ -154,7 +154,7 @@ fn call() -> impl Strategy<Value = Call> {
         0..4,
     );
     let forwarded = select(vec![None, Some("203.0.113.5"), Some("10.1.1.1"), Some("10.1.1.1, nonsense")]);
-    let path = prop_oneof![6 => select(PATHS.to_vec()), 1 => select(vec!["", "*", "/admin?x=1"])];
+    let path = prop_oneof![6 => select(PATHS.to_vec()), 1 => select(vec!["", "*", "?x=1", "/admin?x=1"])];
     let rest = (
         select(vec![Method::GET, Method::POST]),
         select(vec!["public.test", "admin", "", "admin:80"]),

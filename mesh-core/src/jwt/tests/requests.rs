@@ -354,13 +354,22 @@ fn s49_without_usable_keys_no_token_holds() {
         cache: Duration::from_secs(600),
     };
     let (ta, tb) = (bearer(&token(&a, "a")), bearer(&token(&a, "b")));
-    for keys in [JwtKeys::Inline(String::new()), JwtKeys::Inline(r#"{"keys": []}"#.into()), remote] {
+    let (jwks, max_age) = (a.jwks.clone(), Duration::from_secs(600));
+    let fetched = JwtProvider { keys: JwtKeys::Fetched { jwks, max_age }, ..of(&a, "a") };
+    let fetched = filter(&[("a", &fetched)], JwtRequirement::AllowMissing);
+    assert_eq!(passes(&fetched, get("/", &[("authorization", &ta)])), Ok(()), "the control: the same keys in time");
+    for (keys, why) in [
+        (JwtKeys::Inline(String::new()), Refusal::NoKeys),
+        (JwtKeys::Inline(r#"{"keys": []}"#.into()), Refusal::NoKeys),
+        (remote, Refusal::NoKeys),
+        (JwtKeys::Outdated { max_age }, Refusal::OldKeys),
+    ] {
         let broken = JwtProvider { keys, ..of(&a, "a") };
         let filter = filter(&[("a", &broken), ("b", &of(&a, "b"))], JwtRequirement::AllowMissing);
         let authenticator = Authenticator::new(&filter);
         let unusable: Vec<_> = authenticator.unusable().map(|(name, _)| name).collect();
         assert_eq!(unusable, ["a"]);
-        assert_eq!(passes(&filter, get("/", &[("authorization", &ta)])), Err(Refusal::NoKeys));
+        assert_eq!(passes(&filter, get("/", &[("authorization", &ta)])), Err(why));
         assert_eq!(passes(&filter, get("/", &[("authorization", &tb)])), Ok(()), "the other's keys are good");
         assert_eq!(passes(&filter, get("/", &[])), Ok(()));
     }

@@ -1,7 +1,7 @@
 //! gRPC's rules for server listeners, case by case (S: security, V: server side), and what is demanded of
 //! callers. See `conformance.rs`.
 
-use envoy_types::pb::envoy::config::core::v3::HttpUri;
+use envoy_types::pb::envoy::config::core::v3::{HttpProtocolOptions, HttpUri};
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener as Proto, filter};
 use envoy_types::pb::envoy::config::rbac::v3::{
     self as rbac, rbac::AuditLoggingOptions, rbac::audit_logging_options::AuditLoggerConfig,
@@ -310,6 +310,50 @@ fn a_limit_holds_before_tokens_and_policies_if_its_filter_stands_before_theirs()
 
 fn strings(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
+}
+
+/// What keeps requests out is obeyed or refused, and not listed as something that does not happen.
+#[test]
+fn what_of_a_manager_keeps_requests_out_is_obeyed_or_refused() {
+    let common = |action: i32| {
+        let options = HttpProtocolOptions { headers_with_underscores_action: action, ..Default::default() };
+        with_manager(|m| m.common_http_protocol_options = Some(options))
+    };
+    for (action, means) in [(0, Underscores::Allow), (1, Underscores::Reject), (2, Underscores::Drop)] {
+        let resource = common(action);
+        says("of underscores", codec::decode_listener(&resource), &Says::Taken);
+        assert_eq!(decoded(&resource).limits.underscores, means);
+    }
+    let at = |name: &str| format!("filter_chains[0].filters[0].{name}");
+    let unknown = at("common_http_protocol_options.headers_with_underscores_action");
+    says("of underscores", codec::decode_listener(&common(3)), &Says::Refused(&[&unknown]));
+    let demand = |demanded: i32| {
+        with_manager(|m| {
+            let Some(RouteSpecifier::RouteConfig(routes)) = &mut m.route_specifier else { panic!("inline") };
+            routes.virtual_hosts[0].require_tls = demanded;
+        })
+    };
+    says("TLS of nobody", codec::decode_listener(&demand(0)), &Says::Taken);
+    let host = at("route_config.virtual_hosts[0].require_tls");
+    for demanded in [1, 2, 3] {
+        says("TLS", codec::decode_listener(&demand(demanded)), &Says::Refused(&[&host]));
+    }
+}
+
+/// A server brings paths and authorities to one form whatever it is told: what says the same is obeyed.
+#[test]
+fn of_the_forms_of_targets_only_what_a_server_does_otherwise_is_reported() {
+    let at = |name: &str| format!("filter_chains[0].filters[0].{name}");
+    let manager = |change: fn(&mut HttpConnectionManager)| codec::decode_listener(&with_manager(change));
+    let obeyed = |m: &mut HttpConnectionManager| {
+        m.normalize_path = Some(BoolValue { value: true });
+        (m.merge_slashes, m.strip_trailing_host_dot, m.path_with_escaped_slashes_action) = (true, true, 2);
+    };
+    says("as it is done", manager(obeyed), &Says::Taken);
+    let kept = |m: &mut HttpConnectionManager| m.normalize_path = Some(BoolValue { value: false });
+    says("as it came", manager(kept), &Says::Reported(&[&at("normalize_path")]));
+    let slashes = |m: &mut HttpConnectionManager| m.path_with_escaped_slashes_action = 1;
+    says("encoded slashes", manager(slashes), &Says::Reported(&[&at("path_with_escaped_slashes_action")]));
 }
 
 #[test]

@@ -51,6 +51,7 @@ fn provider() -> impl Strategy<Value = JwtProvider> {
     let list = || vec(text(), 0..2);
     let keys = prop_oneof![
         Just(JwtKeys::Inline(r#"{"keys": []}"#.to_owned())),
+        time().prop_map(|max_age| JwtKeys::Fetched { jwks: r#"{"keys": []}"#.to_owned(), max_age }),
         (text(), text(), time(), time()).prop_map(|(uri, cluster, timeout, cache)| JwtKeys::Remote {
             uri,
             cluster: cluster.as_str().into(),
@@ -239,11 +240,13 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
 
 pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
     let tls = select(vec![InboundTls::Strict, InboundTls::Permissive, InboundTls::Disable]);
-    let limits = (option::of(any::<u32>()), option::of(any::<u32>()), option::of(time())).prop_map(
-        |(max_connections, max_concurrent_streams, max_connection_age)| InboundLimits {
+    let underscores = select(vec![Underscores::Allow, Underscores::Reject, Underscores::Drop]);
+    let limits = (option::of(any::<u32>()), option::of(any::<u32>()), option::of(time()), underscores).prop_map(
+        |(max_connections, max_concurrent_streams, max_connection_age, underscores)| InboundLimits {
             max_connections,
             max_concurrent_streams,
             max_connection_age,
+            underscores,
         },
     );
     let rate = || (1..=u32::MAX).prop_map(|n| NonZeroU32::new(n).expect("at least 1"));

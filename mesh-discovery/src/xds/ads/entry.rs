@@ -64,6 +64,17 @@ pub(crate) enum Known<'a, V> {
     Lost(&'a str, Loss),
 }
 
+/// Until when something holds that came with a resource, and holds for a time only without its control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// The control plane vouches for it.
+    Confirmed,
+    /// Unless the control plane is heard of before.
+    Until(Instant),
+    /// No longer.
+    Over,
+}
+
 /// Why there is nothing of a resource for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::authority::Authority;
-pub(crate) use self::entry::{Entry, Known, Loss, Origin, SAVED, ServerId, Standing};
+pub(crate) use self::entry::{Entry, Hold, Known, Loss, Origin, SAVED, ServerId, Standing};
 use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
@@ -374,6 +374,33 @@ impl<C: Codec> Ads<C> {
         wanted.any(|authority| self.sessions[usize::from(authority.active_server())].vouches())
     }
 
+    /// Until when something holds that came with a resource, and holds `max_age` once the control plane that gave it does
+    /// not vouch for it.
+    pub(crate) fn hold(&self, key: &Key, max_age: Duration) -> Hold {
+        let good = self.entries[key.kind.index()].get(&key.name).and_then(|entry| entry.good.as_ref());
+        let since = match good.map(|good| good.server) {
+            // What of it was kept was too old.
+            Some(SAVED) => self.saved.as_ref().and_then(|saved| saved.get(key)).and_then(|record| record.since),
+            Some(giver) => match self.sessions[usize::from(giver)].unconfirmed_since {
+                None => return Hold::Confirmed,
+                since => since,
+            },
+            None => None,
+        };
+        match since.map(|since| since.checked_add(max_age)) {
+            Some(Some(end)) if end <= self.clock => Hold::Over,
+            Some(Some(end)) => Hold::Until(end),
+            // Beyond what the clock can tell is for ever.
+            Some(None) => Hold::Confirmed,
+            None => Hold::Over,
+        }
+    }
+
+    /// It is so late now: what nothing has happened to is older, too.
+    pub(crate) fn pass(&mut self, now: Instant) {
+        self.clock = now;
+    }
+
     /// Resources whose readers see something new since the last call.
     pub(crate) fn take_changed(&mut self) -> Vec<Key> {
         std::mem::take(&mut self.changed)
@@ -446,14 +473,16 @@ impl<C: Codec> Ads<C> {
         std::mem::take(&mut self.given_up)
     }
 
-    /// The connection to a control plane that is not wanted any more has been given up.
-    pub(crate) fn released(&mut self, server: ServerId) {
-        self.disconnected(server, false);
+    /// The connection to a control plane that is not wanted any more is given up; gives whether its stream was good: answered,
+    /// or rightly without an answer.
+    pub(crate) fn released(&mut self, server: ServerId) -> bool {
+        let good = self.disconnected(server, false);
         let session = &mut self.sessions[usize::from(server)];
         // Where the last attempt failed and the next one is not yet due, whoever comes meanwhile hears of it; also after a
         // further attempt that nobody waited for.
         session.past_failure = session.failing.take().or(session.past_failure.take());
         session.last_error = None;
+        good
     }
 
     /// A control plane that could not be reached is wanted again before it is to be tried again.
@@ -592,19 +621,24 @@ impl<C: Codec> Ads<C> {
         }
         let waited = self.patience(server);
         let session = &mut self.sessions[usize::from(server)];
-        let silent = session.gives_up(key, at.checked_sub(waited));
+        let asked = at.checked_sub(waited);
+        let silent = session.gives_up(key, asked);
         let transient = session.features.resource_timer_is_transient_error;
         let strict = session.features.fail_on_data_errors;
         let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
         let standing = if transient { Standing::TimedOut } else { Standing::DoesNotExist };
         let reason = format!("the control plane did not send it within {waited:?}");
         tracing::warn!(kind = %key.kind, name = ?key.name, server = %session.server, ?waited, "a resource did not come");
-        let lists = session.lists(key.kind);
+        let listed = session.has_listed(key.kind, asked);
         // What a snapshot on disk says is no longer true, if this control plane speaks at all. What one that stood in for it
         // gave is deleted, and stays in use like what is deleted otherwise; so is what a better one gave, if this one has
-        // listed all it has (gRFC A71, A88).
-        let ends = |by| by == SAVED || strict && (lists || self.authorities[authority].prefers(server, by));
-        let drop_good = !transient && !silent && entry.good.as_ref().is_some_and(|good| ends(good.server));
+        // listed all it has since it was asked (gRFC A71, A88). One that would rather be slow than wrong ends by its lists alone what
+        // an earlier run was given.
+        let ends = |by| match transient {
+            true => by == SAVED && listed,
+            false => by == SAVED || strict && (listed || self.authorities[authority].prefers(server, by)),
+        };
+        let drop_good = !silent && entry.good.as_ref().is_some_and(|good| ends(good.server));
         if entry.missing(server, standing, reason, drop_good, now) {
             self.changed.push(key.clone());
         }

@@ -180,6 +180,7 @@ impl<C: Codec> Ads<C> {
             self.resource_error(&round, error);
         }
         if full {
+            self.sessions[usize::from(server)].lists(kind, now);
             self.deletions(&round);
         }
         self.open = Some(round);

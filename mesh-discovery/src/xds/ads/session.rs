@@ -93,6 +93,8 @@ pub(super) struct Talk {
     version: Name,
     /// Of the newest response on this stream (state of the world).
     nonce: String,
+    /// When it was last listed on this stream what there is of this type (state of the world).
+    listed: Option<Instant>,
     /// Responses to be answered: nonce and complaint. State of the world answers the newest only.
     answers: VecDeque<(String, Option<String>)>,
     /// All names as they were listed last.
@@ -226,10 +228,15 @@ impl Session {
         silent
     }
 
-    /// Whether what it does not say of a type does not exist: it has listed everything on this stream.
-    pub(super) fn lists(&self, kind: Kind) -> bool {
-        let talk = &self.types[kind.index()];
-        self.variant == Variant::StateOfTheWorld && kind.is_full_state() && talk.started && !talk.nonce.is_empty()
+    /// It lists everything of a type (state of the world).
+    pub(super) fn lists(&mut self, kind: Kind, now: Instant) {
+        self.talk_mut(kind).listed = Some(now);
+    }
+
+    /// Whether it has listed everything of a type on this stream since it was `asked` for something: what it left out does
+    /// not exist. A list of before says nothing of that.
+    pub(super) fn has_listed(&self, kind: Kind, asked: Option<Instant>) -> bool {
+        self.talk(kind).listed.zip(asked).is_some_and(|(listed, asked)| listed >= asked)
     }
 
     pub(super) fn take_in_silence(&mut self) -> Vec<Key> {
@@ -364,6 +371,7 @@ impl Talk {
     fn stop(&mut self) {
         self.started = false;
         self.nonce.clear();
+        self.listed = None;
         self.answers.clear();
         self.fresh.clear();
         self.stale.clear();

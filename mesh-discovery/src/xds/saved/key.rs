@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -44,12 +44,10 @@ fn make(
     us: Option<u32>,
     link: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> Result<Zeroizing<Vec<u8>>, String> {
-    let (mut fresh, mut mark) = (Zeroizing::new(vec![0; BYTES]), [0; 8]);
-    let random = SystemRandom::new();
-    random.fill(&mut fresh).and_then(|()| random.fill(&mut mark)).map_err(|_| "no random numbers".to_owned())?;
-    // Under another name until it is whole: who comes at the same time, or after a crash, finds all of it or nothing. A name of
-    // its own: processes of containers that share the folder have the same number.
-    let beside = path.with_extension(format!("{:016x}.new", u64::from_ne_bytes(mark)));
+    let mut fresh = Zeroizing::new(vec![0; BYTES]);
+    SystemRandom::new().fill(&mut fresh).map_err(|_| "no random numbers".to_owned())?;
+    // Under another name until it is whole: who comes at the same time, or after a crash, finds all of it or nothing.
+    let beside = beside(path).map_err(|error| error.to_string())?;
     let written = write_new(&beside, &fresh).and_then(|()| match link(&beside, path) {
         // No links on SMB, FAT and what some programs serve: it is written in its place, where a crash may leave a part, which
         // is told of.
@@ -67,8 +65,18 @@ fn make(
     }
 }
 
+/// Where something is written until it is whole. A name of its own: processes of containers that share the folder have the same
+/// number.
+pub(super) fn beside(path: &Path) -> io::Result<PathBuf> {
+    let mut mark = [0; 8];
+    SystemRandom::new().fill(&mut mark).map_err(|_| io::Error::other("no random numbers"))?;
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{:016x}.new", u64::from_ne_bytes(mark)));
+    Ok(name.into())
+}
+
 /// One that could not be written whole is not left there.
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(super) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

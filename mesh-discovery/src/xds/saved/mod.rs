@@ -15,7 +15,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const MAGIC: &[u8] = b"mesh xDS snapshot 3\n";
 const TAG: usize = 32;
 /// Larger files are not ours.
 const MAX_BYTES: u64 = 256 << 20;
+/// What lies beside a file for so long was left by a process that was killed while it wrote.
+const LEFT: Duration = Duration::from_secs(3600);
 /// How far the clock may have been ahead when the file was written.
 const SKEW: Duration = Duration::from_secs(300);
 
@@ -91,6 +93,8 @@ pub(crate) struct Record {
     pub(super) body: Body,
     /// When its control plane last vouched for it, in seconds since the Unix epoch.
     pub(super) confirmed: u64,
+    /// The same by the clock of this run; none = before it can tell.
+    pub(super) since: Option<Instant>,
     /// When it is too old to serve whoever comes then; none = never.
     pub(super) until: Option<Instant>,
 }
@@ -286,7 +290,8 @@ fn decode(
         }
         oldest = oldest.max(age);
         let until = now.checked_add(max_age.saturating_sub(age));
-        let record = Record { version, body: Body::new(kind.type_url(), bytes), confirmed, until };
+        let record =
+            Record { version, body: Body::new(kind.type_url(), bytes), confirmed, since: now.checked_sub(age), until };
         saved.insert(Key::new(kind, name), record);
     }
     match left_out {
@@ -315,25 +320,34 @@ fn text(rest: &mut &[u8]) -> Option<Name> {
 
 /// Puts the bytes in the place of the file, all or nothing, for the owner's eyes only.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_by(path, bytes, |from, to| fs::rename(from, to))
+}
+
+fn replace_by(path: &Path, bytes: &[u8], put: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
     if bytes.len() as u64 > MAX_BYTES {
         // The next start would refuse it.
         return Err(io::Error::other(format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len())));
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    // One left by a crash may have any mode.
-    let _ = fs::remove_file(&beside);
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&beside).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+    sweep(path);
+    let beside = key::beside(path)?;
+    key::write_new(&beside, bytes)?;
+    put(&beside, path).inspect_err(|_| {
         let _ = fs::remove_file(&beside);
     })
+}
+
+/// Removes what processes that were killed left beside the file. Nobody writes for so long.
+fn sweep(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else { return };
+    let is_left = |entry: &fs::DirEntry| {
+        let beside = entry.file_name();
+        let beside = beside.to_str().and_then(|beside| beside.strip_prefix(name)?.strip_suffix(".new"));
+        let since = entry.metadata().and_then(|found| found.modified()).ok().and_then(|when| when.elapsed().ok());
+        beside.is_some() && since.is_some_and(|since| since >= LEFT)
+    };
+    for left in fs::read_dir(folder).into_iter().flatten().flatten().filter(is_left) {
+        let _ = fs::remove_file(left.path());
+    }
 }
 
 #[cfg(test)]
@@ -492,7 +506,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
-        fs::write(folder.path().join("snapshot.new"), "left by a crash").unwrap();
+        for left in ["snapshot.new", "snapshot.0123456789abcdef.new"] {
+            let file = fs::File::create(folder.path().join(left)).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }
         for content in ["first", "second"] {
             replace(&path, content.as_bytes()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
@@ -500,5 +517,25 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert!(replace(&folder.path().join("no/such/folder"), b"").is_err());
+        // Nor is anything left of what cannot be put there.
+        let refused = |_: &Path, _: &Path| Err(io::Error::other("no"));
+        assert!(replace_by(&path, b"third", refused).is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second");
+    }
+
+    #[test]
+    fn processes_that_share_the_folder_write_whole_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        // Another one comes between what the first writes and where it puts it.
+        let written = replace_by(&path, b"first", |from, to| {
+            replace(&path, b"second").unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"second");
+            fs::rename(from, to)
+        });
+        written.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod csds;
+mod fetched;
 mod grpc;
 mod machine;
 mod protocol;

@@ -250,6 +250,43 @@ fn a71_a88_what_a_fallback_does_not_list_in_time_is_deleted_where_data_errors_co
 }
 
 #[test]
+fn a71_a88_a_list_says_nothing_of_what_was_asked_for_after_it() {
+    let of_other = |name: &str| listener(&format!("xdstp://other/envoy.config.listener.v3.Listener/{name}"));
+    let (x, y) = (of_other("x"), of_other("y"));
+    for variant in BOTH {
+        let kept = |again: bool| {
+            let mut ads = Machine::new(Some(variant), strict(), 2);
+            ads.subscribe(&[listener("a"), x.clone()]);
+            ads.opened();
+            ads.drain(0);
+            ads.respond(Kind::Listener, "v1", &["a=1", &format!("{}=1", x.name)]);
+            ads.drain(0);
+            ads.closed();
+            // The fallback is asked for what has no authority, which lacks something, and lists that.
+            ads.subscribe(&[listener("b")]);
+            ads.close(Some(StreamError::new("refused")));
+            ads.ads.opened(1, ads.now);
+            assert_eq!(ads.drain(1).iter().flat_map(asked).collect::<Vec<_>>(), ["a", "b"]);
+            let list = || response(Kind::Listener, "w1", &["a=1", "b=1"]);
+            ads.take(1, list());
+            ads.drain(1);
+            ads.pass(Duration::from_secs(1));
+            // Then for the other authority, too.
+            ads.subscribe(std::slice::from_ref(&y));
+            ads.drain(1);
+            ads.pass(Duration::from_secs(1));
+            ads.take(1, if again { list() } else { response(Kind::Routes, "w1", &[]) });
+            ads.pass(TIMEOUT);
+            assert_eq!(ads.entry(&x).standing, Standing::DoesNotExist);
+            ads.entry(&x).good.is_some()
+        };
+        assert!(kept(false), "{variant:?}");
+        // The control: where it lists all there is, and has done so since.
+        assert_eq!(kept(true), variant == Variant::Delta);
+    }
+}
+
+#[test]
 fn a71_a_better_one_that_would_rather_be_slow_than_wrong_ends_nothing_by_silence() {
     let features = ServerFeatures { resource_timer_is_transient_error: true, ..Default::default() };
     let mut ads = returned(Variant::Delta, features);
@@ -481,7 +518,7 @@ fn a71_what_nobody_wants_is_forgotten_whoever_is_asked_meanwhile() {
             ads.respond(Kind::Listener, "v2", &["b=3"]);
             match heard {
                 true => _ = ads.drain(1),
-                false => ads.ads.released(1),
+                false => _ = ads.ads.released(1),
             }
             assert_eq!(ads.ads.unwanted(), usize::from(asked), "{asked} {heard}");
             ads.drain(0);
@@ -547,10 +584,14 @@ fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
 
 /// Routes of an earlier run.
 fn saved(texts: &[&str], until: Instant) -> Saved {
+    saved_of(Kind::Routes, texts, until)
+}
+
+fn saved_of(kind: Kind, texts: &[&str], until: Instant) -> Saved {
     let record = |text: &&str| {
-        let body = Body::new(Kind::Routes.type_url(), text.as_bytes().to_vec());
-        let record = Record { version: "v0".into(), body, confirmed: 0, until: Some(until) };
-        (Key::new(Kind::Routes, &text[..1]), record)
+        let body = Body::new(kind.type_url(), text.as_bytes().to_vec());
+        let record = Record { version: "v0".into(), body, confirmed: 0, since: None, until: Some(until) };
+        (Key::new(kind, &text[..1]), record)
     };
     texts.iter().map(record).collect()
 }
@@ -617,6 +658,31 @@ fn what_an_earlier_run_held_serves_nobody_once_it_is_too_old() {
         let other = Key::new(Kind::Routes, "b");
         ads.subscribe(std::slice::from_ref(&other));
         assert_eq!(ads.value(&other), Some("0"), "control: each by its own age");
+    }
+}
+
+#[test]
+fn a88_what_an_earlier_run_held_ends_by_a_list_without_it_where_silence_ends_nothing() {
+    let slow = ServerFeatures { resource_timer_is_transient_error: true, ..Default::default() };
+    for (variant, kind) in BOTH.into_iter().flat_map(|variant| [(variant, Kind::Listener), (variant, Kind::Routes)]) {
+        let mut ads = Machine::new(Some(variant), slow, 1);
+        ads.ads.restore(saved_of(kind, &["a=0"], ads.now + 100 * TIMEOUT));
+        let [a, b] = ["a", "b"].map(|name| Key::new(kind, name));
+        ads.subscribe(&[a.clone(), b]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(kind, "v1", &["b=1"]);
+        ads.drain(0);
+        ads.pass(2 * TIMEOUT - Duration::from_millis(1));
+        assert_eq!(ads.value(&a), Some("0"), "it may be on its way");
+        ads.pass(Duration::from_millis(1));
+        assert_eq!(ads.entry(&a).standing, Standing::TimedOut);
+        // The controls: with delta, and of routes, nobody lists what there is.
+        let listed = variant == Variant::StateOfTheWorld && kind == Kind::Listener;
+        assert_eq!(ads.entry(&a).good.is_none(), listed, "{variant:?} {kind}");
+        assert_eq!(ads.ads.saved_in_use(), usize::from(!listed));
+        // It is late and not missing, for this control plane would have said so.
+        assert!(matches!(ads.known(&a), Known::Lost(..)));
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::super::ads::{Ads, Known, Server, Servers, Standing, Topology};
+use super::super::ads::{Ads, Hold, Known, Server, Servers, Standing, Topology};
 use super::super::kind::{Key, Kind};
 use super::super::message::Name;
 use super::super::resource::{PolicyCodec, Resource, Value};
@@ -230,6 +230,10 @@ impl Resources for Brittle<'_> {
 
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource> {
         self.0.known(kind, name)
+    }
+
+    fn hold(&self, key: &Key, max_age: Duration) -> Hold {
+        self.0.hold(key, max_age)
     }
 }
 

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use mesh_testkit::clock;
+
 use super::*;
+use crate::runtime::{Caller, EVERY, Peer};
+use crate::test_log::Listening;
+use crate::xds::nodes::Nodes;
 
 /// An Envoy as far as it has started: it makes clusters that are new or changed anew, and answers the response that they were
 /// in when all have their endpoints (`ClusterManagerImpl::updateClusterCounts`). It asks for those of new ones.
@@ -286,6 +291,77 @@ fn an_envoy_that_does_not_take_its_clusters_into_use_holds_up_nothing_for_long()
     }
 }
 
+/// As `/sync` tells it.
+#[test]
+fn who_asks_is_told_of_an_envoy_that_is_late_and_of_no_other_client() {
+    for form in BOTH {
+        let one = all_kinds(&["a"], 1);
+        let cache = one.cache();
+        let nodes = Arc::<Nodes>::default();
+        let peer = Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Anonymous, joined: false };
+        let entry = nodes.enter(&peer, &Limits::default()).unwrap();
+        let is_late = |client: &mut Client| {
+            let spare = Session::new(cache.seat(NodeScope::default(), &Arc::default()), form, false, Limits::default());
+            entry.node.lock().session = Some(std::mem::replace(&mut client.session, spare));
+            let [status] = &nodes.list(None, false)[..] else { panic!("one") };
+            let late = serde_json::to_value(status).unwrap()["late"].as_bool().unwrap();
+            client.session = entry.node.lock().session.take().unwrap();
+            late
+        };
+        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+        let two = one.clone().with(Kind::Cluster, "b", 1).with(Kind::Routes, "a", 2);
+        two.publish(&cache, "2");
+        envoy.take();
+        assert!(!is_late(&mut envoy.client), "{form:?}: it has time");
+        envoy.client.now += PATIENCE;
+        while envoy.client.next().is_some() {}
+        assert!(is_late(&mut envoy.client), "{form:?}");
+        // With its clusters it is not, though nothing waits for it before it has what waited for them.
+        two.clone().with(Kind::Routes, "a", 3).publish(&cache, "3");
+        assert_eq!(envoy.client.next(), None, "{form:?}: it has routes to answer");
+        envoy.client.answer(Kind::Endpoints, None);
+        envoy.client.answer(Kind::Cluster, None);
+        assert_eq!(envoy.client.next(), None, "{form:?}");
+        assert!(envoy.client.session.is_late() && !is_late(&mut envoy.client), "{form:?}");
+        envoy.client.answer(Kind::Routes, None);
+        envoy.client.settle();
+        assert!(!envoy.client.session.is_late(), "{form:?}: it has recovered");
+
+        // The control: a client that came back and does not take its routes for as long, for which its clusters wait no more.
+        let mut client = client(&cache, Form::State, Dialect::Proxyless);
+        resumed::first_request(&mut client, Kind::Cluster, &["a", "gone"], "run/1");
+        resumed::first_request(&mut client, Kind::Routes, &["a"], "1");
+        while client.next().is_some() {}
+        client.now += PATIENCE;
+        let sent: Vec<_> = std::iter::from_fn(|| client.next()).map(|seen| seen.kind).collect();
+        assert_eq!(sent, [Kind::Cluster]);
+        assert!(client.session.is_late() && !is_late(&mut client));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_is_told_once_that_an_envoy_is_late() {
+    let (log, nodes) = (Listening::begin(), Arc::<Nodes>::default());
+    let peer = Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Anonymous, joined: false };
+    let entry = nodes.enter(&peer, &Limits::default()).unwrap();
+    let one = all_kinds(&["a"], 1);
+    let cache = one.cache();
+    let mut envoy = Envoy::new(&cache, Form::Delta, "a", Limits::default());
+    one.with(Kind::Cluster, "b", 1).with(Kind::Routes, "a", 2).publish(&cache, "2");
+    envoy.take();
+    let now = envoy.client.now;
+    entry.node.lock().session = Some(envoy.client.session);
+    let said = |now| {
+        while entry.due(&peer, now).0.is_some() {}
+        log.lines(&["has not taken its clusters into use"])
+    };
+    assert_eq!(said(now), 0, "it has time");
+    assert_eq!(said(now + PATIENCE), 1, "{}", log.text());
+    // However often it is looked at.
+    clock::pass(2 * EVERY).await;
+    assert_eq!(said(now + 2 * PATIENCE), 1, "{}", log.text());
+}
+
 #[test]
 fn each_of_the_responses_that_a_late_envoy_has_yet_to_answer_is_answered_by_its_nonce() {
     let one = all_kinds(&["a", "b", "c"], 1);
@@ -308,12 +384,41 @@ fn each_of_the_responses_that_a_late_envoy_has_yet_to_answer_is_answered_by_its_
     };
     let nacked = Some("bad".to_owned());
     assert_eq!(answer(&first.nonce, Some("bad")), Outcome { acked: false, nacked });
+    let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
+    let yet = |client: &Client| client.states(Kind::Cluster);
+    assert_eq!(
+        yet(&envoy.client),
+        [(a.clone(), "refused"), (b.clone(), "sent"), (c.clone(), "sent")],
+        "of what came again it says nothing"
+    );
+    let mut answer = |nonce: &str, error: Option<&str>| {
+        envoy.client.nonce[Kind::Cluster.index()] = nonce.to_owned();
+        envoy.client.answer(Kind::Cluster, error)
+    };
     assert_eq!(answer(&first.nonce, Some("bad")), Outcome::default(), "once");
     assert_eq!(answer(&second.nonce, None), Outcome { acked: true, nacked: None });
-    let states = envoy.client.states(Kind::Cluster);
-    let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
     // The control: what came again is what the newer response says of it.
-    assert_eq!(states, [(a, "refused"), (b, "accepted"), (c, "accepted")]);
+    assert_eq!(yet(&envoy.client), [(a, "refused"), (b, "accepted"), (c, "accepted")]);
+}
+
+#[test]
+fn an_answer_to_the_newest_response_is_one_to_those_that_were_never_answered() {
+    for error in [None, Some("bad")] {
+        let one = all_kinds(&["a", "b"], 1);
+        let cache = one.cache();
+        let mut envoy = Envoy::new(&cache, Form::Delta, "a", Limits::default());
+        let two = one.with(Kind::Cluster, "a", 2).with(Kind::Routes, "a", 2);
+        two.publish(&cache, "2");
+        while envoy.client.next().is_some_and(|seen| seen.kind != Kind::Endpoints) {}
+        envoy.client.now += PATIENCE;
+        two.with(Kind::Cluster, "b", 3).publish(&cache, "3");
+        while envoy.client.next().is_some_and(|seen| seen.kind != Kind::Cluster) {}
+        let before = envoy.client.states(Kind::Cluster);
+        assert_eq!(before, [("a".to_owned(), "sent"), ("b".to_owned(), "sent")]);
+        envoy.client.answer(Kind::Cluster, error);
+        let state = if error.is_some() { "refused" } else { "accepted" };
+        assert_eq!(envoy.client.states(Kind::Cluster), [("a".to_owned(), state), ("b".to_owned(), state)]);
+    }
 }
 
 #[test]

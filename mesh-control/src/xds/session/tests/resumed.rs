@@ -15,7 +15,7 @@ fn comes_back(cache: &Arc<Cache>, dialect: Dialect, version: &str) -> (Client, V
     (client, sent)
 }
 
-fn first_request(client: &mut Client, kind: Kind, names: &[&str], version: &str) {
+pub(super) fn first_request(client: &mut Client, kind: Kind, names: &[&str], version: &str) {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     client.names[kind.index()].clone_from(&names);
     let request = DiscoveryRequest {
@@ -47,6 +47,73 @@ fn a_client_that_comes_back_loses_a_cluster_after_the_routes_that_named_it() {
         // The control: a client that has nothing gets its clusters before what refers to them.
         assert_eq!(comes_back(&without_b(), dialect, "").1[0], Kind::Cluster, "{dialect:?}");
     }
+}
+
+/// One run of the control plane, in which `c` came and `b` vanished.
+fn with_c_for_b() -> Arc<Cache> {
+    let before = all_kinds(&["a", "b"], 1).with(Kind::Listener, "r", 1).with(Kind::Routes, "r", 1);
+    let cache = before.cache();
+    let after = before.without(Kind::Cluster, "b").without(Kind::Endpoints, "b").with(Kind::Routes, "r", 2);
+    after.with(Kind::Cluster, "c", 1).with(Kind::Endpoints, "c", 1).publish(&cache, "2");
+    cache
+}
+
+#[test]
+fn a_client_that_comes_back_gets_a_new_cluster_before_its_routes_and_loses_an_old_one_after() {
+    for dialect in [Dialect::Envoy, Dialect::Proxyless] {
+        let cache = with_c_for_b();
+        let is_envoy = dialect == Dialect::Envoy;
+        let scope = NodeScope { dialect, ..NodeScope::default() };
+        let mut client = Client::of(scope, &cache, Form::State, false, Limits::default());
+        let clusters: &[&str] = if is_envoy { &[] } else { &["a", "b", "c"] };
+        for (kind, names) in Kind::ALL.into_iter().zip([clusters, &["a", "b"], &["r"], &["r"]]) {
+            first_request(&mut client, kind, names, "1");
+        }
+        let first = client.next().unwrap();
+        assert_eq!((first.kind, &first.resources[..]), (Kind::Cluster, &["a", "b", "c"].map(String::from)[..]));
+        // Those of what is gone, too: a cluster that is made anew needs them.
+        assert_eq!(client.next().unwrap().resources, ["a", "b"], "{dialect:?}");
+        client.answer(Kind::Endpoints, None);
+        client.ask(Kind::Endpoints, &["a", "b", "c"]);
+        assert_eq!(client.next().unwrap().resources, ["c"], "{dialect:?}");
+        client.answer(Kind::Endpoints, None);
+        client.answer(Kind::Cluster, None);
+        let sent: Vec<_> = std::iter::from_fn(|| client.next()).map(|seen| seen.kind).collect();
+        assert_eq!(sent, [Kind::Listener, Kind::Routes], "{dialect:?}: routes name `b`");
+        client.answer(Kind::Listener, None);
+        assert_eq!(client.next(), None, "{dialect:?}: as before");
+        client.answer(Kind::Routes, None);
+        assert_eq!(client.settle(), [row(Kind::Cluster, &["a", "c"], &[])], "{dialect:?}");
+        // Nothing of it is kept for longer.
+        assert!(Kind::ALL.iter().all(|kind| client.session.seat.brought_back(*kind).is_empty()));
+    }
+}
+
+#[test]
+fn a_cluster_that_vanished_and_came_again_while_its_client_was_away_stays() {
+    let cache = with_c_for_b();
+    let (mut client, sent) = comes_back(&cache, Dialect::Envoy, "1");
+    assert_eq!(sent[..2], [Kind::Cluster, Kind::Endpoints]);
+    let again = all_kinds(&["a", "b"], 1).with(Kind::Listener, "r", 1).with(Kind::Routes, "r", 2);
+    again.publish(&cache, "3");
+    client.answer(Kind::Endpoints, None);
+    client.answer(Kind::Cluster, None);
+    let settled = client.settle();
+    let last = settled.iter().rfind(|(kind, ..)| *kind == Kind::Cluster);
+    assert_eq!(last, Some(&row(Kind::Cluster, &["a", "b"], &[])), "{settled:?}");
+}
+
+#[test]
+fn a_name_that_never_was_holds_up_nobody_who_comes_back() {
+    let returns = |version: &str| {
+        let cache = all_kinds(&["a"], 1).cache();
+        let mut client = Client::of(NodeScope::default(), &cache, Form::State, false, Limits::default());
+        first_request(&mut client, Kind::Cluster, &["a", "nobody"], version);
+        client.next().map(|seen| seen.resources)
+    };
+    assert_eq!(returns("1"), Some(vec!["a".to_owned()]));
+    // The control: what there was in another run is not known, nor what no revision is.
+    assert_eq!([returns("run/1"), returns("0"), returns("nonsense")], [None, None, None]);
 }
 
 #[test]

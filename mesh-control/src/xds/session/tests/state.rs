@@ -82,6 +82,8 @@ fn a_request_with_a_stale_nonce_is_ignored() {
     client.ask(Kind::Cluster, &["a", "b"]);
     assert_eq!(client.next(), None);
     assert_eq!(client.status(Kind::Cluster).version_acked, "1");
+    let asked: Vec<_> = client.states(Kind::Cluster).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(asked, ["a"], "what it asks for neither");
     client.nonce[Kind::Cluster.index()] = second.nonce;
     client.ask(Kind::Cluster, &["a", "b"]);
     assert_eq!(client.next().unwrap().resources, ["a", "b"]);

@@ -1,0 +1,106 @@
+//! What an endpoint answers, over either version of HTTP.
+
+use std::error::Error as StdError;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::Request;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::Outgoing;
+use crate::connect::Download;
+use crate::error::Source;
+
+/// The body of an endpoint's answer.
+pub(crate) enum Incoming {
+    Http1(hyper::body::Incoming),
+    Http2(Download),
+}
+
+/// A request without an answer.
+pub(crate) struct Unanswered {
+    pub(crate) error: Broken,
+    /// The request, if nothing of it went out.
+    pub(crate) back: Option<Box<Request<Outgoing>>>,
+}
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error(transparent)]
+    Http1(#[from] hyper::Error),
+    #[error(transparent)]
+    Http2(h2::Error),
+    /// The bytes below HTTP/2 stopped.
+    #[error(transparent)]
+    Io(io::Error),
+    /// The peer answered no ping.
+    #[error("the peer did not answer an HTTP/2 PING in time")]
+    Silent,
+}
+
+impl From<h2::Error> for Broken {
+    fn from(error: h2::Error) -> Self {
+        if error.is_io() {
+            return Self::Io(error.into_io().expect("it is one"));
+        }
+        Self::Http2(error)
+    }
+}
+
+impl Broken {
+    /// Who said so.
+    pub(crate) fn error(&self) -> &(dyn StdError + 'static) {
+        match self {
+            Self::Http1(error) => error,
+            Self::Http2(error) => error,
+            Self::Io(error) => error,
+            Self::Silent => self,
+        }
+    }
+
+    /// The same, to be shared.
+    pub(crate) fn into_source(self) -> Source {
+        match self {
+            Self::Http1(error) => Arc::new(error),
+            Self::Http2(error) => Arc::new(error),
+            Self::Io(error) => Arc::new(error),
+            Self::Silent => Arc::new(self),
+        }
+    }
+
+    /// What ended a stream; `silent`: whether that was done to its connection for a ping without an answer.
+    pub(crate) fn of_stream(error: h2::Error, silent: &AtomicBool) -> Self {
+        if error.is_io() && silent.load(Ordering::Relaxed) { Self::Silent } else { error.into() }
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.get_mut() {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
