@@ -230,6 +230,10 @@ impl Upload {
             match frame.into_data() {
                 Ok(data) => {
                     let last = self.body.is_end_stream();
+                    if data.is_empty() && !last {
+                        // Says nothing, and however many there are, the peer need not have room for them.
+                        continue;
+                    }
                     // What is small goes out without being asked for room, if it is the first: it waits in the connection.
                     let small = !std::mem::replace(&mut self.begun, true) && data.len() <= AT_ONCE;
                     if small || data.is_empty() {

@@ -16,7 +16,7 @@
 mod counts;
 mod shared;
 
-use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -26,10 +26,11 @@ use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
+use mesh_core::limit::Waiters;
 use mesh_core::policy::Address;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
-use tokio::task::JoinError;
+use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
@@ -100,7 +101,19 @@ struct Dial {
     task: Made,
 }
 
-type Made = worker::Owned<Result<Connection, Cause>>;
+/// What comes of one. Stopped when this is dropped.
+struct Made {
+    told: oneshot::Receiver<Result<Connection, Cause>>,
+    _task: worker::Owned<()>,
+}
+
+impl Future for Made {
+    type Output = Result<Result<Connection, Cause>, RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.told.poll_unpin(cx)
+    }
+}
 
 /// One that a request waits for. If the request gives up it goes to the next: a handshake that takes longer than one
 /// try has time for would otherwise be begun again and again, and never be through.
@@ -451,25 +464,9 @@ impl Pool {
     /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
     /// failure. Whether there was one to put.
     fn take_in(&self) -> bool {
-        self.take_in_those(|task| if task.is_finished() { unconstrained(task).now_or_never() } else { None })
-    }
-
-    /// Waits until there is one.
-    async fn taken_in(&self) {
-        let hear = |cx: &mut Context<'_>| {
-            let any = self.take_in_those(|task| match task.poll_unpin(cx) {
-                Poll::Ready(done) => Some(done),
-                Poll::Pending => None,
-            });
-            if any { Poll::Ready(()) } else { Poll::Pending }
-        };
-        unconstrained(poll_fn(hear)).await;
-    }
-
-    fn take_in_those(&self, mut through: impl FnMut(&mut Made) -> Option<<Made as Future>::Output>) -> bool {
         let Some(kept) = self.kept.get() else { return false };
         let mut done = Vec::new();
-        kept.orphans.lock().retain_mut(|dial| match through(&mut dial.task) {
+        kept.orphans.lock().retain_mut(|dial| match unconstrained(&mut dial.task).now_or_never() {
             Some(made) => {
                 done.push(made);
                 false
@@ -498,18 +495,12 @@ impl Pool {
         Ok((self.in_time(room, since, self.counts.turn(want, room, &self.dialer.open)).await?, since))
     }
 
-    /// Waits for anything to change. What another runtime is connecting, which may stand still, is a change once it is through.
+    /// Waits for anything to change. What another runtime is connecting is a change once it is through.
     ///
     /// # Errors
     /// That takes longer than one may wait.
     async fn wait(&self, room: Room, (turn, since): &mut Queued<'_>) -> Result<(), Cause> {
-        let changed = async {
-            tokio::select! {
-                () = turn.changed() => {}
-                () = self.taken_in() => {}
-            }
-        };
-        self.in_time(room, *since, changed).await
+        self.in_time(room, *since, turn.changed()).await
     }
 
     async fn in_time<T>(&self, room: Room, since: Instant, wait: impl Future<Output = T>) -> Result<T, Cause> {
@@ -531,11 +522,18 @@ impl Pool {
         if shut < MAX_SHUT { OpenGuard::within(room, &self.dialer, &self.counts, true).ok() } else { None }
     }
 
-    /// Begins to connect, by a task of its own: who waits for it may give up.
+    /// Begins to connect, by a task of its own: who waits for it may give up. That it is through is told to those who stand
+    /// in line as well: it may be theirs by then.
     fn dial(&self, want: Want, open: OpenGuard) -> Dial {
         let (dialer, peer, here) = (self.dialer.clone(), self.peer.clone(), Handle::current());
-        let task = worker::spawn(&here, async move { dialer.dial(&peer, want, open).await });
-        Dial { runtime: here.id(), task }
+        let (counts, (tell, told)) = (self.counts.clone(), oneshot::channel());
+        let task = worker::spawn(&here, async move {
+            // Nobody hears it: the endpoint is gone.
+            let _ = tell.send(dialer.dial(&peer, want, open).await);
+            Waiters::given_back();
+            counts.made_room();
+        });
+        Dial { runtime: here.id(), task: Made { told, _task: task } }
     }
 
     fn is_worn(&self, connection: &SoleConnection) -> bool {
@@ -555,7 +553,7 @@ fn is_of(runtime: Option<Id>, driver: Id) -> bool {
 }
 
 /// What came of a dial.
-fn dialled(done: Result<Result<Connection, Cause>, JoinError>, address: &Address) -> Result<Connection, Cause> {
+fn dialled(done: <Made as Future>::Output, address: &Address) -> Result<Connection, Cause> {
     done.unwrap_or_else(|stopped| Err(failed(address, stopped)))
 }
 

@@ -49,14 +49,15 @@ impl Said {
         self.streams.load(Ordering::SeqCst)
     }
 
-    /// Whether it takes no further stream, whatever becomes of those open: it is gone, or the peer is leaving.
+    /// Whether it takes no further stream, whatever becomes of those open: it is gone, or the peer is leaving. Ordered with the
+    /// count of those who wait, too.
     pub(super) fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.over.load(Ordering::SeqCst)
     }
 
     /// It takes no further stream.
     pub(super) fn end(&self) {
-        self.over.store(true, Ordering::Release);
+        self.over.store(true, Ordering::SeqCst);
     }
 
     /// When last something came, to the millisecond.

@@ -98,6 +98,29 @@ async fn a_full_http2_connection_gets_another_one_beside_it() {
     assert_eq!(server.connections(), 3);
 }
 
+#[tokio::test]
+async fn an_http2_connection_that_is_spent_ends_with_its_last_request() {
+    // By its first request, which put it in place, or by one that found it there.
+    for most in [1, 2] {
+        let mut spent = speaking(UpstreamProtocol::Http2);
+        spent.connection.max_requests_per_connection = Some(most);
+        let server = EchoServer::start("one").await;
+        let (client, _) = client_of(snapshot_with(forward_with(None), spent, &[&server]));
+        let open = || client.dump().destinations[0].clusters[0].open_connections;
+        for served in 1..=most {
+            fetch(&client, "/").await.unwrap();
+            // The control: while it may carry more it stays.
+            assert!(served == most || open() == 1, "{served} of {most}");
+        }
+        let gone = async {
+            while open() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap_or_else(|_| panic!("{most}: it stays open"));
+    }
+}
+
 /// Whether a request waits for a connection.
 fn waits(client: &Client) -> bool {
     client.dump().destinations[0].clusters[0].default_priority.pending == 1

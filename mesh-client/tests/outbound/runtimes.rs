@@ -14,7 +14,7 @@ use mesh_core::policy::{
     HttpProbe, OutlierDetection, PerMillion, Snapshot, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 
 use super::{TARGET, fetch, forward_with, get, server_of, snapshot_with};
@@ -176,22 +176,38 @@ fn what_nobody_goes_on_connecting_is_not_waited_for() {
 
 #[test]
 fn what_another_runtime_has_connected_goes_to_who_waits() {
-    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+    let cases = [UpstreamProtocol::Http1, UpstreamProtocol::Http2].into_iter();
+    // Whether the first, which stands still then, has begun to connect before. What looks after the destination, and would find
+    // by and by what is through, stands still with it.
+    for (protocol, still) in cases.flat_map(|protocol| [(protocol, false), (protocol, true)]) {
         let world = World::new();
         let server = world.server("v1");
-        let snapshot = snapshot_with(forward_with(None), with_places(protocol, 1), &[&server]);
+        let places = with_places(protocol, 1 + u32::from(still));
+        let snapshot = snapshot_with(forward_with(None), places, &[&server]);
         let (asked, open) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-        let gate = (asked.clone(), open.clone());
+        let (gate, first) = ((asked.clone(), open.clone()), world.first.as_ref().unwrap().handle().id());
         let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
             let (asked, open) = gate.clone();
             async move {
                 let Address::Socket(address) = address else { unreachable!("it is one") };
+                if Handle::current().id() == first {
+                    std::future::pending::<()>().await;
+                }
                 asked.notify_one();
                 open.notified().await;
                 Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
             }
         });
         let client = builder.build();
+        let dials = || client.dump().destinations[0].clusters.first().map_or(0, |cluster| cluster.open_connections);
+        if still {
+            world.on_first(async {
+                let mut gives_up = Box::pin(client.send(get("/given-up")));
+                while poll!(&mut gives_up).is_pending() && dials() == 0 {
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
         // By a thread of its own.
         world.home.block_on(async {
             tokio::select! {
@@ -202,9 +218,10 @@ fn what_another_runtime_has_connected_goes_to_who_waits() {
         let asking = client.clone();
         let waits = world.second.spawn(async move { fetch(&asking, "/").await });
         world.on_second(pending(&client));
+        assert_eq!(dials(), 1 + u32::from(still), "{protocol:?}, {still}: there is no place for its own");
         open.notify_one();
         let in_time = async { tokio::time::timeout(Duration::from_secs(20), waits).await };
-        let answer = world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}: it is through"));
+        let answer = world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}, {still}: it is through"));
         assert_eq!((server_of(&answer.unwrap().unwrap()), server.connections()), ("v1", 1), "{protocol:?}");
     }
 }

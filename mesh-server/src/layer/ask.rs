@@ -106,7 +106,9 @@ async fn decide<S, B: Send + 'static>(
                 asking.count(Answer::Allowed);
                 request.retain(|change| !is_reserved_header(change.name()));
                 HeaderChange::apply(&request, ask.request.headers_mut());
-                if let Some(body) = with_trailers(&mut ask.request) {
+                if !request.is_empty()
+                    && let Some(body) = with_trailers(&mut ask.request)
+                {
                     body.withhold(request.iter().map(|change| change.name().clone()).collect());
                 }
                 more.extend(response.into_iter().filter(|change| !is_fixed_header(change.name())));

@@ -371,8 +371,8 @@ where
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;
                 let limited = |request: &mut Request<B>, place| {
-                    let at = (listener, place, Stage::First);
-                    self.layer.limit(request, peer, at, &mut record).map_err(Stopped::Limited)
+                    let (at, share) = ((listener, place, Stage::First), shared.priorities.share(request));
+                    self.layer.limit(request, peer, at, share, &mut record).map_err(Stopped::Limited)
                 };
                 let judged = shared.gate.judge(listener, &mut request, peer, server_name, tokens, limited);
                 judged.map_err(|stopped| stopped.noted(&mut record))
@@ -420,7 +420,7 @@ impl InboundLayer {
     ) -> Result<(), Refused> {
         let shared = &self.connection.shared;
         let share = shared.priorities.share(request);
-        self.limit(request, peer, at, record)?;
+        self.limit(request, peer, at, share, record)?;
         if let Some(places) = &shared.places {
             let Some(place) = places.take(share) else {
                 record.release();
@@ -432,17 +432,18 @@ impl InboundLayer {
         Ok(())
     }
 
-    /// Whether a request is within the limits of the listener's filters and of the server at that stage.
+    /// Whether a request, which may fill this `share` of them, is within the limits of the listener's filters and of the server
+    /// at that stage.
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
     fn limit<B>(
         &self,
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
         at: At<'_>,
+        share: PerMillion,
         record: &mut Record,
     ) -> Result<(), Refused> {
         let (shared, mut tickets) = (&self.connection.shared, Vec::new());
-        let share = shared.priorities.share(request);
         let caller = Caller { peer, own: self.connection.peer.is_some().then_some(&self.connection.rate) };
         let mut pass = || {
             shared.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;

@@ -216,7 +216,10 @@ impl Pool {
         self.shared.rcu(|all| {
             let mut all = all.as_deref().cloned().unwrap_or_default();
             all.retain(|other| !other.is_closed());
-            all.push(connection.clone());
+            // One that was spent by who put it here ends with that request; kept, it would end when it is idle for too long.
+            if !connection.is_spent() {
+                all.push(connection.clone());
+            }
             Some(Arc::new(all))
         });
         self.counts.made_room();
