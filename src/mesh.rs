@@ -33,6 +33,9 @@ use crate::serve::{Raw, Serve};
 /// five seconds before Kubernetes' usual grace is over.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
+/// How long it waits for the disk after that.
+const SAVE_LIMIT: Duration = Duration::from_secs(2);
+
 /// A process's part in the mesh. Cheap to clone; clones are the same part. The last one dropped ends the
 /// control connection and its background tasks.
 ///
@@ -225,8 +228,9 @@ impl Mesh {
         &self.inner.identities
     }
 
-    /// Waits until the control plane has answered and, if a proof of identity or a certificate provider is
-    /// configured, the first certificate is there; a further provider instance may fail. At once for a disabled mesh.
+    /// Waits until a control plane has taken our stream (or a snapshot of the last good configuration is there, see
+    /// `MESH_SNAPSHOT`) and, if a proof of identity or a certificate provider is configured, until the first certificate is
+    /// there; a further provider instance may fail. No destination is asked for by that. At once for a disabled mesh.
     pub async fn ready(&self) {
         if let Some(control) = &self.inner.control {
             if control.certified {
@@ -270,12 +274,17 @@ impl Mesh {
     }
 
     /// Drains every server: waits until callers had time to learn of it and what is in flight has finished, at
-    /// most 25 s.
+    /// most 25 s. Then writes what has changed of the snapshot on disk, if there is to be one, in at most 2 s.
     pub async fn shutdown(&self) {
         self.begin_shutdown();
         if tokio::time::timeout(DRAIN_LIMIT, self.inner.drain.finished()).await.is_err() {
             let left = self.inner.drain.guards();
             tracing::warn!(target: "mesh::lifecycle", left, "the drain limit is over; connections are left");
+        }
+        if let Some(control) = &self.inner.control
+            && tokio::time::timeout(SAVE_LIMIT, control.xds.save()).await.is_err()
+        {
+            tracing::warn!(target: "mesh::lifecycle", "the snapshot of the configuration could not be written in time");
         }
     }
 

@@ -81,6 +81,13 @@ fn with_aliases(identity: &Option<Arc<Identity>>, aliases: &[TrustDomain]) -> Op
     let identity = identity.as_ref()?;
     let mut bundles = identity.bundles().clone();
     for alias in aliases {
+        if bundles.iter().any(|(domain, _)| domain == alias) {
+            tracing::warn!(
+                target: "mesh::audit",
+                %alias,
+                "an alias of the trust domain has roots of its own: who they vouch for is let in by rules for our names",
+            );
+        }
         bundles.alias(alias.clone(), identity.id().trust_domain());
     }
     Some(Arc::new(identity.trusting(bundles)))

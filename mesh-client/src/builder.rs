@@ -12,6 +12,7 @@ use mesh_core::source::{DestinationSource, Identities, Resolve, Watched};
 use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
 use rustls::crypto::CryptoProvider;
+use rustls::time_provider::TimeProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -19,7 +20,7 @@ use crate::client::Client;
 use crate::cluster::Breakers;
 use crate::connect::{Connect, Custom, SystemResolver};
 use crate::destination::Destinations;
-use crate::env::{Env, Limits, Random};
+use crate::env::{Env, Limits, Random, SystemClock};
 
 /// Settings of a [`Client`]; all have defaults.
 #[must_use]
@@ -27,6 +28,7 @@ pub struct ClientBuilder {
     source: Arc<dyn DestinationSource>,
     identities: Identities,
     crypto: Option<Arc<CryptoProvider>>,
+    clock: Arc<dyn TimeProvider>,
     workload: Arc<Workload>,
     metrics: Arc<Metrics>,
     load: Option<Arc<LoadStore>>,
@@ -46,6 +48,7 @@ impl ClientBuilder {
             source,
             identities: Identities::new(Watched::fixed(None), []),
             crypto: None,
+            clock: Arc::new(SystemClock),
             workload: Arc::default(),
             metrics: Arc::default(),
             load: None,
@@ -71,6 +74,13 @@ impl ClientBuilder {
     /// The cryptography of TLS connections. Default: none; destinations whose policy demands TLS fail.
     pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
         self.crypto = Some(provider);
+        self
+    }
+
+    /// The date by which certificates of peers are judged. All waiting goes by tokio's clock. Default: the operating
+    /// system's.
+    pub fn clock(mut self, clock: Arc<dyn TimeProvider>) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -256,6 +266,7 @@ impl ClientBuilder {
         Arc::new(Env {
             identities: self.identities,
             crypto: self.crypto,
+            clock: self.clock,
             workload: self.workload,
             metrics: self.metrics,
             load: self.load,

@@ -10,6 +10,8 @@ use mesh_core::source::{Identities, Resolve};
 use mesh_core::telemetry::load::LoadStore;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -37,6 +39,8 @@ pub(crate) struct Env {
     /// Stands in for TCP and unix sockets.
     pub(crate) connector: Custom,
     pub(crate) limits: Limits,
+    /// The date, by which certificates are judged.
+    pub(crate) clock: Arc<dyn TimeProvider>,
     /// Start of this client's clock.
     pub(crate) epoch: Instant,
     /// Pickers of the application's own.
@@ -45,6 +49,21 @@ pub(crate) struct Env {
     pub(crate) number: u64,
     /// One random number for this client's life, to hash by (gRFC A42).
     pub(crate) channel_id: u64,
+}
+
+/// The date by the operating system. Before 1970 there is none, where rustls' own would panic.
+#[derive(Debug)]
+pub(crate) struct SystemClock;
+
+impl TimeProvider for SystemClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        since_epoch().map(UnixTime::since_unix_epoch)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place of the client that knows the date")]
+fn since_epoch() -> Option<Duration> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok()
 }
 
 /// Bounds of one client.
@@ -116,10 +135,9 @@ impl Env {
         self.since_epoch(now).as_millis() as u64
     }
 
-    /// The time since 1970: where an answer names a point in time. For nothing that must not jump.
-    #[allow(clippy::disallowed_methods, reason = "the one place of the request path that knows the date")]
+    /// The time since 1970: where an answer names a point in time, to the millisecond. For nothing that must not jump.
     pub(crate) fn unix_time(&self) -> Duration {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+        since_epoch().unwrap_or_default()
     }
 
     /// Random bits for ids.

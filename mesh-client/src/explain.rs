@@ -8,10 +8,13 @@ use mesh_core::balance::hash::HashInput;
 use mesh_core::balance::session::Pinned;
 use mesh_core::balance::{Pick, PoolExplanation, Rating};
 use mesh_core::error::Code;
-use mesh_core::health::Standing;
+use mesh_core::health::{AccrualState, Standing};
 use mesh_core::id::{ClusterName, Locality, Target};
 use mesh_core::matcher::{Decision, RouteExplanation};
-use mesh_core::policy::{Address, ClusterChoice, Fault, Health, Mirror, PerMillion, RetryPolicy, RouteAction};
+use mesh_core::policy::{
+    Address, CircuitBreakers, ClusterChoice, DropOverload, Fault, Health, HedgePolicy, Mirror, PerMillion, RetryPolicy,
+    RouteAction,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -20,8 +23,8 @@ use crate::destination::{Destination, Destinations, Phase};
 use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::head::Head;
-use crate::outbound::header_policies;
 use crate::outbound::trace::Trace;
+use crate::outbound::{header_policies, unsupported};
 use crate::router::{Choice, Plan, Retries, Router, Slot};
 
 /// How far the configuration of a destination is.
@@ -60,8 +63,12 @@ pub struct Explanation {
     pub filters: Vec<FilterExplanation>,
     /// Where copies of it go.
     pub mirrors: Vec<MirrorOption>,
-    /// An endpoint that it could go to: a pick like any other, which the next one may not repeat.
+    /// An endpoint that it could go to: a pick like any other, which takes a turn and which the next one may not repeat.
     pub pick: Option<PickExplanation>,
+    /// The time that the route gives it; `None` = any. A deadline of the caller's may end it before.
+    pub timeout: Option<Duration>,
+    /// The tries that are made side by side, if the route has any: they are retries to what is said below.
+    pub hedge: Option<HedgePolicy>,
     /// What follows a try that fails; `None` = the route has no retry policy, or no cluster for it. Without one what nobody
     /// has seen is sent again as well, and a request whose method is idempotent once, at the cost of a retry, if the
     /// HTTP/1.1 connection that it was to use again was closed as it went out.
@@ -122,6 +129,8 @@ pub struct ClusterOption {
     pub weight: u32,
     /// The cluster.
     pub cluster: ClusterDump,
+    /// If it is an aggregate, the clusters that it stands for, in their order.
+    pub parts: Vec<ClusterDump>,
 }
 
 /// A fault or a limit on a request's way.
@@ -205,6 +214,12 @@ pub struct ClusterDump {
     pub default_priority: InFlight,
     /// In flight with high priority.
     pub high_priority: InFlight,
+    /// Limits of what is in flight with default priority; `None` within = any number.
+    pub default_limits: CircuitBreakers,
+    /// The same of high priority.
+    pub high_limits: CircuitBreakers,
+    /// Shares of requests that the control plane wants dropped.
+    pub drops: Vec<DropOverload>,
     /// Open connections.
     pub open_connections: u32,
     /// Names that could not be looked up, and why; their last good addresses stay in use.
@@ -233,6 +248,9 @@ pub struct EndpointDump {
     pub health: Health,
     /// What its answers and its health checks say of it.
     pub standing: Standing,
+    /// Where the breaker of failure accrual is, if policy has one and a request went there: one at a time passes on
+    /// probation, and none while a probe is under way.
+    pub accrual: Option<AccrualState>,
     /// Whether the balancer may pick it now.
     pub usable: bool,
     /// The weight that counts, and the balancer's score; None if it may not pick it.
@@ -282,12 +300,11 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
         explain_route(env, &router, &destination, &Request::new(()), &mut explanation);
         return explanation;
     };
-    let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
-    explanation.clusters = tcp.map(option).collect();
+    explanation.clusters = tcp.map(|(name, weight, slot)| option(env, weight, name, slot)).collect();
     match router.choose_tcp(target.host_port(), env) {
         Ok(raw) => {
             explanation.hash = raw.hash;
-            explain_pick(env, raw.cluster, raw.hash, &mut explanation);
+            explain_pick(env, raw.cluster, raw.hash, false, &mut explanation);
         }
         Err(cause) => explanation.error = Some(coded(&cause)),
     }
@@ -310,6 +327,8 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
         filters: Vec::new(),
         mirrors: Vec::new(),
         pick: None,
+        timeout: None,
+        hedge: None,
         retry: None,
     };
     let destination = match found {
@@ -332,7 +351,7 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
 }
 
 /// Which endpoint would be picked, or why none.
-fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, explanation: &mut Explanation) {
+fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, https: bool, explanation: &mut Explanation) {
     let members = cluster.members();
     let session = explanation.session.as_mut();
     let pinned = session.and_then(|session| {
@@ -348,11 +367,33 @@ fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, explanation: &m
     });
     match index {
         Some(index) => {
-            let address = members.ready.candidates().policy(index).1.address.clone();
+            let endpoint = members.ready.candidates().policy(index).1;
+            let address = endpoint.address.clone();
+            if https && !cluster.encrypts(endpoint) {
+                explanation.fails(&Cause::HttpsToPlaintext { address: address.clone() });
+            }
             explanation.pick = Some(PickExplanation { cluster: cluster.policy().name.clone(), address });
         }
-        None => explanation.error = Some(coded(&cluster.no_endpoint(&members))),
+        None => explanation.fails(&cluster.no_endpoint(&members)),
     }
+}
+
+impl Explanation {
+    /// The first thing that would go wrong is the one that is told.
+    fn fails(&mut self, cause: &Cause) {
+        self.error.get_or_insert_with(|| coded(cause));
+    }
+}
+
+/// What keeps every request from the endpoints of a cluster now, in the order in which requests meet it.
+fn refusal(cluster: &Backend, high: bool) -> Option<Cause> {
+    let members = cluster.members();
+    let dropped = members.source().drops.iter().find(|drop| drop.share == PerMillion::ALL).map(|drop| Cause::Dropped {
+        cluster: cluster.policy().name.clone(),
+        category: drop.category.as_str().into(),
+        share: drop.share,
+    });
+    dropped.or_else(|| cluster.refuses(high))
 }
 
 fn explain_route(
@@ -379,8 +420,12 @@ fn explain_route(
         explanation.error = Some(format!("{} no matching route. {}", Code::NO_ROUTE, Code::NO_ROUTE.remedy()));
         return;
     };
-    if let RouteAction::Forward(forward) = &route.route().action {
+    let action = &route.route().action;
+    unsupported(action, is_grpc(&head)).iter().for_each(|cause| explanation.fails(cause));
+    if let RouteAction::Forward(forward) = action {
         let plan = router.plan(route);
+        explanation.timeout = forward.timeout.filter(|timeout| !timeout.is_zero());
+        explanation.hedge = forward.hedge.clone();
         explanation.clusters = options(env, &plan.choice, &forward.to, &head);
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
         let chosen = match router.choose(plan, forward, &head.headers, head.uri().path(), env) {
@@ -414,8 +459,13 @@ fn explain_route(
         let query = head.uri().query().unwrap_or_default();
         let input = HashInput { headers: &head.headers, query, source: None, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
-        explain_pick(env, chosen.cluster, explanation.hash, explanation);
+        refusal(chosen.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
+        explain_pick(env, chosen.cluster, explanation.hash, head.is_https(), explanation);
     }
+}
+
+fn is_grpc(head: &Head) -> bool {
+    head.headers.get(http::header::CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc)
 }
 
 fn explain_retry(
@@ -429,8 +479,7 @@ fn explain_retry(
     let draw = || env.draw_million();
     let chained = Trace::begin().is_retry();
     let concerned = !chained && retries.concerns(|| head.view(&draw));
-    let grpc = head.headers.get(http::header::CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc);
-    let attempts = if concerned { retries.attempts(grpc) } else { 0 };
+    let attempts = if concerned { retries.attempts(is_grpc(head)) } else { 0 };
     let (in_flight, most) = cluster.admission().retries(plan.high_priority);
     RetryExplanation {
         attempts,
@@ -445,20 +494,37 @@ fn explain_retry(
 }
 
 fn options(env: &Env, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
-    let option =
-        |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     match (choice, to) {
-        (Choice::One(slot), ClusterChoice::Cluster(name)) => vec![option(1, name, slot)],
+        (Choice::One(slot), ClusterChoice::Cluster(name)) => vec![option(env, 1, name, slot)],
         (Choice::Weighted(shares), ClusterChoice::Weighted(weighted)) => {
             let entries = weighted.entries().iter().zip(shares).filter(|(entry, _)| entry.weight > 0);
-            entries.map(|(entry, share)| option(entry.weight, &entry.name, &share.slot)).collect()
+            entries.map(|(entry, share)| option(env, entry.weight, &entry.name, &share.slot)).collect()
         }
         (Choice::Header(header, slots), _) => {
             let name = head.headers.get(header).and_then(|value| value.to_str().ok()).map(ClusterName::new);
             let slot = name.as_ref().and_then(|name| Some((name, slots.get(name)?)));
-            slot.map(|(name, slot)| option(1, name, slot)).into_iter().collect()
+            slot.map(|(name, slot)| option(env, 1, name, slot)).into_iter().collect()
         }
         _ => Vec::new(),
+    }
+}
+
+fn option(env: &Env, weight: u32, name: &ClusterName, slot: &Slot) -> ClusterOption {
+    let mut parts = Vec::new();
+    if let Slot::Aggregate(slots) = slot {
+        leaves(env, slots, &mut parts);
+    }
+    ClusterOption { weight, cluster: cluster_dump(env, name, slot), parts }
+}
+
+/// The tree of an aggregate has a bound, and so has this.
+fn leaves(env: &Env, slots: &[Slot], parts: &mut Vec<ClusterDump>) {
+    for slot in slots {
+        match slot {
+            Slot::Ready(cluster) => parts.push(cluster_dump(env, &cluster.policy().name, slot)),
+            Slot::Failed(name, _) => parts.push(cluster_dump(env, name, slot)),
+            Slot::Aggregate(slots) => leaves(env, slots, parts),
+        }
     }
 }
 
@@ -482,6 +548,9 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
         parts: Vec::new(),
         default_priority: InFlight::default(),
         high_priority: InFlight::default(),
+        default_limits: CircuitBreakers::default(),
+        high_limits: CircuitBreakers::default(),
+        drops: Vec::new(),
         open_connections: 0,
         dns_failures: Vec::new(),
         priority: 0,
@@ -503,6 +572,9 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
             ClusterDump {
                 default_priority: cluster.admission().in_flight(false),
                 high_priority: cluster.admission().in_flight(true),
+                default_limits: cluster.admission().limits(false).clone(),
+                high_limits: cluster.admission().limits(true).clone(),
+                drops: members.source().drops.clone(),
                 open_connections: cluster.open_connections(),
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
@@ -532,6 +604,7 @@ fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
             weight: policy.weight.get(),
             health: policy.health,
             standing: load.map_or(Standing::Good, |load| load.standing()),
+            accrual: endpoint.and_then(|endpoint| endpoint.accrual()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
             rating: index.and_then(|index| members.ready.rating(index, now)),
             reachable: load.is_none_or(|load| !load.is_unreachable(now)),
@@ -546,117 +619,4 @@ fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::num::NonZeroU32;
-
-    use base64::Engine as _;
-    use base64::engine::general_purpose::STANDARD;
-    use http::HeaderName;
-    use mesh_core::balance::Score;
-    use mesh_core::policy::{
-        Balancer, Endpoint, Forward, HashPolicy, HashSource, HttpFilter, HttpFilterKind, RouteMatch, SessionSource,
-        Snapshot, StatefulSession,
-    };
-    use mesh_testkit::{FixedSource, policy};
-
-    use super::*;
-    use crate::Client;
-
-    const TARGET: &str = "reviews:9080";
-
-    fn at(host: u8) -> Address {
-        Address::Socket(([10, 0, 0, host], 80).into())
-    }
-
-    /// Endpoints 1 and 2, of which the second weighs three times as much, and 3, which drains; a route that hashes by
-    /// `x-user`.
-    fn snapshot(balancer: Balancer) -> Snapshot {
-        let endpoint = |host, weight, health| Endpoint {
-            weight: NonZeroU32::new(weight).unwrap(),
-            health,
-            ..Endpoint::new(at(host))
-        };
-        let endpoints =
-            vec![endpoint(1, 1, Health::Healthy), endpoint(2, 3, Health::Healthy), endpoint(3, 1, Health::Draining)];
-        let source = HashSource::Header { name: HeaderName::from_static("x-user"), rewrite: None };
-        let forward = Forward { hash: vec![HashPolicy { source, terminal: false }], ..Forward::to("test".into()) };
-        let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
-        let cluster = mesh_core::policy::Cluster { balancer, ..mesh_core::policy::Cluster::new("test".into()) };
-        policy::snapshot(routes, [(cluster, endpoints)])
-    }
-
-    fn with_sessions(mut snapshot: Snapshot, strict: bool) -> Snapshot {
-        let source = SessionSource::Header(HeaderName::from_static("x-session"));
-        let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict }));
-        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
-        snapshot
-    }
-
-    async fn client(snapshot: Snapshot) -> Client {
-        let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
-        while client.explain(&request(&[])).state != DestinationPhase::Ready {
-            tokio::task::yield_now().await;
-        }
-        client
-    }
-
-    fn request(headers: &[(&'static str, &str)]) -> Request<()> {
-        let mut request = Request::get(format!("http://{TARGET}/")).body(()).unwrap();
-        for (name, value) in headers {
-            request.headers_mut().insert(*name, value.parse().unwrap());
-        }
-        request
-    }
-
-    /// Where a hundred requests like this would go.
-    fn picks(client: &Client, headers: &[(&'static str, &str)]) -> BTreeSet<String> {
-        let pick = |_| client.explain(&request(headers)).pick.unwrap().address.to_string();
-        (0..100).map(pick).collect()
-    }
-
-    #[tokio::test]
-    async fn it_shows_shares_weights_and_scores_and_who_would_be_picked() {
-        let client = client(snapshot(Balancer::least_request())).await;
-        let explained = client.explain(&request(&[]));
-        let cluster = &explained.clusters[0].cluster;
-        let [pool] = cluster.pools[..] else { panic!("{cluster:?}") };
-        assert_eq!((pool.priority, pool.share, pool.panic, pool.endpoints), (0, PerMillion::ALL, false, 2));
-        let rating = |index: usize| cluster.endpoints[index].rating.map(|r| (r.weight, r.ramp, r.score));
-        assert_eq!(rating(0), Some((1, 1.0, Some(Score::InFlight(0.0)))));
-        assert_eq!(rating(1), Some((3, 1.0, Some(Score::InFlight(0.0)))));
-        assert_eq!(rating(2), None, "nobody may pick it");
-        assert_eq!(picks(&client, &[]), BTreeSet::from(["10.0.0.1:80".to_owned(), "10.0.0.2:80".to_owned()]));
-        assert_eq!(explained.error, None);
-        let raw = client.explain_connect(TARGET).unwrap();
-        assert_eq!(raw.pick.unwrap().cluster, "test".into());
-    }
-
-    #[tokio::test]
-    async fn it_shows_where_a_hash_leads() {
-        let client = client(snapshot(Balancer::RingHash { min_size: 1024, max_size: 1024 })).await;
-        let of = |user: &str| client.explain(&request(&[("x-user", user)])).hash;
-        assert!(of("a").is_some() && of("a") == of("a") && of("a") != of("b"));
-        assert_eq!(picks(&client, &[("x-user", "a")]).len(), 1);
-        assert_eq!((client.explain(&request(&[])).hash, picks(&client, &[]).len()), (None, 2), "control: any will do");
-    }
-
-    #[tokio::test]
-    async fn it_shows_where_a_session_is_pinned_and_whether_that_holds() {
-        let client_of = |strict| client(with_sessions(snapshot(Balancer::Random), strict));
-        let (loose, strict) = (client_of(false).await, client_of(true).await);
-        let pinned = |host| STANDARD.encode(at(host).to_string());
-        let (first, draining) = (pinned(1), pinned(3));
-        for client in [&loose, &strict] {
-            let session = client.explain(&request(&[("x-session", &first)])).session.unwrap();
-            assert_eq!((session.address, session.holds), (at(1), true));
-            assert_eq!(picks(client, &[("x-session", &first)]), BTreeSet::from(["10.0.0.1:80".to_owned()]));
-            assert_eq!(picks(client, &[]).len(), 2, "control: without a session any will do");
-        }
-        let moved = loose.explain(&request(&[("x-session", &draining)]));
-        assert!(!moved.session.unwrap().holds && moved.pick.is_some() && moved.error.is_none());
-        let refused = strict.explain(&request(&[("x-session", &draining)]));
-        assert!(!refused.session.unwrap().holds && refused.pick.is_none());
-        assert!(refused.error.unwrap().starts_with("MESH-"), "a strict session fails rather than move");
-    }
-}
+mod tests;

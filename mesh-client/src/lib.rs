@@ -34,6 +34,9 @@ mod destination;
 mod env;
 mod error;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod limit;
 mod outbound;

@@ -11,8 +11,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use mesh_core::context;
 use mesh_core::error::BoxError;
 use mesh_core::limit::{Count, RateLimit};
 use mesh_core::policy::{AdaptiveConcurrency, AdmissionControl, InvalidPolicy, LocalRateLimit};
@@ -205,8 +206,7 @@ impl Place {
 
 /// An answer that holds its request's place.
 fn held<B>(answer: Response<B>, place: Place) -> Response<LimitedBody<B>> {
-    let kind = answer.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+    let grpc = answer.headers().get(CONTENT_TYPE).is_some_and(context::is_grpc);
     let grpc_status = grpc_status(answer.headers()).filter(|_| grpc);
     let outcome = Outcome { code: answer.status().as_u16(), grpc_status, flags: "-", grpc };
     answer.map(|body| LimitedBody { body, place: Some(place), outcome })

@@ -13,12 +13,13 @@ use mesh_core::balance::session::{self, Pinned};
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
-    ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
+    ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind, PerMillion,
     ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, TcpShare, WeightedCluster,
     WeightedClusters,
 };
 use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome, is_failure};
 use mesh_core::telemetry::{Outcome, RouteSeries};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::cluster::{Backend, Cluster, Labels};
@@ -68,8 +69,8 @@ pub(crate) struct Raw<'r> {
 pub(crate) enum Slot {
     /// Usable.
     Ready(Backend),
-    /// The leaves of an aggregate's tree in order, none of them an aggregate; the first with a usable endpoint
-    /// serves.
+    /// The leaves of an aggregate's tree in order, none of them an aggregate: the first serves as far as it can, and the
+    /// next ones what is left.
     Aggregate(Arc<[Slot]>),
     /// Named by a route, and missing or refused.
     Failed(ClusterName, Arc<str>),
@@ -243,7 +244,7 @@ impl Router {
             let kept = kept.and_then(|old| old.wiring.budget.clone());
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
-        // The destination's, whatever policy becomes of it.
+        // The destination's, whatever policy becomes of it. One that was gone and is back begins anew.
         let (tokens, throttling) = match previous {
             Some(old) => (old.wiring.tokens.clone(), old.wiring.throttling.clone()),
             None => {
@@ -428,23 +429,43 @@ impl Slot {
         match self {
             Self::Ready(cluster) => Ok(cluster),
             Self::Failed(cluster, reason) => Err(Cause::NoCluster { cluster: cluster.clone(), reason: reason.clone() }),
-            Self::Aggregate(parts) => {
-                let ready = || parts.iter().filter_map(|part| part.cluster(env).ok());
-                let reachable = || ready().find(|cluster| cluster.is_reachable(env));
-                match reachable().or_else(|| ready().find(|c| c.is_usable())).or_else(|| ready().next()) {
-                    Some(cluster) => Ok(cluster),
-                    // None is there: the first says why.
-                    None => match parts.first() {
-                        Some(first) => first.cluster(env),
-                        None => Err(Cause::NoCluster {
-                            cluster: "".into(),
-                            reason: "the aggregate cluster stands for no cluster".into(),
-                        }),
-                    },
-                }
-            }
+            Self::Aggregate(parts) => match part(parts, env) {
+                Some(cluster) => Ok(cluster),
+                // None is there: the first says why.
+                None => match parts.first() {
+                    Some(first) => first.cluster(env),
+                    None => Err(Cause::NoCluster {
+                        cluster: "".into(),
+                        reason: "the aggregate cluster stands for no cluster".into(),
+                    }),
+                },
+            },
         }
     }
+}
+
+/// The part of an aggregate that serves a request: drawn by what each can take of what those before it leave, as Envoy
+/// shares requests out among priorities. If none can take any, the first that can be reached whatever the health of its
+/// endpoints, else one that has any.
+fn part<'p>(parts: &'p [Slot], env: &Env) -> Option<&'p Backend> {
+    let ready = || parts.iter().filter_map(|part| part.cluster(env).ok());
+    let all = u64::from(PerMillion::ALL.get());
+    // Each with the running sum.
+    let (mut able, mut whole) = (SmallVec::<[(&Backend, u64); 4]>::new(), 0);
+    for cluster in ready() {
+        whole = all.min(whole + u64::from(cluster.availability(env).get()));
+        able.push((cluster, whole));
+        if whole == all {
+            break;
+        }
+    }
+    if whole > 0 {
+        // Most of the time the first takes everything.
+        let point = if able[0].1 == whole { 0 } else { env.draw(whole) };
+        return able.into_iter().find(|(_, until)| point < *until).map(|(cluster, _)| cluster);
+    }
+    let reachable = ready().find(|cluster| cluster.is_reachable(env));
+    reachable.or_else(|| ready().find(|cluster| cluster.is_usable())).or_else(|| ready().next())
 }
 
 impl Plan {

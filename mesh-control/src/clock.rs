@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Gives the time of day. Tests pass one that they move.
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
+
+/// Gives the time of day, to TLS too. Tests pass one that they move.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
 
@@ -22,6 +25,12 @@ impl Clock {
     /// Seconds since the Unix epoch; a clock before it counts as the epoch itself.
     pub fn unix_seconds(&self) -> u64 {
         (self.0)().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+    }
+}
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        (self.0)().duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
     }
 }
 

@@ -6,6 +6,7 @@ mod audit;
 mod held;
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,11 @@ pub(crate) struct Served {
     started: u64,
     revision: u64,
     pace: Pace,
+    /// Of the revision that could not be made.
+    failed: Option<Finding>,
+    /// A bug, while it is set.
+    #[cfg(test)]
+    panics: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Served {
@@ -71,7 +77,22 @@ impl Served {
         let (findings, _) = Watched::channel(world.findings().to_vec());
         let cache = Cache::new(version(started, 1), world.clone());
         let pace = Pace::new(RATE, Instant::now());
-        Self { model, registrations, keys, options, findings, cache, world, held, started, revision: 1, pace }
+        Self {
+            model,
+            registrations,
+            keys,
+            options,
+            findings,
+            cache,
+            world,
+            held,
+            started,
+            revision: 1,
+            pace,
+            failed: None,
+            #[cfg(test)]
+            panics: Arc::default(),
+        }
     }
 
     /// Remembers what an earlier run of the control plane served, if manifests say something else now: a client of states of
@@ -105,12 +126,16 @@ impl Served {
                 self.gather(free).await;
             }
             self.pace.take(Instant::now());
-            self.publish();
+            // What is published last stays, as with a manifest that is wrong: the next change may be good.
+            let published = catch_unwind(AssertUnwindSafe(|| self.publish()));
+            self.failed = published.err().map(|_| unmade());
             fresh_until = Instant::now() + QUIET;
             // Served first: nobody waits for the analysis, not even on a runtime of one thread.
             yield_now().await;
             self.analyse();
-            self.held.store(&kept(&self.world, &self.model.load()));
+            if self.failed.is_none() {
+                self.held.store(&kept(&self.world, &self.model.load()));
+            }
         }
     }
 
@@ -128,6 +153,8 @@ impl Served {
     }
 
     fn publish(&mut self) {
+        #[cfg(test)]
+        assert!(!self.panics.load(std::sync::atomic::Ordering::Relaxed), "a test's bug");
         self.revision += 1;
         let (world, touched) = self.next();
         audit::record(self.world.model(), world.model());
@@ -138,11 +165,11 @@ impl Served {
 
     /// Says what is wrong with what is served now.
     fn analyse(&self) {
-        let findings = self.world.findings();
+        let findings: Vec<Finding> = self.failed.iter().chain(self.world.findings()).cloned().collect();
         let before = self.findings.load_full();
         if *before != findings {
-            report(&before, findings);
-            self.findings.publish(findings.to_vec());
+            report(&before, &findings);
+            self.findings.publish(findings);
         }
     }
 
@@ -179,6 +206,13 @@ fn touched(changed: Changed) -> Touched {
         subjects.insert(HOSTS.to_owned());
     }
     Touched::Subjects(subjects)
+}
+
+/// What is said while the newest configuration is not served.
+fn unmade() -> Finding {
+    let text = "what changed last brings a bug of mesh to light, and what was served before it is served on: take the change back, \
+                and report the bug with the panic that is in the log";
+    Finding::about_file(Severity::Error, &Arc::from(""), 0, text)
 }
 
 fn version(started: u64, revision: u64) -> String {

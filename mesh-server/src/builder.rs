@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
 use tokio::time::Instant;
 
 use mesh_core::authz::{ExternalAuthorizer, ExternalAuthorizers};
@@ -25,6 +28,7 @@ use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server}
 pub struct ServerBuilder {
     identities: Identities,
     crypto: Option<Arc<CryptoProvider>>,
+    clock: Arc<dyn TimeProvider>,
     inbound: Option<Watched<InboundState>>,
     workload: Arc<Workload>,
     service_host: Option<String>,
@@ -42,6 +46,7 @@ impl ServerBuilder {
         Self {
             identities: Identities::new(Watched::fixed(None), []),
             crypto: None,
+            clock: Arc::new(SystemClock),
             inbound: None,
             workload: Arc::default(),
             service_host: None,
@@ -66,6 +71,13 @@ impl ServerBuilder {
     /// touched.
     pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
         self.crypto = Some(provider);
+        self
+    }
+
+    /// The date, by which certificates of callers and their tokens are judged. All waiting goes by tokio's clock. Default: the
+    /// operating system's.
+    pub fn clock(mut self, clock: Arc<dyn TimeProvider>) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -159,7 +171,7 @@ impl ServerBuilder {
             drain: drain.clone(),
             load: self.load.map(|load| Arc::new(LoadReports::new(load, floor))),
             slashes: Slashes::new(self.config.encoded_slash, &self.config.encoded_slash_at),
-            gate: Gate::new(self.authorizers, metrics),
+            gate: Gate::new(self.authorizers, self.clock.clone(), metrics),
             lent: AtomicBool::new(false),
             max_headers: self.config.max_headers,
             places: self.config.max_requests.map(Places::new),
@@ -171,9 +183,20 @@ impl ServerBuilder {
                 .map(|policy| Arc::new(Concurrency::new(policy, Instant::now()))),
             limits: Limits::new(Scope::Server),
         });
-        let tls = TlsAccept::new(&self.identities, provider, peers);
+        let tls = TlsAccept::new(&self.identities, provider, self.clock, peers);
         let door = Door::new(self.config, inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
+    }
+}
+
+/// The date by the operating system. Before 1970 there is none, where rustls' own would panic.
+#[derive(Debug)]
+struct SystemClock;
+
+impl TimeProvider for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place of the server that knows the date")]
+    fn current_time(&self) -> Option<UnixTime> {
+        SystemTime::now().duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
     }
 }
 

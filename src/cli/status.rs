@@ -62,6 +62,9 @@ struct Type {
     waiting: bool,
     due: usize,
     nack: Option<Nack>,
+    // An older control plane does not say this.
+    #[serde(default)]
+    refused: Vec<String>,
     unsent: Option<String>,
     #[serde(default)]
     resources: Vec<Resource>,
@@ -129,6 +132,7 @@ fn table(status: &Status) -> String {
 fn row(node: Option<&Node>, ty: &Type) -> [String; 7] {
     let state = match ty {
         Type { nack: Some(_), .. } => "refused",
+        Type { refused, .. } if !refused.is_empty() => "refused",
         Type { unsent: Some(_), .. } => "not sent",
         Type { waiting: true, .. } => "not answered",
         Type { due: 1.., .. } => "to be sent",
@@ -171,6 +175,10 @@ fn notes(status: &Status, text: &mut String) {
             if let Some(nack) = &ty.nack {
                 let _ = writeln!(text, "\n{about}: refused {}: {}", nack.version, nack.reason);
             }
+            // With the newest refusal its reason says what is bad.
+            if ty.nack.is_none() && !ty.refused.is_empty() {
+                let _ = writeln!(text, "\n{about}: refused before, and not changed since: {}", ty.refused.join(", "));
+            }
             if let Some(unsent) = &ty.unsent {
                 let _ = writeln!(text, "\n{about}: not sent: {unsent}");
             }
@@ -192,11 +200,12 @@ fn notes(status: &Status, text: &mut String) {
 mod tests {
     use super::*;
 
-    fn answer(nack: Value) -> Status {
+    fn answer(nack: Value, refused: Value) -> Status {
         let routes = json!({
             "type_url": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             "wildcard": false, "subscribed": 2, "sent": 1, "missing": ["gone"],
             "version_sent": "7/3", "version_acked": "7/2", "waiting": false, "due": 0, "nack": nack,
+            "refused": refused,
         });
         let node = json!({
             "node": "reviews-1", "user_agent": "mesh", "identity": "spiffe://cluster.local/ns/default/sa/reviews",
@@ -209,12 +218,20 @@ mod tests {
 
     #[test]
     fn a_refusal_stands_in_the_table_with_its_reason() {
-        let text = table(&answer(json!({ "version": "7/3", "nonce": "4", "reason": "virtual_hosts[0]: bad" })));
+        let nack = json!({ "version": "7/3", "nonce": "4", "reason": "virtual_hosts[0]: bad" });
+        let text = table(&answer(nack, json!(["a"])));
         assert!(text.starts_with("revision 7/3, 1 nodes, 1 not in sync; findings: 0 errors, 2 warnings, 1 notes"));
         assert!(text.contains("RouteConfiguration  1/2    7/3   7/2    refused"), "{text}");
         assert!(text.contains("refused 7/3: virtual_hosts[0]: bad"), "{text}");
         assert!(text.contains("not known in namespace default: gone"), "{text}");
-        let text = table(&answer(Value::Null));
+        assert!(!text.contains("refused before"), "{text}");
+        // Of a response before the newest.
+        let text = table(&answer(Value::Null, json!(["a", "b"])));
+        assert!(
+            text.contains("7/2    refused\n") && text.contains("refused before, and not changed since: a, b"),
+            "{text}"
+        );
+        let text = table(&answer(Value::Null, json!([])));
         assert!(text.contains("0 not in sync") && !text.contains("refused"), "the control: {text}");
     }
 

@@ -41,6 +41,33 @@ async fn a71_on_startup_the_next_one_serves_until_the_first_is_there() {
     }
 }
 
+/// What gRPC's libraries call cached: everything that was answered, if only by a refusal of ours or by word that there is none.
+#[tokio::test(start_paused = true)]
+async fn a71_what_was_answered_is_no_reason_to_fall_back_whatever_the_answer() {
+    for variant in BOTH {
+        for (bad, answered) in [("missing:80", true), ("broken:80", true), ("missing:80", false)] {
+            let [first, second, _] = three();
+            if answered {
+                first.tells_absence();
+            }
+            first.put(crate::plane::broken(codec::LISTENER, "broken:80"));
+            let client = client(variant, &[&first, &second]);
+            let mut state = client.destination(&"a:80".parse().unwrap());
+            goes_to(&mut state, 10).await;
+            let mut bad = client.destination(&bad.parse().unwrap());
+            if answered {
+                becomes(&mut bad, "it fails", |s| matches!(s, DestinationState::Failed(_))).await;
+            } else {
+                first.sees("it is asked for", |plane| plane.asked(codec::LISTENER).len() == 2).await;
+            }
+            first.is(Mood::Down);
+            clock::pass(Duration::from_secs(100)).await;
+            // The control: what was never answered is.
+            assert_eq!(second.opened() > 0, !answered, "{variant:?}: {bad:?}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a71_mid_startup_the_next_one_finishes_what_the_first_began() {
     for variant in BOTH {

@@ -9,20 +9,20 @@ use mesh_testkit::policy;
 
 use crate::plane::{BOTH, Named, Plane, broken, client};
 
-const ADDRESS: &str = "127.0.0.1:8080";
+pub(crate) const ADDRESS: &str = "127.0.0.1:8080";
 
 fn name() -> String {
     format!("xds.istio.io/grpc/lds/inbound/{ADDRESS}")
 }
 
-fn listener(routes: InboundRoutes) -> Named {
+pub(crate) fn listener(routes: InboundRoutes) -> Named {
     let listener = InboundListener::new(name(), ADDRESS.parse().unwrap(), InboundTls::Strict);
     let any = codec::encode_inbound(&InboundListener { routes, ..listener });
     ((any.type_url, name()), any.value)
 }
 
 /// A route configuration that serves this path and nothing else.
-fn serving(name: &str, path: &str) -> Named {
+pub(crate) fn serving(name: &str, path: &str) -> Named {
     let matcher = RouteMatch { path: PathMatch::Exact(path.to_owned()), ..RouteMatch::any() };
     let mut routes = policy::routes([Route::new(matcher, RouteAction::NonForwarding)]);
     routes.name = name.to_owned();
@@ -30,7 +30,7 @@ fn serving(name: &str, path: &str) -> Named {
     ((any.type_url, name.to_owned()), any.value)
 }
 
-async fn serves(state: &mut Watched<InboundState>, path: &str) {
+pub(crate) async fn serves(state: &mut Watched<InboundState>, path: &str) {
     let only = |listener: &InboundListener| {
         let paths: Vec<_> = listener.routes.iter().map(|route| (&route.matcher.path, route.serves.is_some())).collect();
         paths == [(&PathMatch::Exact(path.to_owned()), true)]

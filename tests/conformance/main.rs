@@ -9,3 +9,4 @@ mod fallback;
 mod inbound;
 mod plane;
 mod resources;
+mod restart;

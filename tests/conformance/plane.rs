@@ -39,6 +39,8 @@ pub(crate) enum Mood {
     Down,
     /// It takes streams and never says anything.
     Mute,
+    /// What is sent to it is lost, connections first.
+    Hole,
 }
 
 /// A control plane. Clones are the same.
@@ -355,6 +357,11 @@ impl Transport for Wire {
             if mood == Mood::Down {
                 return Err(StreamError::new("connection refused"));
             }
+            if mood == Mood::Hole {
+                // What connections have for that.
+                tokio::time::sleep_until(Instant::now() + Duration::from_secs(10)).await;
+                return Err(StreamError::new("no connection within 10s"));
+            }
             if variant == Variant::Delta && !has_delta {
                 let (requests, _) = mpsc::channel(1);
                 let refused: BoxStream<'static, _> =
@@ -382,11 +389,20 @@ pub(crate) fn client_with(
     planes: &[&Plane],
     change: impl FnOnce(&mut Bootstrap),
 ) -> XdsClient {
+    client_of(variant, planes, |config| change(&mut config.bootstrap))
+}
+
+/// The same with changes to all that there is to say.
+pub(crate) fn client_of(
+    variant: impl Into<Option<Variant>>,
+    planes: &[&Plane],
+    change: impl FnOnce(&mut XdsConfig),
+) -> XdsClient {
     let mut bootstrap = Bootstrap::new(server(0), Node { id: "me".to_owned(), ..Default::default() });
     bootstrap.servers = (0..planes.len()).map(server).collect();
-    change(&mut bootstrap);
     let mut config = XdsConfig::new(bootstrap);
     config.variant = variant.into();
+    change(&mut config);
     let planes: Vec<Plane> = planes.iter().map(|plane| (*plane).clone()).collect();
     let wire = move |wanted: &XdsServer| {
         let number = (0..planes.len()).find(|number| server(*number).uri == wanted.uri).unwrap();

@@ -1,8 +1,9 @@
 //! The stock gRPC server as a child process: `xds_server.py`.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::Stdio;
 
+use mesh_testkit::ReservedAddress;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin};
@@ -35,7 +36,10 @@ impl StockServer {
 }
 
 /// A port nobody listens on, for peers that cannot choose one for themselves: the name of a server's listener
-/// holds its port.
+/// holds its port. Nobody else is given it as long as the tests run.
 pub(crate) fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).unwrap()
+    let reserved = ReservedAddress::new();
+    let address = reserved.address();
+    std::mem::forget(reserved);
+    address
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use mesh_control::ca::JoinTokens;
+use mesh_testkit::ReservedAddress;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -21,6 +22,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct World {
     process: Child,
     place: Place,
+    /// Nobody else takes its ports while it is dead.
+    _kept: [ReservedAddress; 3],
     manifests: TempDir,
     state: TempDir,
     /// More arguments of the process.
@@ -28,7 +31,7 @@ pub(crate) struct World {
 }
 
 /// Where a control plane listens.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize)]
 struct Place {
     address: SocketAddr,
     debug: SocketAddr,
@@ -48,10 +51,11 @@ impl World {
         for (name, text) in manifests {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let free: SocketAddr = ([127, 0, 0, 1], 0).into();
-        let anywhere = Place { address: free, debug: free, insecure_xds: free };
-        let (process, place) = start(&folder, &state, anywhere, &arguments).await;
-        Self { process, place, manifests: folder, state, arguments }
+        let kept = [(); 3].map(|()| ReservedAddress::new());
+        let [address, debug, insecure_xds] = [&kept[0], &kept[1], &kept[2]].map(ReservedAddress::address);
+        let place = Place { address, debug, insecure_xds };
+        let process = start(&folder, &state, place, &arguments).await;
+        Self { process, place, _kept: kept, manifests: folder, state, arguments }
     }
 
     /// Ends the process at once, without a word to anybody (SIGKILL).
@@ -61,7 +65,7 @@ impl World {
 
     /// Starts it again where it was.
     pub(crate) async fn resume(&mut self) {
-        (self.process, _) = start(&self.manifests, &self.state, self.place, &self.arguments).await;
+        self.process = start(&self.manifests, &self.state, self.place, &self.arguments).await;
     }
 
     /// Where xDS, certificates and registration are, over TLS.
@@ -155,7 +159,7 @@ impl World {
     }
 }
 
-async fn start(manifests: &TempDir, state: &TempDir, place: Place, arguments: &[String]) -> (Child, Place) {
+async fn start(manifests: &TempDir, state: &TempDir, place: Place, arguments: &[String]) -> Child {
     let mut process = Command::new(env!("CARGO_BIN_EXE_mesh"))
         .args(["control-plane", "--output", "json", "--manifests"])
         .arg(manifests.path())
@@ -172,7 +176,8 @@ async fn start(manifests: &TempDir, state: &TempDir, place: Place, arguments: &[
     let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
     let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it starts").unwrap();
     let line = line.expect("the control plane ended before it served; its error is above");
-    (process, serde_json::from_str(&line).unwrap())
+    assert_eq!(serde_json::from_str::<Place>(&line).unwrap(), place);
+    process
 }
 
 /// A page over plain HTTP.

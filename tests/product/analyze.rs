@@ -10,6 +10,7 @@ use crate::support::*;
 
 const GOOD: &str =
     "apiVersion: v1\nkind: Service\nmetadata: {name: reviews}\nspec: {ports: [{name: http, port: 9080}]}\n";
+const HALF: &str = "apiVersion: v1\nkind: [";
 const NO_ACTION: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shut, namespace: \
                          shop}\nspec:\n  action: REFUSE\n  rules: [{}]\n";
 const NOWHERE: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: reviews}\nspec:\n  hosts: \
@@ -45,7 +46,7 @@ async fn manifests_are_judged_without_a_control_plane_as_by_one() {
     std::fs::create_dir(&manifests).unwrap();
     let (good, shut) = (file("good.yaml", GOOD), file("shut.yaml", NO_ACTION));
     file("nowhere.yaml", NOWHERE);
-    file("half.yaml", "apiVersion: v1\nkind: [");
+    file("half.yaml", HALF);
     file("other.json", "{}");
 
     let (code, said, _) = analyze(&[], &[&good]);
@@ -58,6 +59,9 @@ async fn manifests_are_judged_without_a_control_plane_as_by_one() {
     let (code, all, _) = analyze(&["-o", "json"], &[&manifests]);
     let all = parsed(&all);
     assert_eq!((code, &all["objects"]), (Some(1), &3.into()), "{all}");
+    // File by file, and in each from its beginning: model and analysis found them in another order.
+    let place = |finding: &Value| (finding["file"].to_string(), finding["line"].as_u64());
+    assert!(all["findings"].as_array().unwrap().is_sorted_by_key(place), "{all}");
     let mut plane = Plane::start_with(&manifests, &state, &[]).await;
     let (_, findings) = plain_get(plane.debug, "/findings").await.unwrap();
     assert_eq!(sorted(&all["findings"]), sorted(&parsed(&findings)));
@@ -74,6 +78,16 @@ async fn manifests_are_judged_without_a_control_plane_as_by_one() {
     for name in ["a.json", "a.YAML"] {
         std::fs::write(other.join(name), GOOD).unwrap();
     }
+    // A file that says nothing was read all the same; and of a directory a manifest that cannot be read is something to judge.
+    let nothing = home.path().join("nothing.yaml");
+    std::fs::write(&nothing, "# switched off\n").unwrap();
+    let (code, said, _) = analyze(&[], &[&nothing]);
+    assert_eq!((code, said.as_str()), (Some(0), "objects: 0; errors: 0, warnings: 0, notes: 0\n"));
+    let unread = home.path().join("unread");
+    std::fs::create_dir(&unread).unwrap();
+    std::fs::write(unread.join("half.yaml"), HALF).unwrap();
+    let (code, said, _) = analyze(&[], &[&unread]);
+    assert!(code == Some(1) && said.contains("objects: 0; errors: 1"), "{said}");
     let nobody = home.path().join("nobody.yaml");
     for paths in [&[&*empty][..], &[&*nobody], &[&*other], &[&*good, &*empty], &[&*other, &*good]] {
         let (code, said, why) = analyze(&[], paths);

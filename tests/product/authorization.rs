@@ -1,7 +1,9 @@
 //! AuthorizationPolicies from the manifest to the request: who is let in, what changes while calls go on, and what a
 //! broken policy does.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -195,6 +197,7 @@ impl Authorization for Authorizer {
         &self,
         request: tonic::Request<proto::CheckRequest>,
     ) -> Result<tonic::Response<proto::CheckResponse>, tonic::Status> {
+        dawdle().await;
         let attributes = request.into_inner().attributes.unwrap_or_default();
         let caller = attributes.source.unwrap_or_default().principal;
         let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
@@ -216,6 +219,26 @@ impl Authorization for Authorizer {
         let status = Some(Status { code, ..Default::default() });
         Ok(tonic::Response::new(proto::CheckResponse { status, http_response: Some(answer), ..Default::default() }))
     }
+}
+
+/// An authorizer's time for an answer: more than [`impatient`] callers say they wait.
+async fn dawdle() {
+    let begun = Instant::now();
+    while begun.elapsed() < 5 * PATIENCE {
+        tokio::task::yield_now().await;
+    }
+}
+
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// Status of the answer to somebody who says by this header that it does not wait, and waits.
+async fn impatient(address: SocketAddr, header: &str) -> u16 {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET / HTTP/1.1\r\nhost: reviews:9080\r\nconnection: close\r\n{header}\r\n");
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await.unwrap();
+    answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap()
 }
 
 /// A header as the application reads it: what an authorizer sets prints as sensitive.
@@ -306,4 +329,34 @@ async fn a_custom_policy_asks_a_service_over_http() {
     drop(authorizer);
     status_becomes(&web, REVIEWS, 503).await;
     drop(server);
+}
+
+/// An authorizer that is slow is there all the same: no caller makes it silent by not waiting for it.
+#[tokio::test]
+async fn s54_no_caller_opens_a_provider_that_fails_open_by_saying_that_it_does_not_wait() {
+    for (way, more) in [
+        ("envoyExtAuthzGrpc", ", failOpen: true"),
+        ("envoyExtAuthzHttp", ", failOpen: true, includeRequestHeadersInCheck: ['x-*', 'grpc-*']"),
+    ] {
+        let plane = Plane::start().await;
+        let no = || async {
+            dawdle().await;
+            (http::StatusCode::UNAUTHORIZED, "the word?")
+        };
+        let over_grpc = AuthorizationServer::new(Authorizer);
+        let authorizer = Router::new().route_service("/envoy.service.auth.v3.Authorization/Check", over_grpc);
+        let authorizer = plane.serve("authz", "", authorizer.fallback(any(no))).await;
+        let server = plane.answering("reviews", "", "open").await;
+        let web = plane.caller("productpage").await;
+        becomes(&web, REVIEWS, &[], "open").await;
+        ask_for_password(&plane, &web, way, more).await;
+        // The first of them is the control.
+        for header in ["", "grpc-timeout: 1n\r\n", "x-envoy-expected-rq-timeout-ms: 1\r\n"] {
+            assert_eq!(impatient(server.address, header).await, 401, "{way} {header}");
+        }
+        // The control: it opens where nobody answers.
+        authorizer.mesh.shutdown().await;
+        drop(authorizer);
+        status_becomes(&web, REVIEWS, 200).await;
+    }
 }

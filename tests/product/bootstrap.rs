@@ -125,7 +125,7 @@ async fn a_process_with_a_snapshot_starts_while_the_control_plane_is_away() {
     })
     .await;
     drop(first);
-    let _place = plane.stop().await;
+    plane.stop().await;
 
     let second = start("kept").await;
     becomes(&second, "http://reviews:9080/", &[], &id("productpage")).await;

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::any;
+use mesh_testkit::ReservedAddress;
 
 use crate::probe;
-use crate::support::{Load, Plane, Running, becomes, call, eventually};
+use crate::support::{FREE, Load, Plane, Running, becomes, call, eventually};
 
 const REVIEWS: &str = "http://reviews:9080/";
 
@@ -32,9 +33,9 @@ async fn requests_survive_a_control_plane_that_is_gone_and_edits_count_when_it_i
     let load = Load::begin(&caller, REVIEWS);
     load.more(50).await;
 
-    let place = plane.stop().await;
+    plane.stop().await;
     load.more(200).await;
-    plane.resume(place).await;
+    plane.resume().await;
     for server in &servers {
         assert!(plane.has_registered(server.address).await, "kept across the restart");
     }
@@ -51,13 +52,16 @@ async fn requests_survive_a_control_plane_that_is_gone_and_edits_count_when_it_i
 async fn servers_that_die_and_return_while_the_control_plane_is_away_leave_the_rotation_and_come_back() {
     let mut plane = Plane::start().await;
     let _stays = plane.answering("reviews", "", "stays").await;
-    let leaves = plane.answering("reviews", "", "leaves").await;
+    let place = ReservedAddress::new();
+    let mesh = plane.process("reviews", "").debug_address(FREE).build().await.unwrap();
+    let app = Router::new().fallback(any(|| async { "leaves" }));
+    let leaves = Running::serve_at(place.address(), mesh.clone(), "reviews", app.clone()).await;
+    plane.registered(leaves.address).await;
     let caller = plane.caller("productpage").await;
     becomes(&caller, REVIEWS, &[], "stays").await;
     becomes(&caller, REVIEWS, &[], "leaves").await;
 
     plane.stop().await;
-    let (mesh, place) = (leaves.mesh.clone(), leaves.address);
     drop(leaves);
     // Requests may be on their way when it dies; from the first answers of the other one on, none is lost.
     eventually("the dead one is out of the rotation", || async {
@@ -69,8 +73,7 @@ async fn servers_that_die_and_return_while_the_control_plane_is_away_leave_the_r
     .await;
     let load = Load::begin(&caller, REVIEWS);
     load.more(50).await;
-    let app = Router::new().fallback(any(|| async { "leaves" }));
-    let _back = Running::serve_at(place, mesh, "reviews", app).await;
+    let _back = Running::serve_at(place.address(), mesh, "reviews", app).await;
     becomes(&caller, REVIEWS, &[], "leaves").await;
     load.more(50).await;
     load.all_well().await;
@@ -81,8 +84,8 @@ async fn every_process_announces_itself_again_after_a_restart() {
     // Without grace nothing is kept for anybody: who is listed has come back.
     let mut plane = Plane::with(|builder| builder.registration_grace(Duration::ZERO)).await;
     let server = plane.answering("reviews", "", "hello").await;
-    let place = plane.stop().await;
-    plane.resume(place).await;
+    plane.stop().await;
+    plane.resume().await;
     plane.registered(server.address).await;
 }
 
@@ -107,10 +110,10 @@ async fn certificates_renew_under_load_and_an_absent_authority_is_waited_for() {
     // Away until the next renewal has been due (at six tenths of a life, at the latest), but not for so
     // long that the certificate ends.
     let seen = Instant::now();
-    let place = plane.stop().await;
+    plane.stop().await;
     eventually("a renewal was due", || async { (seen.elapsed() > LIFE.mul_f32(0.61)).then_some(()) }).await;
     assert_eq!(probe::certificate_of(server.address, &visitor).await, second, "the valid one stays in use");
-    plane.resume(place).await;
+    plane.resume().await;
     renewed(&second).await;
     load.more(50).await;
     load.all_well().await;

@@ -1,10 +1,12 @@
-//! R25 in full: two processes whose certificates live for a quarter of an hour, and an authority that is away. What keeps
-//! their identities, the client, and the server, whose port takes plaintext as well, are the mesh's; the clock is the test's.
-//! TLS alone asks the system for the time: it is shown each certificate with its dates moved by what the clocks are apart.
+//! R25 in full: a control plane whose certificates live for a quarter of an hour, two processes of its mesh that renew
+//! theirs there, a client and a server whose port takes plaintext as well; and that control plane is gone. All go by the
+//! test's clock, TLS too. It is years ahead of the system's: whoever asked that one would find every certificate not to have
+//! begun yet.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -14,142 +16,97 @@ use mesh::parts::mesh_core::policy::{
     Address, Cluster, Endpoint, EndpointMetadata, InboundState, InboundTls, MeshTls, StringMatcher, UpstreamProtocol,
     UpstreamTls,
 };
-use mesh::parts::mesh_core::source::{Publisher, Watched, WatchedIdentity};
+use mesh::parts::mesh_core::source::{Watched, WatchedIdentity};
 use mesh::parts::mesh_core::telemetry::Renewals;
-use mesh::parts::mesh_discovery::bootstrap::{ChannelCredentials, XdsServer};
+use mesh::parts::mesh_discovery::bootstrap::{ChannelCredentials, TlsCredentials, XdsServer};
 use mesh::parts::mesh_discovery::connect::Connector;
-use mesh::parts::mesh_discovery::proto::certificate::{
-    IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
-};
 use mesh::parts::mesh_discovery::secret::{self, JoinToken, SecretConfig};
 use mesh::parts::{mesh_client, mesh_server};
 use mesh_testkit::clock::{hold, pass};
-use mesh_testkit::{FixedSource, TestCa, crypto, policy};
-use parking_lot::Mutex;
-use rustls::sign::CertifiedKey;
-use tokio::net::TcpListener;
+use mesh_testkit::{FixedSource, crypto, policy};
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
+use tempfile::NamedTempFile;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tonic::transport::server::TcpIncoming;
 
-use crate::support::FREE;
+use crate::support::{FREE, Plane};
 
 const QUARTER: u64 = 900;
 const STEP: u64 = 5;
 const REVIEWS: &str = "http://reviews:9080/";
 
-/// The test's clock.
-#[derive(Clone, Copy)]
-struct Clock {
-    start: Instant,
-    base: u64,
-}
+/// The test's clock: that of timers, which begins in 2033.
+#[derive(Clone, Copy, Debug)]
+struct Clock(Instant);
 
 impl Clock {
-    fn seconds(&self) -> u64 {
-        self.base + self.start.elapsed().as_secs()
-    }
-
-    /// The time by the system's clock at which it is as late as it is `seconds` by this one.
-    fn by_the_system(&self, seconds: u64) -> u64 {
-        seconds + system() - self.seconds()
+    fn since_epoch(self) -> Duration {
+        Duration::from_secs(2_000_000_000) + self.0.elapsed()
     }
 }
 
-fn system() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
-
-/// Signs for a quarter of an hour of the test's clock, whom the token names.
-#[derive(Clone)]
-struct Authority {
-    ca: Arc<TestCa>,
-    clock: Clock,
-    /// What it was asked to sign.
-    requests: Arc<Mutex<Vec<String>>>,
-}
-
-#[tonic::async_trait]
-impl IstioCertificateService for Authority {
-    async fn create_certificate(
-        &self,
-        request: tonic::Request<IstioCertificateRequest>,
-    ) -> Result<tonic::Response<IstioCertificateResponse>, tonic::Status> {
-        let token = request.metadata().get("authorization").unwrap().to_str().unwrap();
-        let id = self.ca.id("default", token.split('.').nth(1).unwrap());
-        let now = self.clock.seconds();
-        let request = request.into_inner().csr;
-        let leaf = self.ca.sign(&request, &id, (now - QUARTER / 4, now + QUARTER));
-        self.requests.lock().push(request);
-        let cert_chain = vec![leaf.pem(), self.ca.root_pem().to_owned()];
-        Ok(tonic::Response::new(IstioCertificateResponse { cert_chain, ..Default::default() }))
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(self.since_epoch()))
     }
 }
 
-impl Authority {
-    async fn serve(&self, address: SocketAddr) -> (SocketAddr, JoinHandle<()>) {
-        let listener = TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = tonic::transport::Server::builder().add_service(IstioCertificateServiceServer::new(self.clone()));
-        let serving = server.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
-        (address, tokio::spawn(async move { serving.await.unwrap() }))
-    }
-
-    /// The same key and names with dates by the system's clock.
-    fn moved(&self, identity: &Identity) -> Arc<Identity> {
-        let dates = [identity.not_before(), identity.not_after()].map(|date| self.clock.by_the_system(date));
-        let moved = self.requests.lock().iter().rev().find_map(|request| {
-            let leaf = self.ca.sign(request, identity.id(), (dates[0], dates[1]));
-            let certified = CertifiedKey::new(vec![leaf.der().clone()], identity.certified().key.clone());
-            // Only one of them asked for this key.
-            Identity::new(certified, identity.bundles().clone(), identity.generation()).ok()
-        });
-        Arc::new(moved.expect("it was asked to sign it"))
-    }
-}
-
-/// Who a process is: as the mesh keeps it, and as TLS is shown it.
+/// What keeps the identity of a process, and the file in which somebody leaves tokens for it.
 struct Process {
-    kept: WatchedIdentity,
-    shown: (Publisher<Option<Arc<Identity>>>, WatchedIdentity),
+    account: &'static str,
+    identity: WatchedIdentity,
+    token: NamedTempFile,
     renewals: Arc<Renewals>,
 }
 
 impl Process {
-    async fn start(account: &str, authority: &Authority, address: SocketAddr) -> Self {
-        let server = XdsServer::new(address.to_string().parse().unwrap(), ChannelCredentials::Insecure);
-        let (clock, renewals) = (authority.clock, Arc::<Renewals>::default());
-        // One that is good more than once.
-        let mut config = SecretConfig::new(Some(JoinToken::Text(format!("token.{account}.signed"))));
-        (config.clock, config.renewals) = (Arc::new(move || clock.seconds()), renewals.clone());
-        let (mut kept, _) = secret::spawn(config, Connector::new(server, crypto()), &Handle::current());
-        hold(kept.wait_for(Option::is_some)).await;
-        let process = Self { kept, shown: Watched::channel(None), renewals };
-        process.show(authority);
-        process
+    async fn start(account: &'static str, plane: &Plane, clock: Clock) -> Self {
+        let server_id = Some("spiffe://cluster.local/ns/mesh-system/sa/control-plane".parse().unwrap());
+        let ca_certificate_file = Some(plane.root_cert_path().to_str().unwrap().to_owned());
+        let tls = TlsCredentials { ca_certificate_file, server_id, ..TlsCredentials::default() };
+        let server = XdsServer::new(plane.address().to_string().parse().unwrap(), ChannelCredentials::Tls(tls));
+        let (token, renewals) = (NamedTempFile::new().unwrap(), Arc::<Renewals>::default());
+        let mut config = SecretConfig::new(Some(JoinToken::File(token.path().to_owned())));
+        (config.clock, config.renewals) = (Arc::new(move || clock.since_epoch().as_secs()), renewals.clone());
+        std::fs::write(token.path(), plane.token(account)).unwrap();
+        let (mut identity, _) = secret::spawn(config, Connector::new(server, crypto()), &Handle::current());
+        hold(identity.wait_for(Option::is_some)).await;
+        Self { account, identity, token, renewals }
     }
 
     fn identity(&self) -> Arc<Identity> {
-        Option::clone(&self.kept.load_full()).expect("nothing takes it away")
+        Option::clone(&self.identity.load_full()).expect("nothing takes it away")
     }
 
-    fn show(&self, authority: &Authority) {
-        self.shown.0.publish(Some(authority.moved(&self.identity())));
+    /// With a certificate that has ended nobody renews it; a token is good once.
+    fn may_join_again(&self, plane: &Plane) {
+        std::fs::write(self.token.path(), plane.token(self.account)).unwrap();
     }
 }
 
-/// A client to an endpoint that takes the mesh's TLS, or does not; with few requests to a connection, or as many as come.
-fn client(own: &WatchedIdentity, server: SocketAddr, mesh_tls: bool, requests: Option<u32>) -> mesh_client::Client {
+/// Automatic mutual TLS, and nobody but the service expected; or what somebody wrote who wants none.
+fn upstream(mutual: bool) -> UpstreamTls {
     let peer_ids = [StringMatcher::exact("spiffe://cluster.local/ns/default/sa/reviews")].into();
-    let tls = MeshTls { peer_ids, ..MeshTls::default() };
-    let mut cluster = Cluster { tls: UpstreamTls::Auto(tls), ..Cluster::new("reviews".into()) };
+    if mutual { UpstreamTls::Auto(MeshTls { peer_ids, ..MeshTls::default() }) } else { UpstreamTls::Disable }
+}
+
+/// A client with few requests to a connection, or as many as come.
+fn client(
+    own: &WatchedIdentity,
+    server: SocketAddr,
+    tls: UpstreamTls,
+    requests: Option<u32>,
+    clock: Clock,
+) -> mesh_client::Client {
+    let mut cluster = Cluster { tls, ..Cluster::new("reviews".into()) };
     cluster.connection.max_requests_per_connection = requests;
     cluster.connection.protocol = if requests.is_none() { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
     let mut endpoint = Endpoint::new(Address::Socket(server));
-    endpoint.metadata = Arc::new(EndpointMetadata { mesh_tls, ..EndpointMetadata::default() });
+    endpoint.metadata = Arc::new(EndpointMetadata { mesh_tls: true, ..EndpointMetadata::default() });
     let source = FixedSource::of("reviews:9080", policy::snapshot_of(cluster, [endpoint]));
-    mesh_client::Client::builder(source).crypto(crypto()).identity(own.clone()).build()
+    mesh_client::Client::builder(source).crypto(crypto()).clock(Arc::new(clock)).identity(own.clone()).build()
 }
 
 /// Who the server took the caller for.
@@ -179,40 +136,43 @@ struct Tally {
     plaintext: usize,
 }
 
-/// Half an hour of requests over a connection that stays open and over new ones, in which the authority is away for
+/// Half an hour of requests over a connection that stays open and over new ones, in which the control plane is gone for
 /// `minutes` from the fourth one on.
-async fn half_an_hour_without_the_authority(minutes: u64, endpoint_has_tls: bool) -> Tally {
-    let clock = Clock { start: Instant::now(), base: system() };
-    let authority = Authority { ca: Arc::new(TestCa::new()), clock, requests: Arc::default() };
-    let (place, mut serving) = authority.serve(FREE).await;
-    let web = Process::start("web", &authority, place).await;
-    let reviews = Process::start("reviews", &authority, place).await;
+async fn half_an_hour_without_the_authority(minutes: u64, mutual: bool) -> Tally {
+    let clock = Clock(Instant::now());
+    let wall = mesh_control::Clock::new(move || UNIX_EPOCH + clock.since_epoch());
+    let life = Duration::from_secs(QUARTER);
+    let mut plane = hold(Plane::with(move |builder| builder.certificate_ttl(life).clock(wall.clone()))).await;
+    let web = Process::start("web", &plane, clock).await;
+    let reviews = Process::start("reviews", &plane, clock).await;
     let listener = TcpListener::bind(FREE).await.unwrap();
     let address = listener.local_addr().unwrap();
     let permissive = InboundState::Ready(Arc::new(policy::inbound(address, InboundTls::Permissive)));
-    let server = mesh_server::Server::builder().identity(reviews.shown.1.clone()).crypto(crypto());
-    let server = server.inbound(Watched::fixed(permissive)).build();
+    let server = mesh_server::Server::builder().identity(reviews.identity.clone()).crypto(crypto());
+    let server = server.clock(Arc::new(clock)).inbound(Watched::fixed(permissive)).build();
     let whoami = tower::service_fn(|_: Request<mesh_server::Body>| async {
         let caller = mesh::caller().and_then(|peer| peer.spiffe_id.as_ref().map(SpiffeId::to_string));
         Ok::<_, std::convert::Infallible>(Response::new(Full::new(caller.unwrap_or_default().into())))
     });
     let served = tokio::spawn(server.serve(listener, whoami));
-    let kept = client(&web.shown.1, address, endpoint_has_tls, None);
-    let fresh = client(&web.shown.1, address, endpoint_has_tls, Some(1));
-    let known = if endpoint_has_tls { web.identity().id().to_string() } else { String::new() };
+    let kept = client(&web.identity, address, upstream(mutual), None, clock);
+    let fresh = client(&web.identity, address, upstream(mutual), Some(1), clock);
+    let known = if mutual { web.identity().id().to_string() } else { String::new() };
 
     let mut tally = Tally::default();
     let away = 240..240 + 60 * minutes;
     for second in (0..1800).step_by(STEP as usize) {
         if second == away.start && !away.is_empty() {
-            serving.abort();
-            let _ = (&mut serving).await;
+            let place = plane.address();
+            hold(plane.stop()).await;
+            let refused = hold(TcpStream::connect(place)).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "nobody listens");
         }
         if second == away.end && !away.is_empty() {
-            (_, serving) = authority.serve(place).await;
-        }
-        for process in [&web, &reviews] {
-            process.show(&authority);
+            hold(plane.resume()).await;
+            for process in [&web, &reviews] {
+                process.may_join_again(&plane);
+            }
         }
         assert_eq!(ask(&kept).await.unwrap(), known);
         tally.served += 1;
@@ -232,7 +192,6 @@ async fn half_an_hour_without_the_authority(minutes: u64, endpoint_has_tls: bool
     tally.generation = reviews.identity().generation();
     tally.plaintext = server.stats().plaintext_peers().len();
     served.abort();
-    serving.abort();
     tally
 }
 
@@ -266,9 +225,11 @@ async fn an_outage_longer_than_a_life_is_refused_in_words_and_never_in_plaintext
     assert_eq!(made + refused.len() as u64, STEPS);
     assert_eq!(marks, [100, 50, 25, 10, 0, 100]);
     for (second, why) in &refused {
-        assert!(why.contains("ended") && why.contains("was not renewed"), "{second}: {why}");
+        // Once the server has a new one, it is the server that refuses the client's, and says no more than an alert can.
+        let by_the_server = *second >= 1200 && why.contains("fatal alert: CertificateUnknown");
+        assert!(why.contains("ended") && why.contains("was not renewed") || by_the_server, "{second}: {why}");
     }
     assert_eq!(plaintext, 0);
-    let plain = half_an_hour_without_the_authority(0, false).await;
-    assert_eq!((plain.made, plain.plaintext), (STEPS, 1), "who speaks plaintext is served, and counted");
+    let plain = half_an_hour_without_the_authority(16, false).await;
+    assert_eq!((plain.made, plain.plaintext), (STEPS, 1), "the control: who speaks plaintext is served, and counted");
 }

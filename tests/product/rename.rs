@@ -43,9 +43,9 @@ async fn a_trust_domain_is_renamed_while_its_members_go_on() {
     for mesh in [&caller, &unaware] {
         becomes(mesh, REVIEWS, &[], "hello").await;
     }
-    let place = plane.stop().await;
+    plane.stop().await;
     renamed.store(true, Ordering::Relaxed);
-    plane.resume(place).await;
+    plane.resume().await;
     eventually("both have certificates of the new name", || async {
         // All the while they reach each other, whichever of the two has which name.
         let (status, text) = call(&caller, REVIEWS, &[]).await.unwrap();

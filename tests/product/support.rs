@@ -17,6 +17,7 @@ use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use mesh::{Body, Mesh, MeshBuilder, ServeError};
 use mesh_control::{Builder, ControlPlane};
+use mesh_testkit::ReservedAddress;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
@@ -60,6 +61,8 @@ pub(crate) struct Plane {
     state: TempDir,
     configure: Box<dyn Fn(Builder) -> Builder + Send + Sync>,
     running: Option<ControlPlane>,
+    /// Nobody else takes its ports while it is stopped.
+    kept: [ReservedAddress; 2],
 }
 
 impl Plane {
@@ -100,29 +103,28 @@ impl Plane {
     pub(crate) async fn with(configure: impl Fn(Builder) -> Builder + Send + Sync + 'static) -> Self {
         let configure = Box::new(configure);
         let (manifests, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut plane = Self { manifests, state, configure, running: None };
-        plane.run(FREE, FREE).await;
+        let kept = [(); 2].map(|()| ReservedAddress::new());
+        let mut plane = Self { manifests, state, configure, running: None, kept };
+        plane.run().await;
         plane
     }
 
-    async fn run(&mut self, listen: SocketAddr, debug: SocketAddr) {
+    async fn run(&mut self) {
         let builder = ControlPlane::builder()
             .manifests(self.manifests.path())
             .state_dir(self.state.path())
-            .listen(listen)
-            .debug_listen(Some(debug));
+            .listen(self.kept[0].address())
+            .debug_listen(Some(self.kept[1].address()));
         self.running = Some((self.configure)(builder).start().await.unwrap());
     }
 
-    /// Stops it; what it takes to begin again at the same place.
-    pub(crate) async fn stop(&mut self) -> (SocketAddr, SocketAddr) {
-        let place = (self.address(), self.debug());
+    /// Stops it, so that it can begin again at the same place.
+    pub(crate) async fn stop(&mut self) {
         self.running.take().unwrap().shutdown().await;
-        place
     }
 
-    pub(crate) async fn resume(&mut self, (listen, debug): (SocketAddr, SocketAddr)) {
-        self.run(listen, debug).await;
+    pub(crate) async fn resume(&mut self) {
+        self.run().await;
     }
 
     /// Writes a manifest file.

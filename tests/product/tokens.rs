@@ -125,9 +125,9 @@ async fn s50_s49_keys_that_may_not_or_cannot_be_fetched_are_told_and_let_no_toke
     plane.no_findings().await;
 
     // A control plane that starts while the issuer is down goes on with what it knew.
-    let place = plane.stop().await;
+    plane.stop().await;
     issuer.page("/broken", Page::Status(500));
-    plane.resume(place).await;
+    plane.resume().await;
     found(&plane, "fetched last stay in force").await;
     status_becomes(&web, Some(&good), 200).await;
     let later = plane.caller("ratings").await;

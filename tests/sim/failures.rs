@@ -227,6 +227,40 @@ async fn a_start_without_a_control_plane_says_so_at_once_and_recovers_r08() {
     assert!(took[took.len() / 2] <= Duration::from_secs(5), "{took:?}");
 }
 
+/// A refused connection is told of at once, a lost one by nobody.
+#[tokio::test(start_paused = true)]
+async fn a_start_towards_a_network_that_swallows_everything_says_so_in_time_r08() {
+    for variant in BOTH {
+        let plane = Plane::with("x", 1);
+        plane.is(Mood::Hole);
+        let client = client(variant, &[&plane]);
+        let begun = Instant::now();
+        let mut state = client.destination(&"a:80".parse().unwrap());
+        let failed = becomes(&mut state, "it fails", is_unreachable).await;
+        assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(format!("{failed:?}").contains("plane0:1 cannot be reached"), "{failed:?}");
+        assert_eq!(plane.tries(), 1, "the attempt goes on");
+        plane.is(Mood::Up);
+        goes_to(&mut state, 1).await;
+
+        // What is known stays in use, and nothing else is asked for it.
+        let others = [Plane::with("x", 1), Plane::with("y", 2)];
+        let client = self::client(variant, &[&others[0], &others[1]]);
+        let mut state = client.destination(&"a:80".parse().unwrap());
+        goes_to(&mut state, 1).await;
+        others[0].is(Mood::Down);
+        others[0].sees("it is gone", |plane| plane.streams() == 0).await;
+        others[0].is(Mood::Hole);
+        clock::pass(Duration::from_secs(100)).await;
+        assert_eq!(others[1].tries(), 0);
+        // Something new is, of the next one, and as soon.
+        let begun = Instant::now();
+        others[1].put(destination("b:80", "r"));
+        goes_to(&mut client.destination(&"b:80".parse().unwrap()), 2).await;
+        assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+}
+
 /// A client that was away for ten minutes and is back for a while, with nothing to be told.
 async fn quietly_back(plane: &Plane) -> (XdsClient, Watched<DestinationState>) {
     let client = client(Variant::Delta, &[plane]);

@@ -9,8 +9,8 @@ use mesh_client::Client;
 use mesh_core::health::Standing;
 use mesh_core::id::Locality;
 use mesh_core::policy::{
-    Balancer, ClusterState, Endpoints, Health, LocalityEndpoints, OutlierDetection, PerMillion, RetryOn, RetryPolicy,
-    SlowStart, Snapshot,
+    Balancer, ClusterState, Endpoints, HashPolicy, HashSource, Health, LocalityEndpoints, OutlierDetection, PerMillion,
+    RetryOn, RetryPolicy, SlowStart, Snapshot,
 };
 use mesh_testkit::{FixedSource, clock};
 
@@ -367,6 +367,10 @@ fn zones(fleet: &Fleet, policy: &Policy, count: usize, one_priority: bool) -> Sn
 struct Partition {
     /// Both retry, if they do, in the next zone or in any.
     next_locality: Option<bool>,
+    /// Those retries may go where the request was, as those of Envoy and of gRPC may.
+    same_hosts: bool,
+    /// The requests of each have one hash, and go to one endpoint while it can be reached.
+    ring: bool,
     door: Door,
     zones: usize,
     one_priority: bool,
@@ -377,7 +381,8 @@ struct Partition {
 
 impl Partition {
     fn whole(next_locality: Option<bool>, door: Door, zones: usize) -> Self {
-        Self { next_locality, door, zones, one_priority: false, rate: 50.0, seconds: [20, 20, 30] }
+        let (same_hosts, ring, rate, seconds) = (false, false, 50.0, [20, 20, 30]);
+        Self { next_locality, same_hosts, ring, door, zones, one_priority: false, rate, seconds }
     }
 
     async fn play(self) -> [Vec<Record>; 2] {
@@ -388,7 +393,16 @@ impl Partition {
         policy.cluster.outlier = Some(all);
         policy.cluster.connection.connect_timeout = SECOND;
         let on = RetryOn { connect_failure: true, reset: true, ..RetryOn::default() };
-        policy.retry = self.next_locality.map(|next_locality| RetryPolicy { next_locality, ..RetryPolicy::new(2, on) });
+        let avoid_previous_hosts = !self.same_hosts;
+        policy.retry = self.next_locality.map(|next_locality| RetryPolicy {
+            next_locality,
+            avoid_previous_hosts,
+            ..RetryPolicy::new(2, on)
+        });
+        if self.ring {
+            policy.cluster.balancer = Balancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+            policy.hash = vec![HashPolicy { source: HashSource::ChannelId, terminal: false }];
+        }
         let one = |fleet: &Fleet| {
             let source = FixedSource::of(TARGET, zones(fleet, &policy, self.zones, self.one_priority));
             client_from(fleet, &source)
@@ -439,16 +453,19 @@ fn a_zone_out_of_reach_is_left_within_two_seconds_by_who_cannot_reach_it_r40() {
     let retries = [Some(true), Some(false), None];
     each_seed(1, || async {
         for (door, next) in retries.into_iter().flat_map(|next| [(Door::Shut, next), (Door::Silent, next)]) {
-            let a = Partition::whole(next, door, 2).is_survived().await;
-            // Each ejection is five seconds longer: the third may begin just before the zone is back.
-            assert!(of_first_zone(&a, 57, 70) > 0.95, "{door:?}: {}", of_first_zone(&a, 57, 70));
+            for (same_hosts, ring) in [(false, false), (true, false), (true, true)] {
+                let a = Partition { same_hosts, ring, ..Partition::whole(next, door, 2) }.is_survived().await;
+                // Each ejection is five seconds longer: the third may begin just before the zone is back.
+                assert!(of_first_zone(&a, 57, 70) > 0.95, "{door:?}: {}", of_first_zone(&a, 57, 70));
+            }
         }
     });
     each_seed(60, || {
         let door = if fastrand::bool() { Door::Shut } else { Door::Silent };
         let (next_locality, one_priority) = (retries[fastrand::usize(..3)], fastrand::bool());
+        let (same_hosts, ring) = (fastrand::bool(), fastrand::bool());
         let (rate, seconds) = (20.0, [2, 5, 0]);
-        let partition = Partition { next_locality, door, zones: 2, one_priority, rate, seconds };
+        let partition = Partition { next_locality, same_hosts, ring, door, zones: 2, one_priority, rate, seconds };
         async move { drop(partition.is_survived().await) }
     });
 }

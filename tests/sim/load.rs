@@ -8,7 +8,8 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use mesh_client::{Body, Client, Error};
 use mesh_core::policy::{
-    Cluster, Forward, HedgePolicy, RetryBudget, RetryOn, RetryPolicy, RouteMatch, Snapshot, UpstreamProtocol,
+    Cluster, Forward, HashPolicy, HedgePolicy, RetryBudget, RetryOn, RetryPolicy, RouteMatch, Snapshot,
+    UpstreamProtocol,
 };
 use mesh_testkit::{FixedSource, policy};
 use parking_lot::Mutex;
@@ -28,11 +29,13 @@ pub(crate) struct Policy {
     pub(crate) budget: Option<RetryBudget>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) hedge: Option<HedgePolicy>,
+    pub(crate) hash: Vec<HashPolicy>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { cluster: Cluster::new("fleet".into()), retry: None, budget: None, timeout: None, hedge: None }
+        let cluster = Cluster::new("fleet".into());
+        Self { cluster, retry: None, budget: None, timeout: None, hedge: None, hash: Vec::new() }
     }
 }
 
@@ -53,8 +56,8 @@ impl Policy {
     }
 
     pub(crate) fn snapshot(&self, endpoints: Vec<mesh_core::policy::Endpoint>) -> Snapshot {
-        let Self { retry, timeout, hedge, .. } = self.clone();
-        let forward = Forward { retry, timeout, hedge, ..Forward::to("fleet".into()) };
+        let Self { retry, timeout, hedge, hash, .. } = self.clone();
+        let forward = Forward { retry, timeout, hedge, hash, ..Forward::to("fleet".into()) };
         let mut routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
         routes.retry_budget = self.budget.clone();
         policy::snapshot(routes, [(self.cluster.clone(), endpoints)])

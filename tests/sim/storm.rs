@@ -1,5 +1,5 @@
 //! A control plane that pushes a thousand times a second (R41): the reader never runs ahead of applying, what is
-//! published is the newest, memory is flat, and who does not read our answers is not read either.
+//! published is the newest, memory is flat, and who does not read our answers is not read either, until it dies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -186,7 +186,16 @@ async fn reading_ahead_of_applying_is_noticed_r41() {
 #[derive(Clone)]
 struct Talker {
     reads: bool,
+    /// When a stream breaks; none = never.
+    dies: Option<Duration>,
     sent: Arc<AtomicUsize>,
+    opened: Arc<AtomicUsize>,
+}
+
+impl Talker {
+    fn new(reads: bool, dies: Option<Duration>) -> Self {
+        Self { reads, dies, sent: Arc::default(), opened: Arc::default() }
+    }
 }
 
 const TALK: usize = 1000;
@@ -194,14 +203,29 @@ const TALK: usize = 1000;
 impl Transport for Talker {
     fn open(&mut self, _: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let (requests, mut received) = mpsc::channel(1);
-        let (reads, sent) = (self.reads, self.sent.clone());
+        let (reads, dies, sent) = (self.reads, self.dies, self.sent.clone());
+        self.opened.fetch_add(1, Relaxed);
         let (started, begun) = tokio::sync::oneshot::channel();
+        let death = async move {
+            match dies {
+                Some(after) => tokio::time::sleep_until(Instant::now() + after).await,
+                None => std::future::pending().await,
+            }
+        };
+        let (died, broken) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             received.recv().await;
             let _ = started.send(());
-            while reads && received.recv().await.is_some() {}
-            // Held, not closed: the client's answers find nobody.
-            std::future::pending::<()>().await;
+            let read = async {
+                while reads && received.recv().await.is_some() {}
+                // Held, not closed: the client's answers find nobody.
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = read => {}
+                () = death => {}
+            }
+            let _ = died.send(());
         });
         let talk = move |number: usize| {
             sent.fetch_add(1, Relaxed);
@@ -210,7 +234,8 @@ impl Transport for Talker {
             let resources = vec![RawResource { name, version: number.to_string(), ttl: None, body }];
             Ok(Response { type_url, nonce: number.to_string(), resources, ..Default::default() })
         };
-        let responses = stream::once(begun).flat_map(|_| stream::iter(0..TALK)).map(talk).chain(stream::pending());
+        let end = stream::once(broken).map(|_| Err(StreamError::new("it went away")));
+        let responses = stream::once(begun).flat_map(|_| stream::iter(0..TALK)).map(talk).chain(end);
         Box::pin(async move { Ok(AdsStream { requests, responses: responses.boxed() }) })
     }
 }
@@ -218,11 +243,26 @@ impl Transport for Talker {
 #[tokio::test(start_paused = true)]
 async fn a_control_plane_that_does_not_read_its_answers_is_not_read_either_r41() {
     for (reads, fits) in [(false, 1..300), (true, TALK..TALK + 1)] {
-        let sent = Arc::new(AtomicUsize::new(0));
-        let client = client_over(Talker { reads, sent: sent.clone() }, Variant::Delta);
+        let talker = Talker::new(reads, None);
+        let client = client_over(talker.clone(), Variant::Delta);
         let _state = client.destination(&"a:80".parse().unwrap());
         clock::pass(Duration::from_secs(1)).await;
-        let sent = sent.load(Relaxed);
+        let sent = talker.sent.load(Relaxed);
         assert!(fits.contains(&sent), "{sent} of {TALK} responses were read");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_dies_while_it_is_not_read_is_noticed_and_asked_anew_r41() {
+    // The control: one that is read all the time.
+    for reads in [false, true] {
+        let talker = Talker::new(reads, Some(Duration::from_secs(1)));
+        let client = client_over(talker.clone(), Variant::Delta);
+        let _state = client.destination(&"a:80".parse().unwrap());
+        for _ in 0..100 {
+            clock::pass(Duration::from_secs(1)).await;
+        }
+        let opened = talker.opened.load(Relaxed);
+        assert!(opened > 10, "{opened} streams, read {reads}: {:?}", client.status());
     }
 }

@@ -12,13 +12,16 @@ use http::Request;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Outgoing;
-use crate::connect::Download;
+use super::outgoing::RequestBodyError;
+use crate::connect::{Http1Download, Http1Error, Http2Download};
 use crate::error::Source;
 
 /// The body of an endpoint's answer.
 pub(crate) enum Incoming {
-    Http1(hyper::body::Incoming),
-    Http2(Download),
+    Http1(Http1Download),
+    Http2(Http2Download),
+    /// HTTP/1.1, of a request that might have changed the protocol.
+    Hyper(hyper::body::Incoming),
 }
 
 /// A request without an answer.
@@ -32,10 +35,15 @@ pub(crate) struct Unanswered {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
     #[error(transparent)]
-    Http1(#[from] hyper::Error),
+    Http1(#[from] Http1Error),
     #[error(transparent)]
     Http2(h2::Error),
-    /// The bytes below HTTP/2 stopped.
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    /// The request's body is not to be had.
+    #[error("the request's body failed: {0}")]
+    RequestBody(RequestBodyError),
+    /// The bytes below HTTP stopped.
     #[error(transparent)]
     Io(io::Error),
     /// The peer answered no ping.
@@ -58,6 +66,8 @@ impl Broken {
         match self {
             Self::Http1(error) => error,
             Self::Http2(error) => error,
+            Self::Hyper(error) => error,
+            Self::RequestBody(error) => error,
             Self::Io(error) => error,
             Self::Silent => self,
         }
@@ -68,9 +78,16 @@ impl Broken {
         match self {
             Self::Http1(error) => Arc::new(error),
             Self::Http2(error) => Arc::new(error),
+            Self::Hyper(error) => Arc::new(error),
+            Self::RequestBody(error) => Arc::new(error),
             Self::Io(error) => Arc::new(error),
             Self::Silent => Arc::new(self),
         }
+    }
+
+    /// The request that ended in this way could not be sent as it is: that says nothing of the endpoint.
+    pub(crate) fn of_request(&self) -> Option<Source> {
+        matches!(self, Self::Http1(Http1Error::Length)).then(|| Arc::new(Http1Error::Length) as Source)
     }
 
     /// What ended a stream; `silent`: whether that was done to its connection for a ping without an answer.
@@ -85,8 +102,9 @@ impl HttpBody for Incoming {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
-            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(Broken::from),
         }
     }
 
@@ -94,6 +112,7 @@ impl HttpBody for Incoming {
         match self {
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
+            Self::Hyper(body) => body.is_end_stream(),
         }
     }
 
@@ -101,6 +120,7 @@ impl HttpBody for Incoming {
         match self {
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
+            Self::Hyper(body) => body.size_hint(),
         }
     }
 }

@@ -50,7 +50,7 @@ impl Body {
     /// An answer's body; `exchange` ends with it.
     pub(crate) fn of(incoming: Incoming, mut exchange: Box<Exchange>) -> Self {
         if incoming.is_end_stream() {
-            exchange.end();
+            exchange.end(Some(incoming));
             return Self::empty();
         }
         let deadline = exchange.deadline().map(|at| Box::pin(sleep_until(at)));
@@ -65,10 +65,10 @@ impl Body {
     }
 
     fn end(&mut self) {
-        self.kind = Kind::Empty;
+        let kind = std::mem::take(&mut self.kind);
         self.deadline = None;
         if let Some(mut exchange) = self.exchange.take() {
-            exchange.end();
+            exchange.end(if let Kind::Incoming(incoming) = kind { Some(incoming) } else { None });
         }
     }
 

@@ -80,12 +80,20 @@ impl Admission {
         }
     }
 
-    fn limits(&self, high: bool) -> &CircuitBreakers {
+    /// The limits of one priority.
+    pub(crate) fn limits(&self, high: bool) -> &CircuitBreakers {
         &self.limits[usize::from(high)]
     }
 }
 
 impl Cluster {
+    /// Why it takes no further request now, if so.
+    pub(crate) fn refuses(&self, high: bool) -> Option<Cause> {
+        let most = self.admission.limits(high).max_requests;
+        let is_full = most.is_some_and(|most| self.admission.in_flight(high).requests >= most);
+        is_full.then(|| full(self, "max_requests", most))
+    }
+
     /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests); `served`
     /// of those counted are about to end.
     ///
@@ -157,7 +165,7 @@ impl Permit {
             Some(fail_fast) => {
                 Box::pin(async {
                     let found = pool.acquire(grpc, fresh, now, room, waiting, at);
-                    fail_fast.bound(&self.cluster.policy.name, pool.at_hand(grpc, fresh, now, room), found).await
+                    fail_fast.bound(&self.cluster.policy.name, || pool.at_hand(grpc, fresh, now, room), found).await
                 })
                 .await
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, StatusCode};
 use mesh_core::balance::{InFlight, Load};
-use mesh_core::health::Evidence;
+use mesh_core::health::{AccrualState, Evidence};
 use mesh_core::policy::{self, Address, StringMatch, UpstreamTls};
 use mesh_core::retry::{TryOutcome, grpc_status};
 use mesh_core::telemetry::load::Issued;
@@ -33,12 +33,7 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(policy: &policy::Endpoint, load: Arc<Load>, cluster: &Cluster, env: &Env) -> Self {
-        let peer = Peer {
-            address: policy.address.clone(),
-            additional: policy.additional_addresses.clone(),
-            metadata: policy.metadata.clone(),
-        };
-        let pool = Pool::new(cluster.dialer.clone(), peer);
+        let pool = Pool::new(cluster.dialer.clone(), peer(policy));
         let series = env.metrics.series(&labels(policy, cluster));
         let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
         Self { pool, load, series, tcp: ArcSwapOption::empty(), watch }
@@ -63,6 +58,11 @@ impl Endpoint {
     /// What requests have seen, if policy wants to hear of it.
     pub(super) fn watch(&self) -> Option<&Watch> {
         self.watch.as_deref()
+    }
+
+    /// Where the breaker of failure accrual is, if policy has one.
+    pub(crate) fn accrual(&self) -> Option<AccrualState> {
+        self.watch.as_ref()?.accrual()
     }
 
     /// Counts a request in, from the pick to the end of its answer; `began` is when it `started` by the clock that the
@@ -99,6 +99,21 @@ impl Endpoint {
             self.tcp.store(Some(series.clone()));
             series
         })
+    }
+}
+
+fn peer(policy: &policy::Endpoint) -> Peer {
+    Peer {
+        address: policy.address.clone(),
+        additional: policy.additional_addresses.clone(),
+        metadata: policy.metadata.clone(),
+    }
+}
+
+impl Cluster {
+    /// Whether requests to an endpoint go over TLS.
+    pub(crate) fn encrypts(&self, endpoint: &policy::Endpoint) -> bool {
+        self.dialer.encrypts(&peer(endpoint))
     }
 }
 
@@ -183,6 +198,16 @@ impl Attempt {
     /// The limit of our own at which it waits for a connection, while it does.
     pub(crate) fn waits_at(&mut self) -> &mut Option<Full> {
         &mut self.waits_at
+    }
+
+    /// The retry policy's time for one try, or its patience with silence, has ended it. Whoever was asked late in that try,
+    /// because others could not be reached, had less time than policy means to give.
+    pub(crate) fn timed_out(&mut self, cause: &Cause) {
+        if let Cause::PerTryTimeout(limit) | Cause::IdleTimeout(limit) = cause
+            && self.started.elapsed() >= *limit / 2
+        {
+            self.late_at = Some(self.started);
+        }
     }
 
     /// What ended the try, with the limit at which it waited then.
@@ -302,12 +327,21 @@ impl Attempt {
     pub(crate) fn not_sent(&mut self) {
         self.measured = true;
     }
+
+    /// The same, and it was we who held the request back: to the control plane no endpoint has had it.
+    pub(crate) fn held_back(&mut self) {
+        self.not_sent();
+        self.issued.take().into_iter().for_each(Issued::withdraw);
+    }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         // What waits for a place among our own connections says nothing of the endpoint.
-        if self.measured || self.waits_at.is_some() {
+        if self.waits_at.is_some() {
+            self.held_back();
+        }
+        if self.measured {
             return;
         }
         if self.late_at.is_some_and(|at| Instant::now() + TICK >= at) {
@@ -413,6 +447,50 @@ mod tests {
             let seen = &store.take(|_| true, Instant::now())[0].localities[0];
             let want = (u64::from(successful), u64::from(!successful));
             assert_eq!((seen.issued, seen.successful, seen.failed), (1, want.0, want.1), "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_we_held_back_ourselves_the_control_plane_does_not_hear_of() {
+        use mesh_core::telemetry::load::LoadStore;
+
+        let store = LoadStore::default();
+        let cluster = store.cluster(&"a".into(), "", Instant::now());
+        let load = cluster.locality(&Default::default());
+        let full = Some(Full { limit: "max_pending_requests", allowed: 1 });
+        type End = fn(&mut Attempt, Option<Full>);
+        let ends: [(&str, u64, End); 3] = [
+            ("a limit", 0, |a, _| a.held_back()),
+            ("waiting at one", 0, |a, full| *a.waits_at() = full),
+            ("control: no connection", 1, |a, _| a.failed()),
+        ];
+        for (name, counted, end) in ends {
+            let mut attempt = attempt(&Arc::default());
+            attempt.report(Some(load.issue()));
+            end(&mut attempt, full);
+            drop(attempt);
+            let seen = store.take(|_| true, Instant::now());
+            let counts = |report: &mesh_core::telemetry::load::ClusterReport| report.localities[0].issued;
+            assert_eq!(seen.first().map_or(0, counts), counted, "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_had_most_of_a_trys_time_is_to_blame_for_its_end() {
+        let (limit, second) = (Duration::from_secs(10), Duration::from_secs(1));
+        for (cause, had, blamed) in [
+            (Cause::PerTryTimeout(limit), limit, true),
+            (Cause::IdleTimeout(limit), limit, true),
+            (Cause::PerTryTimeout(limit), 6 * second, true),
+            (Cause::PerTryTimeout(limit), second, false),
+            (Cause::Deadline, limit, false),
+        ] {
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            tokio::time::advance(had).await;
+            own.timed_out(&cause);
+            drop(own);
+            assert_eq!(load.failure_penalty(second + had) > 1.0, blamed, "{cause} after {had:?}");
         }
     }
 

@@ -35,12 +35,12 @@ impl FailFast {
     pub(super) async fn bound(
         &self,
         cluster: &ClusterName,
-        at_hand: impl Future<Output = Option<Lease>>,
+        at_hand: impl FnOnce() -> Option<Lease>,
         found: impl Future<Output = Result<Lease, Cause>>,
     ) -> Result<Lease, Cause> {
         let late = || Cause::FailFast { cluster: cluster.clone(), after: self.patience };
         if !self.state.may_wait(self.now()) {
-            let lease = at_hand.await.ok_or_else(late)?;
+            let lease = at_hand().ok_or_else(late)?;
             self.state.found(self.now());
             return Ok(lease);
         }

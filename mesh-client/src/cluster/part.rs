@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use mesh_core::balance::{ReadySet, labelled, subset};
-use mesh_core::policy::{Address, Endpoints};
+use mesh_core::policy::{Address, Endpoints, PerMillion};
 use tokio::time::Instant;
 
 use super::{Cluster, Known, Members};
@@ -72,6 +72,11 @@ impl Backend {
     /// The same for a look at them: aggregates ask each of their clusters for every request.
     fn look(&self) -> Guard<Arc<Members>> {
         self.part.as_ref().map_or(&self.cluster.members, |part| &part.members).load()
+    }
+
+    /// How much of the requests it can take; see [`ReadySet::availability`].
+    pub(crate) fn availability(&self, env: &Env) -> PerMillion {
+        self.look().ready.availability(env.since_epoch(Instant::now()))
     }
 
     /// Whether any endpoint may be used.

@@ -1,22 +1,25 @@
 //! Connections that carry requests: one at a time over HTTP/1.1, many over HTTP/2.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
+use http::header::UPGRADE;
+use http::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use mesh_core::policy::ConnectionOptions;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
+use super::http1::{self, Wire};
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, Said};
 use super::trust::Vouched;
 use super::worker::{self, Lifeline};
 use super::{IoStream, http2};
-use crate::body::{Broken, Outgoing};
+use crate::body::{Broken, Incoming, Outgoing, Unanswered};
 
 /// A connection for one request.
 pub(crate) enum Connection {
@@ -50,17 +53,21 @@ impl Life {
 
 /// An HTTP/1.1 connection.
 pub(crate) struct SoleConnection {
-    pub(crate) sender: http1::SendRequest<Outgoing>,
+    // First: it is closed before it counts no more. None while it is a request's.
+    wire: Option<Box<Wire>>,
+    open: Option<OpenGuard>,
     pub(super) life: Life,
     pub(crate) idle_since: Instant,
     /// Requests carried so far.
     pub(crate) served: u32,
     /// It was there before the request that it carries.
     pub(super) reused: bool,
-    /// Who drives it.
+    /// Whose reactor tells of its bytes.
     pub(super) runtime: Id,
     vouched: Option<Arc<Vouched>>,
-    _alive: Lifeline,
+    // Of the task that has it, where it may become something else than HTTP.
+    #[allow(dead_code, reason = "held for its drop")]
+    task: Option<Lifeline>,
 }
 
 impl SoleConnection {
@@ -68,6 +75,83 @@ impl SoleConnection {
     pub(super) fn is_trusted(&self) -> bool {
         self.vouched.as_ref().is_none_or(|vouched| vouched.is_trusted())
     }
+
+    /// Whether nothing has happened to it since it was idle.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.wire.as_mut().is_some_and(|wire| wire.is_quiet())
+    }
+
+    /// Keeps no more of it than is needed.
+    pub(super) fn shrink(&mut self) {
+        self.wire.iter_mut().for_each(|wire| wire.shrink());
+    }
+
+    /// Takes back what its answer held. False: it cannot be used again.
+    pub(super) fn take_back(&mut self, answer: Incoming) -> bool {
+        if let Incoming::Http1(body) = answer {
+            self.wire = body.into_wire();
+        }
+        self.wire.is_some()
+    }
+
+    /// Sends a request, and waits for the head of its answer. The connection is with the answer's body then.
+    ///
+    /// # Errors
+    /// With the request, if nothing of it went out.
+    pub(crate) fn send(
+        &mut self,
+        request: Request<Outgoing>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
+        // At once, for the request is large, and not held while we wait.
+        let begun = match self.wire.take() {
+            Some(wire) if !changes_protocol(&request) => http1::begin(wire, request).map(Begun::Flight),
+            // Boxed: requests that stay HTTP are no larger for it.
+            Some(wire) => Ok(Begun::Handed(Box::pin(self.hand_over(wire, request)))),
+            None => Err(Unanswered { error: http1::Error::Incomplete.into(), back: Some(Box::new(request)) }),
+        };
+        async move {
+            match begun? {
+                Begun::Flight(mut flight) => {
+                    poll_fn(|cx| flight.poll_head(cx)).await.map_err(|error| Unanswered { error, back: None })
+                }
+                Begun::Handed(answer) => answer.await,
+            }
+        }
+    }
+
+    /// Has hyper send a request whose answer may take the connection over: what the application asks for it then is hyper's.
+    fn hand_over(
+        &mut self,
+        wire: Box<Wire>,
+        request: Request<Outgoing>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
+        let (io, line) = wire.into_parts();
+        let open = self.open.take();
+        self.task = Some(line.clone().into());
+        async move {
+            let made = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(io)).await;
+            let (mut sender, connection) = match made {
+                Ok(made) => made,
+                Err(error) => return Err(Unanswered { error: error.into(), back: Some(Box::new(request)) }),
+            };
+            worker::drive(connection.with_upgrades(), line, open);
+            let sent = sender.try_send_request(request).await;
+            sent.map(|answer| answer.map(Incoming::Hyper)).map_err(|mut error| {
+                let back = error.take_message().map(Box::new);
+                Unanswered { error: error.into_error().into(), back }
+            })
+        }
+    }
+}
+
+enum Begun<H> {
+    Flight(http1::Flight),
+    Handed(H),
+}
+
+/// Whether the connection may be something else than HTTP after this request.
+fn changes_protocol(request: &Request<Outgoing>) -> bool {
+    *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE)
 }
 
 /// An HTTP/2 connection.
@@ -155,21 +239,20 @@ impl SharedConnection {
     }
 }
 
-pub(super) async fn http1(io: IoStream, life: Life, open: OpenGuard) -> Result<Connection, Broken> {
+pub(super) fn http1(io: IoStream, life: Life, open: OpenGuard) -> Connection {
     let vouched = io.vouched();
-    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
-    let (alive, ended) = open.counts().lines.handle();
-    worker::drive(connection.with_upgrades(), ended, open);
-    Ok(Connection::Sole(SoleConnection {
-        sender,
+    let line = open.counts().lines.line();
+    Connection::Sole(SoleConnection {
+        wire: Some(Wire::new(io, line)),
+        open: Some(open),
         life,
         idle_since: Instant::now(),
         served: 0,
         reused: false,
         runtime: Handle::current().id(),
         vouched,
-        _alive: alive,
-    }))
+        task: None,
+    })
 }
 
 pub(super) async fn http2(
@@ -181,9 +264,9 @@ pub(super) async fn http2(
     let vouched = io.vouched();
     let waiters = open.counts().clone();
     let (io, said) = Observed::new(io, waiters.clone(), options.http2_keepalive.is_some());
-    let (alive, ended) = waiters.lines.handle();
+    let line = waiters.lines.line();
     let (sender, driver) = http2::handshake(io, said.clone(), options).await?;
-    worker::drive(driver.run(), ended, open);
+    worker::drive(driver.run(), line.clone(), open);
     let now = Instant::now();
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,
@@ -198,6 +281,6 @@ pub(super) async fn http2(
         waiters,
         quiet: Mutex::new((0, now)),
         vouched,
-        _alive: alive,
+        _alive: line.into(),
     })))
 }

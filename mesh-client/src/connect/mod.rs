@@ -6,6 +6,7 @@
 mod back_off;
 mod custom;
 mod http;
+mod http1;
 mod http2;
 pub(crate) mod names;
 pub(crate) mod pool;
@@ -30,7 +31,10 @@ pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
 use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
-pub(crate) use self::http2::Download;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::http1::answer;
+pub(crate) use self::http1::{Download as Http1Download, Error as Http1Error};
+pub(crate) use self::http2::Download as Http2Download;
 use self::names::Names;
 use self::pool::Counts;
 pub(crate) use self::pool::{Connections, Full, Lease, OpenGuard, PER_HOST, Pool, Room};
@@ -106,7 +110,7 @@ pub(crate) struct Dialer {
 impl Pool {
     /// Whether its connections are TLS.
     pub(crate) fn is_encrypted(&self) -> bool {
-        self.dialer.tls.applies_to(&self.peer)
+        self.dialer.encrypts(&self.peer)
     }
 }
 
@@ -125,6 +129,11 @@ impl Dialer {
         let names = names.knowing(before.map(|before| &*before.names));
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
         Self { options, proxy: cluster.proxy.clone(), tls: Arc::new(tls), names: Arc::new(names), custom, random, open }
+    }
+
+    /// Whether the connections to a peer are TLS.
+    pub(crate) fn encrypts(&self, peer: &Peer) -> bool {
+        self.tls.applies_to(peer)
     }
 
     /// The same ways with other options; its connections are counted apart.
@@ -190,8 +199,11 @@ impl Dialer {
         // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
         let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
         let life = self.life(peer);
-        if h2 { http::http2(io, &self.options, life, open).await } else { http::http1(io, life, open).await }
-            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: e.into_source() })
+        if !h2 {
+            return Ok(http::http1(io, life, open));
+        }
+        let connected = http::http2(io, &self.options, life, open).await;
+        connected.map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: e.into_source() })
     }
 
     /// The bytes below HTTP: TCP, and TLS as the policy says.
@@ -255,7 +267,7 @@ impl Dialer {
 
     async fn connect_to(&self, address: Address) -> std::io::Result<IoStream> {
         match (&self.custom, address) {
-            (Some(custom), address) => Ok(IoStream::Custom(custom.connect(address).await?)),
+            (Some(custom), address) => Ok(custom.connect(address).await?.into()),
             (None, Address::Socket(address)) => stream::tcp(address, self.options.tcp_keepalive.as_ref()).await,
             (None, Address::Unix(path)) => stream::unix(&path).await,
             (None, Address::Name { .. }) => Err(std::io::Error::other("a name that was not looked up")),

@@ -8,8 +8,8 @@
 //!         └▶ wait in line for one of the two
 //! ```
 //!
-//! A connection is driven by the runtime that made it, and goes to requests of that one: another may stand still, and what is sent
-//! over its connections with it. Only where there may be no further one do requests take what others have.
+//! A connection belongs to the runtime that made it, whose tasks or whose reactor move it, and goes to requests of that one:
+//! another may stand still, and what is sent over its connections with it. Only where there may be no further one do requests take what others have.
 //!
 //! Refuses to know what is sent over a connection.
 
@@ -41,6 +41,7 @@ pub(crate) use self::shared::SharedStream;
 use self::shared::{MAX_SHUT, Next, SharedConnections, Slots, is_done, is_live};
 use super::back_off::BackOff;
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
+use crate::body::Incoming;
 use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
@@ -188,13 +189,13 @@ impl Pool {
     }
 
     /// A connection that is there already and that nobody waits for, with the same words as [`acquire`](Self::acquire).
-    pub(crate) async fn at_hand(&self, grpc: bool, fresh: bool, now: Instant, room: Room) -> Option<Lease> {
+    pub(crate) fn at_hand(&self, grpc: bool, fresh: bool, now: Instant, room: Room) -> Option<Lease> {
         let want = self.dialer.want(grpc, &self.peer);
         // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
         if (fresh && want != Want::Http2) || self.counts.is_awaited(want, room) {
             return None;
         }
-        self.reuse(want, fresh, here(), now).await
+        self.reuse(want, fresh, here(), now)
     }
 
     /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
@@ -210,7 +211,7 @@ impl Pool {
         waiting: impl FnOnce(u32) -> Result<G, Cause>,
         at: &mut Option<Full>,
     ) -> Result<Lease, Cause> {
-        if let Some(lease) = self.at_hand(grpc, fresh, now, room).await {
+        if let Some(lease) = self.at_hand(grpc, fresh, now, room) {
             return Ok(lease);
         }
         // Boxed: what waits or dials is far larger than a request that finds a connection, and rare.
@@ -255,7 +256,7 @@ impl Pool {
         let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) else { return Ok(()) };
         self.leave(room)?;
         match self.made(self.dial(want, open)).await? {
-            Connection::Sole(sole) => self.release(sole, Instant::now()),
+            Connection::Sole(sole) => self.keep(sole, Instant::now()),
             Connection::Shared(_) if self.has_live(here) => {}
             Connection::Shared(shared) => self.share(&shared),
         }
@@ -263,8 +264,15 @@ impl Pool {
     }
 
     /// Puts an HTTP/1.1 connection back whose answer has ended.
-    pub(crate) fn release(&self, mut connection: SoleConnection, now: Instant) {
-        if self.is_closed() || connection.sender.is_closed() || self.is_worn(&connection) {
+    pub(crate) fn release(&self, mut connection: SoleConnection, answer: Incoming, now: Instant) {
+        if connection.take_back(answer) {
+            self.keep(connection, now);
+        }
+    }
+
+    /// Puts an HTTP/1.1 connection where requests look for it.
+    fn keep(&self, mut connection: SoleConnection, now: Instant) {
+        if self.is_closed() || self.is_worn(&connection) {
             return;
         }
         connection.idle_since = now;
@@ -289,7 +297,12 @@ impl Pool {
     /// Closes what has been idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
         if let Some(kept) = self.kept.get() {
-            let is_over = |idle: &mut SoleConnection| idle.sender.is_closed() || is_stale(idle, now);
+            let is_over = |idle: &mut SoleConnection| {
+                let over = is_stale(idle, now) || !idle.is_quiet();
+                // Who was not asked for since the last look need not be ready at once.
+                idle.shrink();
+                over
+            };
             let _dropped_without_the_lock: Vec<_> = kept.idle.lock().extract_if(.., is_over).collect();
             self.tidy(&mut kept.connecting.lock());
             self.take_in();
@@ -315,10 +328,7 @@ impl Pool {
 
     /// How many of those who wait have something left to them, and have merely not run since.
     fn served(&self, want: Want, room: Room) -> u32 {
-        let idle = || {
-            self.kept.get().map_or(0, |kept| kept.idle.lock().iter().filter(|sole| !sole.sender.is_closed()).count())
-        };
-        let idle = if want == Want::Http2 { 0 } else { u32::try_from(idle()).unwrap_or(u32::MAX) };
+        let idle = if want == Want::Http2 { 0 } else { u32::try_from(self.idle()).unwrap_or(u32::MAX) };
         let streams = if want == Want::Http1 { 0 } else { self.free_streams() };
         idle.saturating_add(streams).min(self.counts.waiting(want, room))
     }
@@ -329,7 +339,7 @@ impl Pool {
     }
 
     /// A live connection that is there already; `None` = whoever drives it.
-    async fn reuse(&self, want: Want, newest: bool, runtime: Option<Id>, now: Instant) -> Option<Lease> {
+    fn reuse(&self, want: Want, newest: bool, runtime: Option<Id>, now: Instant) -> Option<Lease> {
         if want != Want::Http1
             && let Some(stream) = self.reuse_shared(newest, runtime)
         {
@@ -344,12 +354,8 @@ impl Pool {
                 let last = idle.iter().rposition(|sole| is_of(runtime, sole.runtime))?;
                 idle.remove(last)
             };
-            if connection.sender.is_closed() || is_stale(&connection, now) {
-                continue;
-            }
-            // Both the request and the answer are through, so its task is about to say one of two
-            // things: ready, or closed by the peer. That needs no timer.
-            if connection.sender.ready().await.is_ok() {
+            // What was closed meanwhile is no connection any more, nor one on which something was said that nobody asked for.
+            if !is_stale(&connection, now) && connection.is_quiet() {
                 connection.served += 1;
                 connection.reused = true;
                 return Some(Lease::Sole(connection));
@@ -371,7 +377,7 @@ impl Pool {
             // made, unless there may be none.
             if (self.take_in() || turn.is_some())
                 && !fresh
-                && let Some(lease) = self.reuse(want, false, here, Instant::now()).await
+                && let Some(lease) = self.reuse(want, false, here, Instant::now())
             {
                 return Ok(lease);
             }
@@ -384,7 +390,7 @@ impl Pool {
             }
             // There may be no further one: whoever drives it.
             if turn.is_some()
-                && let Some(lease) = self.reuse(want, false, None, Instant::now()).await
+                && let Some(lease) = self.reuse(want, false, None, Instant::now())
             {
                 return Ok(lease);
             }
@@ -478,7 +484,7 @@ impl Pool {
             any = true;
             self.tell(None);
             match connection {
-                Connection::Sole(sole) => self.release(sole, Instant::now()),
+                Connection::Sole(sole) => self.keep(sole, Instant::now()),
                 Connection::Shared(shared) => self.share(&shared),
             }
         }

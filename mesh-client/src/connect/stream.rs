@@ -1,17 +1,21 @@
 //! The bytes below HTTP: TCP, a unix socket, or TLS over one of them.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures_util::FutureExt;
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::peer_spiffe_id;
 use mesh_core::policy::TcpKeepalive;
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::task::coop::unconstrained;
 use tokio_rustls::client::TlsStream;
 
 use super::custom::Io;
@@ -21,7 +25,8 @@ use super::trust::Vouched;
 pub(crate) enum IoStream {
     Tcp(TcpStream),
     Unix(UnixStream),
-    Custom(Box<dyn Io>),
+    // In a mutex that nobody locks: what holds it is to be `Sync` like an answer's body, and an application's need not be.
+    Custom(Mutex<Box<dyn Io>>),
     // Boxed: rustls' state is over a kilobyte.
     Tls(Box<TlsIo>),
 }
@@ -38,6 +43,14 @@ impl TlsIo {
     fn open(&mut self) -> io::Result<Pin<&mut TlsStream<IoStream>>> {
         self.vouched.as_ref().map_or(Ok(()), |vouched| vouched.check())?;
         Ok(Pin::new(&mut self.tls))
+    }
+}
+
+impl Drop for TlsIo {
+    fn drop(&mut self) {
+        // Says that this is the end, if it can be said at once: a stream that only stops might have been cut.
+        let mut tls = Pin::new(&mut self.tls);
+        let _ = unconstrained(poll_fn(|cx| tls.as_mut().poll_shutdown(cx))).now_or_never();
     }
 }
 
@@ -71,6 +84,12 @@ fn keep_alive(socket: &TcpSocket, policy: &TcpKeepalive) -> io::Result<()> {
     SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
+impl From<Box<dyn Io>> for IoStream {
+    fn from(io: Box<dyn Io>) -> Self {
+        Self::Custom(Mutex::new(io))
+    }
+}
+
 impl IoStream {
     /// Who the certificate at the other end says it is; `None` without TLS or without a SPIFFE ID.
     pub(super) fn peer_id(&self) -> Option<SpiffeId> {
@@ -82,6 +101,12 @@ impl IoStream {
     pub(super) fn vouched(&self) -> Option<Arc<Vouched>> {
         let Self::Tls(io) = self else { return None };
         io.vouched.clone()
+    }
+
+    /// Whether bytes of a write that failed may be with the peer all the same: TLS writes several records.
+    pub(super) fn may_have_sent(&self) -> bool {
+        let Self::Tls(io) = self else { return false };
+        io.vouched.as_ref().is_none_or(|vouched| vouched.check().is_ok())
     }
 
     /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer that says so.
@@ -101,7 +126,7 @@ impl AsyncRead for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Self::Unix(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Custom(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Custom(io) => Pin::new(io.get_mut()).poll_read(cx, buf),
             Self::Tls(io) => {
                 let polled = io.open()?.poll_read(cx, buf);
                 if polled.is_pending()
@@ -120,7 +145,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Self::Unix(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Custom(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Custom(io) => Pin::new(io.get_mut()).poll_write(cx, buf),
             Self::Tls(io) => io.open()?.poll_write(cx, buf),
         }
     }
@@ -133,7 +158,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Custom(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Custom(io) => Pin::new(io.get_mut()).poll_write_vectored(cx, bufs),
             Self::Tls(io) => io.open()?.poll_write_vectored(cx, bufs),
         }
     }
@@ -142,7 +167,7 @@ impl AsyncWrite for IoStream {
         match self {
             Self::Tcp(io) => io.is_write_vectored(),
             Self::Unix(io) => io.is_write_vectored(),
-            Self::Custom(io) => io.is_write_vectored(),
+            Self::Custom(io) => io.try_lock().is_some_and(|io| io.is_write_vectored()),
             Self::Tls(io) => io.tls.is_write_vectored(),
         }
     }
@@ -151,7 +176,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_flush(cx),
             Self::Unix(io) => Pin::new(io).poll_flush(cx),
-            Self::Custom(io) => Pin::new(io).poll_flush(cx),
+            Self::Custom(io) => Pin::new(io.get_mut()).poll_flush(cx),
             Self::Tls(io) => io.open()?.poll_flush(cx),
         }
     }
@@ -160,7 +185,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Self::Unix(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Custom(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Custom(io) => Pin::new(io.get_mut()).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(&mut io.tls).poll_shutdown(cx),
         }
     }

@@ -10,14 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{self, InvalidIdentity, PeerRefused, TrustBundles, anonymous_config, client_config};
+use mesh_core::identity::{
+    self, BoundedVerifier, InvalidIdentity, PeerRefused, TrustBundles, anonymous_config, client_config,
+};
 use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, RootsTls, UpstreamTls};
 use mesh_core::source::Identities;
 use parking_lot::Mutex;
-use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore};
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -63,6 +67,7 @@ pub(super) struct Tls {
     identities: Identities,
     trust: Trust,
     provider: Option<Arc<CryptoProvider>>,
+    clock: Arc<dyn TimeProvider>,
     // Only asked when a connection is made. At most one entry for each way of ALPN.
     made: Mutex<SmallVec<[Made; 3]>>,
 }
@@ -110,6 +115,8 @@ enum Setup {
     #[error("the system has no trusted roots")]
     NoRoots,
     #[error(transparent)]
+    Verifier(#[from] VerifierBuilderError),
+    #[error(transparent)]
     Tls(#[from] rustls::Error),
 }
 
@@ -121,9 +128,10 @@ impl Tls {
             UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => (None, Vouching::Ids),
         };
         let identities = env.identities.clone();
-        let trust = Trust::new(identities.trusted(roots), by, env.runtime.clone(), env.metrics.peers().clone());
-        let provider = env.crypto.clone();
-        Self { policy, dialled_host: dialled_host.into(), identities, trust, provider, made: Mutex::default() }
+        let trusted = identities.trusted(roots);
+        let trust = Trust::new(trusted, by, env.runtime.clone(), env.metrics.peers().clone(), env.clock.clone());
+        let (provider, clock) = (env.crypto.clone(), env.clock.clone());
+        Self { policy, dialled_host: dialled_host.into(), identities, trust, provider, clock, made: Mutex::default() }
     }
 
     /// Whether a connection to `peer` uses TLS.
@@ -257,7 +265,8 @@ impl Tls {
         fresh.then(|| found.config.clone())
     }
 
-    fn keep(&self, alpn: Alpn, of: Material, config: ClientConfig) -> Arc<ClientConfig> {
+    fn keep(&self, alpn: Alpn, of: Material, mut config: ClientConfig) -> Arc<ClientConfig> {
+        config.time_provider = self.clock.clone();
         let config = Arc::new(config);
         let mut made = self.made.lock();
         made.retain(|m| m.alpn != alpn);
@@ -328,17 +337,18 @@ fn originated_config(
     provider: Arc<CryptoProvider>,
 ) -> Result<ClientConfig, Setup> {
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    let builder = if tls.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerifier(provider)))
+    let verifier: Arc<dyn ServerCertVerifier> = if tls.insecure_skip_verify {
+        Arc::new(NoVerifier(provider))
     } else {
         let roots = roots(tls.ca_file.as_deref())?;
-        if tls.subject_alt_names.is_empty() {
-            builder.with_root_certificates(roots)
+        let by_names: Arc<dyn ServerCertVerifier> = if tls.subject_alt_names.is_empty() {
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?
         } else {
-            let verifier = NamesVerifier::new(Roots::Read(roots), tls.subject_alt_names.clone(), provider);
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
-        }
+            Arc::new(NamesVerifier::new(Roots::Read(roots), tls.subject_alt_names.clone(), provider))
+        };
+        Arc::new(BoundedVerifier::new(by_names))
     };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match client {
         None => builder.with_no_client_auth(),
         Some(files) => builder

@@ -12,12 +12,13 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use mesh_core::identity::{PeerRefused, TrustBundles, Usage, root_of, verify_again, verify_path_again};
+use mesh_core::identity::{PeerRefused, TrustBundles, Usage, date, root_of, verify_again, verify_path_again};
 use mesh_core::source::Trusted;
 use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::time_provider::TimeProvider;
 use smallvec::SmallVec;
 use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, sleep_until};
@@ -40,6 +41,7 @@ pub(super) struct Trust {
     // Few: one for each runtime that has a connection.
     watchers: Mutex<SmallVec<[Weak<Watcher>; 1]>>,
     peers: Arc<PeersByRoot>,
+    clock: Arc<dyn TimeProvider>,
 }
 
 /// Who watches over connections, on one runtime, as long as there is one of them.
@@ -81,8 +83,14 @@ pub(crate) struct Vouched {
 impl Trust {
     /// `runtime` = who watches over all connections as long as it is there; `None` or gone = each runtime watches over its own,
     /// for another might stand still or end while it goes on. `peers` = where connections are counted by root.
-    pub(super) fn new(trusted: Trusted, by: Vouching, runtime: Option<Handle>, peers: Arc<PeersByRoot>) -> Self {
-        Self { trusted, by, runtime, watchers: Mutex::default(), peers }
+    pub(super) fn new(
+        trusted: Trusted,
+        by: Vouching,
+        runtime: Option<Handle>,
+        peers: Arc<PeersByRoot>,
+        clock: Arc<dyn TimeProvider>,
+    ) -> Self {
+        Self { trusted, by, runtime, watchers: Mutex::default(), peers, clock }
     }
 
     /// Watches over a connection to a peer that showed `chain` and was let in by `bundles`.
@@ -96,7 +104,7 @@ impl Trust {
         provider: &Arc<CryptoProvider>,
     ) -> Result<Arc<Vouched>, PeerRefused> {
         let algorithms = provider.signature_verification_algorithms.all;
-        let root = root_of(chain, &bundles, algorithms, UnixTime::now(), Usage::Server);
+        let root = root_of(chain, &bundles, algorithms, date(&*self.clock), Usage::Server);
         let _counted = root.map(|root| self.peers.count(Reporter::Source, root));
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let (standing, reader) = (AtomicU8::new(TRUSTED), AtomicWaker::new());
@@ -105,7 +113,7 @@ impl Trust {
         watcher.open.add(&vouched);
         // After it can be seen by whoever watches: a change is seen there or here.
         if let Some(now) = self.trusted.load().filter(|now| *now != bundles) {
-            vouched.verify(&now, provider)?;
+            vouched.verify(&now, provider, date(&*self.clock))?;
         }
         Ok(vouched)
     }
@@ -118,7 +126,8 @@ impl Trust {
             known.unwrap_or_else(|| {
                 let open = Arc::new(Open(Mutex::new(Some(Vec::new()))));
                 let watching = Watching { open: open.clone(), after };
-                let work = watch(watching, self.trusted.clone(), bundles.clone(), provider.clone());
+                let by = (provider.clone(), self.clock.clone());
+                let work = watch(watching, self.trusted.clone(), bundles.clone(), by);
                 let begun = Arc::new(Watcher { runtime: runtime.id(), open, _task: worker::spawn(runtime, work) });
                 watchers.push(Arc::downgrade(&begun));
                 begun
@@ -183,8 +192,8 @@ impl Vouched {
         self.check()
     }
 
-    fn verify(&self, bundles: &TrustBundles, provider: &CryptoProvider) -> Result<(), PeerRefused> {
-        let (algorithms, now) = (provider.signature_verification_algorithms.all, UnixTime::now());
+    fn verify(&self, bundles: &TrustBundles, provider: &CryptoProvider, now: UnixTime) -> Result<(), PeerRefused> {
+        let algorithms = provider.signature_verification_algorithms.all;
         match bundles.any().filter(|_| self.by == Vouching::Any) {
             Some(roots) => verify_path_again(&self.chain, roots, algorithms, now, Usage::Server),
             None => verify_again(&self.chain, bundles, algorithms, now, Usage::Server).map(drop),
@@ -199,7 +208,12 @@ impl Vouched {
     }
 }
 
-async fn watch(watching: Watching, mut trusted: Trusted, mut by: TrustBundles, provider: Arc<CryptoProvider>) {
+async fn watch(
+    watching: Watching,
+    mut trusted: Trusted,
+    mut by: TrustBundles,
+    (provider, clock): (Arc<CryptoProvider>, Arc<dyn TimeProvider>),
+) {
     let mut leaving: VecDeque<(Instant, Weak<Vouched>)> = VecDeque::new();
     loop {
         // Most changes are a certificate of ours that was renewed.
@@ -207,7 +221,7 @@ async fn watch(watching: Watching, mut trusted: Trusted, mut by: TrustBundles, p
             by = bundles;
             let until = Instant::now() + LEAVE;
             for vouched in watching.open.connections().iter().filter(|vouched| vouched.is_trusted()) {
-                if let Err(refused) = vouched.verify(&by, &provider) {
+                if let Err(refused) = vouched.verify(&by, &provider, date(&*clock)) {
                     tracing::info!(%refused, "a connection's peer is not trusted any more: it takes no further request");
                     vouched.stand(LEAVING);
                     leaving.push_back((until, Arc::downgrade(vouched)));

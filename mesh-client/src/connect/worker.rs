@@ -1,41 +1,82 @@
 //! The tasks that drive connections. Each ends when the handle of its connection is dropped: HTTP says
 //! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off. One whose endpoint is gone has the
-//! drain limit for what is under way.
+//! drain limit for what is under way, as has an HTTP/1.1 connection, which no task drives: whoever reads it asks its
+//! [`Line`].
 
 #![allow(clippy::disallowed_methods)] // The one place of this folder that spawns; see above for who owns the tasks.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, timeout_at};
 
 /// Time for a connection without a handle to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Held by whoever uses what a task does; dropping it ends the task.
-pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<Duration>);
+pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<Infallible>);
 
-/// The other end: how long there is for the end; dropped without a word, hardly any time.
-type Ended = oneshot::Receiver<Duration>;
-
-/// A handle and what watches it.
-fn handle() -> (Alive, Ended) {
-    let (alive, ended) = oneshot::channel();
-    (Alive(alive), ended)
+/// What ends a connection: its last user, or its endpoint. Whoever moves its bytes asks.
+#[derive(Default)]
+pub(super) struct Line {
+    // When it is over, once somebody has said so; `None` = never.
+    until: OnceLock<Option<Instant>>,
+    mover: AtomicWaker,
 }
 
-/// The same of a connection, which its endpoint can end as well.
-pub(super) struct Lifeline(#[allow(dead_code, reason = "held for its drop")] Arc<Line>);
+impl Line {
+    /// It has so long from now on, unless it was told before.
+    fn end_within(&self, limit: Duration) {
+        if self.until.set(Instant::now().checked_add(limit)).is_ok() {
+            self.mover.wake();
+        }
+    }
 
-/// Tells once.
-type Line = Mutex<Option<oneshot::Sender<Duration>>>;
+    /// Until when it may go on, once somebody has said so.
+    pub(super) fn poll_told(&self, cx: &Context<'_>) -> Poll<Option<Instant>> {
+        if let Some(until) = self.until.get() {
+            return Poll::Ready(*until);
+        }
+        self.mover.register(cx.waker());
+        // What was said before that is seen here.
+        self.until.get().map_or(Poll::Pending, |until| Poll::Ready(*until))
+    }
+
+    /// Whether somebody has.
+    pub(super) fn is_told(&self) -> bool {
+        self.until.get().is_some()
+    }
+
+    /// Nobody moves its bytes for now.
+    pub(super) fn rest(&self) {
+        drop(self.mover.take());
+    }
+}
+
+/// Held by whoever uses a connection that a task drives; dropping it ends the connection.
+pub(super) struct Lifeline(Arc<Line>);
+
+impl From<Arc<Line>> for Lifeline {
+    fn from(line: Arc<Line>) -> Self {
+        Self(line)
+    }
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        self.0.end_within(GOODBYE);
+    }
+}
 
 /// The connections of one endpoint, which end together when it is gone.
 #[derive(Default)]
@@ -49,18 +90,20 @@ struct Open {
 }
 
 impl Lines {
-    /// The handle of a connection, and what watches it.
-    pub(super) fn handle(&self) -> (Lifeline, Ended) {
-        let (alive, ended) = oneshot::channel();
-        let line = Arc::new(Mutex::new(Some(alive)));
+    /// That of a new connection.
+    pub(super) fn line(&self) -> Arc<Line> {
+        let line = Arc::<Line>::default();
         let mut open = self.0.get_or_init(Box::default).lock();
         if let Some(limit) = open.limit {
-            tell(&line, limit);
+            line.end_within(limit);
         } else {
-            open.lines.retain(|line| line.strong_count() > 0);
+            // Those that have ended are forgotten when room is needed.
+            if open.lines.len() == open.lines.capacity() {
+                open.lines.retain(|line| line.strong_count() > 0);
+            }
             open.lines.push(Arc::downgrade(&line));
         }
-        (Lifeline(line), ended)
+        line
     }
 
     /// All of them, and those still to come, have so long.
@@ -70,38 +113,34 @@ impl Lines {
             open.limit = Some(limit);
             std::mem::take(&mut open.lines)
         };
-        lines.iter().filter_map(Weak::upgrade).for_each(|line| tell(&line, limit));
-    }
-}
-
-fn tell(line: &Line, limit: Duration) {
-    if let Some(tell) = line.lock().take() {
-        // The connection may have ended by itself.
-        let _ = tell.send(limit);
+        lines.iter().filter_map(Weak::upgrade).for_each(|line| line.end_within(limit));
     }
 }
 
 /// Drives a connection on the caller's runtime: I/O stays where the requests are, without a hop to
 /// another thread. `guard` is dropped when the connection is really gone.
-pub(super) fn drive<F>(connection: F, ended: Ended, guard: impl Send + 'static)
+pub(super) fn drive<F>(connection: F, line: Arc<Line>, guard: impl Send + 'static)
 where
     F: Future + Send + 'static,
 {
     Handle::current().spawn(async move {
         let _guard = guard;
-        until_ended(connection, ended).await;
+        until_ended(connection, &line).await;
     });
 }
 
-async fn until_ended<F: Future>(connection: F, ended: Ended) {
+async fn until_ended<F: Future>(connection: F, line: &Line) {
     tokio::pin!(connection);
-    let limit = tokio::select! {
+    let until = tokio::select! {
         biased;
         _ = &mut connection => return,
-        told = ended => told.unwrap_or(GOODBYE),
+        until = poll_fn(|cx| line.poll_told(cx)) => until,
     };
     // Beyond it nothing is waited for: dropping the connection closes it.
-    let _ = tokio::time::timeout(limit, connection).await;
+    match until {
+        Some(until) => drop(timeout_at(until, connection).await),
+        None => drop(connection.await),
+    }
 }
 
 /// A task of ours: stopped when this is dropped.
@@ -156,16 +195,16 @@ where
 
 /// Sends the rest of a request body on the caller's runtime, until the handle is dropped.
 pub(super) fn send_on(upload: impl Future<Output = ()> + Send + 'static) -> Alive {
-    let (alive, ended) = handle();
+    let (alive, ended) = oneshot::channel();
     Handle::current().spawn(async move {
-        // Dropped, it resets its stream, whatever of the body waits for the peer to read.
+        // Dropped, it resets its stream or closes its connection, whatever of the body waits for the peer to read.
         tokio::select! {
             biased;
             () = upload => {}
             _ = ended => {}
         }
     });
-    alive
+    Alive(alive)
 }
 
 #[cfg(test)]

@@ -184,8 +184,13 @@ impl Destinations {
     fn forget(&self, target: &Target, unused: Duration) -> bool {
         let mut count = self.count.lock();
         let Some(destination) = self.table.find(target.as_str()) else { return true };
-        // Whoever holds it beside the table and us has a connection open, which counts against its limits.
-        if destination.unused_for(&self.env) < unused || Arc::strong_count(&destination) > 2 {
+        // Whoever holds it beside the table and us has a connection or an answer open, which counts against its limits.
+        if Arc::strong_count(&destination) > 2 {
+            // From its end on it is unused.
+            destination.used(self.env.millis(Instant::now()));
+            return false;
+        }
+        if destination.unused_for(&self.env) < unused {
             return false;
         }
         self.table.change(target.as_str(), |part| part.remove(target.as_str()));
@@ -242,10 +247,15 @@ impl Destination {
     /// that follows the newest.
     pub(crate) fn touch(self: &Arc<Self>, now: Instant, env: &Env) {
         let now = env.millis(now);
-        self.last_used.store(now, Ordering::Relaxed);
+        self.used(now);
         if self.is_missed(now) {
             worker::take_over(self);
         }
+    }
+
+    /// `now` by the client's clock.
+    fn used(&self, now: u64) {
+        self.last_used.store(now, Ordering::Relaxed);
     }
 
     /// Whether nobody has shown himself as its owner for long.

@@ -3,6 +3,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http_body_util::{BodyExt, Full, StreamBody};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{PerMillion, TokenBucket};
@@ -134,6 +135,32 @@ async fn the_status_of_grpc_comes_with_its_trailers() {
             }
         }
         assert_eq!(some, refuses, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_looks_like_grpc_has_the_status_of_http() {
+    for (kind, refuses) in [
+        ("application/grpc-web+proto", false),
+        ("application/grpc-foo", false),
+        // Controls: an answer of gRPC's without a status is no success.
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+    ] {
+        let answer = move |_: Request<()>| async move {
+            Ok::<_, Infallible>(
+                Response::builder().header(CONTENT_TYPE, kind).body(Full::new(Bytes::from_static(b"hello"))).unwrap(),
+            )
+        };
+        let mut service = LimitLayer::throttling(2.0, Duration::from_secs(120)).layer(service_fn(answer));
+        let mut some = false;
+        for _ in 0..200 {
+            match ask(&mut service).await {
+                Ok(answer) => drop(answer.into_body().collect().await.unwrap()),
+                Err(error) => some |= error.downcast_ref::<Error>().unwrap().code() == Code::THROTTLED,
+            }
+        }
+        assert_eq!(some, refuses, "{kind}");
     }
 }
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response};
-use hyper::client::conn::TrySendError;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
 use mesh_core::error::Retry;
@@ -26,7 +25,7 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
-use crate::connect::Lease;
+use crate::connect::{Http1Error, Lease};
 use crate::env::Env;
 use crate::error::{Cause, Source};
 use crate::router::Retries;
@@ -83,8 +82,8 @@ pub(super) struct Progress {
     /// Connecting took all the time there was: others near that member may be out of reach like it, and no request is
     /// to wait for that twice while there are members of another priority.
     pub(super) silent: bool,
-    /// To one of those tried no connection came about.
-    pub(super) unreached: bool,
+    /// Those of them to which no connection came about: no place to go again while there are others, whatever the policy.
+    pub(super) unreached: SmallVec<[usize; 4]>,
 }
 
 /// A try that came to nothing.
@@ -98,9 +97,9 @@ pub(super) struct Failed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
     /// To another member that was not tried: no connection to this one came about.
-    Unreached,
+    Unreached(usize),
     /// The same, and this one did not even say so in time: if there is one, to a member of another priority.
-    Silent,
+    Silent(usize),
     /// It did not go out, for its connection closed before: to this member over a fresh connection, if the one used had
     /// carried requests before; else to another member.
     Unsent(Option<usize>),
@@ -118,7 +117,7 @@ impl Again {
         match self {
             Self::Unsent(index) => index,
             Self::Fresh(index) => Some(index),
-            Self::Unreached | Self::Silent | Self::Elsewhere => None,
+            Self::Unreached(_) | Self::Silent(_) | Self::Elsewhere => None,
         }
     }
 }
@@ -151,19 +150,20 @@ impl Shared<'_> {
         self.retries.map(|retries| &retries.policy)
     }
 
-    /// Picks an endpoint (or takes that of the try before, to go out `again`) and counts the try in.
+    /// Picks an endpoint (or takes that of the try before, to go out `again`) and counts the try in, unless the time is over.
     pub(super) fn launch(
         &self,
         progress: &mut Progress,
         exchange: &mut Exchange,
         again: Option<Again>,
     ) -> Result<Hold, Cause> {
+        // Between the request's begin and its first try nobody has waited: one look at the clock is enough.
+        let now = if progress.tried.is_empty() { self.now } else { Instant::now() };
+        self.limit.check(now)?;
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let is_retry = progress.retried > 0;
         let more = || is_retry.then(|| Retrying::again(self.cluster, self.high_priority));
         let permit = Permit::request(self.cluster, progress.retrying.take().or_else(more), self.high_priority)?;
-        // Between the request's begin and its first try nobody has waited: one look at the clock is enough.
-        let now = if progress.tried.is_empty() { self.now } else { Instant::now() };
         let wanted = again.and_then(Again::member);
         let (index, endpoint, mut attempt) =
             self.begin(progress, now, wanted).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
@@ -193,11 +193,11 @@ impl Shared<'_> {
 
     /// Whether a request goes out once more whatever the retry policy says.
     pub(super) fn goes_again(&self, again: Again, resends: &mut Resends, progress: &mut Progress) -> bool {
-        progress.silent |= again == Again::Silent;
-        if let Again::Unreached | Again::Silent = again {
-            progress.unreached = true;
+        progress.silent |= matches!(again, Again::Silent(_));
+        if let Again::Unreached(index) | Again::Silent(index) = again {
+            progress.unreached.push(index);
             resends.unreached += 1;
-            let others = self.members.ready.len() > progress.tried.len() && !self.session.is_strict();
+            let others = self.members.ready.len() > self.avoided(progress).len() && !self.session.is_strict();
             return others && resends.unreached <= MAX_UNREACHED;
         }
         if let Again::Unsent(_) = again {
@@ -225,7 +225,7 @@ impl Shared<'_> {
     pub(super) async fn fly(&self, launch: &mut Hold, head: &mut Head) -> Result<Response<Incoming>, Failed> {
         if head.is_https() && !launch.endpoint.pool().is_encrypted() {
             // Nobody is to take for encrypted what is not.
-            launch.attempt.not_sent();
+            launch.attempt.held_back();
             return Err(Cause::HttpsToPlaintext { address: launch.endpoint.address().clone() }.into());
         }
         let lease = if launch.first && self.picks_first() {
@@ -301,8 +301,8 @@ impl Shared<'_> {
             }
         }
         let policy = self.policy();
-        let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
-        let tried = if avoid { tried } else { &[] };
+        let tried = if tried.is_empty() { tried } else { self.avoided(progress) };
+        let leave = progress.silent || policy.is_some_and(|policy| policy.next_locality);
         let both: SmallVec<[usize; 8]>;
         let pick = Pick {
             now,
@@ -313,18 +313,25 @@ impl Shared<'_> {
                 &both
             },
             hash: self.hash,
-            other_priority: progress.silent || policy.is_some_and(|policy| policy.next_locality),
+            // Of where it was, and not of who is full.
+            away_from: if leave { &progress.tried } else { &[] },
         };
         match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
             Some(policy) => self.pick_without(policy, &pick),
             None => {
                 let index = self.pick_one(&pick)?;
                 // All of its priority were tried: rather another one than once more who cannot be connected to.
-                let exhausted = progress.unreached && !pick.other_priority && pick.tried.contains(&index);
-                let other = || self.pick_one(&Pick { other_priority: true, ..pick });
+                let exhausted = !progress.unreached.is_empty() && !leave && pick.tried.contains(&index);
+                let other = || self.pick_one(&Pick { away_from: &[index], ..pick });
                 Some(if exhausted { other().unwrap_or(index) } else { index })
             }
         }
+    }
+
+    /// Where another try does not go while there are others.
+    fn avoided<'p>(&self, progress: &'p Progress) -> &'p [usize] {
+        let avoid = self.policy().is_none_or(|policy| policy.avoid_previous_hosts);
+        if avoid { &progress.tried } else { &progress.unreached }
     }
 
     fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {
@@ -355,10 +362,7 @@ impl Shared<'_> {
         // By a function of its own, and moved on at once: it is large, and not held while we wait.
         let request = self.request(head, lease, tried);
         let sent = match lease {
-            Lease::Sole(connection) => {
-                let sent = connection.sender.try_send_request(request).await;
-                sent.map(|answer| answer.map(Incoming::Http1)).map_err(taken_back)
-            }
+            Lease::Sole(connection) => connection.send(request).await,
             Lease::Shared(stream) => stream.send(request).await,
         };
         sent.map_err(|Unanswered { error, back }| {
@@ -366,7 +370,8 @@ impl Shared<'_> {
             if let Some(request) = back {
                 head.take_back(*request);
             }
-            Lost { error, sent, body: self.payload.failure() }
+            let body = self.payload.failure().or_else(|| error.of_request());
+            Lost { error, sent, body }
         })
     }
 
@@ -423,11 +428,11 @@ impl Hold {
                         self.attempt.failed();
                     }
                     let silent = matches!(cause, Cause::ConnectTimeout { .. });
-                    let again = if silent { Again::Silent } else { Again::Unreached };
+                    let again = if silent { Again::Silent(self.index) } else { Again::Unreached(self.index) };
                     return Err(Failed { cause, again: Some(again) });
                 }
                 // A local limit says nothing of the endpoint.
-                self.attempt.not_sent();
+                self.attempt.held_back();
                 Err(cause.into())
             }
         }
@@ -476,11 +481,6 @@ impl Hold {
     }
 }
 
-fn taken_back(mut error: TrySendError<Request<Outgoing>>) -> Unanswered {
-    let back = error.take_message().map(Box::new);
-    Unanswered { error: error.into_error().into(), back }
-}
-
 /// A request without an answer.
 struct Lost {
     error: Broken,
@@ -500,11 +500,17 @@ impl Lost {
     /// Whether the peer closed the connection, and said nothing that is no answer: that would be one to this request.
     fn is_closed(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
-        let Broken::Http1(error) = &self.error else { return false };
         let ended = |e: &io::Error| {
             matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof)
         };
-        error.is_incomplete_message() || error.is_closed() || find::<io::Error>(error).is_some_and(ended)
+        match &self.error {
+            Broken::Http1(error) => matches!(error, Http1Error::Incomplete),
+            Broken::Hyper(error) => {
+                error.is_incomplete_message() || error.is_closed() || find::<io::Error>(error).is_some_and(ended)
+            }
+            Broken::Io(error) => ended(error),
+            Broken::Http2(_) | Broken::RequestBody(_) | Broken::Silent => false,
+        }
     }
 
     /// Whether the application's body failed and not the endpoint.

@@ -79,6 +79,11 @@ impl Deadline {
         }
     }
 
+    /// Whether there is time left. Work that ends at once would be done by [`bound`](Self::bound) though it came too late.
+    pub(crate) fn check(&self, now: Instant) -> Result<(), Cause> {
+        if self.at.is_some_and(|at| at <= now) { Err(self.cause()) } else { Ok(()) }
+    }
+
     /// Runs `work` up to the deadline.
     pub(crate) async fn bound<T>(&self, work: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
         match self.at {

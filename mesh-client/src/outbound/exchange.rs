@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use mesh_core::error::Fault;
-use mesh_core::id::Target;
 use mesh_core::retry::{Pushback, grpc_status, pushback};
 use mesh_core::telemetry::{Outcome, RequestSeries};
 use smallvec::SmallVec;
@@ -15,15 +14,20 @@ use tokio::time::Instant;
 use super::access::Access;
 use super::deadline::Deadline;
 use super::filters::Ticket;
-use crate::body::{Failure, Receipt};
+use crate::body::{Failure, Incoming, Receipt};
 use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::Lease;
+use crate::destination::Destination;
 use crate::error::{Cause, Error};
 use crate::router::CountedRoute;
 
+/// The status of a gRPC answer that ended without one (gRPC over HTTP/2): what a truncated one looks like.
+const UNKNOWN: i32 = 2;
+
 /// One request from its start to the end of its answer.
 pub(crate) struct Exchange {
-    target: Target,
+    // Held up to the answer's end: one with a stream of hours is not forgotten, nor what is known of its endpoints.
+    destination: Arc<Destination>,
     started: Instant,
     series: Arc<RequestSeries>,
     route: Option<Arc<CountedRoute>>,
@@ -69,20 +73,23 @@ impl Hold {
 
     /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
     /// again.
-    pub(crate) fn release(self, now: Instant) {
+    pub(crate) fn release(self, answer: Incoming, now: Instant) {
         let Self { endpoint, lease, attempt, permit, receipt, .. } = self;
         drop((attempt, permit));
-        if let Some(Lease::Sole(connection)) = lease
-            && receipt.is_sent()
-        {
-            endpoint.pool().release(connection, now);
+        match lease {
+            Some(Lease::Sole(connection)) if receipt.is_sent() => endpoint.pool().release(connection, answer, now),
+            lease => {
+                // The socket first, and then its place.
+                drop(answer);
+                drop(lease);
+            }
         }
     }
 }
 
 impl Exchange {
     pub(crate) fn new(
-        target: Target,
+        destination: Arc<Destination>,
         started: Instant,
         series: Arc<RequestSeries>,
         grpc: bool,
@@ -94,7 +101,7 @@ impl Exchange {
         let (route, hold, flags, tickets, idle) = (None, None, "-", SmallVec::new(), None);
         let (attempts, seen, counted) = (0, false, false);
         Self {
-            target,
+            destination,
             started,
             series,
             route,
@@ -111,8 +118,8 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn target(&self) -> &Target {
-        &self.target
+    pub(crate) fn destination(&self) -> &Arc<Destination> {
+        &self.destination
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
@@ -239,13 +246,22 @@ impl Exchange {
         }
     }
 
-    /// The answer is complete.
-    pub(crate) fn end(&mut self) {
+    /// The answer is complete; what held its body, if an endpoint gave it.
+    pub(crate) fn end(&mut self, answer: Option<Incoming>) {
         let now = Instant::now();
-        if let Some(hold) = self.hold.take() {
-            hold.release(now);
+        let mut truncated = false;
+        if let (Some(mut hold), Some(answer)) = (self.hold.take(), answer) {
+            truncated = self.outcome.grpc && self.outcome.code == 200 && self.outcome.grpc_status.is_none();
+            if truncated {
+                hold.attempt.ended(UNKNOWN);
+            }
+            hold.release(answer, now);
         }
         self.settle(now);
+        if truncated {
+            // After the limits, to which an answer without a status is a failure whatever policy makes of this one.
+            self.outcome.grpc_status = Some(UNKNOWN);
+        }
         self.count(now, true);
     }
 
@@ -292,7 +308,7 @@ impl Exchange {
             Some(hold) => hold.attempt.ended_by(cause),
             None => cause,
         };
-        let error = Error::new(self.target.as_str(), cause, self.attempts).seen(self.seen);
+        let error = Error::new(self.destination.target().as_str(), cause, self.attempts).seen(self.seen);
         self.outcome.flags = error.code().response_flag();
         if self.outcome.code == 0 {
             self.outcome.code = error.http_status().as_u16();

@@ -57,7 +57,7 @@ impl Shared<'_> {
         let text = format!("nothing after {} ms, and another endpoint of the list answered", passed.as_millis());
         let source = io::Error::new(io::ErrorKind::TimedOut, text);
         let cause = Cause::ConnectFailed { address: hold.endpoint.address().clone(), source: Arc::new(source) };
-        Err(Failed { cause, again: Some(Again::Unreached) })
+        Err(Failed { cause, again: Some(Again::Unreached(hold.index)) })
     }
 
     /// Ends when one of the list's next has a connection. Those before it are passed over from now on.

@@ -90,7 +90,7 @@ pub(super) async fn send(
         // Others may still do better than this one, if it is no good.
         let others = !alone || race.again.is_some();
         let early = outcome.as_ref().ok().and_then(|(_, hold)| hold.attempt.early());
-        let give_up = |(response, hold)| give_up(&response, hold);
+        let give_up = |(response, hold)| give_up(response, hold);
         match shared.retry_for(outcome.as_ref().map(|(response, _)| response), early) {
             None if others && is_bad(shared, &outcome) => outcome.into_iter().for_each(give_up),
             None => return race.stands(outcome, "-"),
@@ -121,7 +121,7 @@ fn headers(outcome: &Answered) -> Option<&HeaderMap> {
 /// An answer with what it holds, for there may be several; or none.
 type Answered = Result<(Response<Incoming>, Hold), Cause>;
 
-/// A try after one that failed, paid for and with its place among the retries.
+/// A try after one that failed, allowed by the budget and with its place among the retries.
 struct Next {
     at: Instant,
     retrying: Retrying,
@@ -169,7 +169,10 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Res
     let seen = launch.is_seen();
     let outcome = match outcome {
         Ok(response) => Ok((response, launch)),
-        Err(cause) => Err(Failed { cause: launch.attempt.ended_by(cause), again }),
+        Err(cause) => {
+            launch.attempt.timed_out(&cause);
+            Err(Failed { cause: launch.attempt.ended_by(cause), again })
+        }
     };
     Landed { outcome, resends, number, seen }
 }
@@ -209,8 +212,11 @@ impl Race<'_, '_> {
 
     /// The one that was decided on after a failure.
     fn again(&mut self) -> Result<Option<Hold>, Cause> {
-        let next = self.again.take();
-        next.map(|next| self.further(next.retrying)).transpose()
+        let Some(next) = self.again.take() else { return Ok(None) };
+        let launch = self.further(next.retrying)?;
+        // Only now: another try may have won while this one waited for its time.
+        self.shared.charge();
+        Ok(Some(launch))
     }
 
     /// The same once more, if nobody has seen it or most likely nobody has.
@@ -232,7 +238,7 @@ impl Race<'_, '_> {
         self.shared.payload.is_at_hand() || (alone && self.shared.payload.rewind())
     }
 
-    /// Whether there will be a try after this outcome: if so it has its place, and the budget is charged.
+    /// Whether there will be a try after this outcome, unless another one wins first: if so it has its place.
     fn after(&mut self, retries: &Retries, headers: Option<&HeaderMap>, was_retry: bool, flying: usize) -> bool {
         let most = self.progress.retried >= self.shared.attempts || flying >= MAX_FLYING;
         if most || self.again.is_some() {
@@ -243,7 +249,6 @@ impl Race<'_, '_> {
         let own = u32::from(headers.is_some() && was_retry);
         let retrying = self.shared.retrying(own).filter(|_| self.can_go_again(flying == 0));
         self.again = retrying.map(|retrying| Next { at: Instant::now() + wait, retrying });
-        self.again.iter().for_each(|_| self.shared.charge());
         self.again.is_some()
     }
 

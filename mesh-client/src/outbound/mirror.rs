@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use mesh_core::id::Target;
 use mesh_core::policy::{Forward, Mirror};
 use tokio::time::Instant;
 
@@ -24,6 +23,7 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Body, Payload};
 use crate::cluster::Backend;
+use crate::destination::Destination;
 use crate::env::Env;
 use crate::error::Cause;
 use crate::router::{Plan, Slot};
@@ -35,7 +35,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Copy {
     env: Arc<Env>,
     cluster: Backend,
-    target: Target,
+    destination: Arc<Destination>,
     head: Head,
     trace: Trace,
     grpc: bool,
@@ -60,7 +60,7 @@ impl Copy {
         Some(Self {
             env: call.env.clone(),
             cluster: slot.cluster(call.env).ok()?.clone(),
-            target: call.exchange.target().clone(),
+            destination: call.exchange.destination().clone(),
             head,
             trace: call.trace.of_copy(),
             grpc: call.exchange.is_grpc(),
@@ -71,9 +71,9 @@ impl Copy {
 
     /// Sends it and reads the answer to its end.
     pub(super) async fn send(self, payload: Payload) {
-        let Self { env, cluster, target, mut head, trace, grpc, hash, timeout } = self;
+        let Self { env, cluster, destination, mut head, trace, grpc, hash, timeout } = self;
         let started = Instant::now();
-        let mut exchange = Box::new(Exchange::new(target, started, cluster.series().clone(), grpc, None));
+        let mut exchange = Box::new(Exchange::new(destination, started, cluster.series().clone(), grpc, None));
         let limit = Deadline::none().route(started, timeout);
         exchange.set_deadline(limit);
         let session = Session::new(None, None, &head);

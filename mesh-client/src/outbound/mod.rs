@@ -75,24 +75,27 @@ pub(crate) async fn send(
     // Above everything that can fail, so that each request is counted and logged, once.
     let mut exchange = open(&destination, head, &trace, started, grpc);
     let mirrors = destinations.mirrors();
-    let mut call = Call {
-        env,
-        now: started,
-        mirrors,
-        head,
-        trace: &trace,
-        payload,
-        exchange: &mut exchange,
-        caller,
-        copies: Vec::new(),
-        hash: None,
+    let answer = {
+        let mut call = Call {
+            env,
+            now: started,
+            mirrors,
+            head,
+            trace: &trace,
+            payload,
+            exchange: &mut exchange,
+            caller,
+            copies: Vec::new(),
+            hash: None,
+        };
+        call.answer(&destination).await
     };
-    match call.answer(&destination).await {
+    match answer {
         Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
         Ok(Answer::Local(response, flags)) => {
             exchange.flag(flags);
             exchange.answered(response.status(), response.headers());
-            exchange.end();
+            exchange.end(None);
             Ok(response)
         }
         Err(cause) => Err(exchange.give_up(cause)),
@@ -126,11 +129,11 @@ fn told(headers: &HeaderMap) -> (bool, Option<Duration>) {
     }
 }
 
-fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {
+fn open(destination: &Arc<Destination>, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {
     let access = Access::open(head, trace);
     // Room first, for then it is made in its place.
     let room = Box::new_uninit();
-    Box::write(room, Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
+    Box::write(room, Exchange::new(destination.clone(), started, destination.series().clone(), grpc, access))
 }
 
 /// One request under way.
@@ -202,16 +205,14 @@ impl Call<'_> {
                 }
                 Ok(answer)
             }
-            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) if self.exchange.is_grpc() => Err(
-                Cause::UnsupportedAction("the route gives an answer of its own, and gRPC calls have none (gRFC A28)"),
-            ),
+            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) if self.exchange.is_grpc() => {
+                Err(Cause::UnsupportedAction(OWN_ANSWER))
+            }
             RouteAction::Redirect(policy) => {
                 Ok(Answer::Local(answered(local::redirect(policy, route, self.head), route), "-"))
             }
             RouteAction::DirectResponse(policy) => Ok(Answer::Local(answered(local::direct(policy), route), "-")),
-            RouteAction::NonForwarding => {
-                Err(Cause::UnsupportedAction("the route is for servers: it hands over to an application"))
-            }
+            RouteAction::NonForwarding => Err(Cause::UnsupportedAction(OF_SERVERS)),
         }
     }
 
@@ -232,6 +233,8 @@ impl Call<'_> {
         if let Some(access) = self.exchange.access() {
             access.cluster = cluster.policy().name.to_string();
         }
+        // What comes too late takes nothing from limits, and nobody is sent it.
+        self.caller.check(self.now)?;
         // Before header operations: those are the last word on what is sent.
         self.head.rewrite(route, forward, share);
         let changes_headers = plan.changes_headers || share.is_some_and(|share| !share.headers.is_empty());
@@ -270,7 +273,7 @@ impl Call<'_> {
             header_policies(route, share).for_each(|headers| headers.response.apply(response.headers_mut()));
         }
         if let Some(endpoint) = self.exchange.endpoint() {
-            session.write(endpoint, share.map(|share| &share.name), response.headers_mut());
+            session.write(endpoint, cluster, share.map(|share| &share.name), response.headers_mut());
         }
         for cookie in cookies {
             response.headers_mut().append(SET_COOKIE, cookie);
@@ -292,7 +295,6 @@ impl Call<'_> {
     fn mirror_late(&mut self) {
         if !self.copies.is_empty() {
             self.send_copies();
-            self.mirrors.miss(std::mem::take(&mut self.copies).len());
         }
     }
 
@@ -378,6 +380,15 @@ impl Call<'_> {
     }
 }
 
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        // Their body was too large, or whoever wanted the answer has gone before it was streamed.
+        if !self.copies.is_empty() {
+            self.mirrors.miss(self.copies.len());
+        }
+    }
+}
+
 /// Header operations for a request on a route: the more specific first, as Envoy orders them.
 pub(crate) fn header_policies<'r>(
     route: &'r CompiledRoute,
@@ -385,6 +396,20 @@ pub(crate) fn header_policies<'r>(
 ) -> impl Iterator<Item = &'r HeaderPolicy> + use<'r> {
     let levels = [Some(&route.route().headers), Some(&route.virtual_host().headers), Some(&route.config().headers)];
     std::iter::once(share.map(|share| &share.headers)).chain(levels).flatten().filter(|policy| !policy.is_empty())
+}
+
+const OWN_ANSWER: &str = "the route gives an answer of its own, and gRPC calls have none (gRFC A28)";
+const OF_SERVERS: &str = "the route is for servers: it hands over to an application";
+
+/// Why a request gets no answer on a route with this action.
+pub(crate) fn unsupported(action: &RouteAction, grpc: bool) -> Option<Cause> {
+    match action {
+        RouteAction::Redirect(_) | RouteAction::DirectResponse(_) => {
+            grpc.then_some(Cause::UnsupportedAction(OWN_ANSWER))
+        }
+        RouteAction::NonForwarding => Some(Cause::UnsupportedAction(OF_SERVERS)),
+        RouteAction::Forward(_) => None,
+    }
 }
 
 /// A local answer with its route's response headers.

@@ -2,11 +2,12 @@
 
 use http::HeaderMap;
 use mesh_core::balance::session::{self, Pinned};
+use mesh_core::health::AccrualState;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{Address, StatefulSession};
 
 use super::head::Head;
-use crate::cluster::Endpoint;
+use crate::cluster::{Backend, Endpoint};
 
 /// The session of one request; none if its route, or the entry of a split that it goes to, has no affinity.
 pub(super) struct Session<'r> {
@@ -33,12 +34,27 @@ impl<'r> Session<'r> {
         self.policy.is_some_and(|policy| policy.strict)
     }
 
-    /// Tells the client where its session is, if that is not what it said. `cluster` is that of a split.
-    pub(super) fn write(&self, endpoint: &Endpoint, cluster: Option<&ClusterName>, headers: &mut HeaderMap) {
+    /// Tells the client where its session is, if that is not what it said. `share` is the entry of a split.
+    pub(super) fn write(
+        &self,
+        endpoint: &Endpoint,
+        cluster: &Backend,
+        share: Option<&ClusterName>,
+        headers: &mut HeaderMap,
+    ) {
         let Some(policy) = self.policy.filter(|_| self.applies) else { return };
-        let now = Pinned { address: endpoint.address().clone(), cluster: cluster.cloned() };
-        if self.pinned.as_ref() != Some(&now) {
+        let now = Pinned { address: endpoint.address().clone(), cluster: share.cloned() };
+        if self.pinned.as_ref() != Some(&now) && !self.is_being_probed(cluster) {
             session::write(policy, &now, headers);
         }
+    }
+
+    /// Whether its endpoint only has its hands full: on probation it takes one request at a time, and others go elsewhere
+    /// meanwhile. The session does not move for that.
+    fn is_being_probed(&self, cluster: &Backend) -> bool {
+        let Some(address) = self.address() else { return false };
+        let members = cluster.members();
+        let pinned = members.ready.pinned(address, &cluster.policy().override_host);
+        pinned.and_then(|(_, endpoint)| endpoint.get()?.accrual()) == Some(AccrualState::Probing)
     }
 }

@@ -38,7 +38,8 @@ pub(crate) async fn connect(
     };
     destination.touch(Instant::now(), env);
     let caller = Deadline::none().caller(context::current().and_then(|served| served.deadline));
-    let mut dial = Dial { env, destination: &destination, at: None, tried: SmallVec::new(), full: SmallVec::new() };
+    let (tried, full) = (SmallVec::new(), SmallVec::new());
+    let mut dial = Dial { env, destination: &destination, at: None, tried, silent: false, full };
     match caller.bound(dial.connect(&caller)).await {
         Ok(connection) => Ok(connection),
         Err(cause) => {
@@ -60,6 +61,8 @@ struct Dial<'d> {
     at: Option<(Arc<Cluster>, Arc<Members>)>,
     // Indices of the members tried.
     tried: SmallVec<[usize; 4]>,
+    // Connecting to one of them took all the time there was: others near it may be out of reach as well.
+    silent: bool,
     // Those that have as many connections as they may.
     full: SmallVec<[usize; 4]>,
 }
@@ -76,6 +79,7 @@ impl Dial<'_> {
         members.check_drops(cluster, env)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
+            caller.check(Instant::now())?;
             let Some((index, endpoint, mut attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
             // Counted before connecting, so that a slow endpoint repels further connections.
@@ -83,7 +87,10 @@ impl Dial<'_> {
             match self.one(cluster, &members, endpoint, attempt).await {
                 Ok(held) => return Ok(TcpConnection::new(held, Arc::clone(cluster), self.destination.clone(), idle)),
                 // Nothing was sent, so another one may have it.
-                Err(cause) if cause.is_unreached() => failed = Some(cause),
+                Err(cause) if cause.is_unreached() => {
+                    self.silent |= matches!(cause, Cause::ConnectTimeout { .. });
+                    failed = Some(cause);
+                }
                 // Others may have room; it was not tried.
                 Err(cause @ Cause::Breaker { limit: PER_HOST, .. }) => {
                     self.full.extend(self.tried.pop());
@@ -95,8 +102,8 @@ impl Dial<'_> {
         Err(failed.unwrap_or_else(|| cluster.no_endpoint(&members)))
     }
 
-    /// Picks an endpoint that was not tried yet and counts the connection in. One that is on probation takes one at a
-    /// time: others go on to another endpoint.
+    /// Picks an endpoint that was not tried yet, of another zone than those that did not answer if there is one, and counts
+    /// the connection in. One that is on probation takes one at a time: others go on to another endpoint.
     fn begin(
         &self,
         cluster: &Cluster,
@@ -107,12 +114,13 @@ impl Dial<'_> {
         loop {
             let now = Instant::now();
             let began = self.env.since_epoch(now);
-            let pick = Pick { now: began, tried: &passed, hash, other_priority: false };
+            let away_from: &[usize] = if self.silent { &self.tried } else { &[] };
+            let pick = Pick { now: began, tried: &passed, hash, away_from };
             let mut draw = |below| self.env.draw(below);
             let (mut index, _) = members.ready.pick(&pick, &mut draw)?;
             if passed.contains(&index) {
                 // All of its priority were.
-                (index, _) = members.ready.pick(&Pick { other_priority: true, ..pick }, &mut draw)?;
+                (index, _) = members.ready.pick(&Pick { away_from: &[index], ..pick }, &mut draw)?;
             }
             if passed.contains(&index) {
                 return None;

@@ -41,6 +41,8 @@ pub(super) async fn send(
     if cluster.resolved().await {
         call.now = Instant::now();
     }
+    // There may have been a delay, too: nothing goes out, copies neither, nor counts, for whom nobody waits.
+    call.exchange.limit().check(call.now)?;
     let budget = router.budget();
     if let Some(budget) = budget {
         budget.record_request(call.now);
@@ -97,10 +99,10 @@ async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchang
 }
 
 /// Gives an answer up for another try.
-pub(super) fn give_up(response: &Response<Incoming>, hold: Hold) {
+pub(super) fn give_up(response: Response<Incoming>, hold: Hold) {
     // One that is read to its end already leaves its connection usable; another one closes it.
     if http_body::Body::is_end_stream(response.body()) {
-        hold.release(Instant::now());
+        hold.release(response.into_body(), Instant::now());
     }
 }
 
@@ -125,7 +127,10 @@ async fn one_in_time(
     outcome.map_err(|cause| {
         // Its place and its connection are free for others, whatever comes of it.
         match exchange.let_go() {
-            Some(hold) => hold.attempt.ended_by(cause),
+            Some(mut hold) => {
+                hold.attempt.timed_out(&cause);
+                hold.attempt.ended_by(cause)
+            }
             None => cause,
         }
     })
@@ -158,6 +163,7 @@ async fn one_and_again(
         // One statement, for what a launch leaves behind would be held while we wait.
         let hold = match shared.launch(progress, exchange, before.as_ref().map(|before| before.1)) {
             Ok(launch) => exchange.hold(launch),
+            Err(cause @ (Cause::Deadline | Cause::Timeout(_))) => return Err(cause),
             // Where there is no other place to go, what happened at the first one is worth more than that.
             Err(cause) => return Err(before.map_or(cause, |before| before.0)),
         };
@@ -191,7 +197,7 @@ impl<'t> Shared<'t> {
         match self.next(retries, outcome.as_ref().ok().map(Response::headers), progress) {
             Ok(wait) => {
                 if let (Ok(response), Some(hold)) = (outcome, exchange.let_go()) {
-                    give_up(&response, hold);
+                    give_up(response, hold);
                 }
                 ControlFlow::Continue(wait)
             }

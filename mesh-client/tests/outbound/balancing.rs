@@ -11,8 +11,9 @@ use mesh_client::{Client, Io};
 use mesh_core::balance::{Draw, Pick, Picker};
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints,
-    FilterOverride, Forward, HashPolicy, HashSource, Health, HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn,
-    RetryPolicy, RouteMatch, SessionSource, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
+    FailureAccrual, FilterOverride, Forward, HashPolicy, HashSource, Health, HttpFilter, HttpFilterKind,
+    LocalityEndpoints, PerMillion, RetryOn, RetryPolicy, RouteMatch, SessionSource, Snapshot, StatefulSession,
+    WeightedCluster, WeightedClusters,
 };
 use mesh_testkit::clock::pass;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
@@ -153,24 +154,30 @@ async fn where_connections_for_its_priority_are_limited_a_request_has_no_other_o
 async fn a_retry_can_leave_its_priority() {
     let servers = servers(&["near", "far"]).await;
     servers[0].behave(Behaviour::Status(503));
-    let retry = |next_locality| RetryPolicy {
+    let retry = |next_locality, avoid_previous_hosts| RetryPolicy {
         next_locality,
-        avoid_previous_hosts: true,
+        avoid_previous_hosts,
         ..retrying(1, RetryOn { gateway_error: true, ..RetryOn::default() })
     };
-    for (next_locality, want) in [(true, "far"), (false, "near")] {
-        let mut snapshot = with(Balancer::RoundRobin, forward_with(Some(retry(next_locality))), &servers);
-        let group = |priority: u32| LocalityEndpoints {
-            locality: Default::default(),
-            priority,
-            weight: NonZeroU32::MIN,
-            endpoints: vec![servers[priority as usize].endpoint()],
-        };
-        if let Some(ClusterState::Ready { endpoints, .. }) = snapshot.clusters.get_mut(&"test".into()) {
-            *endpoints = Arc::new(Endpoints { localities: vec![group(0), group(1)], ..Endpoints::clone(endpoints) });
+    let cases = [(true, "far"), (false, "near")].into_iter().flat_map(|case| [(true, case), (false, case)]);
+    for (avoid, (next_locality, want)) in cases {
+        for balancer in [Balancer::RoundRobin, ring()] {
+            let forward = Forward { retry: Some(retry(next_locality, avoid)), ..hashing(HashSource::ChannelId) };
+            let mut snapshot = with(balancer.clone(), forward, &servers);
+            let group = |priority: u32| LocalityEndpoints {
+                locality: Default::default(),
+                priority,
+                weight: NonZeroU32::MIN,
+                endpoints: vec![servers[priority as usize].endpoint()],
+            };
+            if let Some(ClusterState::Ready { endpoints, .. }) = snapshot.clusters.get_mut(&"test".into()) {
+                *endpoints =
+                    Arc::new(Endpoints { localities: vec![group(0), group(1)], ..Endpoints::clone(endpoints) });
+            }
+            let (client, _) = client_of(snapshot);
+            let server = server_of(&fetch(&client, "/").await.unwrap()).to_owned();
+            assert_eq!(server, want, "next locality: {next_locality}, avoid: {avoid}, {balancer:?}");
         }
-        let (client, _) = client_of(snapshot);
-        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), want, "next locality: {next_locality}");
     }
 }
 
@@ -295,6 +302,39 @@ async fn a_session_stays_at_its_endpoint_even_while_that_drains() {
     let (strict, _) = client_of(with_sessions(snapshot, true));
     let error = strict.send(pinned(&cookie, "/app")).await.unwrap_err();
     assert_eq!(error.http_status(), 503, "a strict session fails rather than move");
+}
+
+#[tokio::test]
+async fn a_session_does_not_move_while_its_endpoint_is_on_probation_and_busy_with_another_request() {
+    let servers = servers(&["a", "b"]).await;
+    let mut snapshot = with_sessions(with(Balancer::RoundRobin, forward_with(None), &servers), false);
+    let accrual = FailureAccrual { max_failures: 1, jitter: PerMillion::NONE, ..FailureAccrual::default() };
+    if let Some(ClusterState::Ready { cluster: policy, .. }) = snapshot.clusters.get_mut(&"test".into()) {
+        *policy = Arc::new(Cluster { accrual: Some(accrual), ..cluster("test") });
+    }
+    let (client, _) = client_of(snapshot);
+    let first = fetch(&client, "/app").await.unwrap();
+    let cookie = cookie_of(&first).unwrap();
+    let owner = servers.iter().find(|server| server.endpoint().address.to_string() == address_in(&cookie)).unwrap();
+    owner.behave(Behaviour::Status(500));
+    read(client.send(pinned(&cookie, "/app")).await.unwrap()).await.unwrap();
+    settled(&client, |dump| dump.contains("\"penalty\"")).await;
+    let moved = client.send(pinned(&cookie, "/app")).await.unwrap();
+    assert!(cookie_of(&moved).is_some(), "control: while it is out its sessions move");
+    owner.behave(Behaviour::Hold);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    settled(&client, |dump| !dump.contains("\"penalty\"")).await;
+    let before = owner.requests();
+    let others = async {
+        owner.wait_for_requests(before + 1).await;
+        let other = client.send(pinned(&cookie, "/app")).await.unwrap();
+        assert_eq!((server_of(&other) == server_of(&first), cookie_of(&other)), (false, None));
+        owner.release();
+    };
+    let (probe, ()) = tokio::join!(client.send(pinned(&cookie, "/app")), others);
+    assert_eq!(server_of(&probe.unwrap()), server_of(&first));
 }
 
 fn address_in(cookie: &str) -> String {

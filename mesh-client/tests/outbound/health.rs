@@ -10,9 +10,9 @@ use mesh_client::{Client, EndpointDump};
 use mesh_core::error::{Code, Fault};
 use mesh_core::health::{Reason, Standing};
 use mesh_core::policy::{
-    Balancer, Cluster, Endpoint, FailureAccrual, Forward, HeaderAction, HeaderWrite, HealthCheck, HealthCheckPace,
-    HealthCheckTarget, HealthProbe, HttpProbe, LocalityBalancing, OutlierDetection, PerMillion, RetryOn, RetryPolicy,
-    SlowStart, Snapshot, TcpProbe,
+    Balancer, Cluster, ClusterState, Endpoint, FailureAccrual, Forward, HeaderAction, HeaderWrite, HealthCheck,
+    HealthCheckPace, HealthCheckTarget, HealthProbe, HttpProbe, LocalityBalancing, LocalityEndpoints, OutlierDetection,
+    PerMillion, RetryOn, RetryPolicy, SlowStart, Snapshot, TcpProbe,
 };
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
@@ -185,6 +185,24 @@ async fn no_more_than_the_share_are_ejected_and_traffic_goes_on() {
 }
 
 #[tokio::test]
+async fn a_grpc_answer_that_ends_without_a_status_counts_as_the_error_that_its_caller_sees() {
+    const HEAD: [(&str, &str); 1] = [("content-type", "application/grpc")];
+    for (behaviour, status, standing) in
+        [(Behaviour::Bare(200, &HEAD), 2, EJECTED), (Behaviour::GrpcTrailers(0), 0, Standing::Good)]
+    {
+        let [only] = servers(["only"]).await;
+        only.behave(behaviour);
+        let strict = OutlierDetection { consecutive_5xx: Some(1), max_ejected: PerMillion::ALL, ..outlier() };
+        let (client, metrics) = counting(snapshot_with(forward_with(None), ejecting(strict), &[&only]));
+        grpc(&client).await;
+        stand(&client, &[standing]).await;
+        let mut statuses = Vec::new();
+        metrics.visit(|_, outcome, counters| statuses.extend((counters.requests() > 0).then_some(outcome.grpc_status)));
+        assert_eq!(statuses, [Some(status)]);
+    }
+}
+
+#[tokio::test]
 async fn when_all_are_ejected_all_are_used_if_policy_says_so() {
     for (panic, want) in [(500_000, 500), (0, 0)] {
         let [one, other] = servers(["one", "other"]).await;
@@ -223,7 +241,8 @@ async fn an_endpoint_that_lets_the_time_run_out_is_ejected_and_the_callers_hurry
     };
     let route = || Forward { timeout: Some(10 * SECOND), ..forward_with(None) };
     let retry = RetryPolicy { per_try_timeout: Some(10 * SECOND), ..RetryPolicy::new(1, RetryOn::default()) };
-    for forward in [route(), forward_with(Some(retry))] {
+    let silent = RetryPolicy { per_try_idle_timeout: Some(10 * SECOND), ..RetryPolicy::new(1, RetryOn::default()) };
+    for forward in [route(), forward_with(Some(retry)), forward_with(Some(silent))] {
         let (client, _metrics, _slow, good) = hurry(forward, None).await;
         stand(&client, &[EJECTED, Standing::Good]).await;
         assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "good");
@@ -569,6 +588,41 @@ async fn a_retry_goes_back_to_a_host_that_failed_rather_than_nowhere() {
             good.script([Behaviour::Status(503)]);
             assert_eq!(statuses(&client, 1).await, [200], "the one that is busy is no place to go");
         }
+        bad.release();
+    };
+    tokio::join!(probing, others);
+}
+
+#[tokio::test]
+async fn beside_a_probe_first_tries_stay_in_their_priority_though_retries_leave_it() {
+    let [bad, good] = servers(["bad", "good"]).await;
+    let far = EchoServer::start("far").await;
+    bad.behave(Behaviour::Status(500));
+    let on = RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() };
+    let policy = RetryPolicy { next_locality: true, ..retrying(1, on) };
+    let mut snapshot = snapshot_with(forward_with(Some(policy)), accruing(), &[&bad, &good, &far]);
+    if let Some(ClusterState::Ready { endpoints, .. }) = snapshot.clusters.get_mut(&"test".into()) {
+        let all = Arc::make_mut(endpoints);
+        let mut next = LocalityEndpoints { priority: 1, ..all.localities[0].clone() };
+        next.endpoints.drain(..2);
+        all.localities[0].endpoints.truncate(2);
+        all.localities.push(next);
+    }
+    let (client, _) = client_of(snapshot);
+    statuses(&client, 6).await;
+    stand(&client, &[Standing::Penalty, Standing::Good, Standing::Good]).await;
+    bad.behave(Behaviour::Hold);
+    let before = bad.requests();
+    jump(SECOND).await;
+    stand(&client, &[Standing::Good; 3]).await;
+    let elsewhere = far.requests();
+    let probing = async { while server_of(&fetch(&client, "/").await.unwrap()) != "bad" {} };
+    let others = async {
+        bad.wait_for_requests(before + 1).await;
+        assert_eq!((statuses(&client, 20).await, far.requests()), (vec![200; 20], elsewhere));
+        // Control: a retry leaves it.
+        good.script([Behaviour::Status(503)]);
+        assert_eq!((statuses(&client, 1).await, far.requests()), (vec![200], elsewhere + 1));
         bad.release();
     };
     tokio::join!(probing, others);

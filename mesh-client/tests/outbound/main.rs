@@ -4,6 +4,7 @@
 
 mod balancing;
 mod connections;
+mod deadlines;
 mod dns;
 mod grpc;
 mod health;
@@ -24,6 +25,7 @@ mod tcp;
 mod telemetry;
 mod tls;
 mod unix;
+mod upgrades;
 mod waiting;
 
 use std::convert::Infallible;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, Request};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -153,6 +153,26 @@ async fn a_streamed_body_is_copied_up_to_the_limit() {
         assert_eq!(client.dump().mirrors_dropped, u64::from(!copied));
     }
     assert_eq!(copy.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_copy_is_counted_as_dropped_if_its_request_is_given_up_before_the_body_has_come() {
+    let (server, copy) = (EchoServer::start("one").await, EchoServer::start("copy").await);
+    let (client, _) = client_of(mirrored(vec![mirror(PerMillion::ALL, false)], &server, &copy));
+    let begun = stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"begun")))]);
+    let request = Request::post(format!("http://{TARGET}/")).body(StreamBody::new(begun.chain(stream::pending())));
+    let under_way = || {
+        let dump = client.dump();
+        let clusters = dump.destinations.iter().flat_map(|destination| &destination.clusters);
+        clusters.map(|cluster| cluster.default_priority.requests).sum::<u32>() == 1
+    };
+    tokio::select! {
+        biased;
+        _ = client.send(request.unwrap()) => unreachable!("the request has no end"),
+        () = until(under_way) => {}
+    }
+    let dump = client.dump();
+    assert_eq!((dump.mirrors, dump.mirrors_dropped), (0, 1));
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Which endpoint a request reaches, and what of it arrives.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,14 +9,18 @@ use mesh_client::{Client, DestinationPhase, FilterExplanation};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault as _};
 use mesh_core::policy::{
-    AbortStatus, ClusterChoice, DestinationState, DirectResponse, Discovery, Fault, FaultAbort, FaultDelay, Forward,
-    HeaderAction, HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy, HeaderWrite, PathMatch, PathRewrite,
-    PerMillion, Redirect, Rewrite, Route, RouteAction, RouteMatch, StringMatcher, WeightedCluster, WeightedClusters,
+    AbortStatus, Address, Cluster, ClusterChoice, DestinationState, DirectResponse, Discovery, Endpoint, Fault,
+    FaultAbort, FaultDelay, Forward, HeaderAction, HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy,
+    HeaderWrite, Health, PathMatch, PathRewrite, PerMillion, Redirect, Rewrite, Route, RouteAction, RouteMatch,
+    StringMatcher, WeightedCluster, WeightedClusters,
 };
 use mesh_core::retry::RetryThrottling;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use parking_lot::Mutex;
 
-use super::{TARGET, client_of, fetch, forward_with, get, read, server_of, snapshot_of_clusters, snapshot_with};
+use super::{
+    TARGET, client_of, dead_address, fetch, forward_with, get, read, server_of, snapshot_of_clusters, snapshot_with,
+};
 
 fn to(cluster: &str, matcher: RouteMatch) -> Route {
     policy::forward(matcher, Forward::to(cluster.into()))
@@ -292,6 +297,65 @@ async fn an_aggregate_uses_its_first_part_with_a_usable_endpoint() {
         ],
     ));
     assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "second");
+}
+
+/// A client of an aggregate whose first part has endpoints of this health, and panics below half; the second has another one.
+fn two_parts(near: &[(Health, &EchoServer)], far: Endpoint) -> Client {
+    let endpoints = near.iter().map(|(health, server)| Endpoint { health: *health, ..server.endpoint() });
+    let mut first = super::cluster("near");
+    first.locality.panic_threshold = Some(PerMillion::new(500_000));
+    let discovery = Discovery::Aggregate(vec!["near".into(), "far".into()]);
+    let parts = [
+        (Cluster { discovery, ..super::cluster("all") }, vec![]),
+        (first, endpoints.collect()),
+        (super::cluster("far"), vec![far]),
+    ];
+    let snapshot = policy::snapshot(policy::routes([policy::route_to("all".into())]), parts);
+    let random = Mutex::new(fastrand::Rng::with_seed(7));
+    Client::builder(FixedSource::of(TARGET, snapshot)).random(move |below| random.lock().u64(..below)).build()
+}
+
+/// How many of so many requests each server gets, in the order of their names.
+async fn shares(client: &Client, requests: usize) -> BTreeMap<String, i32> {
+    let mut seen = BTreeMap::new();
+    for _ in 0..requests {
+        *seen.entry(server_of(&fetch(client, "/").await.unwrap()).to_owned()).or_default() += 1;
+    }
+    seen
+}
+
+#[tokio::test]
+async fn a_part_of_an_aggregate_that_panics_is_left_for_one_that_does_not() {
+    use Health::{Healthy, Unhealthy};
+    let (near, far) = (EchoServer::start("near").await, EchoServer::start("far").await);
+    let others = [EchoServer::start("near").await, EchoServer::start("near").await];
+    let of = |name: &str, count| BTreeMap::from([(name.to_owned(), count)]);
+    let client = two_parts(&[(Unhealthy, &near)], far.endpoint());
+    assert_eq!(shares(&client, 20).await, of("far", 20));
+    let client = two_parts(&[(Healthy, &near), (Unhealthy, &others[0]), (Unhealthy, &others[1])], far.endpoint());
+    assert_eq!(shares(&client, 20).await, of("far", 20), "one of three is less than half");
+    // The controls: where no other part is better off it serves, and without panic it has everything.
+    let gone = Endpoint { health: Unhealthy, ..far.endpoint() };
+    assert_eq!(shares(&two_parts(&[(Unhealthy, &near)], gone), 20).await, of("near", 20));
+    assert_eq!(shares(&two_parts(&[(Healthy, &near)], far.endpoint()), 20).await, of("near", 20));
+    let client = two_parts(&[(Unhealthy, &near)], Endpoint::new(Address::Socket(dead_address())));
+    let mut answered = 0;
+    for _ in 0..20 {
+        answered += usize::from(fetch(&client, "/").await.is_ok());
+    }
+    // As long as nobody knows that the other cannot be reached.
+    assert!(answered >= 15, "{answered} of 20");
+}
+
+#[tokio::test]
+async fn a_part_of_an_aggregate_spills_over_below_71_per_cent() {
+    use Health::{Healthy, Unhealthy};
+    let (near, far) = (EchoServer::start("near").await, EchoServer::start("far").await);
+    let other = EchoServer::start("near").await;
+    let client = two_parts(&[(Healthy, &near), (Unhealthy, &other)], far.endpoint());
+    let seen = shares(&client, 400).await;
+    // Seven in ten; five standard deviations of 400 draws.
+    assert!((seen["near"] - 280).abs() <= 46, "{seen:?}");
 }
 
 #[tokio::test]

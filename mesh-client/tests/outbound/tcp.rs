@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use mesh_client::{Client, ClientBuilder, DestinationPhase, Error, Io, TcpConnection};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::Instant;
 
-use super::{TARGET, client_of, cluster, dead_address, fetch, get, retrying};
+use super::{TARGET, client_of, cluster, dead_address, fetch, forward_with, get, retrying, snapshot_with};
 
 const MYSQL: &str = "spiffe://cluster.local/ns/default/sa/mysql";
 
@@ -165,30 +166,56 @@ async fn connections_of_one_process_stay_at_one_endpoint_where_policy_hashes_the
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_priority_of_which_nobody_answers_is_left_for_the_next() {
-    let at = |host: u8| Endpoint::new(Address::Socket(([10, 0, 0, host], 80).into()));
-    let group = |priority, endpoints| LocalityEndpoints {
-        locality: Locality::default(),
-        priority,
-        weight: NonZeroU32::MIN,
-        endpoints,
+/// Whom a client dials, in order, for a raw connection with so many attempts: the first zone has five endpoints and the
+/// second one, which answers. Those of the first refuse, or say nothing.
+async fn dialled(attempts: u32, refuse: bool, balancer: Balancer, one_priority: bool) -> Vec<u8> {
+    let zone = |number: u32, hosts: std::ops::Range<u8>| {
+        let at = |host: u8| Endpoint::new(Address::Socket(([10, 0, 0, host], 80).into()));
+        LocalityEndpoints {
+            locality: Locality { zone: format!("zone-{number}"), ..Locality::default() },
+            priority: if one_priority { 0 } else { number },
+            weight: NonZeroU32::MIN,
+            endpoints: hosts.map(at).collect(),
+        }
     };
-    // The control: two attempts are both in vain.
-    for (attempts, reached) in [(3, true), (2, false)] {
-        let mut snapshot = raw(cluster("test"), &[], attempts);
-        let localities = vec![group(0, vec![at(1), at(2)]), group(1, vec![at(3)])];
-        let endpoints = Arc::new(Endpoints { cluster: "test".into(), localities, ..Endpoints::default() });
-        let state = ClusterState::Ready { cluster: Arc::new(cluster("test")), endpoints };
-        snapshot.clusters.insert("test".into(), state);
-        let client = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| async move {
-            if address.to_string() != "10.0.0.3:80" {
-                std::future::pending::<()>().await;
+    let cluster = Cluster { balancer, ..cluster("test") };
+    let mut snapshot = raw(cluster.clone(), &[], attempts);
+    let localities = vec![zone(0, 1..6), zone(1, 6..7)];
+    let endpoints = Arc::new(Endpoints { cluster: "test".into(), localities, ..Endpoints::default() });
+    snapshot.clusters.insert("test".into(), ClusterState::Ready { cluster: cluster.into(), endpoints });
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let dialled = seen.clone();
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
+        let host = address.to_string()["10.0.0.".len()..].split(':').next().unwrap().parse().unwrap();
+        dialled.lock().push(host);
+        async move {
+            match host {
+                6 => Ok(Box::new(tokio::io::duplex(64).0) as Box<dyn Io>),
+                _ if refuse => Err(std::io::ErrorKind::ConnectionRefused.into()),
+                _ => std::future::pending().await,
             }
-            Ok(Box::new(tokio::io::duplex(64).0) as Box<dyn Io>)
-        });
-        let connected = client.build().connect(TARGET).await;
-        assert_eq!(connected.is_ok(), reached, "{connected:?}");
+        }
+    });
+    let connected = client.build().connect(TARGET).await;
+    let seen = std::mem::take(&mut *seen.lock());
+    assert_eq!(connected.is_ok(), seen.last() == Some(&6), "{seen:?} {connected:?}");
+    seen
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_of_which_one_does_not_answer_is_left_for_the_next_r40() {
+    for balancer in [Balancer::RoundRobin, Balancer::RingHash { min_size: 1024, max_size: 8 << 20 }] {
+        let seen = dialled(2, false, balancer.clone(), false).await;
+        assert_eq!((seen.len(), seen.last()), (2, Some(&6)), "{balancer:?} {seen:?}");
+        // Where it has no priority of its own the first may be the last.
+        let seen = dialled(2, false, balancer.clone(), true).await;
+        assert_eq!(seen.last(), Some(&6), "{balancer:?} {seen:?}");
+        // The controls: one attempt is in vain, and who refuses says nothing of its neighbours.
+        assert_ne!(dialled(1, false, balancer.clone(), false).await, [6]);
+        let mut seen = dialled(6, true, balancer, false).await;
+        assert_eq!(seen.pop(), Some(6));
+        seen.sort_unstable();
+        assert_eq!(seen, [1, 2, 3, 4, 5], "each once");
     }
 }
 
@@ -477,6 +504,28 @@ async fn a_destination_with_an_open_connection_is_not_forgotten() {
     drop(connection);
     pass(unused).await;
     assert_eq!(client.dump().destinations.len(), 0);
+}
+
+#[tokio::test]
+async fn a_destination_with_an_answer_under_way_is_not_forgotten_and_its_endpoint_drains() {
+    let (server, other) = (EchoServer::start("one").await, EchoServer::start("other").await);
+    server.behave(Behaviour::Stall);
+    let (unused, drain) = (Duration::from_secs(60), Duration::from_secs(5));
+    let source = FixedSource::of(TARGET, snapshot_with(forward_with(None), cluster("test"), &[&server]));
+    let client = Client::builder(source.clone()).forget_after(unused).drain_limit(drain).build();
+    let mut body = client.send(get("/")).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    tokio::time::pause();
+    pass(10 * unused).await;
+    assert_eq!((client.dump().destinations.len(), source.readers(TARGET) > 0), (1, true));
+    // Its endpoint leaves: the answer has the drain limit, and no more.
+    source.set_snapshot(TARGET, snapshot_with(forward_with(None), cluster("test"), &[&other]));
+    assert!(body.frame().await.unwrap().is_err());
+    // Its end is the last use.
+    pass(unused / 2).await;
+    assert_eq!(client.dump().destinations.len(), 1);
+    pass(unused).await;
+    assert_eq!((client.dump().destinations.len(), source.readers(TARGET)), (0, 0), "the control: nothing is under way");
 }
 
 #[tokio::test]

@@ -546,6 +546,43 @@ async fn ordinary_tls_checks_the_roots_and_the_names() {
     }
 }
 
+#[tokio::test]
+async fn s69_a_servers_chain_that_could_be_put_together_in_many_ways_is_refused_whatever_the_tls() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::of(&ca.id("default", "reviews")) };
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    let by_file = |names: &[&str]| OriginatedTls {
+        sni: Some("api.test".to_owned()),
+        auto_host_sni: false,
+        subject_alt_names: names.iter().map(|name| StringMatcher::exact(*name)).collect(),
+        ca_file: Some(roots.path().to_str().unwrap().to_owned()),
+        insecure_skip_verify: false,
+    };
+    let any = TrustBundles::of_any_domain(TrustBundle::from_pem(ca.root_pem().as_bytes()).unwrap());
+    for (shown, taken) in [(TestCa::tangled(&spec, 8), false), (ca.certified(&spec), true)] {
+        let server = EchoServer::start_tls("api", ca.server_showing(shown, &[b"http/1.1"])).await;
+        for tls in [
+            UpstreamTls::Simple(by_file(&[])),
+            UpstreamTls::Simple(by_file(&["api.test"])),
+            UpstreamTls::Roots(RootsTls { instance: Some("ca".into()), ..RootsTls::default() }),
+            UpstreamTls::Mesh(MeshTls::default()),
+        ] {
+            let identities = Identities::from(ca.watched("default", "web"))
+                .with_roots([("ca".into(), Watched::fixed(Some(any.clone())))]);
+            let cluster = Cluster { tls: tls.clone(), ..cluster("test") };
+            let answer = fetch(&builder(cluster, &server).identity(identities).build(), "/").await;
+            match answer {
+                Ok(_) => assert!(taken, "{tls:?}"),
+                Err(error) => {
+                    let refused = error.to_string().contains("MaximumPathBuildCallsExceeded");
+                    assert!(!taken && refused, "{tls:?}: {error}");
+                }
+            }
+        }
+    }
+}
+
 /// No CA means the system's, and never nobody in particular.
 #[tokio::test]
 async fn s88_without_a_ca_of_its_own_ordinary_tls_trusts_nobody_whom_the_system_does_not_know() {

@@ -367,6 +367,11 @@ impl CertificateAuthority {
         self.clock.unix_seconds()
     }
 
+    /// What tells the time.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// Where the root certificates lie.
     pub fn root_path(&self) -> &Path {
         &self.root_path

@@ -7,7 +7,7 @@ use mesh_core::id::SpiffeId;
 use mesh_discovery::proto::certificate::{
     IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -27,6 +27,8 @@ pub(crate) struct CertificateService {
     accounts: Option<ServiceAccountTokens>,
     asking: Asking,
     limit: IssueLimit,
+    // A wall clock that jumps would fill its buckets, or let them stand empty until it is back.
+    since: Instant,
     refusals: Arc<Refusals>,
 }
 
@@ -50,7 +52,7 @@ impl CertificateService {
         refusals: Arc<Refusals>,
     ) -> Self {
         let (asking, limit) = (Asking::default(), IssueLimit::default());
-        Self { authority, federation, tokens, accounts, asking, limit, refusals }
+        Self { authority, federation, tokens, accounts, asking, limit, since: Instant::now(), refusals }
     }
 
     pub(crate) fn into_server(self) -> IstioCertificateServiceServer<Self> {
@@ -111,7 +113,7 @@ impl CertificateService {
         };
         // Before a token is used up for nothing.
         self.authority.check_issuer().map_err(|e| Status::failed_precondition(e.to_string()))?;
-        if !self.limit.take(&id, self.authority.now()) {
+        if !self.limit.take(&id, self.since.elapsed().as_secs()) {
             return Err(Status::resource_exhausted(format!("{id} asks for too many certificates; try again later")));
         }
         let again = match claims {
@@ -249,7 +251,7 @@ mod tests {
         let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
         // Two are left.
         let mut before = 0;
-        while before < 998 && service.limit.take(&id, service.authority.now()) {
+        while before < 998 && service.limit.take(&id, service.since.elapsed().as_secs()) {
             before += 1;
         }
         assert_eq!(ask(&ours).await, Ok(()));
@@ -259,6 +261,35 @@ mod tests {
         assert_eq!(ask(&ours).await, Ok(()), "the repeat");
         assert_eq!(ask(&ours).await, Err(Code::ResourceExhausted));
         assert_eq!(ask(&others).await, Err(Code::Unauthenticated));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_jumps_neither_fills_a_bucket_nor_keeps_it_empty_r24() {
+        let home = tempfile::tempdir().unwrap();
+        let ahead = Arc::new(AtomicU64::new(0));
+        let (read, start) = (ahead.clone(), UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        let jumping = Clock::new(move || start + Duration::from_secs(read.load(Ordering::Relaxed)));
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let authority =
+            Arc::new(CertificateAuthority::open(home.path(), domain, CertificateLife::default(), jumping).unwrap());
+        let tokens = Arc::new(JoinTokens::with_clock(home.path(), Clock::new(move || start)).unwrap());
+        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+        let service = CertificateService::new(authority, federation, tokens.clone(), None, Arc::default());
+        let peer = Peer { address: ([127, 0, 0, 1], 80).into(), caller: Caller::Anonymous, joined: false };
+        let ask = async || {
+            let token = tokens.mint("default", "reviews", Duration::from_secs(60)).unwrap();
+            let mut metadata = MetadataMap::new();
+            metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+            service.issue(&peer, &metadata, &request()).await.map(drop).map_err(|e| e.code())
+        };
+        let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
+        while service.limit.take(&id, service.since.elapsed().as_secs()) {}
+        assert_eq!(ask().await, Err(Code::ResourceExhausted));
+        ahead.store(24 * 3600, Ordering::Relaxed);
+        assert_eq!(ask().await, Err(Code::ResourceExhausted), "a jump gives nothing");
+        ahead.store(0, Ordering::Relaxed);
+        mesh_testkit::clock::pass(Duration::from_secs(1)).await;
+        assert_eq!(ask().await, Ok(()), "and takes nothing");
     }
 
     /// A cluster that answers nobody.

@@ -13,7 +13,7 @@ use crate::jwks::Keys;
 use crate::load::{LoadBook, LoadService};
 use crate::model::Model;
 use crate::registry::{AnnounceService, Registry};
-use crate::runtime::{Refusals, ServerCertificate};
+use crate::runtime::{Refusals, ServerCertificate, Vital};
 use crate::xds::{AggregatedService, Cache, Limits, Nodes};
 
 /// What the services of a control plane share.
@@ -34,6 +34,7 @@ pub(super) struct Services {
     pub(super) certificate: Arc<ServerCertificate>,
     pub(super) refusals: Arc<Refusals>,
     pub(super) drain: DrainWatch,
+    pub(super) vital: Arc<Vital>,
 }
 
 impl Services {
@@ -73,6 +74,7 @@ impl Services {
             certificate: self.certificate.clone(),
             refusals: self.refusals.clone(),
             drain: self.drain.clone(),
+            vital: self.vital.clone(),
         })
     }
 

@@ -51,10 +51,9 @@ impl Builder {
         let federation = Arc::new(Federation::open(authority.clone(), own_names));
         let ask = Fetch::new(self.jwks.clone(), crypto.clone())?.ask();
         let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), self.clock.clone(), Some(state.clone()));
-        let held = Held::load(Some(state.clone()));
+        let (held, (trigger, drain)) = (Held::load(Some(state.clone())), drain::channel());
         let served = Served::new(model.clone(), registry.watch(), keys.keys(), self.options.clone(), held, &self.clock)
             .after(former);
-        let (trigger, drain) = drain::channel();
         let services = Services {
             authority,
             federation: federation.clone(),
@@ -72,16 +71,17 @@ impl Builder {
             certificate: certificate.clone(),
             refusals: Arc::default(),
             drain: drain.clone(),
+            vital: Arc::default(),
         };
 
         // Before the first port: what is announced there is a change already.
         let background = vec![
-            runtime::spawn(runtime::renew(certificate.clone(), life)),
-            runtime::spawn(runtime::follow(services.authority.clone(), federation.clone())),
-            runtime::spawn(registry::expire(services.registry.clone())),
-            runtime::spawn(registry::save(services.registry.clone(), state.clone())),
-            runtime::spawn(keys.run()),
-            runtime::spawn(served.run()),
+            services.vital.keep("renewal of its certificate", runtime::renew(certificate.clone(), life)),
+            services.vital.keep("authority's files", runtime::follow(services.authority.clone(), federation.clone())),
+            services.vital.keep("end of registrations", registry::expire(services.registry.clone())),
+            services.vital.keep("registrations on disk", registry::save(services.registry.clone(), state.clone())),
+            services.vital.keep("keys of issuers", keys.run()),
+            services.vital.keep("publication", served.run()),
         ];
         let mut ports = vec![runtime::spawn(runtime::serve(Port {
             listener,

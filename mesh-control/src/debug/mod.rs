@@ -3,7 +3,7 @@
 //! | Path | Answer |
 //! |---|---|
 //! | `/healthz` | `ok` as long as the process answers |
-//! | `/readyz` | `ok` while configuration is served, 503 once it is stopping |
+//! | `/readyz` | `ok` while configuration is served, 503 once it is stopping, or a task that has to run as long as it does has ended |
 //! | `/findings` | what is wrong with the manifests, JSON; `?format=text` a line each |
 //! | `/status` | what `mesh status` shows: the revision, the number of findings, and `/sync`, JSON |
 //! | `/sync` | every connected client: sent, accepted and refused versions, JSON; `?node=ID` only those; `?resources=true` with every name |
@@ -34,7 +34,7 @@ use crate::finding::{Finding, Severity};
 use crate::jwks::Keys;
 use crate::load::{LoadBook, Totals};
 use crate::registry::{Registrations, sorted};
-use crate::runtime::{Refusals, ServerCertificate};
+use crate::runtime::{Refusals, ServerCertificate, Vital};
 use crate::xds::{Cache, Nodes};
 
 /// What the debug port reads.
@@ -51,6 +51,7 @@ pub(crate) struct Debug {
     pub(crate) certificate: Arc<ServerCertificate>,
     pub(crate) refusals: Arc<Refusals>,
     pub(crate) drain: DrainWatch,
+    pub(crate) vital: Arc<Vital>,
 }
 
 /// Which clients, and how much of each.
@@ -101,6 +102,11 @@ fn is_loopback(host: &str) -> bool {
 async fn ready(State(debug): State<Debug>) -> Response {
     if debug.drain.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    let ended = debug.vital.ended();
+    if !ended.is_empty() {
+        let text = format!("ended by a bug, restart it: {}\n", ended.join(", "));
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
     "ok\n".into_response()
 }

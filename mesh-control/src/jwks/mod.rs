@@ -26,7 +26,7 @@ pub(crate) use self::refresh::{LONGEST, Refresh};
 use crate::model::KeySource;
 
 /// How keys of issuers are fetched: in 10 s at most, whatever a rule grants, and four at once for the manifests of one
-/// namespace.
+/// namespace, which may name a hundred sources.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FetchOptions {

@@ -26,6 +26,10 @@ const AGAIN: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::fr
 const MOST_AT_ONCE: usize = 16;
 /// Of these, for the manifests of one namespace.
 const MOST_OF_ONE: usize = 4;
+/// Sources that the manifests of one namespace may name: each may answer with a megabyte, and every new answer is news for all.
+const MOST_NAMED: usize = 100;
+/// Most bytes of the text of a failure: what an issuer said may be a part of it.
+const MOST_OF_FAILURE: usize = 1 << 10;
 /// Longest time for a fetch, whatever a rule grants: one that hangs has a place that others wait for.
 pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 const FILE: &str = "jwks.json";
@@ -48,7 +52,7 @@ struct Source {
     /// When the document was fetched, in seconds since the Unix epoch.
     fetched: u64,
     timeout: Duration,
-    /// Whose manifests name it.
+    /// Whose manifests name it, among the first [`MOST_NAMED`] of each; of none it is not asked.
     namespaces: BTreeSet<String>,
     /// In a row.
     failures: u32,
@@ -122,25 +126,36 @@ impl Refresh {
     fn follow(&mut self) {
         let model = self.model.load_full();
         let mut wanted: BTreeMap<&KeySource, (Duration, BTreeSet<String>)> = BTreeMap::new();
+        let mut named: BTreeMap<&str, BTreeSet<&KeySource>> = BTreeMap::new();
         for object in model.request_authentications.values() {
             for rule in &object.spec.rules {
                 let TokenKeys::From(source) = &rule.keys else { continue };
                 let (timeout, namespaces) = wanted.entry(source).or_default();
                 *timeout = rule.timeout.max(*timeout);
-                namespaces.insert(object.namespace().to_owned());
+                let named = named.entry(object.namespace()).or_default();
+                if named.len() < MOST_NAMED || named.contains(source) {
+                    named.insert(source);
+                    namespaces.insert(object.namespace().to_owned());
+                }
             }
         }
         self.sources.retain(|source, _| wanted.contains_key(source));
         for (source, (timeout, namespaces)) in wanted {
-            match self.sources.entry(source.clone()) {
+            let source = match self.sources.entry(source.clone()) {
                 Entry::Occupied(known) => {
                     let known = known.into_mut();
                     (known.timeout, known.namespaces) = (timeout, namespaces);
+                    known
                 }
                 Entry::Vacant(free) => {
                     let due = Instant::now();
-                    free.insert(Source { known: Known::default(), fetched: 0, timeout, namespaces, failures: 0, due });
+                    free.insert(Source { known: Known::default(), fetched: 0, timeout, namespaces, failures: 0, due })
                 }
+            };
+            if source.namespaces.is_empty() {
+                source.known.failure = Some(format!(
+                    "its namespace names over {MOST_NAMED} sources of keys, and no more are asked: write the keys down (jwks)"
+                ));
             }
         }
     }
@@ -196,7 +211,9 @@ impl Refresh {
             Err(error) => {
                 source.due = Instant::now() + AGAIN.bound(source.failures).min(refresh);
                 source.failures = source.failures.saturating_add(1);
-                source.known.failure = Some(error.to_string());
+                let mut why = error.to_string();
+                why.truncate(why.floor_char_boundary(MOST_OF_FAILURE));
+                source.known.failure = Some(why);
             }
         }
         self.forget_old();

@@ -146,7 +146,8 @@ fn issue(
     let own = own_bundles(authority);
     let (identity, life) = identity(authority, own, id, names, provider, 0)?;
     // Optional: the first certificate is asked for without one. Each service demands what it needs.
-    let config = server_config(&identity, false, &[b"h2"], provider)?;
+    let mut config = server_config(&identity, false, &[b"h2"], provider)?;
+    config.time_provider = Arc::new(authority.clock().clone());
     Ok((Current { config: Arc::new(config), identity }, life))
 }
 

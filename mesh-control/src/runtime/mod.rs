@@ -8,6 +8,7 @@ mod connection;
 mod refusals;
 mod shares;
 mod standing;
+mod vital;
 mod worker;
 
 pub(crate) use self::admission::Bounds;
@@ -16,6 +17,7 @@ pub(crate) use self::certificate::ServerCertificate;
 pub(crate) use self::connection::Speaks;
 pub(crate) use self::refusals::{EVERY, Refusal, Refusals};
 pub(crate) use self::shares::{Place, Shares, holder};
+pub(crate) use self::vital::Vital;
 pub(crate) use self::worker::{Port, Task, follow, identity, renew, serve, spawn};
 
 use std::fmt;

@@ -1,5 +1,7 @@
 //! When revisions come, and what they say they changed.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -54,6 +56,32 @@ async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_
                 mesh_testkit::clock::pass(QUIET / 2).await;
             }
             assert!(busy.elapsed() >= PATIENCE && busy.elapsed() < 2 * PATIENCE, "{:?}", busy.elapsed());
+        } => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_brings_a_bug_to_light_is_told_of_and_the_next_one_comes() {
+    let (publisher, registrations) = Watched::channel(Registrations::default());
+    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+    let (model, keys) = (Watched::fixed(Model::default()), Watched::fixed(Keys::default()));
+    let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), &clock);
+    let (cache, findings, panics) = (served.cache(), served.findings(), served.panics.clone());
+    tokio::select! {
+        () = served.run() => unreachable!("it runs for ever"),
+        () = async {
+            panics.store(true, Relaxed);
+            publisher.publish(table_of(&[registration(1)]));
+            while findings.load().is_empty() {
+                mesh_testkit::clock::pass(Duration::from_millis(1)).await;
+            }
+            assert_eq!((findings.load()[0].severity, &*cache.version()), (Severity::Error, "7/1"));
+            // The control: the next one, without the bug.
+            panics.store(false, Relaxed);
+            publisher.publish(table_of(&[registration(2)]));
+            watch(&cache, |version| version == "7/2").await;
+            mesh_testkit::clock::pass(PATIENCE).await;
+            assert!(findings.load().is_empty());
         } => {}
     }
 }

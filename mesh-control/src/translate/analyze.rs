@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::references::{self, Dangling, full_name};
-use super::{NodeScope, World, guards, in_vain, names, plaintext, selected, unnamed};
+use super::{NodeScope, World, guards, in_vain, names, plaintext, selected, unannounced, unnamed};
 use crate::finding::{Finding, Severity};
 use crate::model::{Object, PortProtocol, VirtualService, covers};
 
@@ -24,6 +24,7 @@ pub(super) fn findings(world: &World) -> Vec<Finding> {
     in_vain::findings(world, &mut findings);
     selected::findings(world, &mut findings);
     announcements(world, &mut findings);
+    unannounced::findings(world, &mut findings);
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
     findings
 }

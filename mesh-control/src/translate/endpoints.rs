@@ -33,6 +33,11 @@ pub(super) fn of_port(
     policy: &PortPolicy,
 ) -> Endpoints {
     let members = port.instances.iter().filter(|instance| subset.is_none_or(|subset| instance.has(&subset.labels)));
+    let mut members: Vec<&Instance> = members.collect();
+    // An address is one endpoint, whoever names it and in whichever locality: a pod that is in a slice and announces itself
+    // would count twice. What manifests say comes first, and counts.
+    members.sort_by(|a, b| a.address.cmp(&b.address));
+    members.dedup_by(|a, b| a.address == b.address);
     let distribution = distribution(scope, policy);
     let mut groups: BTreeMap<(u32, &Locality), Vec<&Instance>> = BTreeMap::new();
     for instance in members {
@@ -42,9 +47,7 @@ pub(super) fn of_port(
     // Tiers nobody is in are closed up: priorities must be without gaps.
     let mut tiers: Vec<u32> = groups.keys().map(|(tier, _)| *tier).collect();
     tiers.dedup();
-    let localities = groups.into_iter().map(|((tier, locality), mut instances)| {
-        instances.sort_by(|a, b| a.address.cmp(&b.address));
-        instances.dedup_by(|a, b| a.address == b.address);
+    let localities = groups.into_iter().map(|((tier, locality), instances)| {
         let weight = instances.iter().fold(0u32, |sum, instance| sum.saturating_add(instance.weight.get()));
         let priority = tiers.iter().position(|other| *other == tier).unwrap_or(0);
         LocalityEndpoints {

@@ -162,6 +162,11 @@ impl Workloads {
         self.pods.only(ip, |pod| pod.namespace() == namespace && pod.spec.service_account.as_deref().is_none_or(same))
     }
 
+    /// Whether several pods have an address, as those on the network of their host.
+    pub(super) fn is_shared(&self, ip: IpAddr) -> bool {
+        self.pods.at.get(&ip).is_some_and(|pods| pods.len() > 1)
+    }
+
     /// What a process at an address announced, if it is of the service and, where that of the pod there is known, runs as
     /// that account. By that it is a member of the mesh, whatever else is said of the pod.
     fn announced_behind(
@@ -360,7 +365,7 @@ fn from_slice(
             port.instances.push(Instance {
                 address: Address::Socket(address),
                 labels: Arc::new(labels),
-                locality: Locality { zone: endpoint.zone.clone(), ..Locality::default() },
+                locality: locality(&endpoint.zone, announced),
                 weight: NonZeroU32::MIN,
                 health,
                 namespace: namespace.to_owned(),
@@ -369,6 +374,13 @@ fn from_slice(
             });
         }
     }
+}
+
+/// Where an endpoint of a slice is. A slice knows its zone at most; what the process there announced of itself may say the
+/// region and more, and counts where it does not say another zone.
+fn locality(zone: &str, announced: Option<&Registration>) -> Locality {
+    let said = announced.map(|announced| &announced.locality).filter(|said| zone.is_empty() || said.zone == zone);
+    said.cloned().unwrap_or_else(|| Locality { zone: zone.to_owned(), ..Locality::default() })
 }
 
 /// How an endpoint is called that Istio's mark says is a member of the mesh, or is not; without `policies` by that alone.

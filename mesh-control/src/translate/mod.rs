@@ -31,6 +31,7 @@ mod routes;
 mod rules;
 mod selected;
 mod tokens;
+mod unannounced;
 mod unnamed;
 mod virtual_services;
 

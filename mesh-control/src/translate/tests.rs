@@ -1,5 +1,6 @@
 //! The rules of translation that golden files show badly: who sees what, who wins, what fails.
 
+mod analysis;
 mod authorization;
 mod endpoints;
 mod keep;
@@ -9,6 +10,7 @@ mod proxy;
 mod selected;
 mod tcp;
 mod tokens;
+mod unannounced;
 
 use std::collections::BTreeMap;
 

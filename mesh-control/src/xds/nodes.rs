@@ -34,7 +34,8 @@ pub struct NodeStatus {
     pub address: SocketAddr,
     /// `state-of-the-world` or `delta`.
     pub protocol: &'static str,
-    /// Whether it has accepted the newest of everything it asked for.
+    /// Whether it has accepted the newest of everything it asked for. A refusal counts until what was refused is other, or gone,
+    /// also when later responses were accepted.
     pub in_sync: bool,
     /// Whether it is an Envoy that has not had all of its clusters in use for 15 s, so that its listeners and routes no
     /// longer wait for them.
@@ -66,6 +67,9 @@ pub struct TypeStatus {
     pub due: usize,
     /// Its refusal of the last response; none of one before that.
     pub nack: Option<NackStatus>,
+    /// Some of the names that were in a response which it refused, whichever that was, and that it was not sent again since:
+    /// of these it may go on with older versions.
+    pub refused: Vec<String>,
     /// What of the newest state was not sent because no client takes a message of that size, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsent: Option<String>,
@@ -211,7 +215,8 @@ impl Node {
     fn status(&self, resources: bool) -> Option<NodeStatus> {
         let session = self.session.as_ref()?;
         let types = session.status(resources);
-        let behind = |ty: &TypeStatus| ty.waiting || ty.due > 0 || ty.nack.is_some() || ty.unsent.is_some();
+        let lags = |ty: &TypeStatus| ty.waiting || ty.due > 0 || ty.unsent.is_some();
+        let behind = |ty: &TypeStatus| lags(ty) || ty.nack.is_some() || !ty.refused.is_empty();
         Some(NodeStatus {
             node: self.id.clone(),
             user_agent: self.user_agent.clone(),

@@ -38,7 +38,9 @@ use crate::policy::{AuthorizerProvider, CheckedBody};
 /// }
 /// ```
 pub trait ExternalAuthorizer: fmt::Debug + Send + Sync + 'static {
-    /// Decides about one request. Dropping the answer's future gives the question up.
+    /// Decides about one request. Dropping the answer's future gives the question up. It is asked in
+    /// [`RequestContext::of_question`](crate::context::RequestContext::of_question) of the request: what is called for it
+    /// goes into its trace, and neither ends at its deadline nor counts as a retry.
     fn check(&self, request: CheckRequest) -> Checking<'_>;
 
     /// How much of a request's body it is to be told. Default: nothing of it.

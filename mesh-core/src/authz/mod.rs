@@ -2,7 +2,7 @@
 //! time and says which rule decided.
 //!
 //! ```text
-//! policies ─ compile ─► stages: observed ones, CUSTOM, DENY, ALLOW ─ decide(request) ─► Ok, or Denial
+//! policies ─ compile ─► stages: CUSTOM, observed ones, DENY, ALLOW ─ decide(request) ─► Ok, or Denial
 //!                          │ rules by path, by caller, by namespace; the rest in order
 //! ```
 //!
@@ -38,7 +38,9 @@ pub use self::external::{
     CheckBody, CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal,
     Unavailable,
 };
-pub use self::outlook::{Caller, keeps_open};
+pub use self::outlook::{Caller, PolicyChange};
+#[cfg(test)]
+use self::outlook::{keeps_open, keeps_open_plainly};
 use self::rules::Rules;
 use crate::identity::PeerIdentity;
 use crate::jwt::Tokens;
@@ -161,8 +163,9 @@ pub enum ObservationKind {
 }
 
 impl Authorizer {
-    /// Compiles policies. What is only observed comes first, so that a denial does not hide it; then CUSTOM, DENY,
-    /// routes and ALLOW, each in listed order.
+    /// Compiles policies. CUSTOM comes first, as in Envoy, whose external authorizers stand before RBAC; then what is only
+    /// observed, so that it sees the request that it would be enforced on and no other denial hides it; then DENY, routes and
+    /// ALLOW, each in listed order.
     pub fn new(policies: &[AuthorizationPolicy]) -> Self {
         Self::compile(policies, |_| None)
     }
@@ -269,9 +272,9 @@ impl Stage {
 
     fn rank(&self) -> u8 {
         match &self.action {
-            _ if self.dry_run => 0,
-            AuthorizationAction::Audit => 0,
-            AuthorizationAction::Custom(_) => 1,
+            AuthorizationAction::Custom(_) if !self.dry_run => 0,
+            _ if self.dry_run => 1,
+            AuthorizationAction::Audit | AuthorizationAction::Custom(_) => 1,
             AuthorizationAction::Deny => 2,
             AuthorizationAction::Route => 3,
             AuthorizationAction::Allow => 4,

@@ -1,3 +1,4 @@
+mod change;
 mod random;
 
 use std::sync::Arc;
@@ -263,31 +264,102 @@ fn s28_of_several_values_one_is_enough_to_deny_and_all_are_needed_to_allow() {
     }
 }
 
+/// The request that a second value spoils, and the same without it; `sent` are values of one header.
+#[test]
+fn s28_s32_no_second_value_gets_by_a_range_an_inverted_matcher_or_one_of_absence() {
+    let admin = || HeaderMatch::Text(StringMatcher::exact("admin"));
+    let (range, present) = (HeaderMatch::Range { start: 1, end: 5 }, HeaderMatch::Present);
+    let plain = |value: HeaderMatch| HeaderMatcher { value, ..role("") };
+    let not = |value| HeaderMatcher { invert: true, ..plain(value) };
+    let or_missing = |matcher| HeaderMatcher { treat_missing_as_empty: true, ..matcher };
+    for (matcher, sent, denied, allowed) in [
+        (plain(range.clone()), &["4"][..], true, true),
+        (plain(range.clone()), &["9"], false, false),
+        (plain(range.clone()), &["4", "9"], true, false),
+        (plain(range.clone()), &["9", "4"], true, false),
+        // Joined they are no number.
+        (plain(range.clone()), &["4", "4"], true, false),
+        (plain(range.clone()), &["9", "8"], false, false),
+        (plain(range.clone()), &["9,4"], true, false),
+        (not(range.clone()), &["9"], true, true),
+        (not(range.clone()), &["4"], false, false),
+        (not(range.clone()), &["9", "4"], true, false),
+        (not(range.clone()), &["4", "9"], true, false),
+        (not(range.clone()), &["4", "4"], true, false),
+        (not(range.clone()), &["9", "8"], true, true),
+        (not(range.clone()), &["9,4"], true, false),
+        (not(range.clone()), &[], false, false),
+        (or_missing(not(range.clone())), &[], true, true),
+        (or_missing(plain(range)), &[], false, false),
+        (not(admin()), &["user"], true, true),
+        (not(admin()), &["admin"], false, false),
+        (not(admin()), &["user", "admin"], true, false),
+        (not(admin()), &["admin", "user"], true, false),
+        (not(admin()), &["admin", "admin"], true, false),
+        (not(admin()), &[], false, false),
+        // Absent it is empty where the matcher says so, and what is there is read as ever.
+        (or_missing(not(admin())), &[], true, true),
+        (or_missing(not(admin())), &["user"], true, true),
+        (or_missing(not(admin())), &["admin"], false, false),
+        (or_missing(not(admin())), &["user", "admin"], true, false),
+        (or_missing(not(admin())), &["", "admin"], true, false),
+        (or_missing(plain(admin())), &[], false, false),
+        (or_missing(plain(admin())), &["admin", "user"], true, false),
+        (or_missing(role("")), &[], true, true),
+        (or_missing(role("")), &[""], true, true),
+        (or_missing(role("")), &["", "user"], true, false),
+        (or_missing(role("")), &["user"], false, false),
+        (role(""), &[], false, false),
+        // How many there are is nothing to a test of presence.
+        (plain(present(true)), &["a", "b"], true, true),
+        (not(present(true)), &["a", "b"], false, false),
+        (plain(present(false)), &["a", "b"], false, false),
+        (not(present(false)), &["a", "b"], true, true),
+    ] {
+        let rules = || vec![rule("r", vec![Permission::Header(matcher.clone())], vec![Principal::Any])];
+        let headers: Vec<_> = sent.iter().map(|value| ("x-role", *value)).collect();
+        let call = get("/").headers(&headers);
+        let of = |action| deciding(&[policy("p", action, rules())], &call);
+        assert_eq!(of(AuthorizationAction::Deny).is_err(), denied, "DENY {matcher:?} {sent:?}");
+        assert_eq!(of(AuthorizationAction::Allow).is_ok(), allowed, "ALLOW {matcher:?} {sent:?}");
+    }
+}
+
+/// Each kind of matcher, inverted or not, for a header that is there or is not, with absence taken for an empty value or not,
+/// in a rule that denies and in one that allows.
 #[test]
 fn s32_an_absent_header_satisfies_presence_tests_only() {
     let pattern = |pattern| HeaderMatch::Text(StringMatcher { pattern, ignore_case: false });
+    // What each makes of the value `11`, of an empty one, and of none.
     let kinds = [
-        (pattern(StringMatch::Exact("a1".into())), true),
-        (pattern(StringMatch::Prefix("a".into())), true),
-        (pattern(StringMatch::Suffix("1".into())), true),
-        (pattern(StringMatch::Contains("a".into())), true),
-        (pattern(StringMatch::Regex(Pattern::new("a.").unwrap())), true),
-        (HeaderMatch::Present(true), true),
+        (pattern(StringMatch::Exact("11".into())), [true, false]),
+        (pattern(StringMatch::Exact(String::new())), [false, true]),
+        (pattern(StringMatch::Prefix("1".into())), [true, false]),
+        (pattern(StringMatch::Suffix("1".into())), [true, false]),
+        (pattern(StringMatch::Contains("1".into())), [true, false]),
+        (pattern(StringMatch::Regex(Pattern::new(".1").unwrap())), [true, false]),
+        (pattern(StringMatch::Regex(Pattern::new(".*").unwrap())), [true, true]),
+        (HeaderMatch::Range { start: 10, end: 20 }, [true, false]),
+        (HeaderMatch::Present(true), [true, false]),
+        (HeaderMatch::Present(false), [false, true]),
     ];
-    for (value, matches) in kinds {
-        for invert in [false, true] {
-            for present in [false, true] {
-                let matcher = HeaderMatcher { value: value.clone(), invert, ..role("") };
-                let presence = matches!(value, HeaderMatch::Present(_));
-                let want = match present {
-                    true => matches != invert,
-                    false => presence && invert,
-                };
-                let rules = vec![rule("r", vec![Permission::Header(matcher)], vec![Principal::Any])];
-                let deny = [policy("p", AuthorizationAction::Deny, rules)];
-                let headers: &[_] = if present { &[("x-role", "a1")] } else { &[] };
-                assert_eq!(deciding(&deny, &get("/").headers(headers)).is_err(), want, "{value:?} {invert} {present}");
-            }
+    for (value, [of_value, of_empty]) in kinds {
+        for (invert, present, treat_missing_as_empty) in
+            (0..8).map(|bits| (bits & 1 == 1, bits & 2 == 2, bits & 4 == 4))
+        {
+            let tells_absence = matches!(value, HeaderMatch::Present(_)) || treat_missing_as_empty;
+            let want = match present {
+                true => of_value != invert,
+                false => tells_absence && of_empty != invert,
+            };
+            let matcher = HeaderMatcher { value: value.clone(), invert, treat_missing_as_empty, ..role("") };
+            let headers: &[_] = if present { &[("x-role", "11")] } else { &[] };
+            let of = |action| {
+                let rules = vec![rule("r", vec![Permission::Header(matcher.clone())], vec![Principal::Any])];
+                deciding(&[policy("p", action, rules)], &get("/").headers(headers)).is_ok()
+            };
+            assert_eq!(!of(AuthorizationAction::Deny), want, "DENY {matcher:?} {present}");
+            assert_eq!(of(AuthorizationAction::Allow), want, "ALLOW {matcher:?} {present}");
         }
     }
 }
@@ -574,6 +646,30 @@ fn dry_runs_and_audits_are_told_and_decide_nothing() {
     // The control: enforced it denies, and what is observed is still told.
     let (allowed, said) = told(&[deny, dry, audit], "/a");
     assert_eq!((allowed, said.len(), &*said[2]), (false, 3, "Logged deny false"));
+}
+
+#[test]
+fn what_is_only_observed_is_judged_as_it_would_be_enforced_after_the_authorizers_word() {
+    let role = || vec![rule("r", vec![Permission::Header(role("admin"))], vec![Principal::Any])];
+    let dry = AuthorizationPolicy { dry_run: true, ..policy("dry", AuthorizationAction::Allow, role()) };
+    let audit = policy("audit", AuthorizationAction::Audit, role());
+    let ask = AuthorizationAction::Custom(AuthorizerProvider::named("opa"));
+    let ask = policy("ask", ask, vec![rule("r", vec![Permission::Any], vec![Principal::Any])]);
+    let policies = [dry, audit, ask];
+    let authorizer = Authorizer::new(&policies);
+    let told = |from: Step, call: &Call| {
+        let mut told = Vec::new();
+        let next = call.with(|of| {
+            let observe = |seen: Observation<'_>| told.push(format!("{} {}", seen.policy, seen.allowed));
+            authorizer.decide_from(from, of, observe).unwrap().map(|question| question.next)
+        });
+        (next, told)
+    };
+    let (next, before) = told(Step::default(), &get("/"));
+    assert_eq!(before, Vec::<String>::new());
+    // The authorizer says who it is.
+    let (next, after) = told(next.unwrap(), &get("/").headers(&[("x-role", "admin")]));
+    assert_eq!((next, after), (None, vec!["dry true".to_owned(), "audit true".to_owned()]));
 }
 
 #[test]

@@ -32,6 +32,13 @@ pub(super) fn availability(part: u64, total: u64, factor: u32) -> u64 {
     wanted.checked_div(u128::from(total)).map_or(0, |share| share.min(u128::from(ALL)) as u64)
 }
 
+/// What all priorities together can take that are not in panic, in millionths; at most all.
+pub(super) fn available(levels: &[Count], shares: &[Share], factor: u32) -> u64 {
+    let calm = levels.iter().zip(shares).filter(|(_, share)| !share.panic);
+    let each = calm.flat_map(|(level, _)| [level.healthy, level.degraded].map(|part| (part, level.total)));
+    each.map(|(part, total)| availability(part, total, factor)).sum::<u64>().min(ALL)
+}
+
 /// Shares by priority; all 0 if nothing is usable. `panic` of 0 switches panic off.
 pub(super) fn shares(levels: &[Count], factor: u32, panic: PerMillion) -> Vec<Share> {
     let available = |of: fn(&Count) -> u64| -> Vec<u64> {

@@ -76,10 +76,10 @@ pub struct Pick<'a> {
     pub tried: &'a [usize],
     /// The request's hash, for balancers that hash; `None` = any will do.
     pub hash: Option<u64>,
-    /// Whether another priority than those of `tried` should serve, if there is one
-    /// (Envoy `previous_priorities`); if there is none, another locality. For a [`ReadySet`]; pickers see one priority
-    /// only.
-    pub other_priority: bool,
+    /// Indices whose priorities are to be left if there is another one (Envoy `previous_priorities`); if there is none,
+    /// their localities. Nothing = any will do. They may be chosen again unless `tried` names them too. For a
+    /// [`ReadySet`]; pickers see one priority only.
+    pub away_from: &'a [usize],
 }
 
 /// Chooses one of the candidates it was built for.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
-use super::levels::{Count, OVERPROVISIONING, Share, availability, shares};
+use super::levels::{Count, OVERPROVISIONING, Share, availability, available, shares};
 use super::slow_start::Ramp;
 use super::spill::Spill;
 use super::weights::{Excluded, Weights};
@@ -41,6 +41,7 @@ pub struct ReadySet<E> {
     candidates: Candidates,
     pools: Box<[Pool]>,
     usable: usize,
+    available: u64,
     spill: Option<Spill>,
     // Made by the first who asks.
     places: OnceLock<HashMap<Address, u32, RandomState>>,
@@ -117,6 +118,7 @@ impl<E> ReadySet<E> {
             }
         }
         let usable = pools.iter().map(|pool| pool.range.len()).sum();
+        let available = available(&counts, &shares, factor);
         let (mut kept, mut candidates) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
         for (entry, weight) in entries.into_iter().zip(weights) {
             kept.push(entry.own);
@@ -136,7 +138,7 @@ impl<E> ReadySet<E> {
         let pools = pools.collect();
         let endpoints = kept.into();
         let places = OnceLock::new();
-        let set = Self { cluster, custom, endpoints, candidates, pools, usable, spill, places };
+        let set = Self { cluster, custom, endpoints, candidates, pools, usable, available, spill, places };
         let mut before = 0;
         for pool in set.pools.iter() {
             if pool.until > std::mem::replace(&mut before, pool.until) && !pool.range.is_empty() {
@@ -158,11 +160,11 @@ impl<E> ReadySet<E> {
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
     /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
     /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56). Where
-    /// [another priority](Pick::other_priority) is wanted and there is none, it is another locality's if there is one.
+    /// [another priority](Pick::away_from) is wanted and there is none, it is another locality's if there is one.
     pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
         let pool = self.pool(pick, draw)?;
         let mut index = self.pick_in(pool, pick, draw)?;
-        if pick.other_priority && !pick.tried.is_empty() {
+        if !pick.away_from.is_empty() {
             index = self.other_locality(pool, pick, draw).unwrap_or(index);
         }
         if let Some(spill) = &self.spill
@@ -253,6 +255,15 @@ impl<E> ReadySet<E> {
         self.pools.iter().flat_map(|pool| pool.range.clone()).any(|index| !self.is_unreachable(index, now))
     }
 
+    /// How much of the requests it can take: all of them down to 71 % healthy (Envoy's overprovisioning), and from
+    /// there on less and less. Priorities in panic count for nothing; nothing at all if none of the others can be
+    /// reached as far as is known.
+    pub fn availability(&self, now: Duration) -> PerMillion {
+        let mut calm = self.pools.iter().filter(|pool| !pool.panic).flat_map(|pool| pool.range.clone());
+        let reachable = self.available > 0 && calm.any(|index| !self.is_unreachable(index, now));
+        PerMillion::new(if reachable { self.available as u32 } else { 0 })
+    }
+
     /// How many are usable.
     pub fn len(&self) -> usize {
         self.usable
@@ -275,14 +286,14 @@ impl<E> ReadySet<E> {
 
     fn pool(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<&Pool> {
         let last = self.pools.last()?;
-        if pick.other_priority && !pick.tried.is_empty() {
-            let tried = |priority: u32| {
+        if !pick.away_from.is_empty() {
+            let is_left = |priority: u32| {
                 let of = self.pools.iter().filter(|pool| pool.priority == priority);
-                of.flat_map(|pool| pool.range.clone()).any(|index| pick.tried.contains(&index))
+                of.flat_map(|pool| pool.range.clone()).any(|index| pick.away_from.contains(&index))
             };
-            // One that is to fail in panic has nobody to send to.
-            let mut usable = self.pools.iter().filter(|pool| !pool.range.is_empty());
-            if let Some(other) = usable.find(|pool| !tried(pool.priority)) {
+            // One that is to fail in panic has nobody to send to, nor has one of which all are to come last.
+            let has_other = |pool: &Pool| pool.range.clone().any(|index| !pick.tried.contains(&index));
+            if let Some(other) = self.pools.iter().find(|pool| has_other(pool) && !is_left(pool.priority)) {
                 return Some(other);
             }
         }
@@ -294,16 +305,20 @@ impl<E> ReadySet<E> {
         self.pools.iter().find(|pool| point < pool.until)
     }
 
-    /// In a pool of a priority that was tried, rather one of another locality than those tried, whichever can be reached: what
-    /// keeps one from being reached keeps its neighbours as well.
+    /// In a pool of a priority that was to be left, one of another locality, whichever can be reached: what keeps one from
+    /// being reached keeps its neighbours as well.
     #[cold]
     fn other_locality(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
         let locality = |index: usize| &self.candidates.policy(index).0.locality;
-        let tried = || pick.tried.iter().copied().filter(|tried| *tried < self.candidates.len());
-        let was_tried = |index: usize| tried().any(|tried| locality(tried) == locality(index));
+        let left = || pick.away_from.iter().copied().filter(|left| *left < self.candidates.len());
+        let is_left = |index: usize| left().any(|left| locality(left) == locality(index));
         let is_admitted = |index: usize| self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
-        let may_be =
-            |index: &usize| !was_tried(*index) && is_admitted(*index) && !self.is_unreachable(*index, pick.now);
+        let may_be = |index: &usize| {
+            !pick.tried.contains(index)
+                && !is_left(*index)
+                && is_admitted(*index)
+                && !self.is_unreachable(*index, pick.now)
+        };
         let mut others = pool.range.clone().filter(may_be);
         let count = others.clone().count() as u64;
         if count == 0 { None } else { others.nth(draw(count) as usize) }

@@ -159,6 +159,15 @@ impl RequestContext {
         Self { trace, trace_state, deadline, caller, tokens, forwarded, retried, spent, stalled }
     }
 
+    /// The context of a question that the mesh itself asks about this request: the same trace and the same caller. What the
+    /// caller could hinder the question by stays behind: its deadline, and that it is a retry; and a question that fails
+    /// is not to the request's account.
+    #[must_use]
+    pub fn of_question(&self) -> Self {
+        let (spent, stalled) = (Flag::default(), Flag::default());
+        Self { deadline: None, retried: false, spent, stalled, ..self.clone() }
+    }
+
     /// Writes the headers of a call made for this request: its `traceparent` as it came (a span that nobody records would
     /// tear the trace), `tracestate`, the forwarded headers and the mark of a retry. What the application set itself stays.
     pub fn write_headers(&self, headers: &mut HeaderMap) {
@@ -195,6 +204,13 @@ impl fmt::Debug for RequestContext {
             .field("stalled", &self.stalled)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether a header of a request says how whoever sends it on is to go about it: the time that is left, that it is a retry,
+/// a fault to make. A question about the request that went with them would be under the caller's orders.
+pub fn is_of_hop(name: &HeaderName) -> bool {
+    let known = [&GRPC_TIMEOUT, &EXPECTED_TIMEOUT, &RETRIED, &PREVIOUS_ATTEMPTS, &ATTEMPT_COUNT];
+    known.contains(&name) || name.as_str().starts_with("x-envoy-fault-")
 }
 
 /// Whether a header says that its request is a retry or made for one, in the words of a mesh client, of

@@ -2,14 +2,17 @@
 //!
 //! ```text
 //! closed ──failures──▶ open ──penalty over──▶ probation ──▶ probing ──success──▶ closed
-//!                        ▲                        ▲            │ │ given up
-//!                        └────────failure─────────┼────────────┘ │
-//!                                                 └──────────────┘
+//!                       ▲ ▲                       ▲          │ │ │ given up       ▲
+//!                       │ └────────failure────────┼──────────┘ │ │                │
+//!                       │                         └────────────┼─┘                │
+//!                       └──────────────failure── trial ◀──head─┘ ────success──────┘
 //! ```
 //!
 //! Requests move it with atomics; how long a penalty lasts is the owner's to say.
 
 use std::time::Duration;
+
+use serde::Serialize;
 
 use super::Evidence;
 use super::check::below;
@@ -25,7 +28,8 @@ pub struct Accrual {
 }
 
 /// Where a breaker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AccrualState {
     /// Requests pass.
     Closed,
@@ -35,12 +39,15 @@ pub enum AccrualState {
     Probation,
     /// The probe is under way.
     Probing,
+    /// Requests pass, for the probe's answer has begun; no request has ended well yet.
+    Trial,
 }
 
 const CLOSED: u8 = AccrualState::Closed as u8;
 const OPEN: u8 = AccrualState::Open as u8;
 const PROBATION: u8 = AccrualState::Probation as u8;
 const PROBING: u8 = AccrualState::Probing as u8;
+const TRIAL: u8 = AccrualState::Trial as u8;
 
 /// Leave for one request; to be given back by [`Accrual::leave`], whatever comes of it.
 #[derive(Debug)]
@@ -54,7 +61,7 @@ impl Accrual {
     /// Leave for one request; `None` = it must go elsewhere.
     pub fn enter(&self) -> Option<Turn> {
         match self.state.load(Ordering::Relaxed) {
-            CLOSED => Some(Turn { probe: false }),
+            CLOSED | TRIAL => Some(Turn { probe: false }),
             PROBATION => self.shift(PROBATION, PROBING).then_some(Turn { probe: true }),
             _ => None,
         }
@@ -72,21 +79,22 @@ impl Accrual {
             if self.failures.load(Ordering::Relaxed) != 0 {
                 self.failures.store(0, Ordering::Relaxed);
             }
-            return false;
+            // Looked at first: it is so for a moment in a lifetime.
+            return self.state.load(Ordering::Relaxed) == TRIAL && self.shift(TRIAL, CLOSED);
         }
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         // Requests that began before it opened change nothing.
-        failures >= policy.max_failures && self.shift(CLOSED, OPEN)
+        failures >= policy.max_failures && (self.shift(CLOSED, OPEN) || self.shift(TRIAL, OPEN))
     }
 
     /// The head of an answer has come that leaves its outcome open, as that of a gRPC stream may for hours. A probe has
-    /// shown enough then: requests pass, and one failure more takes them away again. True: the owner should look.
-    pub fn answered(&self, turn: &mut Turn, policy: &FailureAccrual) -> bool {
-        if !std::mem::take(&mut turn.probe) {
-            return false;
+    /// shown enough then: requests pass, and one failure more takes them away again, for longer than the last time. For the
+    /// owner nothing has changed before one of them succeeds.
+    pub fn answered(&self, turn: &mut Turn, policy: &FailureAccrual) {
+        if std::mem::take(&mut turn.probe) {
+            self.failures.store(policy.max_failures.saturating_sub(1), Ordering::Relaxed);
+            self.shift(PROBING, TRIAL);
         }
-        self.failures.store(policy.max_failures.saturating_sub(1), Ordering::Relaxed);
-        self.shift(PROBING, CLOSED)
     }
 
     /// Ends a request. A probe that said nothing, because it was given up, leaves its place to the next one.
@@ -107,6 +115,7 @@ impl Accrual {
             OPEN => AccrualState::Open,
             PROBATION => AccrualState::Probation,
             PROBING => AccrualState::Probing,
+            TRIAL => AccrualState::Trial,
             _ => AccrualState::Closed,
         }
     }
@@ -185,16 +194,19 @@ mod tests {
             let accrual = opened();
             accrual.begin_probation();
             let mut probe = accrual.enter().expect("the first one passes");
-            assert!(accrual.answered(&mut probe, &policy()));
-            assert_eq!(accrual.state(), AccrualState::Closed, "a stream may go on for hours");
-            accrual.record(&mut probe, evidence, &policy());
+            accrual.answered(&mut probe, &policy());
+            assert_eq!(accrual.state(), AccrualState::Trial, "a stream may go on for hours");
+            let other = accrual.enter().expect("and others pass meanwhile");
+            assert!(accrual.record(&mut probe, evidence, &policy()), "only now the owner has something to see");
+            accrual.leave(other);
             accrual.leave(probe);
             assert_eq!(accrual.state(), after);
         }
         // Requests that are no probes decide nothing by their heads.
         let accrual = Accrual::default();
         let mut turn = accrual.enter().expect("requests pass");
-        assert!(!accrual.answered(&mut turn, &policy()));
+        accrual.answered(&mut turn, &policy());
+        assert_eq!(accrual.state(), AccrualState::Closed);
         accrual.leave(turn);
     }
 

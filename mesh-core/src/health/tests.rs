@@ -370,6 +370,30 @@ fn penalties_double_until_a_probe_succeeds() {
 }
 
 #[test]
+fn penalties_double_for_streams_as_well_whose_failure_comes_after_their_head() {
+    let policy = FailureAccrual { max_failures: 1, ..FailureAccrual::default() };
+    let mut roster = of_policy(Cluster { accrual: Some(policy.clone()), ..Cluster::new("c".into()) }, 1);
+    let accrual = Accrual::default();
+    let mut turn = accrual.enter().unwrap();
+    for (round, times) in [1, 2, 4].into_iter().enumerate() {
+        assert!(accrual.record(&mut turn, Evidence::Grpc(14), &policy), "{round}");
+        accrual.leave(turn);
+        let look = |roster: &mut Roster<u32>| roster.accrued(&0, accrual.state(), SECOND * 100, &mut |_| 0);
+        assert_eq!(look(&mut roster), Some(Change::Penalized(SECOND * times)));
+        assert_eq!(roster.begin_probations(SECOND * 200), [0]);
+        accrual.begin_probation();
+        turn = accrual.enter().unwrap();
+        accrual.answered(&mut turn, &policy);
+        assert_eq!(look(&mut roster), None, "a head is no recovery");
+        assert!(accrual.enter().is_some(), "but others pass");
+    }
+    // The control: one that ends well is one.
+    assert!(accrual.record(&mut turn, Evidence::Grpc(0), &policy));
+    accrual.leave(turn);
+    assert_eq!(roster.accrued(&0, accrual.state(), SECOND * 300, &mut |_| 0), Some(Change::Recovered));
+}
+
+#[test]
 fn a_standing_survives_as_a_number() {
     let plain = [Standing::Good, Standing::Unchecked, Standing::FailedCheck, Standing::Penalty];
     for standing in plain.into_iter().chain(Reason::ALL.map(Standing::Ejected)) {

@@ -15,6 +15,7 @@ mod signed;
 mod svid;
 mod tls;
 mod verify;
+mod ways;
 
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,8 @@ pub use self::svid::{
     MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, root_of, verify_again, verify_path,
     verify_path_again, verify_svid,
 };
-pub use self::tls::{InvalidIdentity, anonymous_config, client_config, server_config};
-pub use self::verify::{SpiffeClientVerifier, SpiffeServerVerifier};
+pub use self::tls::{InvalidIdentity, anonymous_config, client_config, date, server_config};
+pub use self::verify::{BoundedVerifier, SpiffeClientVerifier, SpiffeServerVerifier};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -12,7 +12,7 @@ use x509_parser::error::X509Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::{TrustBundle, TrustBundles};
+use super::{TrustBundle, TrustBundles, ways};
 use crate::id::{SpiffeId, TrustDomain};
 
 /// Certificates between a leaf and its root that are looked at; real chains have one or two.
@@ -161,7 +161,8 @@ fn before_its_end(chain: &[CertificateDer<'_>], now: UnixTime) -> UnixTime {
 }
 
 /// The root by which a chain was let in, under its [short name](super::root_name). Where its trust domain has one only, or the
-/// chain names one only as an issuer, it is that one, and nothing is verified again; `None` if none can be.
+/// chain names one only as an issuer, it is that one, and nothing is verified again; `None` if none can be. Only of a chain
+/// that was let in: of another one it is not asked what it would cost.
 pub fn root_of<'b>(
     chain: &[CertificateDer<'_>],
     bundles: &'b TrustBundles,
@@ -303,7 +304,7 @@ fn signer_rules(path: &VerifiedPath<'_>, leaf: &SpiffeId, bundles: &TrustBundles
 }
 
 /// What path validation said, for those who have to do something about it.
-fn in_words(error: &webpki::Error) -> String {
+pub(super) fn in_words(error: &webpki::Error) -> String {
     let apart = |from: &UnixTime, to: &UnixTime| to.as_secs().saturating_sub(from.as_secs());
     match error {
         webpki::Error::CertExpired { time, not_after } => {
@@ -320,11 +321,15 @@ fn in_words(error: &webpki::Error) -> String {
         webpki::Error::CrlExpired { time, next_update } => {
             format!("the revocation list that tells of it ended {} seconds ago (CrlExpired)", apart(next_update, time))
         }
+        webpki::Error::MaximumPathBuildCallsExceeded => {
+            "its chain can be put together in too many ways (MaximumPathBuildCallsExceeded)".to_owned()
+        }
         other => other.to_string(),
     }
 }
 
-/// Verifies that a chain leads to a root of `bundle` and is not revoked, whoever it names.
+/// Verifies that a chain leads to a root of `bundle` and is not revoked, whoever it names. One that could be put together in
+/// very many ways, for its certificates have the same names, is refused at once: to go them all costs seconds.
 ///
 /// # Errors
 /// It cannot be read, does not lead there, has expired, is revoked or may not be used this way.
@@ -350,6 +355,7 @@ fn walk<T>(
     say: impl FnOnce(&VerifiedPath<'_>) -> T,
 ) -> Result<T, webpki::Error> {
     let cert = EndEntityCert::try_from(leaf)?;
+    ways::check(&cert, intermediates)?;
     let lists: Vec<_> = bundle.revoked().iter().collect();
     // Whose state no list tells, is refused: lists are there because somebody wants them to count. That is of the leaf and
     // of all that stands between it and the root.

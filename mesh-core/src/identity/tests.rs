@@ -2,8 +2,8 @@
 //! issue them.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -13,6 +13,7 @@ use super::*;
 use crate::id::TrustDomain;
 use crate::policy::{StringMatch, StringMatcher};
 
+mod chains;
 mod lists;
 pub(super) mod rows;
 mod sessions;
@@ -23,6 +24,7 @@ pub(super) const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
 /// A root and what it signs.
 pub(super) struct Root {
     pub(super) der: CertificateDer<'static>,
+    name: DistinguishedName,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -45,7 +47,7 @@ impl Root {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let der = params.self_signed(&key).unwrap().der().clone();
-        Self { der, issuer: Issuer::new(params, key) }
+        Self { der, name: params.distinguished_name.clone(), issuer: Issuer::new(params, key) }
     }
 
     pub(super) fn issue(&self, params: &CertificateParams) -> CertifiedKey {

@@ -1,12 +1,14 @@
 //! From an [`Identity`] to rustls configurations, one for each direction.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ServerConfig};
 
 use super::{Identity, PeerRefused, SpiffeClientVerifier, SpiffeServerVerifier, TrustBundles, peer_spiffe_id};
@@ -54,8 +56,14 @@ pub(super) fn validity(leaf: &CertificateDer<'_>) -> Option<(u64, u64)> {
     Some((seconds(validity.not_before)?, seconds(validity.not_after)?))
 }
 
+/// The date by `clock`. One that cannot tell is after everything: what ends has ended.
+pub fn date(clock: &dyn TimeProvider) -> UnixTime {
+    clock.current_time().unwrap_or_else(|| UnixTime::since_unix_epoch(Duration::MAX))
+}
+
 /// The TLS side of a connection to a mesh peer: our certificate, their SPIFFE ID among `expected`
-/// (empty = any peer of our bundles). `alpn` lists protocols in order of preference.
+/// (empty = any peer of our bundles). `alpn` lists protocols in order of preference. Peers are judged by the system's clock,
+/// unless `time_provider` is set; so they are by those below.
 ///
 /// # Errors
 /// The provider supports no protocol version that rustls knows.

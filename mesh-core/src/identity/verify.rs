@@ -9,9 +9,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use smallvec::SmallVec;
+use webpki::EndEntityCert;
 
-use super::svid::verify_svid;
-use super::{PeerRefused, TrustBundles, Usage};
+use super::svid::{in_words, verify_svid};
+use super::{PeerRefused, TrustBundles, Usage, ways};
 use crate::id::SpiffeId;
 use crate::matcher::TextCondition;
 use crate::policy::StringMatcher;
@@ -196,6 +197,67 @@ impl ClientCertVerifier for SpiffeClientVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.rules.schemes()
+    }
+}
+
+/// Another verifier, of servers that are known by other names than SPIFFE IDs, which is asked only of chains that can be put
+/// together in few ways: rustls' own goes them all, for whoever shows them.
+#[derive(Debug)]
+pub struct BoundedVerifier(Arc<dyn ServerCertVerifier>);
+
+impl BoundedVerifier {
+    /// Asks `verifier`, as long as that is cheap.
+    pub fn new(verifier: Arc<dyn ServerCertVerifier>) -> Self {
+        Self(verifier)
+    }
+}
+
+impl ServerCertVerifier for BoundedVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        // One that cannot be read has no way, and the verifier says so.
+        if let Ok(leaf) = EndEntityCert::try_from(end_entity)
+            && let Err(refused) = ways::check(&leaf, intermediates)
+        {
+            return Err(PeerRefused::Path(in_words(&refused)).into());
+        }
+        self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        self.0.requires_raw_public_keys()
+    }
+
+    fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
+        self.0.root_hint_subjects()
     }
 }
 

@@ -1,15 +1,24 @@
 //! What a token says.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 use super::Refusal;
 
-/// The claims of a token.
-#[derive(Clone, Debug, PartialEq)]
+/// The claims of a token. Its `Debug` shows their names and no values: they say who somebody is.
+#[derive(Clone, PartialEq)]
 pub struct Claims {
     json: Map<String, Value>,
     // Made once: rules of a policy ask for it again and again.
     principal: Option<Box<str>>,
+}
+
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Claims ")?;
+        f.debug_set().entries(self.json.keys()).finish()
+    }
 }
 
 impl Claims {

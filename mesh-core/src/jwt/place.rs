@@ -190,7 +190,9 @@ fn remove_cookies(headers: &mut HeaderMap, names: &[&str]) {
         })
         .collect();
     headers.remove(header::COOKIE);
-    for value in left {
+    for mut value in left {
+        // As all of it was.
+        value.set_sensitive(true);
         headers.append(header::COOKIE, value);
     }
 }
@@ -282,5 +284,6 @@ mod tests {
         }
         remove(&mut headers, &places);
         assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=b; c=\"d\"", "x"]);
+        assert!(headers.get_all("cookie").iter().all(HeaderValue::is_sensitive), "what is left is as secret (S92)");
     }
 }

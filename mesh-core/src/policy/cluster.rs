@@ -115,7 +115,8 @@ pub enum Discovery {
     LogicalDns(Arc<Endpoints>),
     /// Connect to what the caller dialled (Istio resolution NONE, PASSTHROUGH).
     OriginalDestination,
-    /// Several clusters in order of priority.
+    /// Several clusters in order: each serves as far as it can (down to 71 % healthy all requests, Envoy's overprovisioning),
+    /// the next ones what is left. One in panic serves where no other can.
     Aggregate(Vec<ClusterName>),
 }
 
@@ -335,7 +336,9 @@ pub struct CircuitBreakers {
     pub max_retries: Option<u32>,
     /// Share of active requests that may be retries, with a floor (Envoy `retry_budget`).
     pub retry_budget: Option<RetryConcurrency>,
-    /// Connections to one endpoint, above 0 (Envoy `per_host_thresholds`, gRFC A105).
+    /// Connections to one endpoint, above 0 (Envoy `per_host_thresholds`, gRFC A105). Unlike the others not counted over the
+    /// process: each destination that is dialled has connections of its own, and so has a cluster whose policy changed while
+    /// its former connections drain.
     pub max_connections_per_host: Option<u32>,
 }
 

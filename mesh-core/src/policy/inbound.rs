@@ -178,6 +178,27 @@ impl InboundRoutes {
         matches!(self, Self::All)
     }
 
+    /// Whether each request has a route in both or in neither, and guards that decide alike: limits and the keys of token
+    /// issuers do not count, nor do names.
+    pub(crate) fn decide_alike(&self, other: &Self) -> bool {
+        let (Self::Listed(one), Self::Listed(other)) = (self, other) else { return self == other };
+        // Many routes have the same guards.
+        let mut compared = HashMap::new();
+        let mut guards = |one: &Option<Arc<Guards>>, other: &Option<Arc<Guards>>| match (one, other) {
+            (Some(one), Some(other)) => *compared
+                .entry((Arc::as_ptr(one), Arc::as_ptr(other)))
+                .or_insert_with(|| Arc::ptr_eq(one, other) || one.decide_alike(other)),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let mut routes = |one: &InboundRoute, other: &InboundRoute| {
+            one.matcher == other.matcher && guards(&one.serves, &other.serves)
+        };
+        let hosts = |one: &InboundHost, other: &InboundHost| {
+            one.domains == other.domains && alike(&one.routes, &other.routes, &mut routes)
+        };
+        alike(one, other, hosts)
+    }
+
     /// Every route, in the order of the virtual hosts.
     pub fn iter(&self) -> impl Iterator<Item = &InboundRoute> {
         let hosts: &[InboundHost] = match self {
@@ -186,6 +207,10 @@ impl InboundRoutes {
         };
         hosts.iter().flat_map(|host| &host.routes)
     }
+}
+
+fn alike<T>(one: &[T], other: &[T], mut are: impl FnMut(&T, &T) -> bool) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| are(one, other))
 }
 
 /// A virtual host of a server.
@@ -223,6 +248,12 @@ pub struct Guards {
     pub authorization: Vec<AuthorizationPolicy>,
     /// The other HTTP filters.
     pub filters: Vec<HttpFilter>,
+}
+
+impl Guards {
+    fn decide_alike(&self, other: &Self) -> bool {
+        self.authorization == other.authorization && JwtAuthentication::demand_alike(&self.jwt, &other.jwt)
+    }
 }
 
 /// Transport security of a port (Istio PeerAuthentication `mtls.mode`).

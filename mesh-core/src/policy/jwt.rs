@@ -68,6 +68,18 @@ impl JwtAuthentication {
         outdated
     }
 
+    /// Whether two lists of filters ask the same of requests, with whichever keys: those change from time to time, and say
+    /// nothing of who was let in before.
+    pub(crate) fn demand_alike(one: &[Self], other: &[Self]) -> bool {
+        one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.demands() == other.demands())
+    }
+
+    fn demands(&self) -> impl PartialEq + use<'_> {
+        let Self { name, providers, rules, bypass_cors_preflight } = self;
+        let providers: Vec<_> = providers.iter().map(|(name, provider)| (name, provider.demands())).collect();
+        (name, providers, rules, bypass_cors_preflight)
+    }
+
     /// Whether there are requests that must have a token. Nothing that is not HTTP can have one.
     pub fn demands_token(&self) -> bool {
         self.rules.iter().filter_map(|rule| rule.requirement.as_ref()).any(|demand| !demand.allows_none())
@@ -175,6 +187,32 @@ impl JwtProvider {
             space_delimited: Vec::new(),
             clock_skew: Duration::from_secs(60),
         }
+    }
+
+    /// All but the keys.
+    fn demands(&self) -> impl PartialEq + use<'_> {
+        let Self {
+            issuer,
+            audiences,
+            subjects,
+            require_expiration,
+            max_lifetime,
+            keys: _,
+            forward,
+            from_headers,
+            from_params,
+            from_cookies,
+            payload_header,
+            pad_payload_header,
+            claim_headers,
+            payload_in_metadata,
+            space_delimited,
+            clock_skew,
+        } = self;
+        let token = (issuer, audiences, subjects, require_expiration, max_lifetime, clock_skew);
+        let places = (forward, from_headers, from_params, from_cookies);
+        let told = (payload_header, pad_payload_header, claim_headers, payload_in_metadata, space_delimited);
+        (token, places, told)
     }
 
     /// Whether the application can be told something in this header: none that the mesh keeps ([`is_reserved_header`]).

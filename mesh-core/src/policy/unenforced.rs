@@ -45,6 +45,13 @@ const CLUSTER: &[Line<Cluster>] = &[
     ),
 ];
 
+const ROUTE: &[Line<Forward>] = &[line(
+    "to.header",
+    "a client asks for the clusters that it reads the names of: a request whose header names one that no other route of the \
+     destination names, or none, fails",
+    |forward| matches!(forward.to, ClusterChoice::Header(_)),
+)];
+
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
 
@@ -77,6 +84,7 @@ impl Report for RouteConfiguration {
                 let path = format!("virtual_hosts[{i}].routes[{j}].");
                 overrides(&route.filters, &resource, &path, out);
                 let RouteAction::Forward(forward) = &route.action else { continue };
+                look(ROUTE, forward, &resource, &path, out);
                 if let Some(retry) = &forward.retry {
                     look(RETRY, retry, &resource, &path, out);
                 }
@@ -368,8 +376,6 @@ mod tests {
             fields(&routes(RouteAction::DirectResponse(DirectResponse { status: 200, body: vec![] }), None)),
             [""; 0]
         );
-        let by_header = ClusterChoice::Header(http::HeaderName::from_static("x-cluster"));
-        assert_eq!(fields(&routes(forward(|f| f.to = by_header), None)), [""; 0]);
     }
 
     #[test]
@@ -392,6 +398,10 @@ mod tests {
         let http3 = "retry.on.http3_post_connect_failure";
         let want = [format!("virtual_hosts[0].{http3}"), format!("virtual_hosts[0].routes[0].{http3}")];
         assert_eq!(fields(&config), want);
+        // The names of the clusters are those of requests to come.
+        let by_header = ClusterChoice::Header(http::HeaderName::from_static("x-cluster"));
+        let named_later = routes(forward(|f| f.to = by_header), None);
+        assert_eq!(fields(&named_later), ["virtual_hosts[0].routes[0].to.header"]);
 
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };
         let filters = vec![HttpFilter { name: "wasm".into(), kind: skipped }];

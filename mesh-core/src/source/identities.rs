@@ -128,6 +128,11 @@ impl Paired {
         Some((identity, bundles))
     }
 
+    /// Whether there is no identity and none will come: nobody was told to get one.
+    pub fn is_nobody(&self) -> bool {
+        self.identity.load().is_none() && self.identity.is_final()
+    }
+
     /// Waits for a change of one of them.
     pub async fn changed(&mut self) {
         let Self { identity, trusted } = self;

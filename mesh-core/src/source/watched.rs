@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -19,6 +19,7 @@ struct Shared<T> {
     value: ArcSwap<T>,
     // Publications so far.
     revision: AtomicU64,
+    ended: AtomicBool,
     published: Notify,
 }
 
@@ -44,7 +45,12 @@ pub struct Watched<T> {
 impl<T> Watched<T> {
     /// A value and its publisher.
     pub fn channel(initial: T) -> (Publisher<T>, Self) {
-        let shared = Shared { value: ArcSwap::from_pointee(initial), revision: 0.into(), published: Notify::new() };
+        let shared = Shared {
+            value: ArcSwap::from_pointee(initial),
+            revision: 0.into(),
+            ended: false.into(),
+            published: Notify::new(),
+        };
         let publisher = Publisher { shared: Arc::new(shared) };
         let watched = publisher.watch();
         (publisher, watched)
@@ -70,6 +76,11 @@ impl<T> Watched<T> {
     /// The current value, to keep.
     pub fn load_full(&self) -> Arc<T> {
         self.shared.value.load_full()
+    }
+
+    /// Whether there will be no other value: the publisher is gone.
+    pub fn is_final(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
     }
 
     /// Waits until a value is published that this reader has not yet waited for. Waits for ever once
@@ -145,6 +156,12 @@ impl<T> Publisher<T> {
     }
 }
 
+impl<T> Drop for Publisher<T> {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+    }
+}
+
 impl<T: fmt::Debug> fmt::Debug for Publisher<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Publisher").field(&self.load_full()).finish()
@@ -179,5 +196,13 @@ mod tests {
         }
         other.changed().await;
         assert_eq!(**other.load(), 2);
+    }
+
+    #[test]
+    fn a_value_is_final_once_its_publisher_is_gone() {
+        let (publisher, watched) = Watched::channel(1);
+        assert!(!watched.is_final());
+        drop(publisher);
+        assert!(watched.is_final() && Watched::fixed(1).is_final());
     }
 }

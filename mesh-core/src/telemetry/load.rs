@@ -72,7 +72,14 @@ struct Counts {
 #[derive(Debug)]
 pub struct Issued {
     load: Arc<LocalityLoad>,
-    successful: bool,
+    end: End,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Successful,
+    Failed,
+    Withdrawn,
 }
 
 /// What happened to one cluster since its last report.
@@ -240,7 +247,7 @@ impl LocalityLoad {
     /// Counts a request that begins.
     pub fn issue(self: &Arc<Self>) -> Issued {
         self.issued.fetch_add(1, Ordering::Relaxed);
-        Issued { load: self.clone(), successful: false }
+        Issued { load: self.clone(), end: End::Failed }
     }
 
     /// Takes over what an endpoint said of itself, as far as policy wants it passed on (gRFC A85):
@@ -274,7 +281,8 @@ impl LocalityLoad {
         let before = std::mem::replace(reported, now);
         LocalityReport {
             locality: locality.clone(),
-            issued: now.issued - before.issued,
+            // One may have been told and then withdrawn.
+            issued: now.issued.saturating_sub(before.issued),
             successful: now.successful - before.successful,
             failed: now.failed - before.failed,
             in_progress: now.in_progress(),
@@ -292,7 +300,12 @@ impl Counts {
 impl Issued {
     /// Says whether it went well, as far as is known. The last word counts.
     pub fn judge(&mut self, successful: bool) {
-        self.successful = successful;
+        self.end = if successful { End::Successful } else { End::Failed };
+    }
+
+    /// It was not sent to anybody after all, for a limit of our own: as if it had not begun.
+    pub fn withdraw(mut self) {
+        self.end = End::Withdrawn;
     }
 
     /// Takes over what the endpoint said of itself, for its locality: see [`LocalityLoad::report`].
@@ -303,7 +316,10 @@ impl Issued {
 
 impl Drop for Issued {
     fn drop(&mut self) {
-        let counter = if self.successful { &self.load.successful } else { &self.load.failed };
-        counter.fetch_add(1, Ordering::Release);
+        match self.end {
+            End::Successful => self.load.successful.fetch_add(1, Ordering::Release),
+            End::Failed => self.load.failed.fetch_add(1, Ordering::Release),
+            End::Withdrawn => self.load.issued.fetch_sub(1, Ordering::Release),
+        };
     }
 }

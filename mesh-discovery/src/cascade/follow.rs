@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 
 use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
-use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, Value};
+use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -47,6 +47,11 @@ impl Grounds {
             Some(known) => self.mixed |= known.server != origin.server,
             None => self.origins.push(origin),
         }
+    }
+
+    /// Who gave what the look found of an authority.
+    pub(super) fn giver(&self, authority: u16) -> Option<ServerId> {
+        self.origins.iter().find(|origin| origin.authority == authority).map(|origin| origin.server)
     }
 
     /// Whether the look joined what two control planes of one authority said.

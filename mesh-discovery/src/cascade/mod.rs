@@ -12,6 +12,7 @@
 //! ```
 
 mod follow;
+mod published;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::follow::{Follow, Found, Grounds, Step};
+pub(crate) use self::published::{Published, Unsettled};
 use crate::xds::{Ads, Hold, Key, Kind, Known, Name, Resource};
 
 /// Number of a subscription; never used twice.
@@ -278,6 +280,7 @@ impl Cascade {
             Root::Inbound { listener, publisher } => {
                 let mut follow = Follow::new(id, resources, &self.node);
                 let next = follow.inbound(listener);
+                let grounds = follow.take_grounds();
                 let before = publisher.load_full();
                 // Only what was dropped on purpose ends what is good, as for destinations.
                 let stays = matches!(*before, InboundState::Ready(_))
@@ -293,9 +296,11 @@ impl Cascade {
                 if next != *before {
                     publisher.publish(next);
                 }
+                followed.is_settled = !stays;
                 if stays {
                     follow.into_uses(&followed.uses, &followed.settled).0
                 } else {
+                    followed.grounds = grounds;
                     (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
                     followed.settled.clone()
                 }

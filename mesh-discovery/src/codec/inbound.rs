@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, filter::ConfigType as FilterConfig,
 };
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication as JwtProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     self as hcm, HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as EscapedSlashes,
@@ -24,6 +25,7 @@ use mesh_core::policy::{
     Address, AuthorizationPolicy, Guards, HttpFilter, HttpFilterKind, InboundHost, InboundLimits, InboundListener,
     InboundRoute, InboundRoutes, InboundTls, Instances, JwtAuthentication, Underscores,
 };
+use prost::Message as _;
 
 use super::extension::{self, url};
 use super::inbound_route::{self, Change, Changes, Host, Read, Table, merge, part};
@@ -311,6 +313,14 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     if matches!(table, Table::Named(_)) && filters.iter().any(|filter| filter.disabled) {
         let reason = "beside a disabled filter the routes must be in the listener: those of RDS might turn it on";
         report.problem(&at.field("rds"), reason);
+    }
+    if matches!(table, Table::Listed(_)) {
+        for filter in filters.iter().filter(|filter| filter.type_url == url::JWT) {
+            let at = at.item("http_filters", filter.index);
+            // One that cannot be read is refused below.
+            let read = JwtProto::decode(filter.config.value.as_slice());
+            read.iter().for_each(|proto| jwt::check_route(proto, &at, report));
+        }
     }
     let mut filters = Filters { list: filters, ours, known: HashMap::new(), routed: HashMap::new(), bytes: 0 };
     // Whatever routes change: a filter that is not understood is refused.

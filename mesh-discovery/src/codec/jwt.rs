@@ -80,6 +80,19 @@ pub(super) fn decode_fetched(
     }
 }
 
+/// Refuses to choose the route of a request anew once its tokens are read. Here it has one route, whose guards look at its
+/// tokens: a header that the filter takes away would choose the guards that let its sender pass.
+pub(super) fn check_route(proto: &Proto, at: &At<'_>, report: &mut Report) {
+    for (name, provider) in proto.providers.iter().collect::<BTreeMap<_, _>>() {
+        if provider.clear_route_cache {
+            report.problem(
+                &at.key("providers", name).field("clear_route_cache"),
+                "a request's route is chosen once, before its tokens are read: take it out, or give all requests one route",
+            );
+        }
+    }
+}
+
 /// Decodes the filter `name`; `everywhere` names the requirement that routes put in the place of its
 /// rules.
 pub(super) fn decode(
@@ -281,7 +294,7 @@ fn decode_provider(proto: &ProviderProto, at: &At<'_>, report: &mut Report) -> O
             from_cookies, forward_payload_header, pad_forward_payload_header, payload_in_metadata,
             normalize_payload_in_metadata, clock_skew_seconds, claim_to_headers, jwks_source_specifier,
         ],
-        // Every request of a server has the same route; checks are remembered as the server likes.
+        // Where requests have different routes `check_route` looks at it; checks are remembered as the server likes.
         idle: [jwt_cache_config, clear_route_cache],
         header_in_metadata => "the token's header is not kept",
         failed_status_in_metadata => "why a token failed is not kept",

@@ -7,6 +7,7 @@
 //! never reconnects by itself: its users know when that makes sense.
 
 mod jwt;
+mod preface;
 mod probing;
 #[cfg(test)]
 mod tests;
@@ -39,9 +40,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use self::jwt::JwtTokenFile;
+use self::preface::Heard;
 use self::probing::Probing;
 use crate::bootstrap::{CallCredentials, ChannelCredentials, ServerUri, XdsServer};
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::secret::Refusal;
 
 /// Time for TCP connect, TLS handshake and HTTP/2 preface together.
@@ -61,6 +63,8 @@ pub struct Connector {
     /// The refusal that a connection failed with last.
     told: Arc<Mutex<Option<Arc<str>>>>,
     crypto: Arc<CryptoProvider>,
+    /// By which the server's certificate is judged, and the tokens that go there.
+    clock: Clock,
     files: Arc<tls::Files>,
     tokens: Arc<[JwtTokenFile]>,
     probing: Arc<Probing>,
@@ -78,13 +82,18 @@ impl Connector {
     /// A connector without a client certificate of the mesh (files named by the credentials are used
     /// all the same).
     pub fn new(server: XdsServer, crypto: Arc<CryptoProvider>) -> Self {
-        let token = |credentials: &CallCredentials| match credentials {
-            CallCredentials::JwtTokenFile { path } => JwtTokenFile::new(path.clone(), clock::system()),
-        };
-        let tokens = server.call_credentials.iter().map(token).collect();
+        let clock = clock::system();
+        let tokens = tokens(&server, &clock);
         let (refusal, told) = (Watched::fixed(None), Arc::default());
         let (files, probing, lent) = (Arc::default(), Arc::default(), Arc::default());
-        Self { server, identity: None, unshown: false, refusal, told, crypto, files, tokens, probing, lent }
+        Self { server, identity: None, unshown: false, refusal, told, crypto, clock, files, tokens, probing, lent }
+    }
+
+    /// With this clock instead of the system's.
+    #[must_use]
+    pub(crate) fn with_clock(self, clock: Clock) -> Self {
+        let tokens = tokens(&self.server, &clock);
+        Self { clock, tokens, ..self }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
@@ -109,7 +118,7 @@ impl Connector {
     #[must_use]
     pub fn to(&self, server: XdsServer) -> Self {
         let (identity, refusal, lent) = (self.identity.clone(), self.refusal.clone(), self.lent.clone());
-        Self { identity, refusal, lent, ..Self::new(server, self.crypto.clone()) }
+        Self { identity, refusal, lent, ..Self::new(server, self.crypto.clone()).with_clock(self.clock.clone()) }
     }
 
     /// The same way without showing an identity's certificate; the server is verified as before.
@@ -228,7 +237,8 @@ impl Connector {
             }
             ChannelCredentials::Insecure => self.http2(io, "http").await,
             ChannelCredentials::Tls(credentials) => {
-                let config = self.files.client_config(credentials, identity, !self.unshown, &self.crypto)?;
+                let mut config = self.files.client_config(credentials, identity, !self.unshown, &self.crypto)?;
+                config.time_provider = Arc::new(clock::OfTls(self.clock.clone()));
                 let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host:?}: {e}"))?;
                 let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
                     .connect(name, io)
@@ -244,6 +254,7 @@ impl Connector {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let origin = self.origin(scheme)?;
+        let (io, heard) = Heard::of(io);
         let (requests, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(self.probing.interval())
@@ -253,6 +264,9 @@ impl Connector {
             .await
             .map_err(|e| format!("HTTP/2: {e}"))?;
         let driver = Arc::new(worker::drive(connection, self.probing.clone()));
+        // Of a process that hangs the system takes connections all the same: one without the server's preface is none. One
+        // that has ended tells whoever uses it why.
+        let _ = heard.await;
         Ok(Connection { requests, origin, tokens: self.tokens.clone(), driver })
     }
 
@@ -263,6 +277,13 @@ impl Connector {
         };
         Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build().map_err(|e| e.to_string())
     }
+}
+
+fn tokens(server: &XdsServer, clock: &Clock) -> Arc<[JwtTokenFile]> {
+    let token = |credentials: &CallCredentials| match credentials {
+        CallCredentials::JwtTokenFile { path } => JwtTokenFile::new(path.clone(), clock.clone()),
+    };
+    server.call_credentials.iter().map(token).collect()
 }
 
 /// An open connection: a gRPC transport for generated clients. It closes when the last clone is dropped.

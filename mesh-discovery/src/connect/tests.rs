@@ -10,6 +10,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::source::Watched;
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
 use tonic::Code;
 use tower_service::Service;
 
@@ -273,14 +274,13 @@ async fn b3_tls_without_a_ca_file_trusts_the_roots_of_the_system() {
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
-/// A connection in memory to a control plane in plaintext, and its other end.
-async fn in_memory() -> (Connector, Connection, tokio::io::DuplexStream) {
-    let server = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
-    let connector = Connector::new(server, crypto());
-    let (near, far) = tokio::io::duplex(1 << 16);
-    let connection = connector.http2(near, "http").await.unwrap();
-    (connector, connection, far)
+/// The way to a control plane in plaintext, which is reached in memory.
+fn in_memory() -> Connector {
+    Connector::new(XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure), crypto())
 }
+
+/// The preface of an HTTP/2 server: settings, and none of them.
+const PREFACE: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 fn asking(connection: &Connection) -> impl Future<Output = Result<http::Response<hyper::body::Incoming>, BoxError>> {
     let request = http::Request::get(connection.origin()).body(tonic::body::Body::empty()).unwrap();
@@ -301,14 +301,17 @@ async fn mute(io: tokio::io::DuplexStream, reason: Option<h2::Reason>) {
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_control_plane_is_noticed_within_30_seconds_r10() {
-    let (_, connection, _dead) = in_memory().await;
+    let (near, mut dead) = tokio::io::duplex(1 << 16);
+    dead.write_all(&PREFACE).await.unwrap();
+    let connection = in_memory().http2(near, "http").await.unwrap();
     let begun = tokio::time::Instant::now();
     assert!(asking(&connection).await.is_err());
     assert!(begun.elapsed() <= Duration::from_secs(30), "{:?}", begun.elapsed());
 
     // Control run: one that answers PINGs is alive, whatever else it does not answer.
-    let (_, connection, far) = in_memory().await;
-    let served = asking(&connection);
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let connector = in_memory();
+    let served = async { asking(&connector.http2(near, "http").await.unwrap()).await };
     let waited = tokio::time::timeout(Duration::from_secs(600), served);
     tokio::select! {
         answer = waited => assert!(answer.is_err(), "{answer:?}"),
@@ -319,15 +322,13 @@ async fn a_dead_control_plane_is_noticed_within_30_seconds_r10() {
 #[tokio::test(start_paused = true)]
 async fn a_control_plane_that_is_asked_too_often_is_asked_less_often() {
     for (reason, seconds) in [(h2::Reason::ENHANCE_YOUR_CALM, [40, 80, 160, 320, 320]), (h2::Reason::CANCEL, [20; 5])] {
-        let server = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
-        let connector = Connector::new(server, crypto());
+        let connector = in_memory();
         assert_eq!(connector.probing.interval().as_secs(), 20);
         for seconds in seconds {
             let (near, far) = tokio::io::duplex(1 << 16);
-            let connection = connector.http2(near, "http").await.unwrap();
-            let (answer, ()) = tokio::join!(asking(&connection), mute(far, Some(reason)));
+            let asked = async { asking(&connector.http2(near, "http").await.unwrap()).await };
+            let (answer, ()) = tokio::join!(asked, mute(far, Some(reason)));
             assert!(answer.is_err(), "it was cut off");
-            drop(connection);
             // Everything that is on its way happens.
             mesh_testkit::clock::pass(Duration::from_millis(1)).await;
             assert_eq!(connector.probing.interval().as_secs(), seconds, "{reason:?}");
@@ -363,6 +364,26 @@ async fn a_connection_that_is_lent_is_used_by_others_for_as_long_as_it_is_open()
     }
     let _again = serve(Recorder::default(), Some(world.ca.server_config()), port).await;
     assert!(!same(&owner, &here.shared().await.unwrap()));
+}
+
+#[tokio::test]
+async fn s69_a_control_planes_chain_that_could_be_put_together_in_many_ways_is_refused() {
+    let ca = Ca::new();
+    let (root, mut config) = (ca.root_file(), Arc::unwrap_or_clone(ca.server_config()));
+    let spec = mesh_testkit::CertificateSpec { ips: vec!["127.0.0.1".parse().unwrap()], ..Default::default() };
+    let tangled = mesh_testkit::TestCa::tangled(&spec, 8);
+    config.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(tangled));
+    let connect = async |config: Arc<rustls::ServerConfig>| {
+        let serving = serve(Recorder::default(), Some(config), 0).await;
+        let ca_certificate_file = Some(root.path().to_str().unwrap().to_owned());
+        let credentials = TlsCredentials { ca_certificate_file, ..Default::default() };
+        let uri = format!("127.0.0.1:{}", serving.port).parse().unwrap();
+        let server = XdsServer::new(uri, ChannelCredentials::Tls(credentials));
+        Connector::new(server, crypto()).connect_as(None).await.map(drop)
+    };
+    let error = connect(Arc::new(config)).await.unwrap_err().to_string();
+    assert!(error.contains("MaximumPathBuildCallsExceeded"), "{error}");
+    connect(ca.server_config()).await.expect("the control: with a certificate of its root");
 }
 
 #[tokio::test]
@@ -429,4 +450,20 @@ async fn x1_a_dead_address_of_a_control_plane_holds_no_connection_up() {
     assert!(error.contains(&refusing_at.to_string()) && error.contains(&again_at.to_string()), "{error}");
     let error = connector.first_of(&[], "127.0.0.1", None).await.err().expect("no address");
     assert!(error.contains("no address"), "{error}");
+}
+
+/// Of a process that hangs, or is stopped, the system takes connections all the same.
+#[tokio::test(start_paused = true)]
+async fn x6_a_connection_that_the_control_plane_has_said_nothing_on_is_none() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let serving = serve(Recorder::default(), None, 0).await;
+    for (port, speaks) in [(silent.local_addr().unwrap().port(), false), (serving.port, true)] {
+        let uri = format!("127.0.0.1:{port}").parse().unwrap();
+        let connector = Connector::new(XdsServer::new(uri, ChannelCredentials::Insecure), crypto());
+        match mesh_testkit::clock::hold(connector.connect()).await {
+            // The control.
+            Ok(_) => assert!(speaks),
+            Err(error) => assert!(!speaks && error.to_string().contains("within 10s"), "{error}"),
+        }
+    }
 }

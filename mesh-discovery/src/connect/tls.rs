@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mesh_core::id::{SpiffeId, TrustDomain};
-use mesh_core::identity::{Identity, TrustBundle, peer_spiffe_id, private_key};
+use mesh_core::identity::{BoundedVerifier, Identity, TrustBundle, peer_spiffe_id, private_key};
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -52,6 +52,7 @@ impl Files {
             .allow_unknown_revocation_status()
             .build()
             .map_err(|e| e.to_string())?;
+        let verifier = Arc::new(BoundedVerifier::new(verifier));
         let builder = ClientConfig::builder_with_provider(crypto.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
@@ -94,7 +95,7 @@ impl Files {
 /// which names an operator's authority puts beside the SPIFFE ID is not ours to know.
 #[derive(Debug)]
 struct Pinned {
-    by_name: Arc<WebPkiServerVerifier>,
+    by_name: Arc<BoundedVerifier>,
     id: SpiffeId,
     aliases: Vec<TrustDomain>,
 }

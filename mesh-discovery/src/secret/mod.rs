@@ -58,7 +58,7 @@ pub struct SecretConfig {
     pub trust_domain: Option<TrustDomain>,
     /// Further names of that trust domain, as Istio's `trustDomainAliases`. Default: none.
     pub trust_domain_aliases: Vec<TrustDomain>,
-    /// The clock. Default: the system's.
+    /// The clock: of certificates, that of the CA's server among them. Default: the system's.
     pub clock: Clock,
     /// Where failures are counted. Default: nobody reads them.
     pub renewals: Arc<Renewals>,

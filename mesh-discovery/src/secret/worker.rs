@@ -41,6 +41,7 @@ const SETTLE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// dropped. `connector` leads to the CA; it must not carry an identity of its own. The second answer is why there
 /// is none yet.
 pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> (WatchedIdentity, Refusal) {
+    let connector = connector.with_clock(config.clock.clone());
     let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain)
         .trust_domain_aliases(config.trust_domain_aliases);
     let proved = Proved { client, token: config.token, key: None, clock: config.clock.clone() };

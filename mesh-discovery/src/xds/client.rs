@@ -13,7 +13,7 @@ use mesh_core::policy::{DestinationState, InboundState};
 use mesh_core::source::{DestinationSource, InboundSource, Publisher, Watched};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::ads::{Ads, ServerId, Topology};
@@ -120,8 +120,9 @@ impl XdsClient {
         }
     }
 
-    /// Resolves once a stream to the control plane has been open, or at once if a snapshot of the last good
-    /// configuration serves meanwhile.
+    /// Resolves once a control plane has taken a stream, or at once if a snapshot of the last good configuration serves
+    /// meanwhile. Over HTTP/2 one that has not sent its preface has taken none. What is asked for on the stream may still be
+    /// on its way: a control plane that has not been asked for anything says nothing.
     pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut ready = self.ready.clone();
         async move {
@@ -129,6 +130,17 @@ impl XdsClient {
                 // The client is gone: nothing will ever be ready.
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// Writes to the snapshot on disk what has changed since it was last written, if there is one and a control plane vouches
+    /// for it; returns when that is over, at once if there is nothing to do. For the end of a process: changes of the last
+    /// [`delay`](SnapshotConfig::delay) are lost otherwise.
+    pub async fn save(&self) {
+        let (done, over) = oneshot::channel();
+        if self.destinations.commands.send(Command::Save(done)).is_ok() {
+            // Nothing is ever sent: it is dropped.
+            let _ = over.await;
         }
     }
 

@@ -19,6 +19,9 @@ use super::message::{Request, Response, StreamError, Variant};
 use super::transport::{AdsStream, Transport};
 use crate::backoff::Backoff;
 
+/// After so long an attempt that has brought no stream is told of, and goes on: nobody waits for a configuration, or for
+/// another control plane, until a network that swallows everything is known to.
+const SLOW: Duration = Duration::from_millis(2500);
 /// Waits between connections.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -36,7 +39,11 @@ pub(super) struct Lane {
 enum Phase {
     /// Nobody wants it.
     Idle,
-    Opening(BoxFuture<'static, Result<AdsStream, StreamError>>),
+    Opening {
+        opening: BoxFuture<'static, Result<AdsStream, StreamError>>,
+        /// None once it has been told of.
+        slow: Option<Pin<Box<Sleep>>>,
+    },
     Open {
         requests: PollSender<Request>,
         /// False once the stream takes no more; the reading side knows why.
@@ -49,6 +56,8 @@ enum Phase {
 /// What happened.
 pub(super) enum Event {
     Opened,
+    /// There is no stream yet, though there should be; it may still come.
+    Slow,
     /// A request can be written now.
     Writable,
     Response(Response),
@@ -70,7 +79,8 @@ impl Lane {
 
     /// Begins a stream.
     pub(super) fn open(&mut self, variant: Variant) {
-        self.phase = Phase::Opening(self.transport.open(variant));
+        let slow = Some(Box::pin(tokio::time::sleep(SLOW)));
+        self.phase = Phase::Opening { opening: self.transport.open(variant), slow };
     }
 
     /// Begins a stream after a while; a short one, if the stream before was `good`.
@@ -88,10 +98,10 @@ impl Lane {
         match &self.phase {
             Phase::Waiting(sleep) => self.barred = Some(sleep.deadline()),
             Phase::Open { .. } if good => self.backoff.reset(),
-            Phase::Open { .. } | Phase::Opening(_) if self.backoff.has_failed() => {
+            Phase::Open { .. } | Phase::Opening { .. } if self.backoff.has_failed() => {
                 self.barred = Some(Instant::now() + self.backoff.next(self.random.f64()));
             }
-            Phase::Idle | Phase::Opening(_) | Phase::Open { .. } => {}
+            Phase::Idle | Phase::Opening { .. } | Phase::Open { .. } => {}
         }
         self.phase = Phase::Idle;
     }
@@ -114,12 +124,18 @@ impl Lane {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, write: bool, read: bool) -> Poll<Event> {
         match &mut self.phase {
             Phase::Idle => Poll::Pending,
-            Phase::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
-                Ok(AdsStream { requests, responses }) => {
+            Phase::Opening { opening, slow } => match opening.as_mut().poll(cx) {
+                Poll::Ready(Ok(AdsStream { requests, responses })) => {
                     self.phase = Phase::Open { requests: PollSender::new(requests), writable: true, responses };
                     Poll::Ready(Event::Opened)
                 }
-                Err(error) => Poll::Ready(Event::Closed(Some(error))),
+                Poll::Ready(Err(error)) => Poll::Ready(Event::Closed(Some(error))),
+                Poll::Pending => {
+                    let Some(sleep) = slow else { return Poll::Pending };
+                    ready!(sleep.as_mut().poll(cx));
+                    *slow = None;
+                    Poll::Ready(Event::Slow)
+                }
             },
             Phase::Open { requests, writable, responses } => {
                 if write && *writable {
@@ -129,7 +145,8 @@ impl Lane {
                         Poll::Pending => {}
                     }
                 }
-                if !read {
+                // Where nothing can be answered any more, nothing piles up either, and only the responses tell of the end.
+                if !read && *writable {
                     return Poll::Pending;
                 }
                 Poll::Ready(match ready!(responses.poll_next_unpin(cx)) {

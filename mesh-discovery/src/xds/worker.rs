@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::ads::{Ads, Retry, ServerId};
@@ -31,6 +31,8 @@ pub(super) enum Command {
     Subscribe(SubscriptionId, Root),
     /// Follow it no longer.
     Unsubscribe(SubscriptionId),
+    /// Write to disk what has changed since it was written; drop this when that is over.
+    Save(oneshot::Sender<()>),
 }
 
 /// What the worker works on. Reports look at it too; nothing else does, and no request.
@@ -129,6 +131,12 @@ impl Worker {
                     cascade.mend_one(id, ads);
                 }),
                 Command::Unsubscribe(id) => assembled(|| cascade.remove(id, ads)),
+                Command::Save(done) => {
+                    if let Some(saver) = &mut self.saver {
+                        saver.ask(done);
+                    }
+                    Ok(())
+                }
             };
             if let Err(reason) = done {
                 tracing::error!(reason, "a subscription could not be followed");
@@ -166,6 +174,7 @@ impl Worker {
                 ads.opened(id, Instant::now());
                 self.ready.send_replace(true);
             }
+            Event::Slow => ads.is_slow(id, Instant::now()),
             Event::Writable => {
                 if let Some(request) = ads.take_request(id, Instant::now()) {
                     lane.send(request);
@@ -184,7 +193,7 @@ impl Worker {
 
     fn save(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
         let (Some(saver), Some(account)) = (&mut self.saver, &mut state.snapshot) else { return false };
-        saver.poll(cx, &state.ads, account)
+        saver.poll(cx, &state.ads, &state.cascade, account)
     }
 
     /// Lets timers end; gives whether one did.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 
 use mesh_core::authz::{CheckRequest, CheckResponse, HeaderChange, Refusal};
-use mesh_core::context::{RETRIED, SentHost};
+use mesh_core::context::{RETRIED, SentHost, is_of_hop};
 use mesh_core::orca;
 use mesh_core::policy::{HttpCheck, NamePattern, is_fixed_header};
 
@@ -37,7 +37,8 @@ pub(super) fn question(to: &Authority, how: &HttpCheck, of: CheckRequest) -> Res
     let told = |name: &HeaderName| *name == AUTHORIZATION || any(&how.request_headers, name);
     // Those of one hop, and of the body that goes along or not, are this request's own.
     let own = |name: &HeaderName| is_fixed_header(name) || *name == EXPECT;
-    for (name, value) in of.headers.iter().filter(|(name, _)| !own(name) && told(name)) {
+    // What the caller says of time, retries and faults would be said of the question.
+    for (name, value) in of.headers.iter().filter(|(name, _)| !own(name) && !is_of_hop(name) && told(name)) {
         headers.append(name, value.clone());
     }
     for write in how.added_headers.iter().filter(|write| !own(&write.name)) {

@@ -399,6 +399,31 @@ async fn over_http_an_authorizer_is_asked_by_a_request_like_the_one_in_question(
     assert!(seen[0].uri() == "http://opa.auth:9191/a?x=1" && seen[0].headers().is_empty(), "{seen:?}");
 }
 
+/// What the caller says of time, retries and faults would be said of the question, and a provider that fails open opens
+/// without an answer.
+#[tokio::test]
+async fn s54_over_http_the_callers_orders_about_its_request_are_none_about_the_question() {
+    let orders = [
+        "grpc-timeout",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-envoy-fault-abort-request",
+        "x-envoy-fault-delay-request",
+        "mesh-retried",
+        "grpc-previous-rpc-attempts",
+        "x-envoy-attempt-count",
+    ];
+    let mut of = question();
+    for name in orders.into_iter().chain(["x-envoy-original-path"]) {
+        of.headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+    }
+    let request_headers = ["x-*", "grpc-*", "mesh-*"].map(|name| name.parse().unwrap()).to_vec();
+    let how = HttpCheck { request_headers, ..HttpCheck::default() };
+    let settings = AuthorizerService { protocol: AuthorizerProtocol::Http(Box::new(how)), ..settings() };
+    let (_, seen) = asked(of, settings, answers(200, &[], "")).await;
+    let told: Vec<_> = seen[0].headers().keys().map(HeaderName::as_str).collect();
+    assert_eq!(told, ["x-a", "x-request-id", "x-envoy-original-path"]);
+}
+
 #[tokio::test]
 async fn over_http_200_is_a_yes_with_the_headers_that_are_wanted() {
     let headers = [

@@ -35,12 +35,12 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
-use super::stay::{Guest, Leave, aged, may_ask_on, stay, stay_taken_over, unwelcome};
+use super::stay::{Guest, LastChange, Leave, aged, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
-    Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash, looks_like_http1,
-    refuse_plaintext,
+    Detected, HttpVersion, Serving, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash,
+    looks_like_http1, refuse_plaintext,
 };
 use crate::{Accepted, Body, Config, InboundLayer};
 
@@ -54,6 +54,8 @@ pub(crate) struct Door {
     pub(crate) drain: DrainWatch,
     /// The lame duck's time is over.
     pub(crate) close: DrainTrigger,
+    /// Of policy, as connections saw it last.
+    pub(super) change: Arc<LastChange>,
     pub(crate) http1: http1::Builder,
     pub(crate) http2: http2::Builder<TokioExecutor>,
 }
@@ -79,8 +81,8 @@ impl Door {
     ) -> Self {
         let http1 = http1_builder(&config);
         let http2 = http2_builder(&config);
-        let close = drain::channel().0;
-        Self { config, inbound, tls, layer, stats, drain, close, http1, http2 }
+        let (close, change) = (drain::channel().0, Arc::default());
+        Self { config, inbound, tls, layer, stats, drain, close, change, http1, http2 }
     }
 
     /// Takes a connection from its first byte to its end.
@@ -101,10 +103,12 @@ impl Door {
         let Some(Admitted { mut io, version, guest }) = admitted else { return };
 
         let streams = guest.listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
-        let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), true);
+        let serving = Arc::<Serving>::default();
+        let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), Some(serving.clone()));
         let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
-        let closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, may_ask_on);
+        let is_welcome = |known: &_, now: &_, caller: Caller<'_>| self.change.may_ask_on(known, now, caller);
+        let closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, is_welcome);
         // A set of one: polled when it is woken and not with every read of the connection.
         let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
         let mut left = None;
@@ -112,8 +116,12 @@ impl Door {
             HttpVersion::Http1 => {
                 let (leash, tether) = leash();
                 io.tether = Some(tether);
+                io.limit_idle(self.config.idle_timeout, serving);
                 let ended = {
-                    let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                    // hyper would make a timer for each request.
+                    let mut http1 = self.http1.clone();
+                    let http1 = http1.header_read_timeout(None);
+                    let connection = http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                     let told = |leave: Leave| {
                         layer.leave();
                         left = Some(leave);
@@ -145,21 +153,28 @@ impl Door {
         let _ = tcp.set_nodelay(true);
         let Admitted { mut io, version, guest } = self.admit(tcp, address).await?;
         let peer = guest.peer.clone();
-        let layer = self.layer.for_connection(peer.clone(), guest.server_name.clone(), false);
+        let layer = self.layer.for_connection(peer.clone(), guest.server_name.clone(), None);
         let (leash, tether) = leash();
         io.tether = Some(tether);
         let (leave, leaving) = drain::channel();
         // Whoever may do less than before has some time left, as long as nothing worse comes.
         let narrowed = Arc::new(Notify::new());
-        let narrows = narrowed.clone();
-        let is_welcome = move |known: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>| {
-            if !may_ask_on(known, now, caller) {
+        let (narrows, renames, change) = (narrowed.clone(), narrowed.clone(), self.change.clone());
+        let is_welcome = move |known: &Arc<InboundListener>, now: &Arc<InboundListener>, caller: Caller<'_>| {
+            if !change.may_ask_on(known, now, caller) {
                 narrows.notify_one();
             }
             true
         };
         let aged = aged(&guest.listener, &self.config);
         let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome);
+        let unwelcome = async move {
+            // As who is narrowed a peer of another name has some time left.
+            if unwelcome.await == Leave::Narrowed {
+                renames.notify_one();
+                std::future::pending::<()>().await;
+            }
+        };
         let (told, limit) = (layer.clone(), self.config.unwelcome_limit);
         let closing = Box::pin(async move {
             let time_is_over = async {
@@ -175,7 +190,7 @@ impl Door {
                 sleep(limit).await;
             };
             tokio::select! {
-                _ = unwelcome => {}
+                () = unwelcome => {}
                 () = time_is_over => {}
             }
             leash.cut(Why::Policy);

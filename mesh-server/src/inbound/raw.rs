@@ -48,7 +48,7 @@ impl Door {
         let (told, leaving) = drain::channel();
         let connection = RawConnection::new(stream, tether, activity.clone(), account, leaving);
         // A changed policy judges it as if it came now.
-        let is_welcome = |_: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>| {
+        let is_welcome = |_: &Arc<InboundListener>, now: &Arc<InboundListener>, caller: Caller<'_>| {
             self.layer.judge_raw(now, caller.peer, caller.server_name).is_ok()
         };
         let config = &self.config;

@@ -9,17 +9,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use futures_util::stream::{Stream, StreamExt};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use mesh_core::authz::{Caller, keeps_open};
+use mesh_core::authz::{Caller, PolicyChange};
 use mesh_core::drain::DrainWatch;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundListener, InboundState, InboundTls, JwtAuthentication, JwtKeys};
+use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
 use crate::Config;
-use crate::listen::{Leash, TlsAccept, Verified, Why};
+use crate::listen::{Doubt, Leash, TlsAccept, Verified, Why};
 
 /// A connection that was let in.
 pub(super) struct Guest {
@@ -83,10 +84,10 @@ pub(super) enum Leave {
     Drained,
     /// It is old.
     Aged,
-    /// Policy may refuse what it let pass before.
+    /// Policy may refuse what it let pass before, or knows the peer by another name now.
     Narrowed,
-    /// Its peer is not trusted any more, the port takes no plaintext any more, or shows another certificate provider's
-    /// identity.
+    /// Its peer is not trusted any more, or is somebody else, the port takes no plaintext any more, or shows another
+    /// certificate provider's identity.
     Unwelcome,
 }
 
@@ -126,7 +127,7 @@ pub(super) async fn stay(
     inbound: Watched<InboundState>,
     tls: &TlsAccept,
     config: &Config,
-    is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
+    is_welcome: impl Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
 ) -> Leave {
     let aged = aged(&guest.listener, config);
     tokio::select! {
@@ -158,7 +159,7 @@ pub(super) fn unwelcome<W>(
     is_welcome: W,
 ) -> impl Future<Output = Leave> + use<W>
 where
-    W: Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
+    W: Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
 {
     let Guest { peer, server_name, verified, listener } = guest;
     let proven = verified.is_some();
@@ -171,31 +172,36 @@ where
             }
         };
         tokio::select! {
-            () = distrusted => Leave::Unwelcome,
+            doubt = distrusted => match doubt {
+                Doubt::Refused => Leave::Unwelcome,
+                Doubt::Renamed => Leave::Narrowed,
+            },
             leave = changed(inbound, listener, &peer, &server_name, proven, is_welcome) => leave,
         }
     }
 }
 
-/// Whether requests of a caller go on as they did: all that was open to it surely still is.
-pub(super) fn may_ask_on(known: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>) -> bool {
-    if known.trusted_proxies != now.trusted_proxies {
-        return false;
-    }
-    // Which of its routes a caller asks for only requests tell.
-    if !(known.routes.are_all() && now.routes.are_all()) {
-        return known.routes == now.routes;
-    }
-    demands(known) == demands(now) && keeps_open(&known.authorization, &now.authorization, caller)
-}
+/// The last change of policy. Every connection asks about it, and they are many: it is compared once.
+#[derive(Default)]
+pub(crate) struct LastChange(ArcSwapOption<PolicyChange>);
 
-/// What is asked of tokens, without the keys: those change from time to time, and say nothing of who was let in before.
-fn demands(listener: &InboundListener) -> Vec<JwtAuthentication> {
-    let mut all = listener.jwt.clone();
-    for provider in all.iter_mut().flat_map(|jwt| jwt.providers.values_mut()) {
-        provider.keys = JwtKeys::Inline(String::new());
+impl LastChange {
+    /// Whether requests of a caller go on as they did: all that was open to it surely still is.
+    pub(super) fn may_ask_on(
+        &self,
+        known: &Arc<InboundListener>,
+        now: &Arc<InboundListener>,
+        caller: Caller<'_>,
+    ) -> bool {
+        let last = self.0.load();
+        if let Some(change) = last.as_ref().filter(|change| change.is_between(known, now)) {
+            return change.keeps_open(caller);
+        }
+        // Several may do this at once; all get the same.
+        let change = Arc::new(PolicyChange::between(known, now));
+        self.0.store(Some(change.clone()));
+        change.keeps_open(caller)
     }
-    all
 }
 
 /// Waits for a policy that has something against the caller.
@@ -205,7 +211,7 @@ async fn changed(
     peer: &PeerIdentity,
     server_name: &str,
     proven: bool,
-    is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
+    is_welcome: impl Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
 ) -> Leave {
     loop {
         // Without word from the control plane what was in force last still is.
@@ -228,5 +234,26 @@ async fn changed(
             known = now.clone();
         }
         inbound.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_compared_once_for_all_connections() {
+        let listener = || Arc::new(InboundListener::new("l", ([127, 0, 0, 1], 80).into(), InboundTls::Permissive));
+        let (known, now, next) = (listener(), listener(), listener());
+        let (last, peer) = (LastChange::default(), PeerIdentity { spiffe_id: None, address: now.address });
+        let compared = |known, now| {
+            assert!(last.may_ask_on(known, now, Caller { peer: &peer, destination: peer.address, server_name: "" }));
+            last.0.load_full().unwrap()
+        };
+        let first = compared(&known, &now);
+        assert!(Arc::ptr_eq(&first, &compared(&known, &now)));
+        // The control: another change.
+        assert!(!Arc::ptr_eq(&first, &compared(&now, &next)));
+        assert!(!Arc::ptr_eq(&first, &compared(&known, &next)));
     }
 }

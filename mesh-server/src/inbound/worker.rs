@@ -12,6 +12,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use mesh_core::policy::{InboundState, InboundTls};
+use mesh_core::source::Paired;
 
 use super::connection::is_of_the_peer;
 use super::peers::Peers;
@@ -41,7 +42,7 @@ pub(crate) async fn run<F: Future<Output = ()> + Send + 'static>(
     let listening = hold.readiness.listening();
     let mut leave_at = None;
     loop {
-        hold.update(&inbound.load(), identity.load().is_some());
+        hold.update(&inbound.load(), &identity);
         tokio::select! {
             biased;
             () = drained.as_mut(), if leave_at.is_none() => {
@@ -128,24 +129,65 @@ struct Hold {
 }
 
 impl Hold {
-    fn update(&self, inbound: &InboundState, identified: bool) {
-        let why = match inbound {
-            InboundState::Pending => Some("no policy has come yet"),
-            InboundState::Failed(why) => Some(&**why),
-            InboundState::Ready(listener) if listener.tls == InboundTls::Strict && !identified => {
-                Some("policy demands mutual TLS and there is no certificate yet")
-            }
-            InboundState::Ready(_) => None,
-        };
-        match why {
+    fn update(&self, inbound: &InboundState, identity: &Paired) {
+        match reason(inbound, identity) {
             Some(why) => self.readiness.hold(&self.name, why),
             None => self.readiness.release(&self.name),
         }
     }
 }
 
+/// Why a listener could not serve those who are to be served.
+fn reason<'a>(inbound: &'a InboundState, identity: &Paired) -> Option<&'a str> {
+    let listener = match inbound {
+        InboundState::Pending => return Some("no policy has come yet"),
+        InboundState::Failed(why) => return Some(&**why),
+        InboundState::Ready(listener) => listener,
+    };
+    match listener.tls {
+        InboundTls::Strict if identity.load().is_none() => {
+            Some("policy demands mutual TLS and there is no certificate yet")
+        }
+        // Others come with mutual TLS wherever it is taken. Where no certificate is to come, plaintext is all there is.
+        InboundTls::Permissive if identity.load().is_none() && !identity.is_nobody() => {
+            Some("policy takes mutual TLS and there is no certificate yet")
+        }
+        InboundTls::Strict | InboundTls::Permissive | InboundTls::Disable => None,
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         self.readiness.release(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::policy::{InboundListener, Instances};
+    use mesh_core::source::{Identities, Watched};
+    use mesh_testkit::TestCa;
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_takes_mutual_tls_is_ready_with_the_first_certificate_or_where_none_is_to_come() {
+        let (publisher, to_come) = Watched::channel(None);
+        let there = TestCa::new().watched("default", "reviews");
+        let paired = |own| Identities::new(own, []).paired(&Instances::default());
+        let (to_come, there, never) = (paired(to_come), paired(there), paired(Watched::fixed(None)));
+        for (tls, held) in [
+            (InboundTls::Strict, [true, false, true]),
+            (InboundTls::Permissive, [true, false, false]),
+            (InboundTls::Disable, [false; 3]),
+        ] {
+            let listener = InboundListener::new("l", ([127, 0, 0, 1], 80).into(), tls);
+            let state = InboundState::Ready(Arc::new(listener));
+            let got = [&to_come, &there, &never].map(|identity| reason(&state, identity).is_some());
+            assert_eq!(got, held, "{tls:?}");
+        }
+        let permissive = InboundListener::new("l", ([127, 0, 0, 1], 80).into(), InboundTls::Permissive);
+        publisher.publish(Some(TestCa::new().identity("default", "reviews")));
+        assert_eq!(reason(&InboundState::Ready(Arc::new(permissive)), &to_come), None);
     }
 }

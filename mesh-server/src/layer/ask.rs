@@ -1,5 +1,6 @@
-//! What happens to a request about which an external authorizer has to be asked: its word is waited for, in the
-//! request's own context, and then the rest of the policies decide. The request has its place among those in flight
+//! What happens to a request about which an external authorizer has to be asked: its word is waited for, and then the
+//! rest of the policies decide. It is asked in a context of its own: what the caller says of time and retries must not
+//! keep the authorizer from answering, for without an answer a provider may let the request pass. The request has its place among those in flight
 //! before, and keeps it until it is denied or served.
 //!
 //! ```text
@@ -101,7 +102,8 @@ async fn decide<S, B: Send + 'static>(
         if let Some(wanted) = wanted {
             question.body = Some(body(&mut ask.request, wanted).await?);
         }
-        match asking.authorizer().check(question).await {
+        let of_question = Arc::new(ask.context.of_question());
+        match context::scope(of_question, async { asking.authorizer().check(question).await }).await {
             Ok(CheckResponse::Allowed { mut request, response }) => {
                 asking.count(Answer::Allowed);
                 request.retain(|change| !is_reserved_header(change.name()));

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use http::{Request, header};
+use rustls::time_provider::TimeProvider;
 
 use mesh_core::authz::{
     Attributes, Authorizer, Denial, DenialReason, ExternalAuthorizer, ExternalAuthorizers, Observation, Question, Step,
@@ -29,6 +30,8 @@ use super::token::{Challenge, Filters};
 /// The compiled policy of a listener, kept as long as the listener's configuration stays.
 pub(crate) struct Gate {
     authorizers: Arc<dyn ExternalAuthorizers>,
+    /// By which tokens are judged.
+    clock: Arc<dyn TimeProvider>,
     metrics: Arc<Metrics>,
     current: ArcSwapOption<Current>,
     // Whether there is one: asked where there is no policy.
@@ -125,8 +128,12 @@ impl From<Closed> for Stopped {
 }
 
 impl Gate {
-    pub(crate) fn new(authorizers: Arc<dyn ExternalAuthorizers>, metrics: Arc<Metrics>) -> Self {
-        Self { authorizers, metrics, current: ArcSwapOption::empty(), compiled: AtomicBool::new(false) }
+    pub(crate) fn new(
+        authorizers: Arc<dyn ExternalAuthorizers>,
+        clock: Arc<dyn TimeProvider>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { authorizers, clock, metrics, current: ArcSwapOption::empty(), compiled: AtomicBool::new(false) }
     }
 
     /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Its route is
@@ -184,7 +191,7 @@ impl Gate {
             return Err(Closed { code: Code::NO_INBOUND_ROUTE, details, challenge: None }.into());
         };
         before(request, place)?;
-        compiled.tokens.admit(request, peer, tokens)?;
+        compiled.tokens.admit(request, peer, tokens, &*self.clock)?;
         let asking = compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())?;
         Ok(Judged { asking, place })
     }

@@ -22,6 +22,7 @@ mod gate;
 mod headers;
 mod limits;
 mod over;
+mod parting;
 mod policy;
 mod priority;
 mod raw;
@@ -67,6 +68,7 @@ pub(crate) use self::headers::{grpc_status, is_grpc, read_trailers};
 use self::limits::{At, Limited, Stage};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::over::{Over, Wait};
+use self::parting::Parting;
 pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
@@ -74,6 +76,7 @@ use self::record::Record;
 pub(crate) use self::target::Slashes;
 use self::target::{Unsettled, Usual};
 use self::token::Challenge;
+use crate::listen::Serving;
 use crate::load::{LoadReports, Question, Told};
 
 /// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
@@ -207,11 +210,16 @@ impl InboundLayer {
         Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer))) }
     }
 
-    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for. `ends` = whoever drives the connection
-    /// says when what is in flight on it has had its time ([`give_up`](Self::give_up)).
-    pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Box<str>, ends: bool) -> Self {
+    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for. `serving` = whoever drives the
+    /// connection is told of its requests, and says when what is in flight on it has had its time ([`give_up`](Self::give_up)).
+    pub(crate) fn for_connection(
+        &self,
+        peer: PeerIdentity,
+        server_name: Box<str>,
+        serving: Option<Arc<Serving>>,
+    ) -> Self {
         let connection = Connection::new(&self.connection.shared, Some(peer));
-        let over = ends.then(Arc::default);
+        let over = serving.map(|serving| Arc::new(Over::new(serving)));
         Self { connection: Arc::new(Connection { server_name: Some(server_name), over, ..connection }) }
     }
 
@@ -511,30 +519,6 @@ impl InboundLayer {
                     record.release();
                 }
                 Work::Refused { why: Refused::Failed, grpc }
-            }
-        }
-    }
-}
-
-/// Whether an HTTP/1.1 connection takes a further request after this one; if not, the caller is told.
-#[derive(Clone, Copy)]
-enum Parting {
-    Stays,
-    Last,
-    /// The caller asks for another protocol, and may have begun with it: if it does not get it, what comes next is no
-    /// request (RUSTSEC-2026-0033).
-    Switches {
-        connect: bool,
-    },
-}
-
-impl Parting {
-    fn is_last(self, status: StatusCode) -> bool {
-        match self {
-            Self::Stays => false,
-            Self::Last => true,
-            Self::Switches { connect } => {
-                status != StatusCode::SWITCHING_PROTOCOLS && !(connect && status.is_success())
             }
         }
     }

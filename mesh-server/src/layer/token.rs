@@ -8,12 +8,13 @@
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request};
+use rustls::time_provider::TimeProvider;
 
 use mesh_core::error::Code;
-use mesh_core::identity::PeerIdentity;
+use mesh_core::identity::{PeerIdentity, date};
 use mesh_core::jwt::{Authenticator, Refusal, Tokens};
 use mesh_core::policy::JwtAuthentication;
 use mesh_core::telemetry::{DecisionLabels, Decisions};
@@ -71,11 +72,12 @@ impl Filters {
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
         tokens: &mut Option<Arc<Tokens>>,
+        clock: &dyn TimeProvider,
     ) -> Result<(), Closed> {
         if self.each.is_empty() {
             return Ok(());
         }
-        let now = now();
+        let now = Duration::from_secs(date(clock).as_secs());
         let mut held = Tokens::default();
         for Filter { authenticator, allowed, denied } in &self.each {
             let passed = authenticator.judge(&view(request), now);
@@ -99,12 +101,6 @@ impl Filters {
         *tokens = Some(if held.is_empty() { self.none.clone() } else { Arc::new(held) });
         Ok(())
     }
-}
-
-/// The time since 1970. A clock that is before that is none: all that expires has.
-#[expect(clippy::disallowed_methods, reason = "the one place of the server that knows the date")]
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::MAX)
 }
 
 #[cold]

@@ -11,13 +11,14 @@
 pub(super) mod fuzzing;
 
 use std::io;
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
 use memchr::{memchr, memchr2};
 use tokio::time::Instant;
 
-use super::head::HeadTime;
+use super::head::{HeadTime, Serving};
 
 /// What has been seen of the requests of one connection.
 pub(crate) struct Messages {
@@ -88,18 +89,38 @@ impl Messages {
         Self { at: At::First, head: Head::default(), word: Word::default(), time }
     }
 
+    /// From now on there is a limit on the silence between two requests as well.
+    pub(super) fn limit_idle(&mut self, limit: Duration, serving: Arc<Serving>) {
+        self.time.limit_idle(limit, serving);
+    }
+
     /// More bytes are waited for.
     ///
     /// # Errors
-    /// A head is not whole, and its time is over.
+    /// A head is not whole, or none has come, and its time is over.
     pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        self.time.wait(cx)
+        match self.at {
+            // The body's time is its reader's; and an application says itself how long it is silent.
+            At::Body(_) | At::Size(_) | At::Extension(_) | At::Chunk(_) | At::Trailers | At::Opaque => Ok(()),
+            _ => self.time.wait(cx),
+        }
     }
 
     /// Bytes that have come. One that is refused becomes one that no head may have: then hyper says 400 when the requests
     /// before it are answered, and closes.
     pub(super) fn see(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() && self.at != At::Opaque {
+            // Nearly all fields have names that are none of those looked for: their lines are passed at once.
+            if self.at == At::Name && self.word.is_empty() && is_of_no_note(bytes[0]) {
+                match memchr(b'\n', bytes) {
+                    Some(end) => bytes = &mut bytes[end + 1..],
+                    None => {
+                        self.at = At::Rest;
+                        break;
+                    }
+                }
+                continue;
+            }
             let length = self.length(bytes);
             let (piece, rest) = bytes.split_at_mut(length);
             match &mut self.at {
@@ -248,6 +269,11 @@ impl Head {
 }
 
 impl Word {
+    /// Whether nothing of the line has come.
+    fn is_empty(&self) -> bool {
+        self.length == 0 && !self.returned
+    }
+
     /// More of the line, LF only as its last byte. A CR is no part of it, wherever it stands.
     fn take(&mut self, bytes: &[u8]) {
         let mut bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
@@ -272,6 +298,11 @@ impl Word {
     fn is(&self, name: &[u8]) -> bool {
         self.length == name.len() && self.text[..name.len()].eq_ignore_ascii_case(name)
     }
+}
+
+/// Whether no name begins with this that is looked for, nor the line after all fields.
+fn is_of_no_note(first: u8) -> bool {
+    !matches!(first | 0x20, b'c' | b't' | b'u') && !matches!(first, b':' | b'\r' | b'\n')
 }
 
 /// What comes after the line with a chunk's size.

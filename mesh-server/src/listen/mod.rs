@@ -14,9 +14,10 @@ mod tls;
 pub(crate) use self::cut::{Leash, Tether, Why, leash};
 pub(crate) use self::detect::{HttpVersion, detect};
 use self::frames::Frames;
+pub(crate) use self::head::Serving;
 use self::messages::Messages;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::messages::fuzzing::messages;
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
 pub(crate) use self::stream::{Detected, Stream};
-pub(crate) use self::tls::{TlsAccept, TlsRefused, Verified};
+pub(crate) use self::tls::{Doubt, TlsAccept, TlsRefused, Verified};

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
+use rustls::time_provider::TimeProvider;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::{
-    Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, peer_spiffe_id, root_of, server_config, verify_again,
+    Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, date, peer_spiffe_id, root_of, server_config,
+    verify_again,
 };
 use mesh_core::policy::{InboundState, Instances};
 use mesh_core::source::{Identities, Paired};
@@ -27,6 +29,7 @@ pub(crate) struct TlsAccept {
     own: Current,
     named: BTreeMap<Box<str>, Current>,
     provider: Arc<CryptoProvider>,
+    clock: Arc<dyn TimeProvider>,
     peers: Arc<PeersByRoot>,
 }
 
@@ -46,6 +49,14 @@ pub(crate) struct Verified {
     by: TrustBundles,
     ours: Paired,
     counted: Option<CountedPeer>,
+}
+
+/// What there is against a peer that was let in.
+pub(crate) enum Doubt {
+    /// It would not be let in any more, or is somebody else.
+    Refused,
+    /// Its trust domain has another name.
+    Renamed,
 }
 
 /// Why a TLS client was turned away.
@@ -69,9 +80,14 @@ const ALPN: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
 
 impl TlsAccept {
     /// `peers` = where connections are counted by root.
-    pub(crate) fn new(identities: &Identities, provider: Arc<CryptoProvider>, peers: Arc<PeersByRoot>) -> Self {
+    pub(crate) fn new(
+        identities: &Identities,
+        provider: Arc<CryptoProvider>,
+        clock: Arc<dyn TimeProvider>,
+        peers: Arc<PeersByRoot>,
+    ) -> Self {
         let named = identities.named().map(|(name, _)| (name.into(), Current::empty())).collect();
-        Self { identities: identities.clone(), own: Current::empty(), named, provider, peers }
+        Self { identities: identities.clone(), own: Current::empty(), named, provider, clock, peers }
     }
 
     /// The identity that policy wants shown and the roots that it wants trusted, now and as they change; none for ever
@@ -99,7 +115,7 @@ impl TlsAccept {
         // A peer under a former name of a trust domain is the one that policy knows under the present name.
         let id = trusted.aliased(&id).unwrap_or(id);
         let algorithms = self.provider.signature_verification_algorithms.all;
-        let root = root_of(chain, &trusted, algorithms, UnixTime::now(), Usage::Client);
+        let root = root_of(chain, &trusted, algorithms, date(&*self.clock), Usage::Client);
         let counted = root.map(|root| self.peers.count(Reporter::Destination, root));
         let chain = chain.to_vec().into();
         Ok((tls, Verified { id, chain, by: trusted, ours, counted }))
@@ -121,17 +137,19 @@ impl TlsAccept {
         {
             return Ok(built.config.clone());
         }
-        let config = Arc::new(server_config(&identity.trusting(trusted.clone()), true, ALPN, &self.provider)?);
+        let mut config = server_config(&identity.trusting(trusted.clone()), true, ALPN, &self.provider)?;
+        config.time_provider = self.clock.clone();
+        let config = Arc::new(config);
         let (identity, trusted) = (identity.clone(), trusted.clone());
         current.store(Some(Arc::new(Built { identity, trusted, config: config.clone() })));
         Ok(config)
     }
 
-    /// Waits until the peer of a connection would not be let in any more: its root was taken out of the bundle, or
-    /// it was revoked.
-    pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = ()> + Send + use<> {
-        let provider = self.provider.clone();
-        let Verified { chain, mut by, mut ours, counted, .. } = peer;
+    /// Waits until the peer of a connection would not be let in any more, its root being taken out of the bundle or its
+    /// certificate revoked, or would be let in under another name.
+    pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = Doubt> + Send + use<> {
+        let (provider, clock) = (self.provider.clone(), self.clock.clone());
+        let Verified { id, chain, mut by, mut ours, counted } = peer;
         async move {
             let _counted = counted;
             loop {
@@ -142,9 +160,18 @@ impl TlsAccept {
                     _ => continue,
                 }
                 let algorithms = provider.signature_verification_algorithms.all;
-                if let Err(refused) = verify_again(&chain, &by, algorithms, UnixTime::now(), Usage::Client) {
-                    tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");
-                    return;
+                let present = |id: SpiffeId| by.aliased(&id).unwrap_or(id);
+                match verify_again(&chain, &by, algorithms, date(&*clock), Usage::Client).map(present) {
+                    Ok(again) if again == id => {}
+                    Ok(again) => {
+                        tracing::info!(was = %id, is = %again, "a connection's peer has another name now: it is closed");
+                        // A former name that still stands for the present one is the same peer's.
+                        return if present(id) == again { Doubt::Renamed } else { Doubt::Refused };
+                    }
+                    Err(refused) => {
+                        tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");
+                        return Doubt::Refused;
+                    }
                 }
             }
         }

@@ -240,8 +240,20 @@ async fn s01_s02_s03_s05_dot_segments_slashes_and_parameters_lead_where_they_lea
     paths_get(&world, 200, &["/public/../public/a", "/public//a", "/administration"]).await;
     // The application is asked for what was judged.
     assert_eq!(ask(&world, b"/x/..//public/%61?q=/../", "").await.1, "/public/a?q=/../ public.test");
+    // A parameter after a name makes another path of it, as with Istio: the rule for the one without does not hold, and the
+    // application is asked for just that.
+    let others = ["/admin;x", "/admin;a=b/x", "/admin%3Bx", "/admin;"];
+    paths_get(&world, 200, &others).await;
+    assert_eq!(ask(&world, b"/admin;x", "").await.1, "/admin;x public.test");
+    paths_get(&world, 403, &["/admin/;x", "/admin/x;y", "/x;y/../admin"]).await;
+    // Whoever takes the two for one says so, in a rule that denies, or allows what is meant and nothing else.
+    let parameters = Permission::Path(PathMatch::Prefix("/admin;".into()));
+    world.policy.publish(guarded(vec![deny(vec![parameters])]));
+    paths_get(&world, 403, &others).await;
+    paths_get(&world, 200, &["/administration;x"]).await;
     world.policy.publish(guarded(vec![a()]));
     paths_get(&world, 403, &tricks).await;
+    paths_get(&world, 403, &others).await;
     pass_without_policy(&world, &tricks).await;
 }
 

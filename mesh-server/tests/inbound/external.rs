@@ -10,6 +10,7 @@ use mesh_core::authz::{
     CheckBody, CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal,
     Unavailable,
 };
+use mesh_core::context::{self, RequestContext};
 use mesh_core::policy::{
     AdaptiveConcurrency, AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody,
     HeaderKey, HeaderMatch, HeaderMatcher, HttpFilter, HttpFilterKind, InboundState, InboundTls, PathMatch, Permission,
@@ -64,6 +65,19 @@ impl ExternalAuthorizer for Slow {
             self.go.acquire().await.unwrap().forget();
             Ok(CheckResponse::Denied(Refusal::new(StatusCode::UNAUTHORIZED)))
         })
+    }
+}
+
+/// An authorizer that says yes and keeps the context that it was asked in. What it calls meanwhile fails for good.
+#[derive(Debug, Default)]
+struct Curious(Mutex<Option<Arc<RequestContext>>>);
+
+impl ExternalAuthorizer for Curious {
+    fn check(&self, _: CheckRequest) -> Checking<'_> {
+        let context = context::current().unwrap();
+        context.spent.set();
+        *self.0.lock() = Some(context);
+        Box::pin(async { Ok(CheckResponse::allowed()) })
     }
 }
 
@@ -158,6 +172,39 @@ async fn an_authorizer_is_asked_about_what_the_rules_match_and_about_nothing_els
     assert!(code == 403 && body.contains("MESH-2003"), "{code} {body}");
     world.policy.publish(guarded(Vec::new()));
     assert_eq!(status(&world, "/checked").await.0, 200);
+}
+
+#[tokio::test]
+async fn s54_an_authorizer_is_asked_for_the_request_and_not_under_its_callers_orders() {
+    let curious = Arc::<Curious>::default();
+    let one = Arc::new(One(curious.clone()));
+    let app = tower::service_fn(|_| async {
+        let of = context::current().unwrap();
+        // The control: the application has them.
+        assert!(of.deadline.is_some() && of.retried);
+        let mut failed = text("failed")?;
+        *failed.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        Ok::<_, mesh_core::error::BoxError>(failed)
+    });
+    let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+    let world = World::start_with(guarded(vec![asking("opa")]), Config::default(), settings, app).await;
+    for name in ["grpc-timeout", "x-envoy-expected-rq-timeout-ms"] {
+        let mut request = get("/checked");
+        for (name, value) in [
+            (name, if name == "grpc-timeout" { "9S" } else { "9000" }),
+            ("mesh-retried", "1"),
+            ("x-request-id", "r"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ] {
+            request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let response = world.mutual(Http::Two).await.send(request).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert!(!response.headers().contains_key("mesh-retried"), "the tries of the question are not the request's");
+        let asked_in = curious.0.lock().take().unwrap();
+        assert!(asked_in.deadline.is_none() && !asked_in.retried, "{asked_in:?}");
+        assert!(asked_in.trace.is_some() && asked_in.caller.is_some() && asked_in.forwarded.len() == 1);
+    }
 }
 
 #[tokio::test]

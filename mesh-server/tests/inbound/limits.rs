@@ -87,10 +87,46 @@ async fn by_default_a_head_has_ten_seconds_a_handshake_five_and_a_body_thirty_of
     assert_eq!(kept(world.address, b"GET / HTTP/1.1\r\nhost: re", true).await, 100);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_minute_without_a_request_ends_a_connection_and_one_that_is_served_for_longer_does_not() {
+    let go = Arc::new(tokio::sync::Notify::new());
+    let waits = go.clone();
+    let service = tower::service_fn(move |request: http::Request<mesh_server::Body>| {
+        let waits = waits.clone();
+        async move {
+            if request.uri().path() == "/late" {
+                waits.notified().await;
+            }
+            text("hello")
+        }
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    let mut answer = [0; 1024];
+    let pass = |seconds| mesh_testkit::clock::pass(Duration::from_secs(seconds));
+    tcp.write_all(b"GET /late HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    pass(90).await;
+    go.notify_one();
+    // What is served at once is seen by no timer.
+    for _ in 0..4 {
+        let length = tcp.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&answer[..length]));
+        pass(40).await;
+        tcp.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    }
+    assert!(tcp.read(&mut answer).await.unwrap() > 0);
+    // Empty lines before a request are none.
+    assert_eq!(kept_dripping(tcp, Some(b"\r\n")).await, 60);
+}
+
 /// For how many seconds a server keeps a connection on which no more comes after this, or a byte each second. 100 = for ever.
 pub(crate) async fn kept(address: SocketAddr, beginning: &[u8], drips: bool) -> u64 {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     tcp.write_all(beginning).await.unwrap();
+    kept_dripping(tcp, drips.then_some(b"x")).await
+}
+
+async fn kept_dripping(mut tcp: TcpStream, drop: Option<&[u8]>) -> u64 {
     let (mut read, mut write) = tcp.split();
     let began = tokio::time::Instant::now();
     let ended = async {
@@ -100,8 +136,8 @@ pub(crate) async fn kept(address: SocketAddr, beginning: &[u8], drips: bool) -> 
     let dripping = async {
         for _ in 0..100 {
             mesh_testkit::clock::pass(Duration::from_secs(1)).await;
-            if drips {
-                let _ = write.write_all(b"x").await;
+            if let Some(drop) = drop {
+                let _ = write.write_all(drop).await;
             }
         }
     };

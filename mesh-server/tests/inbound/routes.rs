@@ -7,8 +7,8 @@ use http_body_util::{BodyExt, Empty};
 
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Domain, Guards, HttpFilter, HttpFilterKind,
-    InboundHost, InboundListener, InboundRoute, InboundRoutes, InboundState, InboundTls, PathMatch, Permission,
-    Principal, RouteMatch,
+    InboundHost, InboundListener, InboundRoute, InboundRoutes, InboundState, InboundTls, JwtAuthentication, JwtKeys,
+    JwtProvider, PathMatch, Permission, Principal, RouteMatch,
 };
 use mesh_server::Config;
 
@@ -148,4 +148,28 @@ async fn a_connection_whose_routes_change_takes_no_more_requests() {
     let mut client = world.plain(Http::Two).await;
     assert_eq!(client.send(get("/a")).await.unwrap().status(), 404);
     assert_eq!(client.send(get("/b")).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_where_the_keys_or_limits_of_its_routes_change() {
+    let state = |jwks: &str, tokens: u32, authorization: Vec<AuthorizationPolicy>| {
+        let keys = JwtKeys::Inline(jwks.to_owned());
+        let jwt = JwtAuthentication::optional("jwt", [("p".to_owned(), JwtProvider::new("issuer", keys))]);
+        let guards = Guards { jwt: vec![jwt], authorization, ..limited("f", tokens) };
+        listed(vec![host("*", vec![route("/a", Some(guards)), route("/", Some(Guards::default()))])])
+    };
+    let none = r#"{"keys":[]}"#;
+    for version in [Http::One, Http::Two] {
+        let world = world(state(none, 1000, Vec::new())).await;
+        let mut client = world.plain(version).await;
+        for (jwks, tokens) in [(none, 1000), (r#"{ "keys": [] }"#, 1000), (none, 2000)] {
+            world.policy.publish(state(jwks, tokens, Vec::new()));
+            for _ in 0..50 {
+                assert_eq!(client.get("/a").await.unwrap().0, 200, "{jwks} {tokens}");
+            }
+        }
+        // The control: what decides who may pass.
+        world.policy.publish(state(none, 1000, vec![deny_all()]));
+        eventually(|| client.ended.is_finished().then_some(())).await;
+    }
 }

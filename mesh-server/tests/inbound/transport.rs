@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -451,6 +452,57 @@ async fn a_caller_of_an_alias_is_judged_by_its_present_name() {
     assert_eq!(answer_to(&world, &former("productpage")).await, Some((200, web.to_owned())));
     assert_eq!(answer_to(&world, &former("ratings")).await.map(|(status, _)| status), Some(403));
     assert_eq!(answer_to(&world, &world.ca.identity("default", "productpage")).await.unwrap().0, 200);
+}
+
+/// Requests are judged by the name of the handshake: where that would be another one, the connection ends.
+#[tokio::test]
+async fn a_connection_ends_when_its_peer_has_another_name() {
+    let name = |domain: &str| TrustDomain::new(domain).unwrap();
+    let (home, other, partner) = (name("cluster.local"), name("other.test"), name("partner.test"));
+    let open = policy(InboundTls::Strict);
+    let mut config = Config::default();
+    config.lame_duck = Duration::from_millis(10);
+    for (renamed, version) in [(false, Http::Two), (false, Http::One), (true, Http::Two), (true, Http::One)] {
+        let world = World::start(open.clone(), config.clone(), tower::service_fn(peer_of())).await;
+        let named = |domain: &TrustDomain, account: &str| {
+            let id = SpiffeId::for_service_account(domain, "default", account).unwrap();
+            world.ca.identity_from(&CertificateSpec::of(&id))
+        };
+        let root = TrustBundle::new([world.ca.root().clone()]).unwrap();
+        let mut before = world.ca.bundles();
+        before.alias(other.clone(), home.clone());
+        let publish = |own: &TrustDomain, bundles: &TrustBundles| {
+            world.identity.publish(Some(Arc::new(named(own, "reviews").trusting(bundles.clone()))));
+        };
+        publish(&home, &before);
+        let mut both = world.ca.bundles();
+        both.insert(other.clone(), root.clone());
+        let web = named(&other, "productpage").trusting(both);
+        let mut client = world.mutual_as(&web, version).await.unwrap();
+        let known = client.get("/").await.unwrap().1;
+        assert_eq!(known, "spiffe://cluster.local/ns/default/sa/productpage");
+        // The control: trust changes, and nothing of its name.
+        let mut federated = before.clone();
+        federated.insert(partner.clone(), root.clone());
+        publish(&home, &federated);
+        for _ in 0..50 {
+            assert_eq!(client.get("/").await.unwrap().1, known);
+        }
+        // The mesh takes the other name, or the other name becomes somebody else's whose root is the same.
+        let now = if renamed {
+            let mut now = TrustBundles::single(other.clone(), root.clone());
+            now.alias(home.clone(), other.clone());
+            now
+        } else {
+            let mut now = before.clone();
+            now.insert(other.clone(), root.clone());
+            now
+        };
+        publish(if renamed { &other } else { &home }, &now);
+        eventually(|| client.ended.is_finished().then_some(())).await;
+        let (_, present) = answer_to(&world, &web).await.unwrap();
+        assert_eq!(present, "spiffe://other.test/ns/default/sa/productpage");
+    }
 }
 
 /// A federated domain's roots vouch for its own names, and for nobody else's.

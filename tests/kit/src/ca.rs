@@ -149,6 +149,23 @@ impl TestCa {
         CertifiedKey::from_der(vec![leaf.der().clone()], key, &crypto()).expect("the key of the certificate")
     }
 
+    /// The same from nobody: under so many authorities of one name, each signed by the next one and the last by the first,
+    /// that may be put together in any order.
+    pub fn tangled(spec: &CertificateSpec, authorities: usize) -> CertifiedKey {
+        let all: Vec<Self> = (0..authorities).map(|_| Self::new()).collect();
+        let signers = all.iter().skip(1).chain(&all[..1]);
+        let above = all.iter().zip(signers).map(|(of, by)| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, format!("test root of {}", of.domain));
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let signed = params.signed_by(of.issuer.key(), &by.issuer).expect("the parameters are complete");
+            signed.der().clone()
+        });
+        let mut certified = all[0].certified(spec);
+        certified.cert.extend(above);
+        certified
+    }
+
     /// A TLS client that shows any certificate, however wrong, and takes every server of this mesh.
     /// `None` shows none.
     pub fn client_showing(&self, certificate: Option<CertifiedKey>, alpn: &[&[u8]]) -> ClientConfig {

@@ -7,7 +7,7 @@ mod worker;
 
 use std::sync::Arc;
 
-use mesh_core::health::{Accrual, Evidence, Turn, Vitals};
+use mesh_core::health::{Accrual, AccrualState, Evidence, Turn, Vitals};
 use mesh_core::policy;
 
 pub(super) use self::worker::{Owned, start};
@@ -50,6 +50,11 @@ impl Watch {
         Some(Arc::new(Self { policy, vitals, accrual, wake }))
     }
 
+    /// Where the breaker is, if policy has one.
+    pub(super) fn accrual(&self) -> Option<AccrualState> {
+        self.policy.accrual.as_ref().map(|_| self.accrual.state())
+    }
+
     /// Leave for one request; `None` = it must go elsewhere.
     pub(super) fn enter(self: &Arc<Self>) -> Option<Watched> {
         let turn = match self.policy.accrual {
@@ -78,11 +83,9 @@ impl Watched {
 impl Watched {
     /// Notes the head of an answer that leaves its outcome open.
     pub(super) fn answered(&mut self) {
-        let Watch { policy, accrual, wake, .. } = &*self.watch;
-        if let (Some(policy), Some(turn)) = (&policy.accrual, &mut self.turn)
-            && accrual.answered(turn, policy)
-        {
-            wake.wake();
+        let Watch { policy, accrual, .. } = &*self.watch;
+        if let (Some(policy), Some(turn)) = (&policy.accrual, &mut self.turn) {
+            accrual.answered(turn, policy);
         }
     }
 }

@@ -19,7 +19,7 @@ use mesh_core::retry::grpc_status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use crate::body::{Broken, Incoming, Outgoing};
+use crate::body::{Incoming, Outgoing};
 use crate::connect::{Dialer, Lease, Peer, Pool, Room, Want};
 use crate::error::Cause;
 
@@ -152,13 +152,10 @@ impl Prober {
             let outgoing = body.clone().map_or(Outgoing::Empty, |bytes| Outgoing::Full(Some(bytes), None));
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {
-                Lease::Sole(connection) => {
-                    let sent = connection.sender.send_request(request).await;
-                    sent.map(|answer| answer.map(Incoming::Http1)).map_err(Broken::from)
-                }
-                Lease::Shared(stream) => stream.send(request).await.map_err(|unanswered| unanswered.error),
+                Lease::Sole(connection) => connection.send(request).await,
+                Lease::Shared(stream) => stream.send(request).await,
             };
-            match sent {
+            match sent.map_err(|unanswered| unanswered.error) {
                 Ok(response) => return Ok((response, lease)),
                 Err(_) if !fresh && lease.is_reused() => {
                     if let Lease::Shared(stream) = &lease {
@@ -192,14 +189,12 @@ impl Prober {
 
 /// Reads an answer to its end and puts its connection back; a long one costs its connection.
 async fn finish(patient: &Patient, response: Response<Incoming>, lease: Lease) {
-    let mut body = Limited::new(response.into_body(), MAX_ANSWER);
-    while let Some(frame) = body.frame().await {
-        if frame.is_err() {
-            return;
-        }
+    let mut body = response.into_body();
+    if Limited::new(&mut body, MAX_ANSWER).collect().await.is_err() {
+        return;
     }
     if let (Lease::Sole(connection), Some(pool)) = (lease, &patient.pool) {
-        pool.release(connection, Instant::now());
+        pool.release(connection, body, Instant::now());
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) async fn send(
     request: Request<Outgoing>,
 ) -> Result<Response<Incoming>, Broken> {
     match lease {
-        Lease::Sole(connection) => Ok(connection.sender.send_request(request).await?.map(Incoming::Http1)),
+        Lease::Sole(connection) => connection.send(request).await.map_err(|unanswered| unanswered.error),
         Lease::Shared(stream) => {
             let sent = stream.send(request).await.map_err(|unanswered| unanswered.error);
             if sent.is_err() && stream.connection.is_closed() {

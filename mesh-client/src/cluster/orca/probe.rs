@@ -46,15 +46,11 @@ async fn ask(endpoint: &Endpoint, room: Room) -> Option<Heard> {
     let request = ask::probe(endpoint, lease.is_http2()).ok()?;
     let response = ask::send(pool, &mut lease, request).await.ok()?;
     let report = orca::read(response.headers());
-    let mut body = Limited::new(response.into_body(), MAX_ANSWER);
-    while let Some(frame) = body.frame().await {
-        if frame.is_err() {
-            // Too long to be worth its connection.
-            return Some(heard(report));
-        }
-    }
-    if let Lease::Sole(connection) = lease {
-        pool.release(connection, Instant::now());
+    let mut body = response.into_body();
+    // One that is too long is not worth its connection.
+    let whole = Limited::new(&mut body, MAX_ANSWER).collect().await.is_ok();
+    if let (true, Lease::Sole(connection)) = (whole, lease) {
+        pool.release(connection, body, Instant::now());
     }
     Some(heard(report))
 }

@@ -48,6 +48,7 @@ async fn the_status_tells_each_resource_of_each_client() {
     assert_eq!(states(Kind::Listener), [row("nobody:1", "missing"), row("reviews:9080", "accepted")]);
     assert_eq!(states(Kind::Endpoints), [row(REVIEWS_EDS, "refused")]);
     assert_eq!(of(Kind::Endpoints)["nack"]["reason"], "localities[0]: bad");
+    assert_eq!(of(Kind::Endpoints)["refused"][0], REVIEWS_EDS);
     assert_eq!(json(&plane, "/sync?node=somebody").await, Value::Array(Vec::new()));
     assert!(json(&plane, "/sync").await[0]["types"][0]["resources"].is_null(), "names only on demand");
 }

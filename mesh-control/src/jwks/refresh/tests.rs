@@ -239,6 +239,40 @@ async fn who_waits_longest_is_asked_next_and_no_fetch_takes_longer_than_it_may()
 }
 
 /// A set that [`PublicKeys::read`] takes; what comes from disk is read again.
+#[tokio::test(start_paused = true)]
+async fn s49_s90_of_one_namespace_a_hundred_sources_are_asked_and_those_of_another_all_the_same() {
+    let urls: Vec<String> = (0..=MOST_NAMED).map(|n| format!("https://issuer-{n:03}.test/keys")).collect();
+    let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+    let (last, rest) = urls.split_last().unwrap();
+    let asked = async |many: &[&str]| {
+        let script = Script::default();
+        urls.iter().chain([&URL]).for_each(|_| script.answer(Ok("one")));
+        let (refresh, keys) = start(Watched::fixed(model_of(&[("many", many), ("z", &[URL])])), &script, None);
+        beside(refresh, pass(SECOND)).await;
+        assert_eq!(known(&keys, URL), Some((Some("one".into()), None)));
+        (script.asked(), known(&keys, last))
+    };
+    let (asks, of_last) = asked(&urls).await;
+    assert_eq!(asks, MOST_NAMED + 1);
+    let (document, failure) = of_last.unwrap();
+    assert!(document.is_none() && failure.as_ref().unwrap().contains("over 100"), "{failure:?}");
+    // The control: without one of the others it is asked.
+    assert_eq!(asked(&[&rest[1..], &[*last]].concat()).await, (MOST_NAMED + 1, Some((Some("one".into()), None))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_told_of_a_failure_is_short_however_much_an_issuer_said() {
+    for (said, kept) in [("é".repeat(1 << 20), MOST_OF_FAILURE), ("reset".to_owned(), 23)] {
+        let script = Script::default();
+        script.answer(Err(&said));
+        let (refresh, keys) = start(Watched::fixed(model(&[URL])), &script, None);
+        beside(refresh, pass(SECOND / 2)).await;
+        let (_, failure) = known(&keys, URL).unwrap();
+        let failure = failure.unwrap();
+        assert!(failure.len() == kept && failure.starts_with("issuer broke off: "), "{}", failure.len());
+    }
+}
+
 fn set(x: char) -> String {
     let x: String = std::iter::repeat_n(x, 43).collect();
     PublicKeys::read(&format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","x":"{x}"}}]}}"#)).unwrap().text

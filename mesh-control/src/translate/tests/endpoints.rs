@@ -445,6 +445,35 @@ fn endpoint_slices_give_endpoints_health_and_zone() {
     assert_eq!(endpoints.localities[1].locality.zone, "z1");
 }
 
+#[test]
+fn a_pod_in_a_slice_that_announces_itself_with_another_locality_is_one_endpoint() {
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-1, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], zone: z1, targetRef: {kind: Pod, name: a-x}}\n- {addresses: [10.0.0.2], zone: z1, targetRef: {kind: Pod, name: a-y}}\n";
+    let sliced = format!("{}{slice}", service("a", "default", HTTP));
+    // Each endpoint with its locality and the weight of that.
+    let seen = |text: &str, address: &str, locality: &str| -> Vec<(String, String, u32)> {
+        let announced = Registration { locality: Locality::parse(locality), ..running("a", "default", 80, address) };
+        let world = with(text, &[announced]);
+        let endpoints = world.endpoints(&scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap();
+        let groups = endpoints.localities.iter();
+        groups
+            .flat_map(|group| {
+                let Locality { region, zone, sub_zone } = &group.locality;
+                let at = format!("{region}/{zone}/{sub_zone}");
+                group.endpoints.iter().map(move |one| (one.address.to_string(), at.clone(), group.weight.get()))
+            })
+            .collect()
+    };
+    let row = |host: u8, at: &str, weight: u32| (format!("10.0.0.{host}:8080"), at.to_owned(), weight);
+    // In the slice's zone, in which it knows its region, and in another one, in which the slice counts.
+    assert_eq!(seen(&sliced, "10.0.0.1:8080", "eu/z1/s"), [row(2, "/z1/", 1), row(1, "eu/z1/s", 1)]);
+    assert_eq!(seen(&sliced, "10.0.0.1:8080", "eu/z2"), [row(1, "/z1/", 2), row(2, "/z1/", 2)]);
+    let without_zone = sliced.replace("zone: z1, ", "");
+    assert_eq!(seen(&without_zone, "10.0.0.1:8080", "eu/z2"), [row(2, "//", 1), row(1, "eu/z2/", 1)]);
+    // The control: another address is another endpoint.
+    let three = [row(1, "/z1/", 2), row(2, "/z1/", 2), row(3, "eu/z2/", 1)];
+    assert_eq!(seen(&sliced, "10.0.0.3:8080", "eu/z2"), three);
+}
+
 /// Endpoints of the service `a` in four localities, the last of version v2.
 fn four() -> [Registration; 4] {
     let at = |address: &str, locality: &str, version: &str| {

@@ -97,6 +97,13 @@ pub(super) enum Answer {
     Refused,
 }
 
+impl Known {
+    /// Whether the client refused it as it was sent last.
+    pub(super) fn is_refused(&self) -> bool {
+        self.answer == Answer::Refused && self.held.is_some()
+    }
+}
+
 impl Held {
     /// Whether the client has something.
     pub(super) fn is_some(&self) -> bool {
@@ -163,7 +170,22 @@ impl Type {
 
     /// Whether the client refuses what it was sent last under some name, and goes on with something older.
     pub(super) fn refuses(&self) -> bool {
-        self.known.values().any(|known| known.answer == Answer::Refused && known.held.is_some())
+        self.known.values().any(Known::is_refused)
+    }
+
+    /// Once something of a refused response is other, all that is left of it goes again: the client may have taken none of
+    /// it, and says only of the whole what it thinks. What is sent whole in any case does so by itself.
+    pub(super) fn renew_refused(&mut self) {
+        let Self { known, due, .. } = self;
+        if !due.iter().any(|name| known.get(name).is_some_and(Known::is_refused)) {
+            return;
+        }
+        for (name, known) in known.iter_mut().filter(|(_, known)| known.is_refused()) {
+            if matches!(known.held, Held::Version(_)) {
+                known.held = Held::Outdated;
+                due.insert(name.clone());
+            }
+        }
     }
 
     /// Whether there is something to say of it.

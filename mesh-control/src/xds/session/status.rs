@@ -4,8 +4,8 @@ use super::known::{Answer, Held, Known, Type};
 use super::{Kind, Session};
 use crate::xds::nodes::{ResourceStatus, TypeStatus};
 
-/// As many missing names as are listed.
-const MISSING: usize = 20;
+/// As many missing names as are listed, and as many that are refused.
+const LISTED: usize = 20;
 
 impl Session {
     /// Every type that was asked for; with `resources` also each name.
@@ -18,18 +18,20 @@ impl Session {
 impl Type {
     fn status(&self, kind: Kind, resources: bool) -> TypeStatus {
         let has = |known: &Known| known.held.version().is_some();
+        let refused = self.known.iter().filter(|(_, known)| known.is_refused());
         let missing = self.known.iter().filter(|(_, known)| known.explicit && !has(known));
         TypeStatus {
             type_url: kind.type_url(),
             wildcard: self.wildcard,
             subscribed: self.explicit.count,
             sent: self.known.values().filter(|known| has(known)).count(),
-            missing: missing.take(MISSING).map(|(name, _)| name.to_string()).collect(),
+            missing: missing.take(LISTED).map(|(name, _)| name.to_string()).collect(),
             version_sent: self.version_sent.to_string(),
             version_acked: self.version_acked.to_string(),
             waiting: self.in_flight.is_some(),
             due: self.due.len() + self.vanished.len(),
             nack: self.nack.clone(),
+            refused: refused.take(LISTED).map(|(name, _)| name.to_string()).collect(),
             unsent: self.unsent.values().cloned().reduce(|all, why| format!("{all}; {why}")),
             resources: resources.then(|| self.known.iter().map(|(name, known)| resource(name, known)).collect()),
         }

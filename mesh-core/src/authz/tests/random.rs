@@ -230,6 +230,7 @@ proptest! {
             let (Some(peer), Some(server_name)) = (of.peer, of.server_name) else { return Ok(()) };
             let caller = Caller { peer, destination: of.destination, server_name };
             prop_assert!(keeps_open(&before, &before, caller));
+            prop_assert_eq!(keeps_open(&before, &after, caller), keeps_open_plainly(&before, &after, caller));
             if keeps_open(&before, &after, caller) && Authorizer::new(&before).decide(of, |_| {}).is_ok() {
                 prop_assert!(Authorizer::new(&after).decide(of, |_| {}).is_ok(), "{before:#?} {after:#?}");
             }

@@ -1,5 +1,7 @@
 //! Priorities, health, localities, panic, slow start and spill-over around a picker.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -155,11 +157,32 @@ fn locality_weights_count_only_when_asked_for() {
 
 #[test]
 fn a_retry_can_go_to_another_priority() {
-    let set = ready(vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])]);
-    let other = |tried| Pick { tried, other_priority: true, ..Pick::default() };
-    assert_eq!(hits(&set, &[10, 20], &other(&[1]))[1], 30_000);
-    assert_eq!(hits(&set, &[10, 11, 20], &other(&[1, 2]))[2], 0, "both have been tried: as usual");
-    assert_eq!(hits(&set, &[10], &Pick { tried: &[1], ..Pick::default() }), [30_000], "control");
+    for balancer in each_balancer() {
+        let groups = vec![
+            group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]),
+            group(1, 1, &[(20, 1, Healthy), (21, 1, Healthy)]),
+            group(2, 1, &[(30, 1, Healthy)]),
+        ];
+        let set = build(groups, cluster(|c| c.balancer = balancer.clone()), &[]);
+        // The ports of so many picks by indices to be chosen last, and by those whose priorities are to be left.
+        let picked = |tried, away_from| -> BTreeSet<u16> {
+            let (mut draw, mut hashes) = (seeded(3), seeded(4));
+            let mut pick = || {
+                let pick = Pick { tried, away_from, hash: Some(hashes(u64::MAX)), ..Pick::default() };
+                *set.pick(&pick, &mut draw).unwrap().1
+            };
+            (0..500).map(|_| pick()).collect()
+        };
+        let is = |ports: &[u16]| ports.iter().copied().collect::<BTreeSet<_>>();
+        assert!(picked(&[0], &[0]).is_subset(&is(&[20, 21])), "{balancer:?}");
+        assert!(picked(&[], &[0]).is_subset(&is(&[20, 21])), "{balancer:?}: none is to be avoided");
+        assert_eq!(picked(&[2], &[0]), is(&[21]), "{balancer:?}: one of the next takes nothing");
+        assert_eq!(picked(&[2, 3], &[0]), is(&[30]), "{balancer:?}: nor does another");
+        assert_eq!(picked(&[], &[0, 2]), is(&[30]), "{balancer:?}: two were tried");
+        // The controls: all were, as usual; and who is only to come last leaves its neighbours alone.
+        assert!(picked(&[], &[0, 2, 4]).iter().all(|port| *port < 20), "{balancer:?}");
+        assert_eq!(picked(&[0], &[]), is(&[11]), "{balancer:?}");
+    }
 }
 
 #[test]
@@ -174,12 +197,14 @@ fn where_there_is_no_other_priority_a_retry_can_go_to_another_locality() {
         let set = build(groups, cluster(|c| c.balancer = balancer.clone()), &[]);
         let mut draw = seeded(3);
         let mut picked =
-            |other_priority, tried| *set.pick(&Pick { tried, other_priority, ..Pick::default() }, &mut draw).unwrap().1;
-        assert!((0..100).all(|_| picked(true, &[0]) == 20), "{balancer:?}");
-        assert!((0..100).all(|_| picked(true, &[8]) < 20), "{balancer:?}");
-        assert!((0..100).all(|_| ![10, 20].contains(&picked(true, &[0, 8]))), "{balancer:?}: both were tried");
+            |tried, away_from| *set.pick(&Pick { tried, away_from, ..Pick::default() }, &mut draw).unwrap().1;
+        assert!((0..100).all(|_| picked(&[0], &[0]) == 20), "{balancer:?}");
+        assert!((0..100).all(|_| picked(&[], &[0]) == 20), "{balancer:?}: none is to be avoided");
+        assert!((0..100).all(|_| picked(&[8], &[8]) < 20), "{balancer:?}");
+        assert!((0..100).all(|_| ![10, 20].contains(&picked(&[0, 8], &[0, 8]))), "{balancer:?}: both were tried");
+        assert!((0..100).all(|_| picked(&[8], &[0]) < 20), "{balancer:?}: the other takes nothing");
         // Control: a retry that does not mind goes to a neighbour as well.
-        assert!((0..100).any(|_| picked(false, &[0]) < 20), "{balancer:?}");
+        assert!((0..100).any(|_| picked(&[0], &[]) < 20), "{balancer:?}");
     }
 }
 
@@ -198,7 +223,7 @@ fn a_retry_goes_past_a_priority_that_is_to_fail_in_panic() {
         build(vec![one_of(0, 6, 10), one_of(1, 4, 20), one_of(2, 4, 30)], cluster(|c| c.locality = locality), &[])
     };
     let first = set(true).find(&address(20)).unwrap();
-    let retry = Pick { tried: &[first], other_priority: true, ..Pick::default() };
+    let retry = Pick { tried: &[first], away_from: &[first], ..Pick::default() };
     assert_eq!(hits(&set(true), &[20, 30], &retry), [0, 30_000]);
     // Control: where panic is no failure, the first priority is the one that has not been tried.
     assert!(set(false).pick(&retry, &mut seeded(1)).is_some_and(|(_, port)| *port < 20));
@@ -254,9 +279,39 @@ fn a_set_of_which_nothing_can_be_reached_says_so() {
     let dead = Arc::<Load>::default();
     let set = build(vec![group(0, 1, &[(10, 1, Healthy)])], cluster(|_| {}), &[(10, dead.clone())]);
     assert!(set.is_reachable(SECOND));
+    assert_eq!(set.availability(SECOND), PerMillion::ALL);
     dead.unreachable(SECOND);
     assert!(!set.is_reachable(SECOND));
+    assert_eq!(set.availability(SECOND), PerMillion::NONE);
     assert!(set.is_reachable(40 * SECOND));
+}
+
+#[test]
+fn a_set_says_how_much_it_can_take_without_those_in_panic() {
+    // So many of ten are well in each priority.
+    let priority = |number: usize, well: u16| {
+        let state = |index| if index < well { Healthy } else { Unhealthy };
+        let all: Vec<_> = (0..10).map(|index| (10 + 10 * number as u16 + index, 1, state(index))).collect();
+        group(number as u32, 1, &all)
+    };
+    let available = |wells: &[u16], panic| {
+        let groups = wells.iter().enumerate().map(|(number, well)| priority(number, *well)).collect();
+        let panics = |c: &mut Cluster| c.locality.panic_threshold = Some(PerMillion::new(panic));
+        build(groups, cluster(panics), &[]).availability(SECOND).get() / 10_000
+    };
+    let cases: [(&[u16], u32, u32); 8] = [
+        (&[10], 100, 100),
+        (&[7], 98, 98),
+        (&[5], 70, 70),
+        (&[1], 14, 0),
+        (&[0], 0, 0),
+        (&[1, 5], 84, 70),
+        (&[1, 8], 100, 100),
+        (&[], 0, 0),
+    ];
+    for (wells, calm, panics) in cases {
+        assert_eq!((available(wells, 0), available(wells, 500_000)), (calm, panics), "{wells:?}");
+    }
 }
 
 #[test]
@@ -573,8 +628,9 @@ proptest! {
         });
         let set = build(groups, cluster, &[]);
         let mut draw = seeded(seed);
-        for other_priority in [false, true] {
-            let pick = Pick { tried: &tried, other_priority, ..Pick::default() };
+        let none: &[usize] = &[];
+        for (tried, away_from) in [(&tried[..], none), (&tried[..], &tried[..]), (none, &tried[..])] {
+            let pick = Pick { tried, away_from, ..Pick::default() };
             match set.pick(&pick, &mut draw) {
                 None => prop_assert!(set.is_empty()),
                 Some((index, _)) => {

@@ -368,7 +368,7 @@ pub(in crate::identity) fn authority(root: &Root, change: impl FnOnce(&mut Certi
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     change(&mut params);
     let der = params.signed_by(&key, &root.issuer).unwrap().der().clone();
-    Root { der, issuer: Issuer::new(params, key) }
+    Root { der, name: params.distinguished_name.clone(), issuer: Issuer::new(params, key) }
 }
 
 #[test]

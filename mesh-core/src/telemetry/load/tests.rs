@@ -45,6 +45,23 @@ fn a_request_is_in_progress_until_it_ends_and_counted_once() {
 }
 
 #[test]
+fn what_was_held_back_after_all_did_not_begin() {
+    let (store, now) = (LoadStore::default(), Instant::now());
+    let cluster = store.cluster(&"a".into(), "", now);
+    let here = cluster.locality(&zone("here"));
+    here.issue().withdraw();
+    assert_eq!(all(&store, now), [], "as if nothing had happened");
+    // One that was told in between is made up for, and nothing goes below zero.
+    let (told, again) = (here.issue(), here.issue());
+    assert_eq!(all(&store, now)[0].localities[0].issued, 2);
+    told.withdraw();
+    again.withdraw();
+    drop(here.issue());
+    let after = &all(&store, now)[0].localities[0];
+    assert_eq!((after.issued, after.failed, after.in_progress), (0, 1, 0));
+}
+
+#[test]
 fn drops_are_counted_by_category_and_in_total() {
     let (store, now) = (LoadStore::default(), Instant::now());
     let cluster = store.cluster(&"a".into(), "", now);

@@ -412,7 +412,7 @@ fn r9_r10_clusters_by_header_are_ours_and_plugins_are_unknown() {
         let name = name.to_owned();
         move |a: &mut rds::RouteAction| a.cluster_specifier = Some(ClusterSpecifier::ClusterHeader(name))
     };
-    action("by header", by_header("x-cluster"), &Says::Taken);
+    action("by header", by_header("x-cluster"), &Says::Reported(&["virtual_hosts[0].routes[0].to.header"]));
     let at = "virtual_hosts[0].routes[0].route.cluster_header";
     action("no header name", by_header(":x y"), &Says::Refused(&[at]));
     let declared = |is_optional| {

@@ -182,6 +182,15 @@ fn l3_routes_change_demands_on_tokens_and_limits_a39() {
         guards(&listener).iter().map(|g| g.jwt.first().map(|jwt| jwt.rules[0].requirement.clone().unwrap())).collect();
     let named = JwtRequirement::Provider { name: "p".into(), audiences: vec![] };
     assert_eq!(requirements, [Some(JwtRequirement::AllowMissing), None, Some(named)]);
+    // A route that is to be chosen anew once the tokens are read.
+    config.providers.get_mut("p").unwrap().clear_route_cache = true;
+    let several = || vec![route("/a", serve()), route("/", serve())];
+    let again = codec::decode_listener(&with_filter(url::JWT, &config, vec![host("*", several())]));
+    let field = "filter_chains[0].filters[0].http_filters[0].providers[\"p\"].clear_route_cache";
+    says("routes chosen anew", again, &Says::Refused(&[field]));
+    // The control: there is one for all.
+    let one = codec::decode_listener(&with_filter(url::JWT, &config, vec![host("*", vec![route("/", serve())])]));
+    says("one route", one, &Says::Taken);
 
     let limit = |max_tokens| LimitProto {
         token_bucket: Some(BucketProto {
@@ -332,6 +341,16 @@ fn v4_routes_of_rds_are_waited_for_and_not_beside_rules_that_they_might_change_a
     });
     let fields = [&format!("{at}.config_source")[..], &format!("{at}.route_config_name")];
     says("l1: no source, no name", codec::decode_listener(&elsewhere), &Says::Refused(&fields));
+    // Routes do not say whose they are, a server's or a client's, so this is listed, where a listener's own are refused.
+    let demanding = |require_tls| {
+        let hosts = vec![HostProto { require_tls, ..host("*", vec![route("/", serve())]) }];
+        let routes = RoutesProto { name: "r".into(), virtual_hosts: hosts, ..Default::default() };
+        codec::decode_routes(&extension::pack(codec::ROUTES, &routes))
+    };
+    says("TLS of nobody", demanding(0), &Says::Taken);
+    for demanded in [1, 2] {
+        says("TLS", demanding(demanded), &Says::Reported(&["virtual_hosts[0].require_tls"]));
+    }
     let scoped = with_manager(|m| m.route_specifier = Some(RouteSpecifier::ScopedRoutes(Default::default())));
     let field = "filter_chains[0].filters[0].scoped_routes";
     says("l1: scoped routes", codec::decode_listener(&scoped), &Says::Refused(&[field]));

@@ -67,7 +67,7 @@ impl Authority {
 
 impl<C: Codec> Ads<C> {
     /// Index of the authority that a name belongs to.
-    pub(super) fn authority_of(&self, name: &str) -> Option<u16> {
+    pub(crate) fn authority_of(&self, name: &str) -> Option<u16> {
         match name::authority(name) {
             None => Some(0),
             Some(authority) => self.by_name.get(&*authority).copied(),
@@ -119,7 +119,9 @@ impl<C: Codec> Ads<C> {
                 self.sessions[usize::from(next)].subscribe(&key);
             }
             self.ask_anew(index);
-            self.purge(next);
+            if self.sessions[usize::from(next)].is_good() {
+                self.purge(next);
+            }
             // What it was told we hold may soon be another's: it is to send everything when it is back.
             if self.sessions[usize::from(given_up)].connected {
                 self.disconnected(given_up, false);
@@ -147,6 +149,8 @@ impl<C: Codec> Ads<C> {
                 self.come_back(index, place, now);
             }
         }
+        self.saved_is_due = true;
+        self.purge(server);
         self.reachable(server);
     }
 
@@ -184,6 +188,8 @@ impl<C: Codec> Ads<C> {
     /// Nothing of an authority is wanted any more: the next wish begins with its first control plane.
     pub(super) fn rest(&mut self, index: usize) {
         let authority = &mut self.authorities[index];
+        // What is wanted of the others may be vouched for now.
+        self.saved_is_due |= authority.watched == 0;
         if index > 0 && authority.watched == 0 {
             authority.active = 0;
             authority.unreachable = None;
@@ -197,7 +203,11 @@ impl<C: Codec> Ads<C> {
         if authority.on_reachability_only || (index == 0 && authority.watched == 0 && !authority.answered) {
             return true;
         }
-        let uncached = |entry: &super::Entry<_>| !entry.is_cached() && entry.standing != Standing::DoesNotExist;
+        // A value that did not validate and word that there is none are answers, and what was answered is cached: another
+        // control plane's answer is no better. So do gRPC's libraries, which look for what was asked for and not answered.
+        let uncached = |entry: &super::Entry<_>| {
+            !entry.is_cached() && matches!(entry.standing, Standing::Requested | Standing::TimedOut)
+        };
         self.entries().any(|(_, _, entry)| usize::from(entry.authority) == index && uncached(entry))
     }
 

@@ -114,8 +114,17 @@ pub(crate) struct Failure {
     pub(crate) since: Instant,
     /// When it was last said.
     pub(crate) last: Instant,
+    /// Since when the last good value, if there is one, is not what the control plane says: no later than `since`, for others
+    /// may have been said before this one.
+    pub(crate) doubted: Instant,
     /// What was refused.
     pub(crate) refused: Option<Refusal>,
+}
+
+impl Failure {
+    fn new(reason: String, version: Name, now: Instant, refused: Option<Refusal>) -> Self {
+        Self { reason, version, since: now, last: now, doubted: now, refused }
+    }
 }
 
 /// A resource that was refused, for whoever has to find out why.
@@ -326,13 +335,8 @@ impl<V: PartialEq> Entry<V> {
         let (value, emptied, same) = match decoded {
             Ok(decoded) => decoded,
             Err(reason) => {
-                let failure = Failure {
-                    reason: reason.clone(),
-                    version: offer.version.clone(),
-                    since: offer.now,
-                    last: offer.now,
-                    refused: Some(Refusal::of(offer.body, offer.digest)),
-                };
+                let refused = Some(Refusal::of(offer.body, offer.digest));
+                let failure = Failure::new(reason.clone(), offer.version.clone(), offer.now, refused);
                 let changed = self.fail(Standing::Nacked, failure, offer.strict, offer.server);
                 return Err(Refused { reason, changed, is_new: true });
             }
@@ -364,7 +368,7 @@ impl<V: PartialEq> Entry<V> {
     ) {
         let Some(taken) = std::mem::replace(&mut self.good, before) else { return };
         let refused = Some(Refusal::of(body, taken.digest));
-        let failure = Failure { reason, version: taken.version, since: now, last: now, refused };
+        let failure = Failure::new(reason, taken.version, now, refused);
         self.fail(Standing::Nacked, failure, strict, taken.server);
     }
 
@@ -386,7 +390,7 @@ impl<V: PartialEq> Entry<V> {
             said.last = now;
             return false;
         }
-        let failure = Failure { reason, version: Name::default(), since: now, last: now, refused: None };
+        let failure = Failure::new(reason, Name::default(), now, None);
         self.fail(standing, failure, drop_good, server)
     }
 
@@ -398,8 +402,11 @@ impl<V: PartialEq> Entry<V> {
         self.failure.take().is_some()
     }
 
-    fn fail(&mut self, standing: Standing, failure: Failure, drop_good: bool, server: ServerId) -> bool {
+    fn fail(&mut self, standing: Standing, mut failure: Failure, drop_good: bool, server: ServerId) -> bool {
         self.standing = standing;
+        if let Some(before) = &self.failure {
+            failure.doubted = before.doubted;
+        }
         self.failure = Some(Box::new(failure));
         if drop_good {
             self.good = None;

@@ -111,7 +111,7 @@ pub(crate) struct Ads<C: Codec> {
     sessions: Vec<Session>,
     authorities: Vec<Authority>,
     by_name: HashMap<String, u16>,
-    /// Unwanted resources whose control plane cannot be told now.
+    /// Unwanted resources that are kept until their control plane speaks, each once; the last was let go of last.
     retired: VecDeque<Key>,
     /// Resources whose readers see something new.
     changed: Vec<Key>,
@@ -127,6 +127,10 @@ pub(crate) struct Ads<C: Codec> {
     saved: Option<Saved>,
     /// When the first of that is too old.
     saved_until: Option<Instant>,
+    /// What of it came into use, some of which has been answered for meanwhile.
+    restored: Vec<Key>,
+    /// Some of it may be of no use any more since it was looked through.
+    saved_is_due: bool,
     /// Control planes whose open stream is of no use any more.
     given_up: Vec<ServerId>,
 }
@@ -153,14 +157,16 @@ impl<C: Codec> Ads<C> {
             clock: now,
             saved: None,
             saved_until: None,
+            restored: Vec::new(),
+            saved_is_due: false,
             given_up: Vec::new(),
         }
     }
 
     /// Takes what an earlier run held; none of it begins to serve once it is too old.
     pub(crate) fn restore(&mut self, saved: Saved) {
-        self.saved_until = saved.values().filter_map(|record| record.until).min();
-        self.saved = Some(saved);
+        self.saved_is_due = true;
+        self.keep(saved);
     }
 
     /// Whether there is something of an earlier run.
@@ -169,9 +175,20 @@ impl<C: Codec> Ads<C> {
     }
 
     /// Lets go what an earlier run held, once everything wanted has been answered by who vouches for it; what is of an
-    /// authority whose control plane does not yet may still be of use.
+    /// authority whose control plane does not yet may still be of use. Asked after every response, so it looks through all of
+    /// that only when a control plane has come to vouch for what it gives, or the last of it has been answered for.
     fn let_saved_go(&mut self) {
-        if self.saved.is_none() || !self.is_confirmed() || self.entries().any(|(.., entry)| entry.is_from(SAVED)) {
+        if self.saved.is_none() || !self.is_confirmed() {
+            return;
+        }
+        while let Some(key) = self.restored.last() {
+            if self.entry(key).is_some_and(|entry| entry.is_from(SAVED)) {
+                return;
+            }
+            self.restored.pop();
+            self.saved_is_due = true;
+        }
+        if !std::mem::take(&mut self.saved_is_due) {
             return;
         }
         let mut saved = self.saved.take().unwrap_or_default();
@@ -183,16 +200,22 @@ impl<C: Codec> Ads<C> {
     }
 
     fn keep(&mut self, saved: Saved) {
-        if saved.is_empty() {
-            self.saved_until = None;
-        } else {
-            self.restore(saved);
+        self.saved_until = saved.values().filter_map(|record| record.until).min();
+        self.saved = Some(saved).filter(|saved| !saved.is_empty());
+        if self.saved.is_none() {
+            self.restored = Vec::new();
         }
     }
 
     /// What an earlier run held that no control plane has spoken of.
     pub(crate) fn saved(&self) -> impl Iterator<Item = (&Key, &Record)> {
         self.saved.iter().flatten()
+    }
+
+    /// Whether the next response is a reason to look through that.
+    #[cfg(test)]
+    pub(crate) fn looks_through_saved(&self) -> bool {
+        self.saved_is_due
     }
 
     /// How much is in use that no control plane of this run has given.
@@ -227,6 +250,10 @@ impl<C: Codec> Ads<C> {
                 if wanted {
                     return;
                 }
+                self.retired.retain(|retired| retired != key);
+                if entry.is_from(SAVED) {
+                    self.restored.push(key.clone());
+                }
                 // Nobody looked after it meanwhile.
                 if let Some(active) = active.filter(|active| entry.giver().is_some_and(|giver| giver != *active)) {
                     entry.ask_anew(active);
@@ -244,7 +271,10 @@ impl<C: Codec> Ads<C> {
                     // It was judged when it came.
                     let judged = ServerFeatures { trusted_xds_server: true, ..ServerFeatures::default() };
                     match response::decoded(&self.codec, key.kind, &key.name, body, judged) {
-                        Ok(value) => entry.restore(value, version.clone(), self.clock),
+                        Ok(value) => {
+                            entry.restore(value, version.clone(), self.clock);
+                            self.restored.push(key.clone());
+                        }
                         Err(reason) => {
                             tracing::warn!(kind = %key.kind, name = ?key.name, ?reason, "a resource of the snapshot is not used")
                         }
@@ -288,11 +318,7 @@ impl<C: Codec> Ads<C> {
         // Kept until every control plane is told: one that has not heard of the end does not answer a renewed wish, and
         // whose word counts may be another by then.
         if !told {
-            if self.sessions[usize::from(authority.active_server())].connected {
-                self.forget(key);
-            } else {
-                self.retire(key.clone());
-            }
+            self.let_go(key, self.is_spoken_for(key));
         }
         self.rest(index);
     }
@@ -425,7 +451,18 @@ impl<C: Codec> Ads<C> {
         self.clock = now;
         let from_scratch = self.authorities.iter().any(|authority| authority.is_waiting_for(server));
         self.sessions[usize::from(server)].opened(now.checked_add(self.resource_timeout), from_scratch);
-        self.purge(server);
+    }
+
+    /// An attempt to reach a control plane takes long: until it comes to something, the control plane counts as one that cannot
+    /// be reached.
+    pub(crate) fn is_slow(&mut self, server: ServerId, now: Instant) {
+        self.clock = now;
+        let session = &mut self.sessions[usize::from(server)];
+        if session.failing.is_none() {
+            let error = StreamError::new("there is no connection to it yet");
+            session.last_error = Some(error.to_string());
+            self.unreachable(server, error);
+        }
     }
 
     /// A stream is gone or could not be opened; everything known stays. Gives when to try again.
@@ -518,7 +555,8 @@ impl<C: Codec> Ads<C> {
         for name in next.let_go {
             let key = Key { kind: next.kind, name };
             if !self.is_untold(&key) {
-                self.forget(&key);
+                let speaks = self.sessions[usize::from(server)].is_good() || self.is_spoken_for(&key);
+                self.let_go(&key, speaks);
             }
         }
         Some(next.request)
@@ -562,6 +600,8 @@ impl<C: Codec> Ads<C> {
         if !owes {
             session.is_quiet = true;
             session.is_well();
+            self.saved_is_due = true;
+            self.purge(server);
             self.reachable(server);
         }
     }
@@ -656,12 +696,8 @@ impl<C: Codec> Ads<C> {
         let silent = session.closed(self.clock);
         self.doubt_silence(server, silent, broke);
         for key in untold {
-            let entry = self.entries[key.kind.index()].get(&key.name).filter(|entry| !entry.is_wanted());
-            let Some(entry) = entry.filter(|_| !self.is_untold(&key)) else { continue };
-            if is_active(&self.authorities, entry, server) {
-                self.retire(key);
-            } else {
-                self.forget(&key);
+            if !self.is_untold(&key) {
+                self.let_go(&key, self.is_spoken_for(&key));
             }
         }
         good
@@ -674,8 +710,24 @@ impl<C: Codec> Ads<C> {
         servers.iter().any(|server| self.sessions[usize::from(*server)].talk(key.kind).is_untold(&key.name))
     }
 
-    fn retire(&mut self, key: Key) {
-        self.retired.push_back(key);
+    /// Whether there is a control plane whose word counts for a resource, and which speaks: one that takes streams and says
+    /// nothing is no better than none.
+    fn is_spoken_for(&self, key: &Key) -> bool {
+        let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
+        authority.is_none_or(|authority| self.sessions[usize::from(authority.active_server())].is_good())
+    }
+
+    /// Forgets what nobody wants any more, if a control plane `speaks`, of which it can be had again. In an outage somebody may
+    /// want it before.
+    fn let_go(&mut self, key: &Key, speaks: bool) {
+        let entry = self.entries[key.kind.index()].get(&key.name).filter(|entry| !entry.is_wanted());
+        let Some(entry) = entry else { return };
+        if speaks || entry.good.is_none() {
+            self.forget(key);
+            return;
+        }
+        debug_assert!(!self.retired.contains(key), "it was let go of once, for its wish ended once");
+        self.retired.push_back(key.clone());
         if self.retired.len() > MAX_RETIRED
             && let Some(oldest) = self.retired.pop_front()
         {

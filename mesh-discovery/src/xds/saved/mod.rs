@@ -146,10 +146,15 @@ impl Account {
         }
     }
 
+    /// How old the oldest of what was read is now; nothing was = no age.
+    fn read_age(&self, now: Instant) -> Duration {
+        self.read.map_or(Duration::ZERO, |(read, age)| now.saturating_duration_since(read) + age)
+    }
+
     pub(super) fn status(&self, in_use: usize, now: Instant) -> SnapshotStatus {
         SnapshotStatus {
             path: self.config.path.clone(),
-            age_seconds: self.read.map(|(read, age)| (now.saturating_duration_since(read) + age).as_secs()),
+            age_seconds: self.read.map(|_| self.read_age(now).as_secs()),
             in_use,
             writes: self.writes,
             error: self.error.clone(),

@@ -1,25 +1,35 @@
-//! Writes the snapshot: some time after a change, and once an hour so that it does not grow old while nothing
-//! changes; only while some control plane vouches for what it gave. What another one gave, which is away, keeps its age
-//! meanwhile, and what an earlier run knew of it stays: an outage takes nothing out and makes nothing younger. Encoding and writing are off the worker, on the runtime's threads for blocking work.
+//! Writes the snapshot: soon after a first answer, for a job may not run for long, then some time after a change, once an hour
+//! so that it does not grow old while nothing changes, and when it is asked to before the end; only while some control plane
+//! vouches for what it gave. What another one gave, which is away, keeps its age meanwhile, and what an earlier run knew of it
+//! stays: an outage takes nothing out and makes nothing younger.
+//!
+//! What is kept is what is in use: where something newer is on its way, or another control plane's, what was published before
+//! it, which is whole. Encoding and writing are off the worker, on the runtime's threads for blocking work.
 #![allow(clippy::disallowed_methods, reason = "blocking work of a worker, and the system's clock")]
 
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
 use super::{Account, Record, encode, replace};
-use crate::xds::ads::Ads;
+use crate::cascade::{Cascade, Published, Unsettled};
+use crate::xds::ads::{Ads, Entry, SAVED, ServerId};
 use crate::xds::kind::Key;
 use crate::xds::message::Name;
-use crate::xds::resource::{self, PolicyCodec, Value};
+use crate::xds::resource::{self, PolicyCodec, Resource, Value};
 
 /// How often an unchanged snapshot is written again.
 const REFRESH: Duration = Duration::from_secs(3600);
+
+/// The longest wait for the first write.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// Decides when to write, and writes.
 pub(in crate::xds) struct Saver {
@@ -31,6 +41,10 @@ pub(in crate::xds) struct Saver {
     /// Some control plane vouches for what it gave, as of the last look.
     confirmed: bool,
     writing: Option<JoinHandle<std::io::Result<()>>>,
+    /// Nothing has been written yet.
+    is_first: bool,
+    /// Who waits until what has changed is written.
+    asked: Vec<oneshot::Sender<()>>,
 }
 
 impl Saver {
@@ -42,21 +56,35 @@ impl Saver {
             dirty: false,
             confirmed: false,
             writing: None,
+            is_first: true,
+            asked: Vec::new(),
         }
     }
 
     /// A control plane changed something.
     pub(in crate::xds) fn changed(&mut self) {
         // Beyond what the clock can tell there is only the writing once an hour.
+        let delay = if self.is_first { self.delay.min(FIRST) } else { self.delay };
         if !std::mem::replace(&mut self.dirty, true)
-            && let Some(at) = Instant::now().checked_add(self.delay)
+            && let Some(at) = Instant::now().checked_add(delay)
         {
             self.timer.as_mut().reset(at);
         }
     }
 
+    /// Writes at once what has changed; `done` is dropped when that is over.
+    pub(in crate::xds) fn ask(&mut self, done: oneshot::Sender<()>) {
+        self.asked.push(done);
+    }
+
     /// Moves on; gives whether it did something.
-    pub(in crate::xds) fn poll(&mut self, cx: &mut Context<'_>, ads: &Ads<PolicyCodec>, account: &mut Account) -> bool {
+    pub(in crate::xds) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        ads: &Ads<PolicyCodec>,
+        cascade: &Cascade,
+        account: &mut Account,
+    ) -> bool {
         if let Some(writing) = &mut self.writing {
             let Poll::Ready(done) = Pin::new(writing).poll(cx) else { return false };
             self.writing = None;
@@ -74,6 +102,7 @@ impl Saver {
         }
         let before = std::mem::replace(&mut self.confirmed, ads.is_confirmed_in_part());
         if !self.confirmed {
+            self.asked.clear();
             return false;
         }
         if !before {
@@ -81,20 +110,26 @@ impl Saver {
             self.dirty = false;
             self.changed();
         }
+        if !self.dirty || account.key.is_none() {
+            self.asked.clear();
+        }
         let Some(key) = account.key.clone() else { return false };
-        if self.timer.as_mut().poll(cx).is_pending() {
+        if self.timer.as_mut().poll(cx).is_pending() && self.asked.is_empty() {
             return false;
         }
         self.timer.as_mut().reset(Instant::now() + REFRESH);
         self.dirty = false;
-        let seconds = wall_clock();
-        let (owner, path, held) = (self.owner, account.config.path.clone(), held(ads, Instant::now(), seconds));
+        self.is_first = false;
+        let (now, seconds) = (Instant::now(), wall_clock());
+        let held = Look { ads, cascade, read_age: account.read_age(now), now, seconds }.held();
+        let (owner, path) = (self.owner, account.config.path.clone());
         self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&held, &key, owner, seconds))));
         true
     }
 }
 
 /// A resource that is to be kept.
+#[derive(Clone)]
 struct Held {
     key: Key,
     version: Name,
@@ -102,33 +137,108 @@ struct Held {
     content: Content,
 }
 
+#[derive(Clone)]
 enum Content {
     Value(Value),
     Bytes(Bytes),
 }
 
-/// What is good, by pointer, and what an earlier run knew and no control plane has spoken of since. What has yet to
-/// end by itself is not kept: on disk it would not. `now` and `seconds` are the same moment.
-fn held(ads: &Ads<PolicyCodec>, now: Instant, seconds: u64) -> Vec<Held> {
-    let given = ads.entries().filter_map(|(kind, name, entry)| {
+/// What there is to be kept, seen at one moment.
+struct Look<'a> {
+    ads: &'a Ads<PolicyCodec>,
+    cascade: &'a Cascade,
+    /// How old the oldest of the file was that this run began with.
+    read_age: Duration,
+    now: Instant,
+    /// The same in seconds since the Unix epoch.
+    seconds: u64,
+}
+
+impl Look<'_> {
+    /// What is in use, by pointer, and what an earlier run knew and no control plane has spoken of since. What has yet to
+    /// end by itself is not kept: on disk it would not.
+    fn held(&self) -> Vec<Held> {
+        let entries = self.ads.entries();
+        let newest = |key: &Key, entry: &Entry<Resource>| self.newest(key, entry);
+        let mut unsettled: Vec<Unsettled<'_>> = self.cascade.unsettled().collect();
+        let given: Vec<Held> = if unsettled.is_empty() {
+            entries.filter_map(|(kind, name, entry)| newest(&Key::new(kind, name.clone()), entry)).collect()
+        } else {
+            let settled: HashSet<&Key> = self.cascade.settled().collect();
+            let of = |key: &&Key| self.ads.entry(key).and_then(|entry| newest(key, entry));
+            let mut given: HashMap<Key, Held> =
+                settled.iter().filter_map(|key| Some(((*key).clone(), of(key)?))).collect();
+            unsettled.drain(..).for_each(|unsettled| self.add(&mut given, &unsettled));
+            given.into_values().collect()
+        };
+        let unanswered = |(key, _): &(&Key, &Record)| self.ads.entry(key).is_none_or(|entry| entry.giver().is_none());
+        let of_before = self.ads.saved().filter(unanswered).map(|(key, record)| Held {
+            key: key.clone(),
+            version: record.version.clone(),
+            confirmed: record.confirmed,
+            content: Content::Bytes(record.body.bytes.clone()),
+        });
+        given.into_iter().chain(of_before).collect()
+    }
+
+    /// A resource as it was given last. What the control plane has taken back or replaced by something bad has been vouched
+    /// for till then.
+    fn newest(&self, key: &Key, entry: &Entry<Resource>) -> Option<Held> {
         let (good, giver) = (entry.good.as_ref()?, entry.giver()?);
-        let key = Some(Key::new(kind, name.clone())).filter(|key| !ads.ends(key))?;
-        let age = ads.sessions()[usize::from(giver)].unconfirmed_for(now).as_secs();
-        Some(Held {
-            key,
+        let doubted = entry.failure.as_ref().map(|failure| failure.doubted);
+        self.is_kept(key).then(|| Held {
+            key: key.clone(),
             version: good.version.clone(),
-            confirmed: seconds.saturating_sub(age),
+            confirmed: self.confirmed(giver, doubted),
             content: Content::Value(good.value.value.clone()),
         })
-    });
-    let unanswered = |(key, _): &(&Key, &Record)| ads.entry(key).is_none_or(|entry| entry.giver().is_none());
-    let of_before = ads.saved().filter(unanswered).map(|(key, record)| Held {
-        key: key.clone(),
-        version: record.version.clone(),
-        confirmed: record.confirmed,
-        content: Content::Bytes(record.body.bytes.clone()),
-    });
-    given.chain(of_before).collect()
+    }
+
+    /// What is published of one subscription while it is not settled: all of it, or nothing where something else is kept
+    /// under one of the names, for one would be joined with the other.
+    fn add(&self, given: &mut HashMap<Key, Held>, unsettled: &Unsettled<'_>) {
+        let published = unsettled.published();
+        let fits = |published: &Published| match given.get(&published.key).map(|held| &held.content) {
+            Some(Content::Value(value)) => *value == published.value,
+            _ => true,
+        };
+        if published.iter().all(fits) {
+            for Published { key, value } in published {
+                if let Some(held) = self.published(&key, value, unsettled).filter(|_| self.is_kept(&key)) {
+                    given.entry(key).or_insert(held);
+                }
+            }
+        }
+    }
+
+    /// A resource as it was published.
+    fn published(&self, key: &Key, value: Value, unsettled: &Unsettled<'_>) -> Option<Held> {
+        let entry = self.ads.entry(key);
+        let newest = entry.and_then(|entry| entry.good.as_ref()).filter(|good| good.value.value == value);
+        if newest.is_some() {
+            // What an earlier run held is kept as it was.
+            return self.newest(key, entry?);
+        }
+        // Since when something else has been there.
+        let replaced = entry.and_then(|entry| Some(entry.good.as_ref()?.since)).unwrap_or(self.now);
+        let giver = unsettled.giver(self.ads.authority_of(&key.name)?)?;
+        let confirmed = self.confirmed(giver, Some(replaced));
+        Some(Held { key: key.clone(), version: Name::default(), confirmed, content: Content::Value(value) })
+    }
+
+    /// When it was last vouched for what a control plane gave, if it has been in doubt since.
+    fn confirmed(&self, giver: ServerId, doubted: Option<Instant>) -> u64 {
+        let of_giver = match giver {
+            SAVED => self.read_age,
+            giver => self.ads.sessions()[usize::from(giver)].unconfirmed_for(self.now),
+        };
+        let of_doubt = doubted.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
+        self.seconds.saturating_sub(of_giver.max(of_doubt).as_secs())
+    }
+
+    fn is_kept(&self, key: &Key) -> bool {
+        !self.ads.ends(key)
+    }
 }
 
 /// The bytes of the file, written at `seconds`.
@@ -204,7 +314,8 @@ mod tests {
     /// What a process that starts at `seconds` reads of a file written at `written`.
     fn read(ads: &Ads<PolicyCodec>, now: Instant, written: u64, seconds: u64) -> Saved {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
-        let bytes = file(&held(ads, now, written), &key, 7, written);
+        let look = Look { ads, cascade: &Cascade::default(), read_age: Duration::ZERO, now, seconds: written };
+        let bytes = file(&look.held(), &key, 7, written);
         decode(&bytes, &key, 7, (now, seconds), 24 * HOUR).unwrap().1
     }
 
@@ -254,5 +365,38 @@ mod tests {
         // The control run: with all of them away, nothing is.
         ads.closed(0, None, now);
         assert!(!ads.is_confirmed_in_part());
+    }
+
+    #[test]
+    fn what_was_taken_back_or_refused_since_grows_old() {
+        let (begun, day) = (Instant::now(), 1_000_000);
+        let refused = Some(Body::new(Kind::Cluster.type_url(), vec![0x0a, 0x01, b'x', 0x12, 0x02, 0xff, 0xff]));
+        let bad = Resource { name: CLUSTERS[0].to_owned(), version: "v2".to_owned(), ttl: None, body: refused };
+        let says = |resources: Vec<Resource>, removed: &[&str]| Response {
+            type_url: Kind::Cluster.type_url().to_owned(),
+            resources,
+            removed: removed.iter().map(|name| (*name).to_owned()).collect(),
+            ..Default::default()
+        };
+        let gone = says(vec![], &CLUSTERS[..1]);
+        let bad = says(vec![bad], &[]);
+        // The control: nothing was said of it.
+        for said in [vec![], vec![gone.clone()], vec![bad.clone()], vec![gone.clone(), bad.clone()], vec![bad, gone]] {
+            let mut ads = protocol(begun);
+            let _ = ads.want(US, Kind::Cluster, CLUSTERS[0]);
+            give(&mut ads, 0, begun);
+            let mut now = begun;
+            for response in &said {
+                now += HOUR;
+                ads.response(0, response.clone(), now);
+                ads.conclude();
+            }
+            now += 20 * HOUR;
+            let entry = ads.entry(&Key::new(Kind::Cluster, CLUSTERS[0])).unwrap();
+            assert!(entry.giver().is_some() && entry.failure.is_some() != said.is_empty());
+            // Since the first that was said against it.
+            let age = if said.is_empty() { 0 } else { 19 + said.len() as u64 } * HOUR.as_secs();
+            assert_eq!(confirmed(&read(&ads, now, day, day))[0], Some(day - age), "{said:?}");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod csds;
 mod fetched;
 mod grpc;
 mod machine;
+mod outage;
 mod protocol;
 mod resumption;
 mod sequences;

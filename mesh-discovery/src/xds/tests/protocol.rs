@@ -266,13 +266,17 @@ fn a_wish_renewed_before_the_control_plane_heard_of_its_end_keeps_the_value() {
         assert!(ads.is_silent(), "nothing changed for the control plane");
         assert_eq!(ads.value(&listener("a")), Some("1"));
 
-        // During an outage nobody need hear of it; what nobody wanted meanwhile goes with the next stream.
+        // During an outage nobody need hear of it; what nobody wanted meanwhile goes once the control plane speaks.
         ads.closed();
         ads.unsubscribe(&[listener("a")]);
         ads.subscribe(&[listener("a")]);
         assert_eq!(ads.value(&listener("a")), Some("1"));
         ads.unsubscribe(&[listener("a")]);
         ads.opened();
+        ads.subscribe(&[listener("a")]);
+        assert_eq!(ads.value(&listener("a")), Some("1"));
+        ads.unsubscribe(&[listener("a")]);
+        ads.respond(Kind::Routes, "v2", &[]);
         ads.subscribe(&[listener("a")]);
         assert_eq!(ads.known(&listener("a")), Known::Pending);
     }

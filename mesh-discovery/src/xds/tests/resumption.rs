@@ -499,6 +499,10 @@ fn a71_what_nobody_wants_is_forgotten_whoever_is_asked_meanwhile() {
         assert_eq!(ads.ads.unwanted(), 1, "it is to be told first");
         ads.pass(TIMEOUT);
         assert_eq!(ads.ads.take_given_up(), [0]);
+        assert_eq!(ads.ads.unwanted(), 1, "the second has yet to speak");
+        ads.ads.opened(1, ads.now);
+        ads.drain(1);
+        ads.take(1, response(Kind::Listener, "w1", &["b=2"]));
         assert_eq!(ads.ads.unwanted(), 0);
 
         // It was to be told to the second, and the first is back, which was asked for it or was not.

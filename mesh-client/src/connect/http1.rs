@@ -1,0 +1,415 @@
+//! HTTP/1.1 without a task for each connection: whoever sends a request writes it and reads its answer, and an idle connection
+//! is a stream and two small buffers.
+//!
+//! hyper's client hands each request over a channel to the task of its connection, and its answer back over another: a quarter
+//! of what a small request costs on both ends together. What it knows of the protocol is here as well (`http1/head.rs`,
+//! `http1/chunked.rs`, `http1/upload.rs`), on the parser that it uses.
+//!
+//! ```text
+//! idle ─▶ Flight: writes, reads the head ─▶ Download: reads the body ─▶ idle again
+//!                  └▶ (answered before all is sent) ─▶ Relay: a task does both
+//! ```
+//!
+//! Refuses to know which connection a request goes over.
+
+mod chunked;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzzing;
+mod head;
+mod relay;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::{HeaderMap, Method, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::task::coop::unconstrained;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use self::chunked::{Chunked, Next};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::fuzzing::answer;
+use self::head::{Framing, Head, Progress};
+use self::relay::Relay;
+use self::upload::Upload;
+use super::IoStream;
+use super::worker::Line;
+use crate::body::{Broken, Incoming, Outgoing, Unanswered};
+
+/// Bytes that are read at once: at first, and at most where an answer fills them.
+const READ: usize = 8 * 1024;
+const MAX_READ: usize = 128 * 1024;
+/// Bytes of a buffer that stays with an idle connection until it is looked at.
+const MAX_KEPT: usize = 8 * 1024;
+
+/// What is no answer, or no request.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The peer closed the connection.
+    #[error("the connection was closed before the answer was complete")]
+    Incomplete,
+    /// What came is no head of an answer.
+    #[error("the answer is not HTTP/1.1: {0}")]
+    Head(httparse::Error),
+    /// Its head is too large.
+    #[error("the answer's head has more than {} KiB", head::MAX_HEAD / 1024)]
+    TooLarge,
+    /// Its head contradicts itself, or answers another request.
+    #[error("the answer cannot be read: {0}")]
+    Framing(&'static str),
+    /// Its body is not in the chunks that its head announces.
+    #[error("a chunk of the answer cannot be read: {0}")]
+    Chunk(&'static str),
+    /// The request contradicts itself.
+    #[error("the request's content-length is not that of its body")]
+    Length,
+}
+
+/// A connection.
+pub(super) struct Wire {
+    io: IoStream,
+    read: BytesMut,
+    /// To be read at once.
+    room: usize,
+    written: Vec<u8>,
+    line: Arc<Line>,
+    /// Once its end is near.
+    ending: Option<Pin<Box<Sleep>>>,
+    /// Of the request's headers, and of the answer's then: one map for both.
+    headers: HeaderMap,
+    progress: Progress,
+    body: Body,
+    to_head: bool,
+    /// Whether it may carry another request.
+    keep_alive: bool,
+}
+
+/// What is left of an answer's body.
+enum Body {
+    Length(u64),
+    Chunked(Chunked),
+    ToEnd,
+    Ended,
+}
+
+/// A request that goes out, until the head of its answer.
+pub(super) struct Flight {
+    wire: Option<Box<Wire>>,
+    upload: Option<Upload>,
+    // Why no more of it goes out. The answer may be there all the same.
+    lost: Option<Broken>,
+}
+
+/// The body of an answer.
+pub(crate) struct Download(Source);
+
+enum Source {
+    Wire(Box<Wire>),
+    Relay(Box<Relay>),
+    Gone,
+}
+
+impl Wire {
+    /// A new connection.
+    pub(super) fn new(io: IoStream, line: Arc<Line>) -> Box<Self> {
+        Box::new(Self {
+            io,
+            read: BytesMut::new(),
+            room: READ,
+            written: Vec::new(),
+            line,
+            ending: None,
+            headers: HeaderMap::new(),
+            progress: Progress::default(),
+            body: Body::Ended,
+            to_head: false,
+            keep_alive: true,
+        })
+    }
+
+    /// The stream, for who speaks over it in another way, and what ends it.
+    pub(super) fn into_parts(self) -> (IoStream, Arc<Line>) {
+        (self.io, self.line)
+    }
+
+    /// Whether nothing has happened to it while it was idle: neither its end, nor bytes that nobody asked for.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let (io, mut byte) = (&mut self.io, [0]);
+        // Whoever has used up his time here sees it all the same.
+        let look = poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut ReadBuf::new(&mut byte)));
+        unconstrained(look).now_or_never().is_none()
+    }
+
+    /// Frees what the next request can make anew.
+    pub(super) fn shrink(&mut self) {
+        (self.read, self.written) = (BytesMut::new(), Vec::new());
+    }
+
+    /// Whether it can be used again, now that the answer has ended; prepares it for that.
+    fn rests(&mut self) -> bool {
+        let rests = self.keep_alive && matches!(self.body, Body::Ended) && self.read.is_empty();
+        if self.room > READ {
+            (self.read, self.room) = (BytesMut::new(), READ);
+        }
+        if self.written.capacity() > MAX_KEPT {
+            self.written = Vec::new();
+        }
+        self.line.rest();
+        rests
+    }
+
+    /// Reads what has come; `false`: the peer has closed.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.read.capacity() - self.read.len() < self.room / 2 {
+            self.read.reserve(self.room);
+        }
+        let free = self.read.capacity() - self.read.len();
+        let polled = pin!(self.io.read_buf(&mut self.read)).poll(cx);
+        match polled {
+            Poll::Ready(Ok(read)) => {
+                // A peer that is faster than who reads is never waited for.
+                if self.line.is_told()
+                    && let Poll::Ready(over) = self.poll_over(cx)
+                {
+                    return Poll::Ready(Err(over));
+                }
+                if read == free {
+                    self.room = (self.room * 2).min(MAX_READ);
+                }
+                Poll::Ready(Ok(read > 0))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => self.poll_over(cx).map(Err),
+        }
+    }
+
+    /// Its endpoint is gone, and so is the time for what was under way.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        const OVER: &str = "the endpoint is gone, and the time for what was under way";
+        if self.ending.is_none() {
+            let Some(until) = ready!(self.line.poll_told(cx)) else { return Poll::Pending };
+            // Whoever reads an answer need not be on a runtime, and there is no timer elsewhere.
+            if Handle::try_current().is_err() {
+                let is_over = Instant::now() >= until;
+                return if is_over {
+                    Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER))
+                } else {
+                    Poll::Pending
+                };
+            }
+            self.ending = Some(Box::pin(sleep_until(until)));
+        }
+        let Some(ending) = &mut self.ending else { return Poll::Pending };
+        ready!(ending.as_mut().poll(cx));
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER))
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Broken>> {
+        loop {
+            if let Some(head) = self.progress.head(&mut self.read, self.to_head, &mut self.headers)? {
+                self.body = match head.framing {
+                    Framing::Empty => Body::Ended,
+                    Framing::Length(length) => Body::Length(length),
+                    Framing::Chunked => Body::Chunked(Chunked::default()),
+                    Framing::ToEnd => Body::ToEnd,
+                };
+                self.keep_alive &= head.keep_alive;
+                return Poll::Ready(Ok(head));
+            }
+            if !ready!(self.poll_fill(cx)).map_err(Broken::Io)? {
+                return Poll::Ready(Err(Error::Incomplete.into()));
+            }
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        loop {
+            match &mut self.body {
+                Body::Ended => return Poll::Ready(None),
+                Body::Length(left) if !self.read.is_empty() => {
+                    let now = usize::try_from(*left).unwrap_or(usize::MAX).min(self.read.len());
+                    *left -= now as u64;
+                    if *left == 0 {
+                        self.body = Body::Ended;
+                    }
+                    return data(self.read.split_to(now).freeze());
+                }
+                Body::ToEnd if !self.read.is_empty() => return data(self.read.split().freeze()),
+                Body::Chunked(chunked) => match chunked.next(&mut self.read)? {
+                    Some(Next::Data(bytes)) => {
+                        if chunked.ends(&mut self.read) {
+                            self.body = Body::Ended;
+                        }
+                        return data(bytes);
+                    }
+                    Some(Next::Trailers(trailers)) => {
+                        self.body = Body::Ended;
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                    }
+                    Some(Next::End) => {
+                        self.body = Body::Ended;
+                        return Poll::Ready(None);
+                    }
+                    None => {}
+                },
+                Body::Length(_) | Body::ToEnd => {}
+            }
+            if !ready!(self.poll_fill(cx)).map_err(Broken::Io)? {
+                if let Body::ToEnd = self.body {
+                    self.body = Body::Ended;
+                    return Poll::Ready(None);
+                }
+                return Poll::Ready(Some(Err(Error::Incomplete.into())));
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.body {
+            Body::Length(left) => SizeHint::with_exact(left),
+            Body::Ended => SizeHint::with_exact(0),
+            Body::Chunked(_) | Body::ToEnd => SizeHint::default(),
+        }
+    }
+}
+
+fn data(bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    Poll::Ready(Some(Ok(Frame::data(bytes))))
+}
+
+/// Sends a request, as much of it as goes out at once.
+///
+/// # Errors
+/// With the request, if nothing of it went out.
+pub(super) fn begin(mut wire: Box<Wire>, request: Request<Outgoing>) -> Result<Flight, Unanswered> {
+    let (mut head, body) = request.into_parts();
+    let Wire { io, written, .. } = &mut *wire;
+    written.clear();
+    let (sending, keep_alive) = match head::write(&head, &body, written) {
+        Ok(written) => written,
+        Err(error) => return Err(Unanswered { error: error.into(), back: None }),
+    };
+    let mut upload = Upload::new(body, sending);
+    // Nobody waits yet: it is polled again where somebody does.
+    let sent = upload.poll_send(io, written, &mut Context::from_waker(Waker::noop()));
+    let (mut upload, mut lost) = (Some(upload), None);
+    match sent {
+        Poll::Ready(Ok(())) => upload = None,
+        Poll::Pending => {}
+        Poll::Ready(Err(error @ Broken::Io(_))) => match upload.take() {
+            Some(unsent) if !unsent.begun => {
+                let back = Some(Box::new(Request::from_parts(head, unsent.into_body())));
+                return Err(Unanswered { error, back });
+            }
+            _ => lost = Some(error),
+        },
+        Poll::Ready(Err(error)) => return Err(Unanswered { error, back: None }),
+    }
+    wire.to_head = head.method == Method::HEAD;
+    wire.keep_alive = keep_alive;
+    wire.progress = Progress::default();
+    head.headers.clear();
+    wire.headers = head.headers;
+    Ok(Flight { wire: Some(wire), upload, lost })
+}
+
+impl Flight {
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Incoming>, Broken>> {
+        let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Error::Incomplete.into())) };
+        if let Some(upload) = &mut self.upload {
+            match upload.poll_send(&mut wire.io, &mut wire.written, cx) {
+                Poll::Ready(Ok(())) => self.upload = None,
+                Poll::Pending => {}
+                Poll::Ready(Err(error @ Broken::Io(_))) => {
+                    // A peer that takes no more of it may have answered: what it says is worth more.
+                    (self.upload, self.lost) = (None, Some(error));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
+        }
+        let head = match ready!(wire.poll_head(cx)) {
+            Ok(head) => head,
+            Err(Broken::Http1(Error::Incomplete)) if self.lost.is_some() => {
+                return Poll::Ready(Err(self.lost.take().unwrap_or(Broken::Http1(Error::Incomplete))));
+            }
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        let mut answer = Response::new(());
+        (*answer.status_mut(), *answer.version_mut()) = (head.status, head.version);
+        *answer.headers_mut() = std::mem::take(&mut wire.headers);
+        if let Some(reason) = head.reason {
+            answer.extensions_mut().insert(reason);
+        }
+        let (Some(mut wire), upload) = (self.wire.take(), self.upload.take()) else {
+            return Poll::Ready(Err(Error::Incomplete.into()));
+        };
+        let source = match upload {
+            None => {
+                wire.keep_alive &= self.lost.is_none();
+                Source::Wire(wire)
+            }
+            // It says all that there is to say: nobody waits for the rest of the request.
+            Some(_) if matches!(wire.body, Body::Ended) => {
+                wire.keep_alive = false;
+                Source::Wire(wire)
+            }
+            Some(upload) => Source::Relay(Box::new(Relay::begin(wire, upload))),
+        };
+        Poll::Ready(Ok(answer.map(|()| Incoming::Http1(Download(source)))))
+    }
+}
+
+impl Download {
+    /// The connection, if the answer has ended and it can be used again.
+    pub(super) fn into_wire(self) -> Option<Box<Wire>> {
+        let wire = match self.0 {
+            Source::Wire(wire) => Some(wire),
+            Source::Relay(relay) => relay.into_wire(),
+            Source::Gone => None,
+        };
+        wire.and_then(|mut wire| wire.rests().then_some(wire))
+    }
+}
+
+impl HttpBody for Download {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let frame = match &mut self.0 {
+            Source::Wire(wire) => ready!(wire.poll_body(cx)),
+            Source::Relay(relay) => ready!(relay.poll_frame(cx)),
+            Source::Gone => None,
+        };
+        if let Some(Err(_)) = &frame {
+            self.0 = Source::Gone;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Wire(wire) => matches!(wire.body, Body::Ended),
+            Source::Relay(relay) => relay.is_over(),
+            Source::Gone => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Wire(wire) => wire.size_hint(),
+            Source::Relay(relay) => relay.size_hint(),
+            Source::Gone => SizeHint::with_exact(0),
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Heads of HTTP/1.1 messages as bytes: a request's is written, an answer's is read, and with each how the body after it is
+//! framed (RFC 9112). Where a rule says nothing, as hyper does; where two ways of reading differ, an error.
+//!
+//! Refuses to know connections.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRAILER,
+    TRANSFER_ENCODING,
+};
+use http::{HeaderMap, Method, StatusCode, Uri, Version, request};
+use http_body::Body as _;
+use httparse::ParserConfig;
+use hyper::ext::ReasonPhrase;
+use smallvec::SmallVec;
+
+use super::Error;
+use crate::body::Outgoing;
+
+/// Bytes of an answer's head, and its header lines: as many as hyper takes.
+pub(super) const MAX_HEAD: usize = 8 * 1024 + 400 * 1024;
+pub(super) const MAX_HEADERS: usize = 100;
+/// Provisional answers (1xx) to one request. Who works for hours and says so now and then is far below.
+const MAX_PROVISIONAL: u32 = 1000;
+
+/// How an answer's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is none.
+    Empty,
+    Length(u64),
+    Chunked,
+    /// It ends with the connection.
+    ToEnd,
+}
+
+/// How a request's body is framed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// This is left of it; 0 = nothing.
+    Length(u64),
+    /// In chunks, with those trailers that were announced.
+    Chunked(Vec<HeaderName>),
+}
+
+/// The head of an answer, but for its headers.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) version: Version,
+    /// Unless it is the usual one.
+    pub(super) reason: Option<ReasonPhrase>,
+    pub(super) framing: Framing,
+    /// Whether the connection may carry another request, as far as this answer says.
+    pub(super) keep_alive: bool,
+}
+
+/// What is looked at while an answer's head comes in.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Bytes in which no end of a head was found.
+    seen: usize,
+    provisional: u32,
+}
+
+/// Where in the bytes of a head a header stands.
+struct Span {
+    name: (usize, usize),
+    value: (usize, usize),
+}
+
+impl Progress {
+    /// Takes the head of an answer out of what was read, and its headers into `headers`, which are empty. `None`: it is not
+    /// complete. `to_head`: the request was HEAD.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn head(
+        &mut self,
+        read: &mut BytesMut,
+        to_head: bool,
+        headers: &mut HeaderMap,
+    ) -> Result<Option<Head>, Error> {
+        loop {
+            if read.is_empty() || (self.seen > 0 && !ends(read, self.seen)) {
+                self.seen = read.len();
+                return if self.seen >= MAX_HEAD { Err(Error::TooLarge) } else { Ok(None) };
+            }
+            let mut room = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+            let mut answer = httparse::Response::new(&mut []);
+            let parsed = ParserConfig::default().parse_response_with_uninit_headers(&mut answer, read, &mut room);
+            let httparse::Status::Complete(length) = parsed.map_err(Error::Head)? else {
+                self.seen = read.len();
+                return if self.seen >= MAX_HEAD { Err(Error::TooLarge) } else { Ok(None) };
+            };
+            self.seen = 0;
+            let status = StatusCode::from_u16(answer.code.unwrap_or_default());
+            let status = status.map_err(|_| Error::Head(httparse::Error::Status))?;
+            if status.is_informational() {
+                if status == StatusCode::SWITCHING_PROTOCOLS {
+                    return Err(Error::Framing("it changes to a protocol that nobody asked for"));
+                }
+                self.provisional += 1;
+                if self.provisional > MAX_PROVISIONAL {
+                    return Err(Error::Framing("there is no end of provisional answers"));
+                }
+                let _ = read.split_to(length);
+                continue;
+            }
+            let version = if answer.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
+            let reason = answer.reason.filter(|reason| status.canonical_reason() != Some(reason));
+            let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
+            let begin = read.as_ptr() as usize;
+            let span = |text: &[u8]| (text.as_ptr() as usize - begin, text.as_ptr() as usize - begin + text.len());
+            let spans = answer.headers.iter();
+            let spans: SmallVec<[Span; 24]> =
+                spans.map(|header| Span { name: span(header.name.as_bytes()), value: span(header.value) }).collect();
+            let bytes = read.split_to(length).freeze();
+            let told = Told::take(&bytes, &spans, headers)?;
+            let keep_alive = told.keeps(version);
+            let bare = to_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            let framing = if bare { Framing::Empty } else { told.framing(version, headers)? };
+            // Two framings: who else has read this may have read another one. And a 204 that has one after all.
+            let both = told.coded && told.sized;
+            let framed = told.coded || (told.sized && self::length(headers) != Some(0));
+            let doubtful = both || (status == StatusCode::NO_CONTENT && framed);
+            let keep_alive = keep_alive && framing != Framing::ToEnd && !doubtful;
+            return Ok(Some(Head { status, version, reason, framing, keep_alive }));
+        }
+    }
+}
+
+/// Whether a head may end after the bytes that were `seen` before.
+fn ends(read: &[u8], seen: usize) -> bool {
+    let late = &read[seen.saturating_sub(3).min(read.len())..];
+    let mut lines = late.split_inclusive(|byte| *byte == b'\n').skip(1);
+    lines.any(|line| line == b"\n" || line == b"\r\n")
+}
+
+/// What the headers of an answer say of its connection and its body.
+#[derive(Default)]
+struct Told {
+    close: bool,
+    coded: bool,
+    sized: bool,
+}
+
+impl Told {
+    /// Takes the headers.
+    fn take(bytes: &Bytes, spans: &[Span], headers: &mut HeaderMap) -> Result<Self, Error> {
+        let mut told = Self::default();
+        headers.reserve(spans.len());
+        for Span { name, value } in spans {
+            let name = HeaderName::from_bytes(&bytes[name.0..name.1])?;
+            // A slice of the head: nothing is copied.
+            let value = HeaderValue::from_maybe_shared(bytes.slice(value.0..value.1))?;
+            if name == CONNECTION {
+                told.close |= has(&value, "close");
+            } else if name == TRANSFER_ENCODING {
+                told.coded = true;
+            } else if name == CONTENT_LENGTH {
+                told.sized = true;
+            }
+            headers.append(name, value);
+        }
+        Ok(told)
+    }
+
+    /// RFC 9112, section 9.3. Not to a peer of HTTP/1.0, whatever it says: it would take the chunks of a further request
+    /// for a request of its own.
+    fn keeps(&self, version: Version) -> bool {
+        !self.close && version == Version::HTTP_11
+    }
+
+    /// RFC 9112, section 6.3.
+    fn framing(&self, version: Version, headers: &HeaderMap) -> Result<Framing, Error> {
+        if self.coded {
+            if version == Version::HTTP_10 {
+                return Err(Error::Framing("HTTP/1.0 has no transfer codings"));
+            }
+            return coded(headers);
+        }
+        if !self.sized {
+            return Ok(Framing::ToEnd);
+        }
+        match length(headers).ok_or(Error::Framing("its content-length is none, or there are several"))? {
+            0 => Ok(Framing::Empty),
+            length => Ok(Framing::Length(length)),
+        }
+    }
+}
+
+/// Framing by transfer codings: `chunked` once and last, or none that frames.
+fn coded(headers: &HeaderMap) -> Result<Framing, Error> {
+    const COMPRESSED: [&str; 6] = ["gzip", "x-gzip", "deflate", "compress", "x-compress", "identity"];
+    let unknown = Error::Framing("its transfer-encoding is unknown, or chunked is not the last");
+    let mut chunked = false;
+    for value in headers.get_all(TRANSFER_ENCODING) {
+        let Ok(value) = value.to_str() else { return Err(unknown) };
+        for coding in value.split(',').map(str::trim) {
+            if chunked {
+                return Err(unknown);
+            }
+            chunked = coding.eq_ignore_ascii_case("chunked");
+            if !chunked && !COMPRESSED.iter().any(|known| coding.eq_ignore_ascii_case(known)) {
+                return Err(unknown);
+            }
+        }
+    }
+    Ok(if chunked { Framing::Chunked } else { Framing::ToEnd })
+}
+
+/// The one length that all of these say; `None` if they say none.
+fn length(headers: &HeaderMap) -> Option<u64> {
+    let mut length = None;
+    for value in headers.get_all(CONTENT_LENGTH) {
+        for digits in value.to_str().ok()?.split(',').map(str::trim) {
+            // `parse` would take a sign.
+            let said = Some(digits).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
+            let said = said.parse().ok()?;
+            if *length.get_or_insert(said) != said {
+                return None;
+            }
+        }
+    }
+    length
+}
+
+fn has(value: &HeaderValue, token: &str) -> bool {
+    value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+}
+
+/// Writes the head of a request; gives how its body follows, and whether its connection may carry another one.
+///
+/// # Errors
+/// Its content-length is not that of its body: who reads it would take a part of one for another request.
+pub(super) fn write(head: &request::Parts, body: &Outgoing, to: &mut Vec<u8>) -> Result<(Sending, bool), Error> {
+    let path = target(&head.uri);
+    to.reserve(64 + path.len() + 48 * head.headers.len());
+    to.extend_from_slice(head.method.as_str().as_bytes());
+    to.extend_from_slice(if path.starts_with(['/', '*']) { b" " } else { b" /" });
+    to.extend_from_slice(path.as_bytes());
+    to.extend_from_slice(b" HTTP/1.1\r\n");
+    // The first line, and only one (RFC 9112, section 3.2).
+    if let Some(host) = head.headers.get(HOST) {
+        line(&HOST, host, to);
+    }
+    let (mut keep_alive, mut coded, mut sized, mut trailers) = (true, false, false, false);
+    for (name, value) in &head.headers {
+        if *name == HOST {
+            continue;
+        } else if *name == CONTENT_LENGTH {
+            sized = true;
+            continue;
+        } else if *name == TRANSFER_ENCODING {
+            coded = true;
+            continue;
+        } else if *name == CONNECTION {
+            keep_alive &= !has(value, "close");
+        } else if *name == TRAILER {
+            trailers = true;
+        }
+        line(name, value, to);
+    }
+    let sending = frame(head, body, Own { coded, sized, trailers }, to)?;
+    to.extend_from_slice(b"\r\n");
+    Ok((sending, keep_alive))
+}
+
+/// Which headers about its body a request has of its own.
+struct Own {
+    coded: bool,
+    sized: bool,
+    trailers: bool,
+}
+
+/// Writes the lines that frame a request's body.
+fn frame(head: &request::Parts, body: &Outgoing, own: Own, to: &mut Vec<u8>) -> Result<Sending, Error> {
+    let (method, headers) = (&head.method, &head.headers);
+    // What is none is as good as not there.
+    let said = if own.sized { length(headers) } else { None };
+    let exact = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+    if body.is_end_stream() {
+        return match said {
+            Some(said) if said > 0 => Err(Error::Length),
+            // What has none usually says so, where it could have one (RFC 9110, section 8.6).
+            said if said.is_some() || matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Ok(sized(0, to)),
+            _ => Ok(Sending::Length(0)),
+        };
+    }
+    if !own.coded {
+        return match (said, exact) {
+            (Some(said), Some(exact)) if said != exact => Err(Error::Length),
+            (Some(length), _) | (None, Some(length)) => Ok(sized(length, to)),
+            // Hardly ever is there one, and who reads it may not expect it.
+            (None, None) if matches!(*method, Method::GET | Method::HEAD | Method::CONNECT) => Ok(Sending::Length(0)),
+            (None, None) => {
+                to.extend_from_slice(b"transfer-encoding: chunked\r\n");
+                Ok(chunked(headers, own.trailers))
+            }
+        };
+    }
+    let codings = headers.get_all(TRANSFER_ENCODING);
+    for value in &codings {
+        line(&TRANSFER_ENCODING, value, to);
+    }
+    let last = codings.iter().next_back().and_then(|value| value.to_str().ok()?.rsplit(',').next());
+    if !last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked")) {
+        to.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    }
+    Ok(chunked(headers, own.trailers))
+}
+
+fn sized(length: u64, to: &mut Vec<u8>) -> Sending {
+    to.extend_from_slice(b"content-length: ");
+    decimal(length, to);
+    to.extend_from_slice(b"\r\n");
+    Sending::Length(length)
+}
+
+fn chunked(headers: &HeaderMap, trailers: bool) -> Sending {
+    let mut announced = Vec::new();
+    if trailers {
+        let lines = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
+        let names = lines.flat_map(|line| line.split(','));
+        announced.extend(names.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()));
+    }
+    Sending::Chunked(announced)
+}
+
+/// The target of a request, in origin form.
+fn target(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |path| path.as_str())
+}
+
+pub(super) fn line(name: &HeaderName, value: &HeaderValue, to: &mut Vec<u8>) {
+    to.extend_from_slice(name.as_str().as_bytes());
+    to.extend_from_slice(b": ");
+    to.extend_from_slice(value.as_bytes());
+    to.extend_from_slice(b"\r\n");
+}
+
+fn decimal(number: u64, to: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    to.extend_from_slice(written(number, 10, &mut digits));
+}
+
+/// A number in digits, without a formatter.
+pub(super) fn written(mut number: u64, base: u64, digits: &mut [u8; 20]) -> &[u8] {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[(number % base) as usize];
+        number /= base;
+        if number == 0 {
+            return &digits[at..];
+        }
+    }
+}
+
+impl From<InvalidHeaderName> for Error {
+    fn from(_: InvalidHeaderName) -> Self {
+        Self::Head(httparse::Error::HeaderName)
+    }
+}
+
+impl From<InvalidHeaderValue> for Error {
+    fn from(_: InvalidHeaderValue) -> Self {
+        Self::Head(httparse::Error::HeaderValue)
+    }
+}

@@ -1,0 +1,111 @@
+//! Connections that become something else than HTTP: WebSockets, say, and tunnels.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use mesh_core::error::{Code, Fault};
+use mesh_testkit::policy;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{TARGET, client_of, fetch, get};
+
+/// Reads the head of a request.
+async fn head(io: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(io.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+#[tokio::test]
+async fn a_connection_that_changes_its_protocol_is_the_applications() {
+    let websocket = || {
+        let mut request = get("/chat");
+        request.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+        request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+        request
+    };
+    let connect = || {
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = Method::CONNECT;
+        *request.uri_mut() = TARGET.parse().unwrap();
+        request
+    };
+    let changed = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi";
+    for (request, first, says) in [
+        (websocket as fn() -> Request<Empty<Bytes>>, "GET /chat HTTP/1.1\r\n".to_owned(), &changed[..]),
+        (connect, format!("CONNECT {TARGET} HTTP/1.1\r\n"), b"HTTP/1.1 200 OK\r\n\r\nhi"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, _) = client_of(policy::snapshot_to(&[listener.local_addr().unwrap()]));
+        let serve = async {
+            // An idle connection is good enough for it, and no other request uses it then.
+            let (mut io, _) = listener.accept().await.unwrap();
+            head(&mut io).await;
+            io.write_all(OK).await.unwrap();
+            let asked = head(&mut io).await;
+            assert!(asked.starts_with(&first), "{asked}");
+            io.write_all(says).await.unwrap();
+            let mut raw = [0; 4];
+            io.read_exact(&mut raw).await.unwrap();
+            io.write_all(&raw).await.unwrap();
+            let (mut other, _) = listener.accept().await.unwrap();
+            head(&mut other).await;
+            other.write_all(OK).await.unwrap();
+        };
+        let ask = async {
+            fetch(&client, "/").await.unwrap();
+            let mut answer = client.send(request()).await.unwrap();
+            let mut raw = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
+            drop(answer);
+            raw.write_all(b"ping").await.unwrap();
+            let mut echoed = [0; 6];
+            raw.read_exact(&mut echoed).await.unwrap();
+            assert_eq!(&echoed, b"hiping");
+            fetch(&client, "/").await.unwrap();
+        };
+        let both = async { tokio::join!(serve, ask) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_did_not_ask_for_another_protocol_gets_none_and_who_is_refused_one_gets_the_answer() {
+    for (asks, says, expected) in [
+        (false, &b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"[..], None),
+        (true, b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 2\r\n\r\nno", Some(StatusCode::UPGRADE_REQUIRED)),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, _) = client_of(policy::snapshot_to(&[listener.local_addr().unwrap()]));
+        let serve = async {
+            let (mut io, _) = listener.accept().await.unwrap();
+            head(&mut io).await;
+            io.write_all(says).await.unwrap();
+            // Not used again, whatever came of it.
+            assert_eq!(io.read(&mut [0]).await.unwrap_or(0), 0);
+        };
+        let ask = async {
+            let mut request = get("/");
+            if asks {
+                request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+            }
+            match super::read(client.send(request).await?).await {
+                Ok(answer) => Ok((answer.status(), answer.into_body())),
+                Err(error) => Err(error),
+            }
+        };
+        let both = async { tokio::join!(serve, ask) };
+        let ((), answer) = tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+        match expected {
+            Some(status) => assert_eq!(answer.unwrap(), (status, "no".into())),
+            None => assert_eq!(answer.unwrap_err().code(), Code::CONNECTION_LOST),
+        }
+    }
+}
