@@ -158,9 +158,12 @@ impl Served {
         self.revision += 1;
         let (world, touched) = self.next();
         audit::record(self.world.model(), world.model());
-        self.world = Arc::new(world);
-        let resources: Arc<dyn Resources> = self.world.clone();
+        let world = Arc::new(world);
+        let resources: Arc<dyn Resources> = world.clone();
+        // Of one that came to nothing a part may be out, and what is different since then is not all that is.
+        let touched = if self.failed.is_some() { Touched::All } else { touched };
         self.cache.publish(version(self.started, self.revision), &resources, &touched);
+        self.world = world;
     }
 
     /// Says what is wrong with what is served now.

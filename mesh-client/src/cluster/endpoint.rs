@@ -201,11 +201,15 @@ impl Attempt {
     }
 
     /// The retry policy's time for one try, or its patience with silence, has ended it. Whoever was asked late in that try,
-    /// because others could not be reached, had less time than policy means to give.
-    pub(crate) fn timed_out(&mut self, cause: &Cause) {
-        if let Cause::PerTryTimeout(limit) | Cause::IdleTimeout(limit) = cause
-            && self.started.elapsed() >= *limit / 2
-        {
+    /// because others could not be reached, had less time than policy means to give; and a silence while the request is not
+    /// all given may be its caller's.
+    pub(crate) fn timed_out(&mut self, cause: &Cause, is_sent: bool) {
+        let limit = match cause {
+            Cause::PerTryTimeout(limit) => Some(*limit),
+            Cause::IdleTimeout(limit) => Some(*limit).filter(|_| is_sent),
+            _ => None,
+        };
+        if limit.is_some_and(|limit| self.started.elapsed() >= limit / 2) {
             self.late_at = Some(self.started);
         }
     }
@@ -488,7 +492,7 @@ mod tests {
             let load = Arc::<Load>::default();
             let mut own = attempt(&load);
             tokio::time::advance(had).await;
-            own.timed_out(&cause);
+            own.timed_out(&cause, true);
             drop(own);
             assert_eq!(load.failure_penalty(second + had) > 1.0, blamed, "{cause} after {had:?}");
         }

@@ -299,7 +299,7 @@ impl Pool {
         if let Some(kept) = self.kept.get() {
             let is_over = |idle: &mut SoleConnection| {
                 let over = is_stale(idle, now) || !idle.is_quiet();
-                // Who was not asked for since the last look need not be ready at once.
+                // What the next request makes anew is small, and there may be many.
                 idle.shrink();
                 over
             };

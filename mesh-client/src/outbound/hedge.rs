@@ -121,7 +121,7 @@ fn headers(outcome: &Answered) -> Option<&HeaderMap> {
 /// An answer with what it holds, for there may be several; or none.
 type Answered = Result<(Response<Incoming>, Hold), Cause>;
 
-/// A try after one that failed, allowed by the budget and with its place among the retries.
+/// A try after one that failed, paid for and with its place among the retries.
 struct Next {
     at: Instant,
     retrying: Retrying,
@@ -170,7 +170,7 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Res
     let outcome = match outcome {
         Ok(response) => Ok((response, launch)),
         Err(cause) => {
-            launch.attempt.timed_out(&cause);
+            launch.attempt.timed_out(&cause, launch.receipt.is_sent());
             Err(Failed { cause: launch.attempt.ended_by(cause), again })
         }
     };
@@ -212,11 +212,8 @@ impl Race<'_, '_> {
 
     /// The one that was decided on after a failure.
     fn again(&mut self) -> Result<Option<Hold>, Cause> {
-        let Some(next) = self.again.take() else { return Ok(None) };
-        let launch = self.further(next.retrying)?;
-        // Only now: another try may have won while this one waited for its time.
-        self.shared.charge();
-        Ok(Some(launch))
+        let next = self.again.take();
+        next.map(|next| self.further(next.retrying)).transpose()
     }
 
     /// The same once more, if nobody has seen it or most likely nobody has.
@@ -238,7 +235,7 @@ impl Race<'_, '_> {
         self.shared.payload.is_at_hand() || (alone && self.shared.payload.rewind())
     }
 
-    /// Whether there will be a try after this outcome, unless another one wins first: if so it has its place.
+    /// Whether there will be a try after this outcome: if so it has its place, and the budget is charged.
     fn after(&mut self, retries: &Retries, headers: Option<&HeaderMap>, was_retry: bool, flying: usize) -> bool {
         let most = self.progress.retried >= self.shared.attempts || flying >= MAX_FLYING;
         if most || self.again.is_some() {
@@ -249,6 +246,8 @@ impl Race<'_, '_> {
         let own = u32::from(headers.is_some() && was_retry);
         let retrying = self.shared.retrying(own).filter(|_| self.can_go_again(flying == 0));
         self.again = retrying.map(|retrying| Next { at: Instant::now() + wait, retrying });
+        // Now, though another try may win meanwhile: of many that fail at once each would find room.
+        self.again.iter().for_each(|_| self.shared.charge());
         self.again.is_some()
     }
 

@@ -128,7 +128,7 @@ async fn one_in_time(
         // Its place and its connection are free for others, whatever comes of it.
         match exchange.let_go() {
             Some(mut hold) => {
-                hold.attempt.timed_out(&cause);
+                hold.attempt.timed_out(&cause, hold.receipt.is_sent());
                 hold.attempt.ended_by(cause)
             }
             None => cause,

@@ -249,42 +249,6 @@ async fn failures_that_fall_into_one_wait_are_answered_by_one_retry() {
 }
 
 #[tokio::test]
-async fn a_retry_that_waits_while_another_try_wins_costs_the_budget_nothing() {
-    let servers = holding().await;
-    servers[0].behave(Behaviour::Status(503));
-    let retry = patient(5, Duration::from_secs(100));
-    let forward = Forward { hedge: hedge(2, false), ..forward_with(Some(retry)) };
-    let mut snapshot = snapshot_with(forward, cluster("test"), &[&servers[0], &servers[1]]);
-    let mut routes = (*snapshot.routes).clone();
-    // Two retries: the second try of the first request, and that of the second one.
-    let ttl = Duration::from_secs(2);
-    routes.retry_budget = Some(RetryBudget { retry_ratio: PerMillionRatio(0), min_retries_per_second: 1, ttl });
-    snapshot.routes = routes.into();
-    let client = drawing_high(snapshot);
-    let others = async {
-        servers[0].wait_for_requests(1).await;
-        servers[1].wait_for_requests(1).await;
-        while held(&client).0 != 1 {
-            tokio::task::yield_now().await;
-        }
-        servers[1].release();
-    };
-    let (answer, ()) = tokio::join!(fetch(&client, "/"), others);
-    assert_eq!(answer.unwrap().status(), 200);
-    servers[0].behave(Behaviour::Hold);
-    let others = async {
-        tokio::select! {
-            () = servers[0].wait_for_requests(2) => {}
-            () = servers[1].wait_for_requests(2) => {}
-        }
-        assert_eq!(held(&client).0, 2, "the budget has one left");
-        servers.iter().for_each(EchoServer::release);
-    };
-    let (answer, ()) = tokio::join!(fetch(&client, "/"), others);
-    assert_eq!(answer.unwrap().status(), 200);
-}
-
-#[tokio::test]
 async fn where_there_is_no_hedging_its_limit_ends_no_try() {
     let servers = holding().await;
     let retry = RetryPolicy { per_try_timeout: Some(PATIENCE), ..retrying(1, RetryOn::default()) };

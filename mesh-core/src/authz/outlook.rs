@@ -23,7 +23,7 @@ use crate::policy::{
 };
 
 /// A listener's policy that has become another one. What is the same for all callers is compared once, in a time that grows
-/// as the policies do; each caller then costs what has changed of them.
+/// as the policies do. A caller that nothing of the change is about costs that look alone; any other all rules once.
 #[derive(Debug)]
 pub struct PolicyChange {
     known: Arc<InboundListener>,

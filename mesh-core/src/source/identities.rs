@@ -130,7 +130,8 @@ impl Paired {
 
     /// Whether there is no identity and none will come: nobody was told to get one.
     pub fn is_nobody(&self) -> bool {
-        self.identity.load().is_none() && self.identity.is_final()
+        // In this order: one may come, and be the last, in between.
+        self.identity.is_final() && self.identity.load().is_none()
     }
 
     /// Waits for a change of one of them.

@@ -141,11 +141,9 @@ impl Connector {
 
     /// Connects, with our certificate if there is to be one.
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
-        let identity = match (&self.identity, &self.server.credentials) {
-            (Some(identity), ChannelCredentials::Tls(files)) if files.identity.is_none() && self.tokens.is_empty() => {
-                self.first(identity).await?
-            }
-            _ => None,
+        let identity = match self.shows() {
+            Some(identity) => self.first(identity).await?,
+            None => None,
         };
         self.connect_as(identity.as_deref()).await
     }
@@ -170,6 +168,17 @@ impl Connector {
             Some(connection) => Ok(connection),
             None => self.connect().await,
         }
+    }
+
+    /// Whether a connection with our certificate would wait for the first one.
+    pub(crate) fn waits_for_identity(&self) -> bool {
+        self.shows().is_some_and(|identity| identity.load().is_none())
+    }
+
+    /// The identity that is shown there, if one is.
+    fn shows(&self) -> Option<&WatchedIdentity> {
+        let ChannelCredentials::Tls(files) = &self.server.credentials else { return None };
+        self.identity.as_ref().filter(|_| files.identity.is_none() && self.tokens.is_empty())
     }
 
     /// Waits for the first identity, or for word that there is none for now.

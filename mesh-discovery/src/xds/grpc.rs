@@ -51,6 +51,10 @@ impl Transport for GrpcTransport {
             Ok(AdsStream { requests, responses })
         })
     }
+
+    fn is_held_up(&self) -> bool {
+        self.connector.waits_for_identity()
+    }
 }
 
 type Responses = BoxStream<'static, Result<Response, StreamError>>;

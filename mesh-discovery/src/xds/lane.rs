@@ -133,6 +133,10 @@ impl Lane {
                 Poll::Pending => {
                     let Some(sleep) = slow else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
+                    while self.transport.is_held_up() {
+                        sleep.as_mut().reset(Instant::now() + SLOW);
+                        ready!(sleep.as_mut().poll(cx));
+                    }
                     *slow = None;
                     Poll::Ready(Event::Slow)
                 }

@@ -11,6 +11,12 @@ pub trait Transport: Send + 'static {
     /// Opens a stream. It counts as open when requests can be written, not when the server has
     /// answered: many servers say nothing before they are asked.
     fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>>;
+
+    /// Whether a stream that is being opened waits for something of this process, as for its first certificate: that says
+    /// nothing of the server. Default: no.
+    fn is_held_up(&self) -> bool {
+        false
+    }
 }
 
 /// One stream. It is closed by dropping it.

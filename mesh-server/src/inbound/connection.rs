@@ -39,8 +39,8 @@ use super::stay::{Guest, LastChange, Leave, aged, stay, stay_taken_over, unwelco
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
-    Detected, HttpVersion, Serving, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash,
-    looks_like_http1, refuse_plaintext,
+    Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash, looks_like_http1,
+    refuse_plaintext,
 };
 use crate::{Accepted, Body, Config, InboundLayer};
 
@@ -103,8 +103,7 @@ impl Door {
         let Some(Admitted { mut io, version, guest }) = admitted else { return };
 
         let streams = guest.listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
-        let serving = Arc::<Serving>::default();
-        let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), Some(serving.clone()));
+        let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), true);
         let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
         let is_welcome = |known: &_, now: &_, caller: Caller<'_>| self.change.may_ask_on(known, now, caller);
@@ -116,12 +115,8 @@ impl Door {
             HttpVersion::Http1 => {
                 let (leash, tether) = leash();
                 io.tether = Some(tether);
-                io.limit_idle(self.config.idle_timeout, serving);
                 let ended = {
-                    // hyper would make a timer for each request.
-                    let mut http1 = self.http1.clone();
-                    let http1 = http1.header_read_timeout(None);
-                    let connection = http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                    let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                     let told = |leave: Leave| {
                         layer.leave();
                         left = Some(leave);
@@ -153,7 +148,7 @@ impl Door {
         let _ = tcp.set_nodelay(true);
         let Admitted { mut io, version, guest } = self.admit(tcp, address).await?;
         let peer = guest.peer.clone();
-        let layer = self.layer.for_connection(peer.clone(), guest.server_name.clone(), None);
+        let layer = self.layer.for_connection(peer.clone(), guest.server_name.clone(), false);
         let (leash, tether) = leash();
         io.tether = Some(tether);
         let (leave, leaving) = drain::channel();

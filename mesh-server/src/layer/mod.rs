@@ -76,7 +76,6 @@ use self::record::Record;
 pub(crate) use self::target::Slashes;
 use self::target::{Unsettled, Usual};
 use self::token::Challenge;
-use crate::listen::Serving;
 use crate::load::{LoadReports, Question, Told};
 
 /// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
@@ -210,16 +209,11 @@ impl InboundLayer {
         Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer))) }
     }
 
-    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for. `serving` = whoever drives the
-    /// connection is told of its requests, and says when what is in flight on it has had its time ([`give_up`](Self::give_up)).
-    pub(crate) fn for_connection(
-        &self,
-        peer: PeerIdentity,
-        server_name: Box<str>,
-        serving: Option<Arc<Serving>>,
-    ) -> Self {
+    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for. `ends` = whoever drives the connection
+    /// says when what is in flight on it has had its time ([`give_up`](Self::give_up)).
+    pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Box<str>, ends: bool) -> Self {
         let connection = Connection::new(&self.connection.shared, Some(peer));
-        let over = serving.map(|serving| Arc::new(Over::new(serving)));
+        let over = ends.then(Arc::default);
         Self { connection: Arc::new(Connection { server_name: Some(server_name), over, ..connection }) }
     }
 

@@ -10,8 +10,6 @@ use std::task::Context;
 
 use futures_util::task::AtomicWaker;
 
-use crate::listen::Serving;
-
 /// What those are told whose time is over.
 pub(super) const WORD: &str = "the connection ends, and the call has had its time";
 
@@ -23,8 +21,6 @@ const SEATS: usize = u32::BITS as usize;
 pub(super) struct Over {
     over: AtomicBool,
     rows: Row,
-    // Over HTTP/1.1.
-    serving: Arc<Serving>,
 }
 
 /// A first row, if anybody had to wait, and those after it, if they did not suffice.
@@ -47,11 +43,6 @@ pub(super) struct Wait {
 }
 
 impl Over {
-    /// `serving` is told of each HTTP/1.1 request that waits.
-    pub(super) fn new(serving: Arc<Serving>) -> Self {
-        Self { serving, ..Self::default() }
-    }
-
     /// The time is over. To be said once, by whoever drives the connection.
     pub(super) fn give_up(&self) {
         self.over.store(true, Ordering::SeqCst);
@@ -94,9 +85,6 @@ impl Over {
 
 impl Wait {
     pub(super) fn new(over: &Arc<Over>, alone: bool) -> Self {
-        if !alone {
-            over.serving.begin();
-        }
         Self { over: over.clone(), alone, seat: None }
     }
 
@@ -121,9 +109,6 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        if !self.alone {
-            self.over.serving.end();
-        }
         if let Some((seats, at)) = self.seat.and_then(|seat| self.over.find(seat)) {
             drop(seats.wakers[at].take());
             seats.taken.fetch_and(!(1 << at), Ordering::Release);

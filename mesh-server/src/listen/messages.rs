@@ -11,14 +11,13 @@
 pub(super) mod fuzzing;
 
 use std::io;
-use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
 use memchr::{memchr, memchr2};
 use tokio::time::Instant;
 
-use super::head::{HeadTime, Serving};
+use super::head::HeadTime;
 
 /// What has been seen of the requests of one connection.
 pub(crate) struct Messages {
@@ -89,21 +88,12 @@ impl Messages {
         Self { at: At::First, head: Head::default(), word: Word::default(), time }
     }
 
-    /// From now on there is a limit on the silence between two requests as well.
-    pub(super) fn limit_idle(&mut self, limit: Duration, serving: Arc<Serving>) {
-        self.time.limit_idle(limit, serving);
-    }
-
     /// More bytes are waited for.
     ///
     /// # Errors
-    /// A head is not whole, or none has come, and its time is over.
+    /// A head is not whole, and its time is over.
     pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.at {
-            // The body's time is its reader's; and an application says itself how long it is silent.
-            At::Body(_) | At::Size(_) | At::Extension(_) | At::Chunk(_) | At::Trailers | At::Opaque => Ok(()),
-            _ => self.time.wait(cx),
-        }
+        self.time.wait(cx)
     }
 
     /// Bytes that have come. One that is refused becomes one that no head may have: then hyper says 400 when the requests

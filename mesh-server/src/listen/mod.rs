@@ -14,7 +14,6 @@ mod tls;
 pub(crate) use self::cut::{Leash, Tether, Why, leash};
 pub(crate) use self::detect::{HttpVersion, detect};
 use self::frames::Frames;
-pub(crate) use self::head::Serving;
 use self::messages::Messages;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::messages::fuzzing::messages;

@@ -2,9 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -12,7 +10,7 @@ use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 use super::cut::Tether;
-use super::{Frames, HttpVersion, Messages, Serving};
+use super::{Frames, HttpVersion, Messages};
 use crate::Config;
 use crate::inbound::PlaintextOpen;
 
@@ -137,11 +135,6 @@ impl Detected {
             HttpVersion::Http1 => self.messages = Some(Messages::new(head, self.since)),
             HttpVersion::Http2 => self.frames = Some(Frames::new(config.max_control_frames, head, Box::new(flooded))),
         }
-    }
-
-    /// Ends the connection when it has been without a whole request for so long: over HTTP/1, where nothing else asks.
-    pub(crate) fn limit_idle(&mut self, limit: Duration, serving: Arc<Serving>) {
-        self.messages.iter_mut().for_each(|messages| messages.limit_idle(limit, serving.clone()));
     }
 
     fn check(&self) -> io::Result<()> {

@@ -76,6 +76,8 @@ async fn by_default_a_head_has_ten_seconds_a_handshake_five_and_a_body_thirty_of
         // Between requests: one was answered.
         (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", false, 60),
         (b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HT", true, 10),
+        // The first one comes in several pieces.
+        (b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegun\r\n0\r\n\r\n", false, 60),
     ] {
         let (world, _begins) = reader(Config::default()).await;
         assert_eq!(kept(world.address, beginning, drips).await, limit, "{:?}", String::from_utf8_lossy(beginning));
@@ -117,6 +119,13 @@ async fn a_minute_without_a_request_ends_a_connection_and_one_that_is_served_for
     assert!(tcp.read(&mut answer).await.unwrap() > 0);
     // Empty lines before a request are none.
     assert_eq!(kept_dripping(tcp, Some(b"\r\n")).await, 60);
+    // Of one that was served for longer nobody looks at the connection again.
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    tcp.write_all(b"GET /late HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    pass(90).await;
+    go.notify_one();
+    assert!(tcp.read(&mut answer).await.unwrap() > 0);
+    assert_eq!(kept_dripping(tcp, None).await, 60);
 }
 
 /// For how many seconds a server keeps a connection on which no more comes after this, or a byte each second. 100 = for ever.

@@ -1,5 +1,5 @@
-//! Bodies in chunks (RFC 9112, section 7.1), as they are read. As strict as hyper: a line ends with CR and LF, extensions and
-//! trailers have their bounds.
+//! Bodies in chunks (RFC 9112, section 7.1), as they are read. As strict as hyper: a line of a size ends with CR and LF,
+//! extensions and trailers have their bounds.
 //!
 //! Refuses to know where the bytes come from.
 

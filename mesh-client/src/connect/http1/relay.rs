@@ -91,6 +91,7 @@ async fn relay(mut wire: Box<Wire>, upload: Upload, give: mpsc::Sender<Relayed>)
             // Nobody reads any more.
             Ok(Err(_)) => return,
             Err(error) => {
+                drop((wire, upload));
                 // Whoever reads hears of it when he does.
                 let _ = give.send(Relayed::Frame(Err(error))).await;
                 return;

@@ -177,7 +177,9 @@ impl Type {
     /// it, and says only of the whole what it thinks. What is sent whole in any case does so by itself.
     pub(super) fn renew_refused(&mut self) {
         let Self { known, due, .. } = self;
-        if !due.iter().any(|name| known.get(name).is_some_and(Known::is_refused)) {
+        // What is left of such a round has not been refused since.
+        let is_refused_as_sent = |known: &Known| known.is_refused() && !matches!(known.held, Held::Outdated);
+        if !due.iter().any(|name| known.get(name).is_some_and(is_refused_as_sent)) {
             return;
         }
         for (name, known) in known.iter_mut().filter(|(_, known)| known.is_refused()) {

@@ -17,7 +17,7 @@ mod session;
 mod ttl;
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,7 +128,7 @@ pub(crate) struct Ads<C: Codec> {
     /// When the first of that is too old.
     saved_until: Option<Instant>,
     /// What of it came into use, some of which has been answered for meanwhile.
-    restored: Vec<Key>,
+    restored: BTreeSet<Key>,
     /// Some of it may be of no use any more since it was looked through.
     saved_is_due: bool,
     /// Control planes whose open stream is of no use any more.
@@ -157,7 +157,7 @@ impl<C: Codec> Ads<C> {
             clock: now,
             saved: None,
             saved_until: None,
-            restored: Vec::new(),
+            restored: BTreeSet::new(),
             saved_is_due: false,
             given_up: Vec::new(),
         }
@@ -181,11 +181,11 @@ impl<C: Codec> Ads<C> {
         if self.saved.is_none() || !self.is_confirmed() {
             return;
         }
-        while let Some(key) = self.restored.last() {
+        while let Some(key) = self.restored.first() {
             if self.entry(key).is_some_and(|entry| entry.is_from(SAVED)) {
                 return;
             }
-            self.restored.pop();
+            self.restored.pop_first();
             self.saved_is_due = true;
         }
         if !std::mem::take(&mut self.saved_is_due) {
@@ -203,7 +203,7 @@ impl<C: Codec> Ads<C> {
         self.saved_until = saved.values().filter_map(|record| record.until).min();
         self.saved = Some(saved).filter(|saved| !saved.is_empty());
         if self.saved.is_none() {
-            self.restored = Vec::new();
+            self.restored.clear();
         }
     }
 
@@ -252,7 +252,7 @@ impl<C: Codec> Ads<C> {
                 }
                 self.retired.retain(|retired| retired != key);
                 if entry.is_from(SAVED) {
-                    self.restored.push(key.clone());
+                    self.restored.insert(key.clone());
                 }
                 // Nobody looked after it meanwhile.
                 if let Some(active) = active.filter(|active| entry.giver().is_some_and(|giver| giver != *active)) {
@@ -273,7 +273,7 @@ impl<C: Codec> Ads<C> {
                     match response::decoded(&self.codec, key.kind, &key.name, body, judged) {
                         Ok(value) => {
                             entry.restore(value, version.clone(), self.clock);
-                            self.restored.push(key.clone());
+                            self.restored.insert(key.clone());
                         }
                         Err(reason) => {
                             tracing::warn!(kind = %key.kind, name = ?key.name, ?reason, "a resource of the snapshot is not used")

@@ -69,3 +69,24 @@ fn what_stood_beside_something_bad_goes_again_with_its_better_version_or_once_it
         }
     }
 }
+
+#[test]
+fn what_is_refused_in_several_responses_goes_again_once_and_not_without_end() {
+    for form in BOTH {
+        let fake = all_kinds(&["a", "b"], 1);
+        let cache = fake.cache();
+        let limits = Limits { response_bytes: 1, ..Limits::default() };
+        let mut client = Client::with(&cache, form, false, limits);
+        client.ask(Kind::Endpoints, &["a", "b"]);
+        for name in ["a", "b"] {
+            assert_eq!(client.next().map(|seen| seen.resources), Some(vec![name.to_owned()]), "{form:?}");
+            client.answer(Kind::Endpoints, Some("no"));
+        }
+        fake.with(Kind::Endpoints, "a", 2).publish(&cache, "2");
+        for name in ["a", "b"] {
+            assert_eq!(client.next().map(|seen| seen.resources), Some(vec![name.to_owned()]), "{form:?}");
+            client.answer(Kind::Endpoints, Some("no"));
+        }
+        assert!(client.next().is_none(), "{form:?}");
+    }
+}
