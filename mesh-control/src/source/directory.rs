@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_core::source::{Publisher, Watched};
 use notify::{RecommendedWatcher, RecursiveMode};
@@ -20,6 +20,9 @@ use crate::model::Model;
 
 /// How long a change waits for others to follow it.
 const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// How long a reading waits at most for files that are being written.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A watched directory. Dropping it ends the watching; the last model stays readable.
 #[derive(Debug)]
@@ -71,12 +74,12 @@ fn watch_files(path: &Path, files: FileSet) -> Result<Directory, WatchError> {
     let on_change = reload.clone();
     let mut watcher = new_debouncer(DEBOUNCE, None, move |result: DebounceEventResult| match result {
         Ok(events) if events.iter().all(|event| event.kind.is_access()) => {}
-        Ok(_) => on_change.lock().run(),
+        Ok(_) => on_change.lock().run_at_rest(),
         Err(errors) => {
             for error in errors {
                 tracing::warn!(%error, "watching manifests: an error; reading them all again");
             }
-            on_change.lock().run();
+            on_change.lock().run_at_rest();
         }
     })
     .map_err(failed)?;
@@ -94,6 +97,16 @@ struct Reload {
 }
 
 impl Reload {
+    /// The same once nobody writes: the event of one file comes while another is half written. Time is waited for on
+    /// the watcher's thread, where events gather meanwhile.
+    fn run_at_rest(&mut self) {
+        let begun = Instant::now();
+        while self.files.is_being_written() && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.run();
+    }
+
     fn run(&mut self) {
         let manifests = self.files.read();
         let previous = match std::mem::replace(&mut self.started, true) {

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::kept::Kept;
 use super::{Document, Manifests, ObjectKey, ParsedFile, parse_file, unreadable};
@@ -60,6 +61,9 @@ pub struct FileSet {
 /// What is said of a file that could never be read.
 const UNREAD: &str = "; nobody knows what it guards: until it is correct or removed no server that has no inbound policy yet is \
                       given one";
+
+/// How long a file must have rested to be read when it changes.
+const REST: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Entry {
@@ -194,6 +198,20 @@ impl FileSet {
         Ok(())
     }
 
+    /// Whether some file changed less than [`REST`] ago: somebody may be writing it.
+    ///
+    /// Who writes a file in place empties it first, and what is read before the rest follows has lost objects.
+    pub(crate) fn is_being_written(&self) -> bool {
+        let mut found = Vec::new();
+        for path in &self.paths {
+            // What cannot be listed is told by the reading.
+            let _ = self.list(path, &mut found, &mut Vec::new());
+        }
+        let changed = |path: &PathBuf| fs::metadata(path)?.modified();
+        // A time that is yet to come says nothing.
+        found.iter().filter_map(|path| changed(path).ok()?.elapsed().ok()).any(|age| age < REST)
+    }
+
     /// Notes whether something could be read.
     fn note(&mut self, first: bool, path: PathBuf, good: bool) {
         if good {
@@ -225,11 +243,18 @@ impl FileSet {
             None => (self.take_up(&path, &name, read.as_ref().ok(), &mut parsed), ", kept from before the restart,"),
         };
         if !parsed.unreadable && parsed.documents.is_empty() && !last.documents.is_empty() {
-            // Most often half an edit, or a template that gave nothing.
             let n = last.documents.len();
-            let message =
-                format!("holds no object any more; those it had, {n}, are deleted: remove the file if that is meant");
-            parsed.findings.push(Finding::about_file(Severity::Warning, &name, 0, message));
+            if read.as_ref().is_ok_and(String::is_empty) {
+                // A full disk, or a writer that died, leaves this of a file; nobody means it.
+                let message = format!("is empty and had objects, {n}: remove the file if they are to go");
+                parsed = unreadable(&name, 0, message);
+            } else {
+                // Most often half an edit, or a template that gave nothing.
+                let message = format!(
+                    "holds no object any more; those it had, {n}, are deleted: remove the file if that is meant"
+                );
+                parsed.findings.push(Finding::about_file(Severity::Warning, &name, 0, message));
+            }
         }
         let fresh = read.ok().filter(|_| self.kept.is_some() && !parsed.unreadable);
         // A directory says nothing, whatever its name.
