@@ -106,7 +106,8 @@ async fn blocked(workers: usize) {
     })
     .await;
     release.0.send(()).unwrap();
-    application.join().unwrap();
+    // Not waited for here: who serves the first answers runs on this thread.
+    tokio::task::spawn_blocking(|| application.join()).await.unwrap().unwrap();
 }
 
 /// R38 at test scale: what a request says makes no series. Names of services do, up to a bound.
