@@ -255,7 +255,7 @@ spec: {{ server: {{ name: mysql }}, client: {{ meshTLS: {{ serviceAccounts: [{{ 
     plane.no_findings().await;
 
     // The control: without a policy everybody is let in.
-    plane.write("authz.yaml", "");
+    plane.write("authz.yaml", "# none\n");
     eventually("nothing is in the way", || heard(&other)).await;
     let mut plain = BufReader::new(TcpStream::connect(address).await.unwrap());
     plain.write_all(b"x").await.unwrap();

@@ -413,7 +413,7 @@ async fn s62_members_are_told_of_federated_domains_and_these_are_nobody_to_the_c
                  data: {mesh: 'trustDomainAliases: [other.example]'}}";
     here.write("mesh.yaml", alias);
     assert_eq!(stream.message().await.unwrap().unwrap().federated, []);
-    here.write("mesh.yaml", "");
+    here.write("mesh.yaml", "# none\n");
     assert_eq!(stream.message().await.unwrap().unwrap(), told);
     std::fs::remove_file(here.state.path().join("federated-bundles.json")).unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().federated, []);
