@@ -41,6 +41,8 @@ pub(crate) enum Mood {
     Mute,
     /// What is sent to it is lost, connections first.
     Hole,
+    /// As it should, but nobody can ask it: they wait for their own certificates.
+    Unasked,
 }
 
 /// A control plane. Clones are the same.
@@ -354,6 +356,10 @@ impl Transport for Wire {
                 book.tries += 1;
                 (book.mood, book.has_delta)
             };
+            let mut changes = plane.revision.subscribe();
+            while plane.book.lock().mood == Mood::Unasked {
+                changes.changed().await.map_err(|_| StreamError::new("nobody is there"))?;
+            }
             if mood == Mood::Down {
                 return Err(StreamError::new("connection refused"));
             }
@@ -370,6 +376,10 @@ impl Transport for Wire {
             }
             Ok(plane.serve(variant))
         })
+    }
+
+    fn is_held_up(&self) -> bool {
+        self.0.book.lock().mood == Mood::Unasked
     }
 }
 

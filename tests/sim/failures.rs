@@ -261,6 +261,29 @@ async fn a_start_towards_a_network_that_swallows_everything_says_so_in_time_r08(
     }
 }
 
+/// A process without a certificate can ask nobody: it says so as soon, and another control plane would not help.
+#[tokio::test(start_paused = true)]
+async fn a_start_without_a_certificate_says_so_in_time_and_falls_back_to_nobody_r08() {
+    for variant in BOTH {
+        let planes = [Plane::with("x", 1), Plane::with("y", 2)];
+        planes[0].is(Mood::Unasked);
+        let client = client(variant, &[&planes[0], &planes[1]]);
+        let begun = Instant::now();
+        let mut state = client.destination(&"a:80".parse().unwrap());
+        let failed = becomes(&mut state, "it fails", is_unreachable).await;
+        assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(
+            format!("{failed:?}").contains("plane0:1 cannot be asked: this process has no certificate"),
+            "{failed:?}"
+        );
+        assert!(client.status().last_error.is_some());
+        clock::pass(Duration::from_secs(10)).await;
+        planes[0].is(Mood::Up);
+        goes_to(&mut state, 1).await;
+        assert_eq!((planes[1].tries(), client.status().last_error), (0, None));
+    }
+}
+
 /// A client that was away for ten minutes and is back for a while, with nothing to be told.
 async fn quietly_back(plane: &Plane) -> (XdsClient, Watched<DestinationState>) {
     let client = client(Variant::Delta, &[plane]);

@@ -43,6 +43,10 @@ enum Phase {
         opening: BoxFuture<'static, Result<AdsStream, StreamError>>,
         /// None once it has been told of.
         slow: Option<Pin<Box<Sleep>>>,
+        /// Whether it waited for something of this process when that was looked at last.
+        held_up: bool,
+        /// Whether that was told of.
+        told: bool,
     },
     Open {
         requests: PollSender<Request>,
@@ -56,8 +60,10 @@ enum Phase {
 /// What happened.
 pub(super) enum Event {
     Opened,
-    /// There is no stream yet, though there should be; it may still come.
-    Slow,
+    /// There is no stream yet, though there should be; it may still come. `held_up`: for want of something of this process.
+    Slow {
+        held_up: bool,
+    },
     /// A request can be written now.
     Writable,
     Response(Response),
@@ -80,7 +86,8 @@ impl Lane {
     /// Begins a stream.
     pub(super) fn open(&mut self, variant: Variant) {
         let slow = Some(Box::pin(tokio::time::sleep(SLOW)));
-        self.phase = Phase::Opening { opening: self.transport.open(variant), slow };
+        let opening = self.transport.open(variant);
+        self.phase = Phase::Opening { opening, slow, held_up: self.transport.is_held_up(), told: false };
     }
 
     /// Begins a stream after a while; a short one, if the stream before was `good`.
@@ -124,22 +131,27 @@ impl Lane {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, write: bool, read: bool) -> Poll<Event> {
         match &mut self.phase {
             Phase::Idle => Poll::Pending,
-            Phase::Opening { opening, slow } => match opening.as_mut().poll(cx) {
+            Phase::Opening { opening, slow, held_up, told } => match opening.as_mut().poll(cx) {
                 Poll::Ready(Ok(AdsStream { requests, responses })) => {
                     self.phase = Phase::Open { requests: PollSender::new(requests), writable: true, responses };
                     Poll::Ready(Event::Opened)
                 }
                 Poll::Ready(Err(error)) => Poll::Ready(Event::Closed(Some(error))),
-                Poll::Pending => {
+                Poll::Pending => loop {
                     let Some(sleep) = slow else { return Poll::Pending };
                     ready!(sleep.as_mut().poll(cx));
-                    while self.transport.is_held_up() {
+                    let was = std::mem::replace(held_up, self.transport.is_held_up());
+                    if was || *held_up {
+                        // What follows has as long.
                         sleep.as_mut().reset(Instant::now() + SLOW);
-                        ready!(sleep.as_mut().poll(cx));
+                        if *held_up && !std::mem::replace(told, true) {
+                            return Poll::Ready(Event::Slow { held_up: true });
+                        }
+                    } else {
+                        *slow = None;
+                        return Poll::Ready(Event::Slow { held_up: false });
                     }
-                    *slow = None;
-                    Poll::Ready(Event::Slow)
-                }
+                },
             },
             Phase::Open { requests, writable, responses } => {
                 if write && *writable {
@@ -168,7 +180,7 @@ impl Lane {
 mod tests {
     use std::future::{pending, poll_fn};
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use futures_util::stream;
     use mesh_testkit::clock;
@@ -177,9 +189,11 @@ mod tests {
     use super::*;
 
     /// A network that swallows everything, streams too or what is said on them.
+    #[derive(Default)]
     struct Hole {
         dials: Arc<AtomicUsize>,
         opens: bool,
+        held_up: Arc<AtomicBool>,
     }
 
     impl Transport for Hole {
@@ -191,6 +205,41 @@ mod tests {
             let (requests, _) = mpsc::channel(1);
             Box::pin(async { Ok(AdsStream { requests, responses: stream::pending().boxed() }) })
         }
+
+        fn is_held_up(&self) -> bool {
+            self.held_up.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_takes_long_is_told_of_with_its_reason_and_has_its_time_after_a_hold() {
+        // When, in seconds, the hold ends, and what is told when.
+        for (ends, wanted) in [
+            (None, vec![(2.5, true)]),
+            (Some(0.0), vec![(2.5, false)]),
+            (Some(2.4), vec![(5.0, false)]),
+            (Some(5.1), vec![(2.5, true), (10.0, false)]),
+        ] {
+            let hole = Hole { held_up: Arc::new((ends != Some(0.0)).into()), ..Hole::default() };
+            let (held_up, begun) = (hole.held_up.clone(), Instant::now());
+            let mut lane = Lane::new(Box::new(hole));
+            lane.open(Variant::Delta);
+            let mut told = Vec::new();
+            for step in 1..=300 {
+                clock::pass(Duration::from_millis(100)).await;
+                if ends.is_some_and(|ends| f64::from(step) >= ends * 10.0) {
+                    held_up.store(false, Ordering::Relaxed);
+                }
+                poll_fn(|cx| {
+                    while let Poll::Ready(Event::Slow { held_up }) = lane.poll(cx, false, true) {
+                        told.push((begun.elapsed().as_secs_f64(), held_up));
+                    }
+                    Poll::Ready(())
+                })
+                .await;
+            }
+            assert_eq!(told, wanted, "{ends:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -199,7 +248,7 @@ mod tests {
         let all = [(true, false, false), (true, true, false), (false, false, false), (true, true, true)];
         for (failed, opens, good) in all {
             let dials = Arc::new(AtomicUsize::new(0));
-            let mut lane = Lane::new(Box::new(Hole { dials: dials.clone(), opens }));
+            let mut lane = Lane::new(Box::new(Hole { dials: dials.clone(), opens, ..Hole::default() }));
             if failed {
                 lane.wait(false);
                 // Its wait is over.

@@ -174,7 +174,7 @@ impl Worker {
                 ads.opened(id, Instant::now());
                 self.ready.send_replace(true);
             }
-            Event::Slow => ads.is_slow(id, Instant::now()),
+            Event::Slow { held_up } => ads.is_slow(id, held_up, Instant::now()),
             Event::Writable => {
                 if let Some(request) = ads.take_request(id, Instant::now()) {
                     lane.send(request);

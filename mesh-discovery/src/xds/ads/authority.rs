@@ -86,6 +86,24 @@ impl<C: Codec> Ads<C> {
         }
     }
 
+    /// Nobody can be asked for now, for a reason that is ours: readers hear of it, and nobody falls back.
+    pub(super) fn held_up(&mut self, server: ServerId, why: &str) {
+        let text = format!("the control plane at {} cannot be asked: {why}", self.sessions[usize::from(server)].server);
+        tracing::warn!(reason = %text, "no configuration yet");
+        for index in 0..self.authorities.len() {
+            if self.authorities[index].active_server() == server && self.needs_another(index) {
+                self.tell(index, text.clone());
+            }
+        }
+    }
+
+    /// Tells readers that nobody can be asked.
+    fn tell(&mut self, index: usize, text: String) {
+        if self.authorities[index].unreachable.replace(text.into()).is_none() {
+            self.uncached_changed(index);
+        }
+    }
+
     /// Whether there is a control plane to fall back to.
     pub(super) fn has_another(&self, index: usize) -> bool {
         let authority = &self.authorities[index];
@@ -95,23 +113,19 @@ impl<C: Codec> Ads<C> {
     /// Moves an authority on as long as its control plane cannot be reached and that matters.
     pub(super) fn advance(&mut self, index: usize) {
         loop {
-            let authority = &self.authorities[index];
-            let session = &self.sessions[usize::from(authority.active_server())];
+            let given_up = self.authorities[index].active_server();
+            let session = &self.sessions[usize::from(given_up)];
             let Some(error) = &session.failing else { return };
             let text = format!("the control plane at {} cannot be reached: {error}", session.server);
             if !self.needs_another(index) {
                 return;
             }
-            let has_another = self.has_another(index);
-            let authority = &mut self.authorities[index];
-            let given_up = authority.active_server();
-            if !has_another {
+            if !self.has_another(index) {
                 // Only now do readers hear of it (gRFC A71).
-                if authority.unreachable.replace(text.into()).is_none() {
-                    self.uncached_changed(index);
-                }
+                self.tell(index, text);
                 return;
             }
+            let authority = &mut self.authorities[index];
             authority.active += 1;
             let next = authority.active_server();
             tracing::warn!(server = %self.sessions[usize::from(next)].server, reason = %text, "falling back to the next control plane");

@@ -454,14 +454,19 @@ impl<C: Codec> Ads<C> {
     }
 
     /// An attempt to reach a control plane takes long: until it comes to something, the control plane counts as one that cannot
-    /// be reached.
-    pub(crate) fn is_slow(&mut self, server: ServerId, now: Instant) {
+    /// be reached. What is `held_up` by this process itself would be so with another control plane as well.
+    pub(crate) fn is_slow(&mut self, server: ServerId, held_up: bool, now: Instant) {
         self.clock = now;
         let session = &mut self.sessions[usize::from(server)];
-        if session.failing.is_none() {
-            let error = StreamError::new("there is no connection to it yet");
-            session.last_error = Some(error.to_string());
-            self.unreachable(server, error);
+        if session.failing.is_some() {
+            return;
+        }
+        let why = if held_up { "this process has no certificate yet" } else { "there is no connection to it yet" };
+        session.last_error = Some(why.to_owned());
+        if held_up {
+            self.held_up(server, why);
+        } else {
+            self.unreachable(server, StreamError::new(why));
         }
     }
 
