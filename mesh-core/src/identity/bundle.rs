@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::digest;
 use rustls::DistinguishedName;
@@ -12,6 +12,7 @@ use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
 use x509_parser::prelude::{ASN1Time, FromDer, X509Name};
 
 use super::ListLife;
+use super::listed::SignedBy;
 use super::signed::Signed;
 use crate::id::{InvalidSpiffeId, SpiffeId, TrustDomain};
 
@@ -26,6 +27,8 @@ pub struct TrustBundle {
     // The lists as they came, to compare.
     lists: Arc<[Vec<u8>]>,
     lives: Arc<[ListLife]>,
+    // In the order of the lists.
+    signed: Arc<[OnceLock<SignedBy>]>,
 }
 
 /// Roots of one trust domain; a rollover needs two.
@@ -55,8 +58,8 @@ impl TrustBundle {
             .map_err(|e| InvalidBundle(format!("a root cannot be read: {e}")))?;
         let not_after = roots.iter().filter_map(super::tls::validity).map(|(_, end)| end).min().unwrap_or_default();
         let names = roots.iter().map(|root| root_name(root).into()).collect();
-        let (revoked, lists, lives) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Self { roots, anchors, names, not_after, revoked, lists, lives })
+        let (revoked, lists, lives, signed) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { roots, anchors, names, not_after, revoked, lists, lives, signed })
     }
 
     /// Reads PEM roots: all of them or none.
@@ -96,7 +99,8 @@ impl TrustBundle {
         };
         let revoked = lists.iter().map(read).collect::<Result<_, _>>()?;
         let lives = lists.iter().filter_map(|list| ListLife::of(list)).collect();
-        Ok(Self { revoked, lists: lists.into(), lives, ..self })
+        let signed = lists.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { revoked, lists: lists.into(), lives, signed, ..self })
     }
 
     /// The revocation lists as they came: DER. None = nobody is asked whether a certificate was taken back.
@@ -150,6 +154,12 @@ impl TrustBundle {
             }
             (false, None) => Err(InvalidBundle("no revocation list is of a root in it".to_owned())),
         }
+    }
+
+    /// By what the list was found to be signed whose signature is of `body`; `None` if there is no such list.
+    pub(super) fn signed_by(&self, body: &[u8]) -> Option<&OnceLock<SignedBy>> {
+        let at = self.lists.iter().position(|list| Signed::read(list).is_some_and(|list| list.body() == body))?;
+        self.signed.get(at)
     }
 
     /// The same as path validation uses them.

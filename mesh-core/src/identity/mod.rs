@@ -11,6 +11,7 @@ mod extract;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
+mod listed;
 mod signed;
 mod svid;
 mod tls;

@@ -24,6 +24,11 @@ impl<'d> Signed<'d> {
         Some(Self { body, algorithm: algorithm.content, signature: bits(algorithm.rest)? })
     }
 
+    /// What the signature is of.
+    pub(super) fn body(&self) -> &'d [u8] {
+        self.body.whole
+    }
+
     /// Whether it is signed with `key`, the content of a SubjectPublicKeyInfo.
     pub(super) fn is_by(&self, key: &[u8], algorithms: &[&dyn SignatureVerificationAlgorithm]) -> bool {
         let Some(kind) = sequence(key) else { return false };

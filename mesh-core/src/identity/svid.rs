@@ -4,7 +4,7 @@
 //!
 //! There is no fall-through to DNS names or to the subject. Refuses to know TLS and who is expected.
 
-use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use smallvec::SmallVec;
 use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
@@ -12,6 +12,7 @@ use x509_parser::error::X509Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
+use super::listed::Remembering;
 use super::{TrustBundle, TrustBundles, ways};
 use crate::id::{SpiffeId, TrustDomain};
 
@@ -90,7 +91,7 @@ pub fn peer_spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRefused
 pub fn verify_svid(
     chain: &[CertificateDer<'_>],
     bundles: &TrustBundles,
-    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
 ) -> Result<SpiffeId, PeerRefused> {
@@ -132,7 +133,7 @@ fn split<'c, 'd>(
 pub fn verify_again(
     chain: &[CertificateDer<'_>],
     bundles: &TrustBundles,
-    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
 ) -> Result<SpiffeId, PeerRefused> {
@@ -146,7 +147,7 @@ pub fn verify_again(
 pub fn verify_path_again(
     chain: &[CertificateDer<'_>],
     bundle: &TrustBundle,
-    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
 ) -> Result<(), PeerRefused> {
@@ -166,7 +167,7 @@ fn before_its_end(chain: &[CertificateDer<'_>], now: UnixTime) -> UnixTime {
 pub fn root_of<'b>(
     chain: &[CertificateDer<'_>],
     bundles: &'b TrustBundles,
-    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
 ) -> Option<&'b str> {
@@ -337,7 +338,7 @@ pub fn verify_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     bundle: &TrustBundle,
-    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
 ) -> Result<(), webpki::Error> {
@@ -349,7 +350,7 @@ fn walk<T>(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     bundle: &TrustBundle,
-    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
     say: impl FnOnce(&VerifiedPath<'_>) -> T,
@@ -362,6 +363,12 @@ fn walk<T>(
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
         options.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
     });
+    let remembering: Vec<_> = match revocation {
+        Some(_) => algorithms.iter().map(|by| Remembering::new(*by, bundle)).collect(),
+        None => Vec::new(),
+    };
+    let remembering: Vec<&dyn SignatureVerificationAlgorithm> = remembering.iter().map(|by| by as _).collect();
+    let algorithms = if remembering.is_empty() { algorithms } else { &remembering };
     let usage = KeyUsage::from(usage);
     let path = cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None)?;
     Ok(say(&path))

@@ -10,6 +10,7 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use super::rows::list;
 use super::*;
 
 /// Counts the signatures that are verified by it.
@@ -181,6 +182,51 @@ fn s69_to_find_the_root_of_who_was_let_in_costs_no_more_than_to_let_it_in() {
         assert_eq!(root, Some(&*root_name(&roots[1].der)));
         assert_eq!(count.swap(0, Ordering::Relaxed), verified, "{above}");
         assert!(verified <= 2 + 3 * above, "{verified} for {above}");
+    }
+}
+
+/// A long list is read with every handshake otherwise, and a certificate can be shown by anybody who has seen it.
+#[test]
+fn s69_the_signature_of_a_revocation_list_is_verified_once() {
+    let (root, now) = (Root::named("CA"), UnixTime::now());
+    let bundles = |lists: Vec<Vec<u8>>| {
+        TrustBundles::single(
+            domain(),
+            TrustBundle::new([root.der.clone()]).unwrap().with_revocation_lists(lists).unwrap(),
+        )
+    };
+    let (provider, count) = counting();
+    let verify = |chain: &[CertificateDer<'static>], bundles: &TrustBundles| {
+        let algorithms = provider.signature_verification_algorithms.all;
+        let verified = verify_svid(chain, bundles, algorithms, now, Usage::Client).map(drop);
+        (verified.is_ok(), count.swap(0, Ordering::Relaxed))
+    };
+    let (one, other) = (root.issue(&leaf(&[REVIEWS])).cert, root.issue(&leaf(&[RATINGS])).cert);
+    let (first, second) = (list(&root, &[], now.as_secs()), list(&root, &[1], now.as_secs()));
+    let known = bundles(vec![first]);
+    assert_eq!(verify(&one, &known), (true, 2));
+    assert_eq!([verify(&one, &known), verify(&other, &known.clone())], [(true, 1); 2], "that of the certificate");
+    // The controls: without lists, with another one, and with one that somebody else of the same name signed.
+    assert_eq!(verify(&one, &root.bundles()), (true, 1));
+    assert_eq!(verify(&one, &bundles(vec![second])), (true, 2));
+    let foreign = bundles(vec![list(&Root::named("CA"), &[], now.as_secs())]);
+    assert_eq!([verify(&one, &foreign), verify(&one, &foreign)], [(false, 2); 2]);
+}
+
+/// Whose key signed a list is told anew for each key: two authorities of one name have lists of their own.
+#[test]
+fn s67_a_list_that_one_authority_signed_is_not_anothers_of_the_same_name() {
+    let (roots, now) = ([Root::named("CA"), Root::named("CA")], UnixTime::now());
+    let bundle = TrustBundle::new(roots.iter().map(|root| root.der.clone())).unwrap();
+    let bundle = bundle.with_revocation_lists(vec![list(&roots[0], &[], now.as_secs())]).unwrap();
+    let bundles = TrustBundles::single(domain(), bundle);
+    let algorithms = provider().signature_verification_algorithms.all;
+    for _ in 0..2 {
+        let [own, others] = [&roots[0], &roots[1]].map(|root| {
+            let chain = root.issue(&leaf(&[REVIEWS])).cert;
+            verify_svid(&chain, &bundles, algorithms, now, Usage::Client).is_ok()
+        });
+        assert!(own && !others);
     }
 }
 
