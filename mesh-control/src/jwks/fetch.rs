@@ -15,7 +15,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use mesh_core::identity::BoundedVerifier;
-use rustls::client::WebPkiServerVerifier;
+use mesh_core::jwt::KeySet;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -84,6 +85,9 @@ pub(crate) enum FetchError {
     Timeout(String),
     #[error("{0}: {1}")]
     Content(String, String),
+    /// The issuer's word that no token of it is good.
+    #[error("{0} answered with a key set in which no key can check a signature")]
+    NoKeys(String),
     #[error("no root is trusted: the system has none and none were given (--jwks-roots)")]
     NoRoots,
 }
@@ -131,7 +135,10 @@ impl Fetch {
                 KeySource::Issuer(issuer) => self.discover(issuer, &source.url()).await?,
             };
             let text = self.get(&url).await?;
-            PublicKeys::read(&text).map(|keys| keys.text).map_err(|why| FetchError::Content(url, why))
+            PublicKeys::read(&text).map(|keys| keys.text).map_err(|why| match KeySet::parse(&text) {
+                Err(set) if set.has_no_key() => FetchError::NoKeys(url),
+                _ => FetchError::Content(url, why),
+            })
         };
         let whole = timeout(limit, whole).await;
         whole.unwrap_or_else(|_| Err(FetchError::Timeout(source.url())))
@@ -202,12 +209,14 @@ impl Fetch {
         // It has roots, and no revocation lists.
         let by_name = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.crypto.clone());
         let by_name = by_name.build().map_err(|_| FetchError::NoRoots)?;
-        let config = ClientConfig::builder_with_provider(self.crypto.clone())
+        let mut config = ClientConfig::builder_with_provider(self.crypto.clone())
             .with_safe_default_protocol_versions()
             .expect("the provider has the default versions")
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(BoundedVerifier::new(by_name)))
             .with_no_client_auth();
+        // A resumed session would skip the check of the certificate, which may have ended since.
+        config.resumption = Resumption::disabled();
         Ok(TlsConnector::from(Arc::new(config)))
     }
 }

@@ -59,7 +59,7 @@ pub(crate) type Keys = BTreeMap<KeySource, Known>;
 /// What is known of one source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Known {
-    /// The last good document.
+    /// The last good document; none once the issuer has taken all its keys back.
     pub(crate) document: Option<Arc<str>>,
     /// Why there is no newer one.
     pub(crate) failure: Option<String>,

@@ -1,5 +1,5 @@
 //! When keys are fetched: at once when a manifest names them, then every so often, sooner after a failure. What was good
-//! last holds while nothing newer is, for a time, and through restarts.
+//! last holds while nothing newer is, for a time, and through restarts; not once the issuer says that it has no keys.
 //!
 //! Who waits longest is asked next, and no namespace has all the places: sources that hang stop nobody else's.
 
@@ -214,6 +214,12 @@ impl Refresh {
                 let mut why = error.to_string();
                 why.truncate(why.floor_char_boundary(MOST_OF_FAILURE));
                 source.known.failure = Some(why);
+                // Who takes all keys back must not have to wait until they are too old.
+                if matches!(error, FetchError::NoKeys(_)) && source.known.document.is_some() {
+                    tracing::warn!(target: "mesh::jwks", source = name.url(), "an issuer has taken all its keys back");
+                    (source.known.document, source.known.max_age) = (None, Duration::ZERO);
+                    self.save();
+                }
             }
         }
         self.forget_old();

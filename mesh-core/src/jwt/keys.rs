@@ -88,8 +88,22 @@ impl fmt::Debug for KeySet {
 
 /// A document that is no key set, or one without a key that could check a signature.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("JSON Web Key Set: {0}")]
-pub struct InvalidKeySet(String);
+#[error("JSON Web Key Set: {why}")]
+pub struct InvalidKeySet {
+    why: String,
+    has_no_key: bool,
+}
+
+impl InvalidKeySet {
+    fn because(why: String) -> Self {
+        Self { why, has_no_key: false }
+    }
+
+    /// Whether it is a key set all the same, in which no key can check a signature: its issuer says that no token is good.
+    pub fn has_no_key(&self) -> bool {
+        self.has_no_key
+    }
+}
 
 #[derive(Clone, Debug)]
 struct Key {
@@ -142,17 +156,16 @@ impl KeySet {
     /// It is no key set, is over 1 MiB, has over 100 keys, or none of its keys can check a signature.
     pub fn parse(text: &str) -> Result<Self, InvalidKeySet> {
         if text.len() > MOST_BYTES {
-            return Err(InvalidKeySet(format!("it has {} bytes, over {MOST_BYTES}", text.len())));
+            return Err(InvalidKeySet::because(format!("it has {} bytes, over {MOST_BYTES}", text.len())));
         }
-        let spec: SetSpec = serde_json::from_str(text).map_err(|error| InvalidKeySet(error.to_string()))?;
+        let spec: SetSpec = serde_json::from_str(text).map_err(|error| InvalidKeySet::because(error.to_string()))?;
         if spec.keys.len() > MOST_KEYS {
-            return Err(InvalidKeySet(format!("it has {} keys, over {MOST_KEYS}", spec.keys.len())));
+            return Err(InvalidKeySet::because(format!("it has {} keys, over {MOST_KEYS}", spec.keys.len())));
         }
         let keys: Box<[Key]> = spec.keys.into_iter().filter_map(Key::read).collect();
         if keys.is_empty() {
-            return Err(InvalidKeySet(
-                "none of its keys can check a signature (RSA, P-256, P-384, P-521, Ed25519)".to_owned(),
-            ));
+            let why = "none of its keys can check a signature (RSA, P-256, P-384, P-521, Ed25519)".to_owned();
+            return Err(InvalidKeySet { why, has_no_key: true });
         }
         let verified = Arc::default();
         Ok(Self {

@@ -314,12 +314,12 @@ fn a_set_without_a_key_that_verifies_is_an_error() {
         vec![with(jwk.clone(), "key_ops", json!(["sign"]))],
         vec![with(jwk.clone(), "alg", json!("HS256"))],
         vec![with(jwk.clone(), "x", json!("AA"))],
-        vec![jwk; 101],
     ] {
-        assert!(set(keys.clone()).is_err(), "{keys:?}");
+        assert!(set(keys.clone()).unwrap_err().has_no_key(), "{keys:?}");
     }
+    assert!(!set(vec![jwk; 101]).unwrap_err().has_no_key());
     for text in ["", "{}", "[]", "{\"keys\": {}}", "{\"keys\": [], \"keys\": []}"] {
-        assert!(KeySet::parse(text).is_err(), "{text}");
+        assert!(!KeySet::parse(text).unwrap_err().has_no_key(), "{text}");
     }
     assert!(KeySet::parse(&" ".repeat((1 << 20) + 1)).is_err());
 }

@@ -36,6 +36,7 @@ pub struct TokenIssuer {
 struct Shared {
     pages: Mutex<HashMap<String, Page>>,
     requests: AtomicU64,
+    resumed: AtomicU64,
 }
 
 /// What is answered under a path. Others are 404.
@@ -70,7 +71,8 @@ impl TokenIssuer {
             .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()))
             .expect("the key of the certificate");
 
-        let shared = Arc::new(Shared { pages: Mutex::default(), requests: AtomicU64::new(0) });
+        let shared =
+            Arc::new(Shared { pages: Mutex::default(), requests: AtomicU64::new(0), resumed: AtomicU64::new(0) });
         let serving = shared.clone();
         let worker = Worker::start(Some(config), move |accepted| serve(accepted, serving.clone())).await;
         let key = KeyPair::generate_for(&PKCS_ED25519).expect("an Ed25519 key");
@@ -107,6 +109,11 @@ impl TokenIssuer {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
+    /// Connections so far that took up a TLS session of before again.
+    pub fn resumed(&self) -> u64 {
+        self.shared.resumed.load(Ordering::Relaxed)
+    }
+
     /// Its public key as a JSON Web Key Set.
     pub fn key_set(&self) -> String {
         let x = URL_SAFE_NO_PAD.encode(self.key.public_key_raw());
@@ -129,6 +136,7 @@ impl std::fmt::Debug for TokenIssuer {
 }
 
 async fn serve(accepted: Accepted, shared: Arc<Shared>) {
+    shared.resumed.fetch_add(u64::from(accepted.resumed), Ordering::Relaxed);
     let service = service_fn(move |request: Request<_>| answer(request, shared.clone()));
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     // Whatever ended it, the client has seen it.

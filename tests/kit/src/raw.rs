@@ -92,7 +92,7 @@ impl std::fmt::Debug for RawServer {
 async fn counted(accepted: Accepted, shared: Arc<Shared>) {
     shared.accepted.fetch_add(1, Ordering::Relaxed);
     shared.open.send_modify(|open| *open += 1);
-    let Accepted { stream, peer, alpn } = accepted;
+    let Accepted { stream, peer, alpn, .. } = accepted;
     let peer = peer.map_or_else(|| "-".to_owned(), |id| id.to_string());
     let greeting = format!("{} {peer} {}\n", shared.name, alpn.as_deref().unwrap_or("-"));
     // Whatever ended it, the client has seen it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::peer_spiffe_id;
 use mesh_core::policy::{Address, Endpoint, EndpointMetadata};
-use rustls::ServerConfig;
+use rustls::{HandshakeKind, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,6 +25,8 @@ pub(crate) struct Accepted {
     pub(crate) peer: Option<SpiffeId>,
     /// The ALPN protocol agreed on.
     pub(crate) alpn: Option<String>,
+    /// Whether a TLS session of before was taken up again.
+    pub(crate) resumed: bool,
 }
 
 /// A server that listens. Dropping it closes its port and its connections.
@@ -94,11 +96,14 @@ where
 }
 
 async fn handshake(socket: TcpStream, tls: Option<TlsAcceptor>) -> Option<Accepted> {
-    let Some(tls) = tls else { return Some(Accepted { stream: Box::new(socket), peer: None, alpn: None }) };
+    let Some(tls) = tls else {
+        return Some(Accepted { stream: Box::new(socket), peer: None, alpn: None, resumed: false });
+    };
     let stream = tls.accept(socket).await.ok()?;
     let session = stream.get_ref().1;
     let leaf = session.peer_certificates().and_then(<[_]>::first);
     let peer = leaf.and_then(|leaf| peer_spiffe_id(leaf).ok());
     let alpn = session.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into_owned());
-    Some(Accepted { stream: Box::new(stream), peer, alpn })
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    Some(Accepted { stream: Box::new(stream), peer, alpn, resumed })
 }

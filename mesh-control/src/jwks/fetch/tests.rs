@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mesh_testkit::{Page, TokenIssuer, crypto};
+use mesh_testkit::{CertificateSpec, EchoServer, Page, TestCa, TokenIssuer, crypto};
 
 use super::*;
 
@@ -11,8 +11,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Trusts the server's root, and may ask these networks.
 fn fetch(issuer: &TokenIssuer, networks: &[&str]) -> Fetch {
+    trusting(issuer.root_pem(), networks)
+}
+
+fn trusting(root_pem: &str, networks: &[&str]) -> Fetch {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(issuer.root_pem().as_bytes()).unwrap();
+    file.write_all(root_pem.as_bytes()).unwrap();
     let mut options = FetchOptions { roots: Some(file.path().to_owned()), ..FetchOptions::default() };
     options.networks = networks.iter().map(|network| network.parse().unwrap()).collect();
     Fetch::new(options, crypto()).unwrap()
@@ -152,14 +156,15 @@ async fn s49_what_is_no_set_of_public_keys_is_refused() {
     let issuer = TokenIssuer::start().await;
     let fetch = fetch(&issuer, LOOPBACK);
     let long = format!(r#"{{"keys": [], "more": "{}"}}"#, "x".repeat(MOST_BYTES));
-    for text in
-        ["", "{", "{}", "[]", "<html>", r#"{"keys": []}"#, r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#, &long]
-    {
+    let (none, secret) = (r#"{"keys": []}"#, r#"{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}"#);
+    for text in ["", "{", "{}", "[]", "<html>", none, secret, &long] {
         issuer.page("/odd", Page::Text(text.to_owned()));
         let refused = fetch.keys(&uri(issuer.url("/odd")), LIMIT).await.unwrap_err();
-        let wanted = match text.len() > MOST_BYTES {
-            true => matches!(refused, FetchError::TooLarge(_)),
-            false => matches!(refused, FetchError::Content(..)),
+        let wanted = match text {
+            _ if text.len() > MOST_BYTES => matches!(refused, FetchError::TooLarge(_)),
+            // Another word than that the keys of before cannot be had.
+            _ if text == none || text == secret => matches!(refused, FetchError::NoKeys(_)),
+            _ => matches!(refused, FetchError::Content(..)),
         };
         assert!(wanted, "{}: {refused}", &text[..text.len().min(40)]);
     }
@@ -189,6 +194,43 @@ async fn s49_a_server_whose_certificate_is_not_trusted_gives_no_keys() {
     assert_eq!((issuer.requests(), stranger.requests()), (0, 0));
     let named = uri(format!("https://issuer.test:{}/keys", here.port()));
     assert!(elsewhere.keys(&named, LIMIT).await.is_ok(), "the control");
+}
+
+/// The control: the same server's sessions are taken up again by a client that keeps them.
+#[tokio::test]
+async fn s66_each_fetch_looks_at_the_certificate_anew() {
+    let issuer = TokenIssuer::start().await;
+    let fetch = fetch(&issuer, LOOPBACK);
+    for _ in 0..3 {
+        fetch.keys(&uri(issuer.url("/keys")), LIMIT).await.unwrap();
+    }
+    assert_eq!(issuer.resumed(), 0);
+    let mut config = (**fetch.tls().unwrap().config()).clone();
+    config.resumption = Resumption::in_memory_sessions(8);
+    let remembering = Fetch { tls: OnceLock::from(Ok(TlsConnector::from(Arc::new(config)))), ..fetch };
+    for _ in 0..3 {
+        remembering.keys(&uri(issuer.url("/keys")), LIMIT).await.unwrap();
+    }
+    assert!(issuer.resumed() > 0);
+}
+
+#[tokio::test]
+async fn s69_a_server_whose_chain_is_costly_to_look_at_gives_no_keys() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["localhost".into()], ..CertificateSpec::default() };
+    let fetch = trusting(ca.root_pem(), LOOPBACK);
+    for (shown, is_good) in [(TestCa::tangled(&spec, 8), false), (ca.certified(&spec), true)] {
+        let server = EchoServer::start_tls("issuer", ca.server_showing(shown, &[b"http/1.1"])).await;
+        let refused = fetch.keys(&uri(format!("https://localhost:{}/", server.address().port())), LIMIT).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.to_string().contains("too many ways"), !is_good, "{refused}");
+        // The control: it was asked, and answered something else.
+        assert_eq!(
+            (server.requests() > 0, matches!(refused, FetchError::Content(..))),
+            (is_good, is_good),
+            "{refused}"
+        );
+    }
 }
 
 #[test]

@@ -144,6 +144,34 @@ async fn s49_the_last_good_keys_hold_for_a_time_and_the_failure_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn s49_who_takes_all_keys_back_is_believed_at_once_and_through_a_restart() {
+    let state = tempfile::tempdir().unwrap();
+    let open = || Some(StateDir::open(state.path()).unwrap());
+    let one = set('A');
+    for (taken_back, left) in [(true, None), (false, Some(one.clone()))] {
+        let script = Script::default();
+        let (refresh, keys) = start(Watched::fixed(model(&[URL])), &script, open());
+        script.answer(Ok(&one));
+        script.answers.lock().push_back(Err(match taken_back {
+            true => FetchError::NoKeys(URL.to_owned()),
+            // The control: what is no key set says nothing.
+            false => FetchError::Content(URL.to_owned(), "no JSON".to_owned()),
+        }));
+        beside(refresh, async {
+            pass(SECOND).await;
+            assert_eq!(known(&keys, URL), Some((Some(one.clone()), None)));
+            pass(REFRESH).await;
+            let (document, failure) = known(&keys, URL).unwrap();
+            assert!(failure.is_some());
+            assert_eq!(document, left);
+        })
+        .await;
+        let (_, keys) = start(Watched::fixed(model(&[URL])), &Script::default(), open());
+        assert_eq!(known(&keys, URL).and_then(|(document, _)| document), left);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn s49_failures_are_tried_again_with_growing_waits() {
     let script = Script::default();
     let (refresh, keys) = start(Watched::fixed(model(&[URL])), &script, None);
