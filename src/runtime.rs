@@ -54,6 +54,10 @@ impl ControlRuntime {
         if aliases.is_empty() {
             return source;
         }
+        // Looked at first: one that comes in between is the last. Who waits for a first identity has to know that none will come.
+        if source.is_final() {
+            return Watched::fixed(with_aliases(&source.load(), aliases));
+        }
         let aliases = aliases.to_vec();
         let (publisher, watched) = Watched::channel(with_aliases(&source.load(), &aliases));
         let (stop, mut stopped) = oneshot::channel::<()>();
@@ -182,6 +186,7 @@ mod tests {
         let mut named = control.aliased(source.clone(), &[TrustDomain::new("old.test").unwrap()]);
         assert_eq!(aliased(&named.load()), (generation + 1, present.clone()), "at once");
         assert_eq!(aliased(&control.aliased(source, &[]).load()), (generation, None), "the control");
+        assert!(!named.is_final());
         publisher.publish(None);
         named.wait_for(Option::is_none).await;
         let renewed = ca.identity("default", "reviews");
@@ -192,6 +197,10 @@ mod tests {
         while publisher.readers() > 0 {
             tokio::task::yield_now().await;
         }
+        // What will not change does not with them either.
+        let fixed = control.aliased(Watched::fixed(Some(renewed)), &[TrustDomain::new("old.test").unwrap()]);
+        assert!(fixed.is_final() && aliased(&fixed.load()).1.is_some());
+        assert!(control.aliased(Watched::fixed(None), &[TrustDomain::new("old.test").unwrap()]).is_final());
     }
 
     /// R36: within two seconds. Only time that is told to passes.

@@ -112,6 +112,11 @@ impl Pool {
     pub(crate) fn is_encrypted(&self) -> bool {
         self.dialer.encrypts(&self.peer)
     }
+
+    /// A failure of one of its connections, with what of our own may be the reason.
+    pub(crate) fn explained(&self, cause: Cause) -> Cause {
+        self.dialer.tls.explained(cause)
+    }
 }
 
 impl Dialer {
@@ -225,7 +230,10 @@ impl Dialer {
         match tls {
             None => Ok(tcp),
             // Whoever answers there may be somebody else by now.
-            Some(connector) => connector.handshake(tcp, peer).await.inspect_err(|_| self.names.suspect()),
+            Some(connector) => connector.handshake(tcp, peer).await.map_err(|cause| {
+                self.names.suspect();
+                self.tls.explained(cause)
+            }),
         }
     }
 

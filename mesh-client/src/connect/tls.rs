@@ -120,6 +120,14 @@ enum Setup {
     Tls(#[from] rustls::Error),
 }
 
+/// A failure while what we show is good for nobody.
+#[derive(Debug, thiserror::Error)]
+#[error("our own certificate ended {ago} seconds ago and was not renewed, which peers refuse: {source}")]
+struct OwnEnded {
+    ago: u64,
+    source: Source,
+}
+
 impl Tls {
     pub(super) fn new(policy: UpstreamTls, dialled_host: &str, env: &Env) -> Self {
         let (roots, by) = match &policy {
@@ -155,6 +163,24 @@ impl Tls {
     /// Whether its peer is let in by roots that change, so that it has to prove anew now and then who it is.
     pub(super) fn is_watched(&self, peer: &Peer) -> bool {
         self.is_mesh(peer) || matches!(self.policy, UpstreamTls::Roots(_))
+    }
+
+    /// A failure as it is told once our own certificate has ended: peers refuse it, and what they say of that is an alert.
+    pub(super) fn explained(&self, cause: Cause) -> Cause {
+        match (cause, self.ended_ago()) {
+            (Cause::TlsHandshake { address, source }, Some(ago)) => {
+                Cause::TlsHandshake { address, source: Arc::new(OwnEnded { ago, source }) }
+            }
+            (cause, _) => cause,
+        }
+    }
+
+    /// Since how many seconds the certificate has ended that peers of the mesh are shown.
+    fn ended_ago(&self) -> Option<u64> {
+        let (UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh)) = &self.policy else { return None };
+        let identity = Option::clone(&self.identities.of(mesh.instances.certificate.as_deref()).load())?;
+        let now = self.clock.current_time()?.as_secs();
+        now.checked_sub(identity.not_after()).filter(|ago| *ago > 0)
     }
 
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.

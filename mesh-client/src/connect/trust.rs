@@ -1,6 +1,6 @@
 //! Whether the peers of open connections are still trusted: asked again whenever the roots change by which they are let in, as
-//! the server asks of its callers. A connection whose peer is not takes no further request, and what is in flight over
-//! it has [`LEAVE`] to end.
+//! the server asks of its callers. A connection whose peer is not, or is somebody else by its name, takes no further request,
+//! and what is in flight over it has [`LEAVE`] to end.
 //!
 //! Refuses to know what goes over a connection.
 
@@ -12,7 +12,10 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use mesh_core::identity::{PeerRefused, TrustBundles, Usage, date, root_of, verify_again, verify_path_again};
+use mesh_core::id::SpiffeId;
+use mesh_core::identity::{
+    PeerRefused, TrustBundle, TrustBundles, Usage, date, peer_spiffe_id, root_of, verify_again, verify_path_again,
+};
 use mesh_core::source::Trusted;
 use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use parking_lot::Mutex;
@@ -70,10 +73,25 @@ pub(super) enum Vouching {
     Any,
 }
 
+impl Vouching {
+    /// The roots that vouch for a certificate whatever it says, if there are such.
+    fn roots(self, bundles: &TrustBundles) -> Option<&TrustBundle> {
+        bundles.any().filter(|_| self == Self::Any)
+    }
+}
+
+/// A peer under a former name of a trust domain is the one that policy knows under the present name.
+fn present(id: SpiffeId, bundles: &TrustBundles) -> SpiffeId {
+    bundles.aliased(&id).unwrap_or(id)
+}
+
 /// The peer of one connection, and whether it is still trusted.
 pub(crate) struct Vouched {
     chain: Box<[CertificateDer<'static>]>,
     by: Vouching,
+    /// Its SPIFFE ID under the present name of its trust domain, by which it was expected; none of a peer that roots for
+    /// whatever certificate let in.
+    name: Option<SpiffeId>,
     standing: AtomicU8,
     reader: AtomicWaker,
     _watcher: Arc<Watcher>,
@@ -106,10 +124,12 @@ impl Trust {
         let algorithms = provider.signature_verification_algorithms.all;
         let root = root_of(chain, &bundles, algorithms, date(&*self.clock), Usage::Server);
         let _counted = root.map(|root| self.peers.count(Reporter::Source, root));
+        let id = chain.first().filter(|_| self.by.roots(&bundles).is_none()).map(peer_spiffe_id).transpose()?;
+        let name = id.map(|id| present(id, &bundles));
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let (standing, reader) = (AtomicU8::new(TRUSTED), AtomicWaker::new());
         let (by, watcher) = (self.by, self.watcher(&bundles, provider));
-        let vouched = Arc::new(Vouched { chain, by, standing, reader, _watcher: watcher.clone(), _counted });
+        let vouched = Arc::new(Vouched { chain, by, name, standing, reader, _watcher: watcher.clone(), _counted });
         watcher.open.add(&vouched);
         // After it can be seen by whoever watches: a change is seen there or here.
         if let Some(now) = self.trusted.load().filter(|now| *now != bundles) {
@@ -194,9 +214,15 @@ impl Vouched {
 
     fn verify(&self, bundles: &TrustBundles, provider: &CryptoProvider, now: UnixTime) -> Result<(), PeerRefused> {
         let algorithms = provider.signature_verification_algorithms.all;
-        match bundles.any().filter(|_| self.by == Vouching::Any) {
-            Some(roots) => verify_path_again(&self.chain, roots, algorithms, now, Usage::Server),
-            None => verify_again(&self.chain, bundles, algorithms, now, Usage::Server).map(drop),
+        if let Some(roots) = self.by.roots(bundles) {
+            return verify_path_again(&self.chain, roots, algorithms, now, Usage::Server);
+        }
+        let id = present(verify_again(&self.chain, bundles, algorithms, now, Usage::Server)?, bundles);
+        match &self.name {
+            Some(name) if *name != id => {
+                Err(PeerRefused::NotValid { id, reason: format!("it was {name} when it was let in") })
+            }
+            _ => Ok(()),
         }
     }
 

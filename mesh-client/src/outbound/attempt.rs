@@ -456,7 +456,7 @@ impl Hold {
             self.endpoint.pool().discard(&stream.connection);
         }
         let reused = self.lease.as_ref().is_some_and(Lease::is_reused);
-        let cause = lost.cause(self.endpoint.address(), reused);
+        let cause = self.endpoint.pool().explained(lost.cause(self.endpoint.address(), reused));
         if cause.retry() == Retry::Safe {
             self.lease = None;
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mesh_client::{Client, ClientBuilder, Io};
 use mesh_core::error::{Blame, Code, Fault, Retry};
-use mesh_core::id::TrustDomain;
+use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
     Address, ClientCertificate, Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls,
@@ -120,10 +120,15 @@ async fn a_strangers_certificate_is_told_as_a_tls_failure() {
 async fn a_server_that_refuses_our_certificate_is_told_as_a_tls_failure() {
     let ca = TestCa::new();
     let server = EchoServer::start_mtls("strict", &ca.identity("default", "reviews")).await;
-    let expired = Watched::fixed(Some(ca.expired("default", "web")));
-    let client = builder(policy::mtls_cluster("test", &[]), &server).identity(expired).build();
-    let error = fetch(&client, "/").await.unwrap_err();
-    assert_eq!(error.code(), Code::TLS_HANDSHAKE, "{error}");
+    let strangers = Arc::new(TestCa::new().identity("default", "web").trusting(ca.bundles()));
+    for (identity, ended) in [(ca.expired("default", "web"), true), (strangers, false)] {
+        let identity = Watched::fixed(Some(identity));
+        let client = builder(policy::mtls_cluster("test", &[]), &server).identity(identity).build();
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert_eq!(error.code(), Code::TLS_HANDSHAKE, "{error}");
+        assert_eq!(error.to_string().contains("our own certificate ended"), ended, "{error}");
+        assert!(error.to_string().contains("alert"), "{error}");
+    }
     assert_eq!(server.requests(), 0);
 }
 
@@ -297,6 +302,45 @@ async fn s67_a_connection_whose_server_is_not_trusted_any_more_takes_no_request(
         tokio::time::advance(Duration::from_secs(5)).await;
         tokio::time::resume();
         assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "{protocol:?}");
+    }
+}
+
+/// Its name may become somebody else's although its root stays.
+#[tokio::test]
+async fn s67_a_connection_whose_server_is_somebody_else_by_its_name_now_takes_no_request() {
+    let ca = TestCa::new();
+    let domain = |name: &str| TrustDomain::new(name).unwrap();
+    let former = SpiffeId::for_service_account(&domain("other.test"), "default", "reviews").unwrap();
+    let server = EchoServer::start_mtls("reviews", &ca.identity_from(&CertificateSpec::of(&former))).await;
+    let aliased = |aliases: &[&str]| {
+        let mut bundles = ca.bundles();
+        aliases.iter().for_each(|alias| bundles.alias(domain(alias), domain("cluster.local")));
+        bundles
+    };
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let (publisher, watched) = Watched::channel(trusting(&ca, aliased(&["other.test"])));
+        let client = builder(speaking(protocol), &server).identity(watched).build();
+        let before = server.connections();
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        // The control: trust changes, and nothing of its name.
+        publisher.publish(trusting(&ca, aliased(&["other.test", "third.test"])));
+        for _ in 0..50 {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        }
+        assert_eq!(server.connections(), before + 1, "{protocol:?}");
+        let mut theirs = aliased(&["other.test"]);
+        theirs.insert(domain("other.test"), TrustBundle::new([ca.root().clone()]).unwrap());
+        publisher.publish(trusting(&ca, theirs));
+        let refused = async {
+            loop {
+                match fetch(&client, "/").await {
+                    Ok(_) => tokio::task::yield_now().await,
+                    Err(error) => break error.code(),
+                }
+            }
+        };
+        let code = tokio::time::timeout(Duration::from_secs(60), refused).await;
+        assert_eq!(code, Ok(Code::WRONG_PEER_IDENTITY), "{protocol:?}");
     }
 }
 
