@@ -152,7 +152,7 @@ impl Door {
         let (leash, tether) = leash();
         io.tether = Some(tether);
         let (leave, leaving) = drain::channel();
-        // Whoever may do less than before has some time left, as long as nothing worse comes.
+        // Whoever may do less than before, or has another name, has some time left, as long as nothing worse comes.
         let narrowed = Arc::new(Notify::new());
         let (narrows, renames, change) = (narrowed.clone(), narrowed.clone(), self.change.clone());
         let is_welcome = move |known: &Arc<InboundListener>, now: &Arc<InboundListener>, caller: Caller<'_>| {
@@ -162,14 +162,11 @@ impl Door {
             true
         };
         let aged = aged(&guest.listener, &self.config);
-        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome);
-        let unwelcome = async move {
-            // As who is narrowed a peer of another name has some time left.
-            if unwelcome.await == Leave::Narrowed {
-                renames.notify_one();
-                std::future::pending::<()>().await;
-            }
+        let may_stay_renamed = move || {
+            renames.notify_one();
+            true
         };
+        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome, may_stay_renamed);
         let (told, limit) = (layer.clone(), self.config.unwelcome_limit);
         let closing = Box::pin(async move {
             let time_is_over = async {
@@ -185,7 +182,7 @@ impl Door {
                 sleep(limit).await;
             };
             tokio::select! {
-                () = unwelcome => {}
+                _ = unwelcome => {}
                 () = time_is_over => {}
             }
             leash.cut(Why::Policy);

@@ -132,7 +132,7 @@ pub(super) async fn stay(
     let aged = aged(&guest.listener, config);
     tokio::select! {
         () = drain.drained() => Leave::Drained,
-        leave = unwelcome(guest, inbound, tls, is_welcome) => leave,
+        leave = unwelcome(guest, inbound, tls, is_welcome, || false) => leave,
         () = aged => Leave::Aged,
     }
 }
@@ -151,19 +151,21 @@ pub(super) fn aged(listener: &InboundListener, config: &Config) -> impl Future<O
 }
 
 /// Waits until policy or trust have something against a connection's peer. Of one that proved who it is, the proof must still
-/// hold; any other needs a port that asks for none.
-pub(super) fn unwelcome<W>(
+/// hold; any other needs a port that asks for none. `may_stay_renamed` says whether one may stay that has another name now.
+pub(super) fn unwelcome<W, R>(
     guest: Guest,
     inbound: Watched<InboundState>,
     tls: &TlsAccept,
     is_welcome: W,
-) -> impl Future<Output = Leave> + use<W>
+    may_stay_renamed: R,
+) -> impl Future<Output = Leave> + use<W, R>
 where
     W: Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
+    R: Fn() -> bool + Send,
 {
     let Guest { peer, server_name, verified, listener } = guest;
     let proven = verified.is_some();
-    let distrusted = verified.map(|verified| tls.distrusted(verified));
+    let distrusted = verified.map(|verified| tls.distrusted(verified, may_stay_renamed));
     async move {
         let distrusted = async {
             match distrusted {

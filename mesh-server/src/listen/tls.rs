@@ -146,10 +146,14 @@ impl TlsAccept {
     }
 
     /// Waits until the peer of a connection would not be let in any more, its root being taken out of the bundle or its
-    /// certificate revoked, or would be let in under another name.
-    pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = Doubt> + Send + use<> {
+    /// certificate revoked, or would be let in under another name. `may_stay` is asked about one that is the same under another
+    /// name; if it may, it is watched over under that name.
+    pub(crate) fn distrusted<F>(&self, peer: Verified, may_stay: F) -> impl Future<Output = Doubt> + Send + use<F>
+    where
+        F: Fn() -> bool + Send,
+    {
         let (provider, clock) = (self.provider.clone(), self.clock.clone());
-        let Verified { id, chain, mut by, mut ours, counted } = peer;
+        let Verified { mut id, chain, mut by, mut ours, counted } = peer;
         async move {
             let _counted = counted;
             loop {
@@ -164,9 +168,15 @@ impl TlsAccept {
                 match verify_again(&chain, &by, algorithms, date(&*clock), Usage::Client).map(present) {
                     Ok(again) if again == id => {}
                     Ok(again) => {
-                        tracing::info!(was = %id, is = %again, "a connection's peer has another name now: it is closed");
+                        tracing::info!(was = %id, is = %again, "a connection's peer has another name now: it ends");
                         // A former name that still stands for the present one is the same peer's.
-                        return if present(id) == again { Doubt::Renamed } else { Doubt::Refused };
+                        if present(id) != again {
+                            return Doubt::Refused;
+                        }
+                        if !may_stay() {
+                            return Doubt::Renamed;
+                        }
+                        id = again;
                     }
                     Err(refused) => {
                         tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");

@@ -18,12 +18,14 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::{TrustBundle, TrustBundles};
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundState, InboundTls, PathMatch,
     Permission, Principal, StringMatcher,
 };
 use mesh_server::{Config, Server};
-use mesh_testkit::clock;
+use mesh_testkit::{TestCa, clock};
 
 use crate::kit::{Client, Http, World, get, listener, policy, read, spawn, text, within};
 
@@ -179,6 +181,28 @@ async fn s51_the_time_that_a_narrower_policy_leaves_is_over_with_strict() {
         streams.flows(&mut answer).await;
         streams.flows(&mut answer).await;
         streams.world.policy.publish(policy(InboundTls::Strict));
+        ends(&mut answer).await;
+    }
+}
+
+#[tokio::test]
+async fn s51_the_time_that_another_name_leaves_is_over_when_its_root_is_taken_out() {
+    let domain = |name: &str| TrustDomain::new(name).unwrap();
+    for version in [Http::One, Http::Two] {
+        let streams = Streams::start(Duration::from_secs(3600), true).await;
+        let world = &streams.world;
+        let (_client, mut answer) = streams.open("web", "/", version).await;
+        let publish_root = |root: &TestCa| {
+            let root = TrustBundle::new([root.root().clone()]).unwrap();
+            let mut bundles = TrustBundles::single(domain("other.test"), root);
+            bundles.alias(domain("cluster.local"), domain("other.test"));
+            world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(bundles))));
+        };
+        publish_root(&world.ca);
+        // The control: it has time.
+        streams.flows(&mut answer).await;
+        streams.flows(&mut answer).await;
+        publish_root(&TestCa::new());
         ends(&mut answer).await;
     }
 }
