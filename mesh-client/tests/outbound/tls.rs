@@ -17,7 +17,9 @@ use mesh_core::policy::{
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, clock, crypto, policy};
+use rustls::pki_types::UnixTime;
 use rustls::sign::{Signer, SigningKey};
+use rustls::time_provider::TimeProvider;
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -130,6 +132,30 @@ async fn a_server_that_refuses_our_certificate_is_told_as_a_tls_failure() {
         assert!(error.to_string().contains("alert"), "{error}");
     }
     assert_eq!(server.requests(), 0);
+}
+
+/// When every certificate has ended: those of the tests last for two thousand years.
+#[derive(Debug)]
+struct Later;
+
+impl TimeProvider for Later {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() + 5_000 * 365 * 86_400)))
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_judged_by_the_date_that_the_client_is_given() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    let client = |clock: Option<Later>| {
+        let client = builder(policy::mtls_cluster("test", &[REVIEWS]), &server).identity(ca.watched("default", "web"));
+        clock.into_iter().fold(client, |client, clock| client.clock(Arc::new(clock))).build()
+    };
+    let error = fetch(&client(Some(Later)), "/").await.unwrap_err();
+    assert_eq!(error.code(), Code::TLS_HANDSHAKE);
+    assert!(error.to_string().contains("sa/reviews is not valid here: it ended"), "{error}");
+    assert_eq!(fetch(&client(None), "/").await.unwrap().status(), 200, "the control: the system's");
 }
 
 /// A connection whose encrypted bytes go out broken from a moment on: the peer answers that with an alert.
