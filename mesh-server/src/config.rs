@@ -85,13 +85,13 @@ pub struct Config {
     /// Bytes buffered for sending on one HTTP/2 stream, and in each direction on an HTTP/1 connection
     /// (there at least 8 KiB). Default 400 KiB.
     pub max_buffer: usize,
-    /// Streams that a peer may open and reset before the connection is closed (CVE-2023-44487, "rapid
-    /// reset"). Default 20.
+    /// Streams that a peer may open and reset before they are looked at, before the connection is closed (CVE-2023-44487, "rapid
+    /// reset"). Default 20. Those that are reset later count as control frames.
     pub max_pending_resets: usize,
     /// Streams reset by us for a peer's errors before the connection is closed (RUSTSEC-2024-0003).
     /// Default 1,024.
     pub max_local_resets: usize,
-    /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE and unknown frames that an HTTP/2 peer may send in a second while hardly anything but the
+    /// PING, SETTINGS, PRIORITY, RST_STREAM, WINDOW_UPDATE and unknown frames that an HTTP/2 peer may send in a second while hardly anything but the
     /// answers to them is written; with more the connection is closed with GOAWAY, ENHANCE_YOUR_CALM (refusal `flood`).
     /// Default 1,000; none = no limit: they are answered one by one then, and whoever does not read the answers is not read
     /// from.

@@ -87,9 +87,9 @@ impl Server {
     /// denied is reset.
     ///
     /// A policy that comes later and denies an open connection, or a peer that is not trusted any more, ends it after
-    /// [`Config::unwelcome_limit`](crate::Config); [`Config::raw_idle_timeout`](crate::Config) ends silent ones. Limits on connections
-    /// count, those on requests do not, and the age of a connection does not end it. It counts as open until the handler has
-    /// returned and the connection is dropped.
+    /// [`Config::unwelcome_limit`](crate::Config); [`Config::raw_idle_timeout`](crate::Config) ends silent ones, and
+    /// [`Config::max_connection_age`](crate::Config) old ones, which have [`Config::drain_limit`](crate::Config) from then on. Limits
+    /// on connections count, those on requests do not. It counts as open until the handler has returned and the connection is dropped.
     ///
     /// The future ends as that of [`serve`](Self::serve): what is open when a drain's lame duck time is over has
     /// [`Config::drain_limit`](crate::Config) to end.

@@ -131,7 +131,13 @@ impl Door {
             HttpVersion::Http2 => {
                 let mut http2 = self.http2.clone();
                 let connection = http2.max_concurrent_streams(streams).serve_connection(TokioIo::new(io), service);
-                let (told, over) = (|_| Duration::ZERO, || layer.give_up());
+                let told = |leave: Leave| {
+                    if leave == Leave::Unwelcome {
+                        layer.turn_away();
+                    }
+                    Duration::ZERO
+                };
+                let over = || layer.give_up();
                 drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
             }
         };

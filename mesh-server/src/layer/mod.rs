@@ -187,6 +187,8 @@ struct Connection {
     rate: Own,
     /// It takes no further request.
     leaving: AtomicBool,
+    /// Its peer is not who may make requests any more.
+    unwelcome: AtomicBool,
     /// What is in flight has had its time. `None` = nobody drives the connection who would say so, or it is none.
     over: Option<Arc<Over>>,
 }
@@ -228,6 +230,12 @@ impl InboundLayer {
         self.connection.leaving.store(true, Ordering::Relaxed);
     }
 
+    /// No request of the connection is served from now on. Over HTTP/2 they come until its peer has heard that it is to make none,
+    /// which it may put off.
+    pub(crate) fn turn_away(&self) {
+        self.connection.unwelcome.store(true, Ordering::Relaxed);
+    }
+
     /// What has no answer yet gets 503 from now on, and gRPC calls are UNAVAILABLE, those whose answers go on among them: the
     /// connection is about to be cut.
     pub(crate) fn give_up(&self) {
@@ -249,6 +257,7 @@ impl Connection {
             limits: Limits::new(Scope::Connection),
             rate: Own::default(),
             leaving: AtomicBool::new(false),
+            unwelcome: AtomicBool::new(false),
             over: None,
         }
     }
@@ -362,6 +371,7 @@ where
         let settled = settled.and_then(|()| headers::judge_underscores(&mut request, listener.map(AsRef::as_ref)));
         let judged = match settled {
             _ if self.broken => Err(Refused::Failed),
+            _ if connection.unwelcome.load(Ordering::Relaxed) => Err(Refused::Closed(Code::PEER_REFUSED)),
             _ if seen.count > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) if listener.is_none() && shared.policy.is_given() => {

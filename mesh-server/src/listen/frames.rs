@@ -1,5 +1,6 @@
 //! Counts the control frames of an HTTP/2 connection as its bytes come in: PING, SETTINGS, PRIORITY, WINDOW_UPDATE and what
-//! is unknown cost their sender nothing, carry no request, and nothing else bounds their number.
+//! is unknown cost their sender nothing, carry no request, and nothing else bounds their number. RST_STREAM is one of them: it
+//! makes room for another request whose work is thrown away.
 //!
 //! A peer that downloads opens windows, and may ping with every round trip to measure the way (gRPC does), so frames count
 //! only while this side writes hardly more than the answers to them.
@@ -186,9 +187,10 @@ fn is_head(kind: u8) -> bool {
     matches!(kind, 1 | 9)
 }
 
-/// All but DATA, HEADERS, RST_STREAM and CONTINUATION, which have limits of their own.
+/// All but DATA, HEADERS and CONTINUATION, which have limits of their own. That of RST_STREAM knows no stream that was accepted
+/// before it was reset.
 fn is_control(kind: u8) -> bool {
-    !matches!(kind, 0 | 1 | 3 | 9)
+    !matches!(kind, 0 | 1 | 9)
 }
 
 #[cfg(test)]
@@ -224,14 +226,14 @@ mod tests {
             let mut see = |bytes: &[u8]| bytes.chunks(piece).try_for_each(|piece| seen.see(piece));
             assert!(see(&frames(PING, 8, 100)).is_ok(), "{piece}");
             // Frames with which requests are made count for nothing, nor does what is in them.
-            for kind in [0, 1, 3, 9] {
+            for kind in [0, 1, 9] {
                 assert!(see(&frames(kind, 200, 1000)).is_ok(), "{piece}");
             }
             assert_eq!(told.load(Ordering::Relaxed), 0);
             assert!(see(&frames(PING, 8, 1)).is_err(), "{piece}");
             assert_eq!(told.load(Ordering::Relaxed), 1);
         }
-        for kind in [2, 4, 5, 7, 8, 16, 99] {
+        for kind in [2, 3, 4, 5, 7, 8, 16, 99] {
             assert!(Frames::new(Some(10), LONG, Box::new(|| {})).see(&frames(kind, 0, 11)).is_err(), "{kind}");
         }
     }

@@ -12,7 +12,7 @@ use mesh_server::{Config, Priority, Refusal};
 use crate::kit::{Http, World, get as plain_get, policy, read, spawn, text, within};
 use crate::raw::Verdict::{Alive, Connection, Served};
 use crate::raw::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, block, frame, get, goes_on, next, request, verdict, verdict_or_alive,
 };
 
@@ -46,8 +46,41 @@ async fn rapid_resets_end_the_connection() {
 #[tokio::test]
 async fn without_the_limit_rapid_resets_go_on() {
     let mut config = Config::default();
-    config.max_pending_resets = 100_000;
+    (config.max_pending_resets, config.max_control_frames) = (100_000, None);
     assert_eq!(verdict_or_alive(&silent(config).await, &rapid_reset(1000)).await, Alive);
+}
+
+/// The same with time for each request to reach the application before it is taken back, which h2 does not count.
+#[tokio::test]
+async fn requests_that_are_begun_and_taken_back_without_end_end_the_connection_r30() {
+    for (limit, rounds) in [(Config::default().max_control_frames, None), (None, Some(100))] {
+        let mut config = Config::default();
+        config.max_control_frames = limit;
+        let (world, most) = counted(config).await;
+        let mut tcp = tokio::net::TcpStream::connect(world.address).await.unwrap();
+        let mut bytes = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+        let mut ended = None;
+        for round in 0..100_u32 {
+            let streams = (round * 100..(round + 1) * 100).map(|n| 2 * n + 1);
+            bytes.extend(streams.clone().flat_map(|stream| request(stream, &get("/", &[]))));
+            bytes.extend(frame(PING, 0, 0, b"begun..."));
+            let answered = async {
+                tcp.write_all(&bytes).await.ok()?;
+                while next(&mut tcp).await.filter(|(kind, ..)| *kind != GOAWAY)?.3 != b"begun..." {}
+                Some(())
+            };
+            if within(answered).await.is_none() {
+                ended = Some(round);
+                break;
+            }
+            bytes = streams.flat_map(|stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])).collect();
+        }
+        match rounds {
+            None => assert!(ended.is_some_and(|round| round <= 20), "{ended:?}"),
+            Some(_) => assert_eq!(ended, None, "the control"),
+        }
+        assert!(most.load(Ordering::Relaxed) <= 256);
+    }
 }
 
 /// What makes us reset a stream whose request is being answered, each in another way (CVE-2025-8671, "MadeYouReset").

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::kit::{World, within};
@@ -25,7 +25,7 @@ pub(crate) const PADDED: u8 = 8;
 pub(crate) const WITH_PRIORITY: u8 = 0x20;
 
 /// The next frame of a connection: kind, flags, stream and payload; `None` if it has ended.
-pub(crate) async fn next(tcp: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
+pub(crate) async fn next(tcp: &mut (impl AsyncRead + Unpin)) -> Option<(u8, u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     tcp.read_exact(&mut head).await.ok()?;
     let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
@@ -72,7 +72,7 @@ pub(crate) fn block<V: AsRef<[u8]> + ?Sized>(headers: &[(&str, &V)]) -> Vec<u8> 
 
 /// The status of an answer, with which its block begins: of HPACK's table, or its name from there and three digits in
 /// Huffman code (RFC 7541, appendices A and B).
-fn status(block: &[u8]) -> u16 {
+pub(crate) fn status(block: &[u8]) -> u16 {
     let code = match block {
         [known @ 0x88..=0x8e, ..] => return [200, 204, 206, 304, 400, 404, 500][usize::from(known - 0x88)],
         [0x48 | 0x08, length, code @ ..] if length & 0x80 != 0 => code,

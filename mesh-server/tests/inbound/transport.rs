@@ -23,6 +23,7 @@ use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
 use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, listener, policy, spawn, text, within};
+use crate::raw::{GOAWAY, HEADERS, PREFACE, SETTINGS, frame, get as raw_get, next, request, status};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n";
 
@@ -302,6 +303,34 @@ async fn s67_a_connection_whose_peer_is_revoked_ends() {
         // The control: one that no list names.
         assert_eq!(other.get("/").await.unwrap().0, 200);
     }
+}
+
+/// A peer that puts off to say that it has heard of the end of its connection makes no request meanwhile.
+#[tokio::test]
+async fn s67_a_revoked_peer_that_holds_its_connection_open_is_served_nothing() {
+    let world = World::hello(InboundTls::Strict).await;
+    let id = world.ca.id("default", "productpage");
+    let identity = world.ca.identity_from(&CertificateSpec { serial: Some(7), ..CertificateSpec::of(&id) });
+    let tcp = TcpStream::connect(world.address).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(client_tls(&identity, Http::Two));
+    let mut tls = tls.connect("mesh".try_into().unwrap(), tcp).await.unwrap();
+    let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, &raw_get("/", &[]))].concat();
+    tls.write_all(&hello).await.unwrap();
+    let answered = async |tls: &mut _, kind| loop {
+        let (of, _, stream, payload) = within(next(tls)).await.expect("the connection goes on");
+        if of == kind {
+            return (stream, payload);
+        }
+    };
+    let (stream, head) = answered(&mut tls, HEADERS).await;
+    assert_eq!((stream, status(&head)), (1, 200));
+    let revoked = world.ca.bundles_revoking(&[7]);
+    world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(revoked))));
+    // Its PING is not answered: more requests are taken.
+    answered(&mut tls, GOAWAY).await;
+    tls.write_all(&request(3, &raw_get("/", &[]))).await.unwrap();
+    let (stream, head) = answered(&mut tls, HEADERS).await;
+    assert_eq!((stream, status(&head)), (3, 403));
 }
 
 #[tokio::test]
