@@ -262,7 +262,7 @@ mod tests {
     async fn the_last_word_names_the_last_request_and_comes_between_two_frames_only() {
         let said = frames(0, 30, 2);
         for piece in [1, 8, 9, 10, 39, 78] {
-            let mut seen = Frames::new(Some(0), LONG, Box::new(|| {}));
+            let mut seen = Frames::new(Some(3), LONG, Box::new(|| {}));
             for stream in [1, 5, 3] {
                 // The last is the trailers of a request that began before.
                 seen.see(&[0, 0, 0, 1, END_HEADERS, 0x80, 0, 0, stream, 0, 0, 0, 3, 0, 0, 0, 0, 7]).unwrap();
