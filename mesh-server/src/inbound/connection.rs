@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::StreamExt;
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service as _, service_fn};
@@ -25,7 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -35,7 +35,7 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
-use super::stay::{Guest, LastChange, Leave, aged, stay, stay_taken_over, unwelcome};
+use super::stay::{Guest, LastChange, Leave, Left, after, aged, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
@@ -107,9 +107,7 @@ impl Door {
         let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
         let is_welcome = |known: &_, now: &_, caller: Caller<'_>| self.change.may_ask_on(known, now, caller);
-        let closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, is_welcome);
-        // A set of one: polled when it is woken and not with every read of the connection.
-        let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
+        let mut closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, is_welcome);
         let mut left = None;
         let ended = match version {
             HttpVersion::Http1 => {
@@ -274,12 +272,13 @@ impl Door {
 }
 
 /// Runs a connection to its end. Once it has to leave, `told` says how long it goes on as it is; then it is closed, and
-/// what is in flight has the rest of its time, at the end of which `over` lets it say a last word. `None` = the time was over.
+/// what is in flight has the rest of its time, at the end of which `over` lets it say a last word. A worse reason that comes
+/// meanwhile is told too, and leaves less. `None` = the time was over.
 async fn drive<C: Future>(
     mut connection: Pin<&mut C>,
     close: impl FnOnce(Pin<&mut C>),
     closing: &mut (impl futures_util::Stream<Item = Leave> + Unpin),
-    (told, over): (impl FnOnce(Leave) -> Duration, impl FnOnce()),
+    (mut told, over): (impl FnMut(Leave) -> Duration, impl FnOnce()),
     config: &Config,
 ) -> Option<C::Output> {
     let leave = tokio::select! {
@@ -287,16 +286,32 @@ async fn drive<C: Future>(
         ended = connection.as_mut() => return Some(ended),
         Some(leave) = closing.next() => leave,
     };
-    let notice = told(leave);
-    if let Ok(ended) = timeout(notice, connection.as_mut()).await {
-        return Some(ended);
+    let mut left = Left::new(leave, config);
+    let mut notice = after(told(leave));
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Some(ended),
+            () = sleep_until(notice) => break,
+            shorter = left.shorter(closing, config) => {
+                left = shorter;
+                notice = notice.min(after(told(left.leave)));
+            }
+        }
     }
     close(connection.as_mut());
-    let left = leave.limit(config).saturating_sub(notice);
-    let last = LAST_WORD.min(left / 4);
-    if let Ok(ended) = timeout(left - last, connection.as_mut()).await {
-        return Some(ended);
-    }
+    let last = loop {
+        let last = LAST_WORD.min(left.end.saturating_duration_since(Instant::now()) / 4);
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Some(ended),
+            () = sleep_until(left.end - last) => break last,
+            shorter = left.shorter(closing, config) => {
+                left = shorter;
+                told(left.leave);
+            }
+        }
+    };
     over();
     timeout(last, connection).await.ok()
 }

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
@@ -16,7 +16,7 @@ use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::Refusal;
 use super::connection::Door;
-use super::stay::{Guest, Leave, stay};
+use super::stay::{Guest, Leave, Left, stay};
 use crate::Config;
 use crate::listen::{Leash, Stream, Why, is_tls, leash};
 use crate::raw::{Account, Activity, RawConnection};
@@ -105,25 +105,24 @@ impl Door {
 /// handler is `told` if it is old, and is cut.
 async fn attend(
     mut leash: Leash,
-    closing: impl Future<Output = Leave>,
+    mut closing: impl futures_util::Stream<Item = Leave> + Unpin,
     silent: impl Future<Output = ()>,
     told: &DrainTrigger,
     config: &Config,
 ) {
-    let (why, left) = tokio::select! {
+    let why = tokio::select! {
         () = leash.gone() => return,
-        () = silent => (Why::Silence, Duration::ZERO),
-        leave = closing => {
+        () = silent => Why::Silence,
+        Some(leave) = closing.next() => {
             if leave == Leave::Aged {
                 told.drain();
             }
-            (leave.why(), leave.limit(config))
+            tokio::select! {
+                () = leash.gone() => return,
+                leave = Left::new(leave, config).over(closing, config) => leave.why(),
+            }
         }
     };
-    tokio::select! {
-        () = leash.gone() => return,
-        () = sleep(left) => {}
-    }
     leash.cut(why);
     leash.gone().await;
 }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use futures_util::stream::{Stream, StreamExt};
-use tokio::time::{Instant, sleep, sleep_until};
+use futures_util::future::Either;
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use tokio::time::{Instant, sleep_until};
 
 use mesh_core::authz::{Caller, PolicyChange};
 use mesh_core::drain::DrainWatch;
@@ -44,6 +45,40 @@ impl Guest {
     }
 }
 
+/// The time that a connection which has to leave still has. What is worse than the reason that it had makes it shorter.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    pub(super) leave: Leave,
+    pub(super) end: Instant,
+}
+
+impl Left {
+    pub(super) fn new(leave: Leave, config: &Config) -> Self {
+        Self { leave, end: after(leave.limit(config)) }
+    }
+
+    /// Waits for what makes it shorter.
+    pub(super) async fn shorter(self, closing: &mut (impl Stream<Item = Leave> + Unpin), config: &Config) -> Self {
+        while let Some(leave) = closing.next().await {
+            let next = Self::new(leave, config);
+            if next.end < self.end || leave == Leave::Unwelcome {
+                return Self { leave, end: next.end.min(self.end) };
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Waits until it is over; gives the last reason.
+    pub(super) async fn over(mut self, mut closing: impl Stream<Item = Leave> + Unpin, config: &Config) -> Leave {
+        loop {
+            tokio::select! {
+                shorter = self.shorter(&mut closing, config) => self = shorter,
+                () = sleep_until(self.end) => return self.leave,
+            }
+        }
+    }
+}
+
 /// A connection that the application took over stays until it ends by itself, is old, or policy or trust want it ended; a server
 /// that leaves (`drained`) lets it be. `left` = why it had to leave, if it had before it was taken over.
 pub(super) async fn stay_taken_over(
@@ -64,10 +99,10 @@ pub(super) async fn stay_taken_over(
         },
     };
     if let Some(leave @ (Leave::Aged | Leave::Narrowed | Leave::Unwelcome)) = leave {
-        tokio::select! {
+        let leave = tokio::select! {
             () = leash.gone() => return,
-            () = sleep(leave.limit(config)) => {}
-        }
+            leave = Left::new(leave, config).over(closing, config) => leave,
+        };
         leash.cut(leave.why());
         // As long as the application keeps it, it is one of those that are open, but nobody waits for it.
         tokio::select! {
@@ -119,22 +154,32 @@ impl Leave {
     }
 }
 
-/// Waits until the connection should take no further requests. `is_welcome` says whether a caller may stay although its
-/// policy has become another one.
-pub(super) async fn stay(
+/// Why the connection should take no further requests, as it comes: its time, and what policy and trust say, which goes
+/// on to count once that is over. `is_welcome` says whether a caller may stay although its policy has become another one.
+pub(super) fn stay(
     guest: Guest,
     drain: DrainWatch,
     inbound: Watched<InboundState>,
     tls: &TlsAccept,
     config: &Config,
     is_welcome: impl Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
-) -> Leave {
+) -> impl Stream<Item = Leave> + Unpin {
     let aged = aged(&guest.listener, config);
-    tokio::select! {
-        () = drain.drained() => Leave::Drained,
-        leave = unwelcome(guest, inbound, tls, is_welcome, || false) => leave,
-        () = aged => Leave::Aged,
-    }
+    let time = async move {
+        tokio::select! {
+            () = drain.drained() => Leave::Drained,
+            () = aged => Leave::Aged,
+        }
+    };
+    let unwelcome = unwelcome(guest, inbound, tls, is_welcome, || false);
+    // A set: polled when one of them is woken and not with every read of the connection.
+    [Either::Left(time), Either::Right(unwelcome)].into_iter().collect::<FuturesUnordered<_>>()
+}
+
+/// The end of this time; of more than there is, a year.
+pub(super) fn after(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now + Duration::from_secs(365 * 86_400))
 }
 
 /// Waits until a connection that is new now is as old as it may get, as policy says or else the server's own settings.

@@ -207,6 +207,37 @@ async fn s51_the_time_that_another_name_leaves_is_over_when_its_root_is_taken_ou
     }
 }
 
+/// A connection that is old has the time of what is in flight, and no longer than policy and trust leave it.
+#[tokio::test]
+async fn s51_policy_and_trust_are_heard_of_a_connection_that_is_old_already() {
+    for (version, distrust) in [(Http::One, false), (Http::Two, false), (Http::One, true), (Http::Two, true)] {
+        let streams = Streams::start(Duration::from_millis(20), false).await;
+        let mut old = listener(InboundTls::Permissive);
+        old.limits.max_connection_age = Some(Duration::from_secs(1));
+        streams.world.policy.publish(InboundState::Ready(Arc::new(old)));
+        let (_client, mut answer) = streams.open("web", "/", version).await;
+        streams.flows(&mut answer).await;
+        tokio::time::pause();
+        clock::pass(Duration::from_secs(2)).await;
+        tokio::time::resume();
+        // The control: it has `drain_limit`, 22 s, which nobody here waits for.
+        streams.flows(&mut answer).await;
+        streams.flows(&mut answer).await;
+        if distrust {
+            let stranger = TestCa::new();
+            let bundles = TrustBundles::single(
+                TrustDomain::new("cluster.local").unwrap(),
+                TrustBundle::new([stranger.root().clone()]).unwrap(),
+            );
+            let own = streams.world.ca.identity("default", "reviews");
+            streams.world.identity.publish(Some(Arc::new(own.trusting(bundles))));
+        } else {
+            streams.publish(vec![denied(Permission::Any, "web")]);
+        }
+        ends(&mut answer).await;
+    }
+}
+
 #[tokio::test]
 async fn s51_what_only_a_request_can_tell_is_asked_of_the_next_one() {
     for (version, by_hand) in [(Http::One, false), (Http::Two, false), (Http::One, true), (Http::Two, true)] {
