@@ -153,8 +153,6 @@ impl Served {
     }
 
     fn publish(&mut self) {
-        #[cfg(test)]
-        assert!(!self.panics.load(std::sync::atomic::Ordering::Relaxed), "a test's bug");
         self.revision += 1;
         let (world, touched) = self.next();
         audit::record(self.world.model(), world.model());
@@ -163,6 +161,8 @@ impl Served {
         // Of one that came to nothing a part may be out, and what is different since then is not all that is.
         let touched = if self.failed.is_some() { Touched::All } else { touched };
         self.cache.publish(version(self.started, self.revision), &resources, &touched);
+        #[cfg(test)]
+        assert!(!self.panics.load(std::sync::atomic::Ordering::Relaxed), "a test's bug, with all of it out");
         self.world = world;
     }
 

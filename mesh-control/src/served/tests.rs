@@ -67,21 +67,27 @@ async fn a_revision_that_brings_a_bug_to_light_is_told_of_and_the_next_one_comes
     let (model, keys) = (Watched::fixed(Model::default()), Watched::fixed(Keys::default()));
     let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), &clock);
     let (cache, findings, panics) = (served.cache(), served.findings(), served.panics.clone());
+    let mut seat = cache.seat(NodeScope::namespace("default"), &Arc::default());
+    let name = seat.subscribe(Kind::Endpoints, "outbound|9080||reviews.default.svc.cluster.local");
     tokio::select! {
         () = served.run() => unreachable!("it runs for ever"),
         () = async {
+            let before = seat.resource(Kind::Endpoints, &name).map(|encoded| encoded.version);
             panics.store(true, Relaxed);
             publisher.publish(table_of(&[registration(1)]));
             while findings.load().is_empty() {
                 mesh_testkit::clock::pass(Duration::from_millis(1)).await;
             }
-            assert_eq!((findings.load()[0].severity, &*cache.version()), (Severity::Error, "7/1"));
-            // The control: the next one, without the bug.
+            assert_eq!(findings.load()[0].severity, Severity::Error);
+            let broken = seat.resource(Kind::Endpoints, &name).map(|encoded| encoded.version);
+            assert!(broken != before && broken.is_some(), "it is out");
+            // The control: the next one, without the bug. It is what there was before, and takes back what is out.
             panics.store(false, Relaxed);
-            publisher.publish(table_of(&[registration(2)]));
-            watch(&cache, |version| version == "7/2").await;
+            publisher.publish(Registrations::default());
+            watch(&cache, |version| version == "7/3").await;
             mesh_testkit::clock::pass(PATIENCE).await;
             assert!(findings.load().is_empty());
+            assert_eq!(seat.resource(Kind::Endpoints, &name).map(|encoded| encoded.version), before);
         } => {}
     }
 }
