@@ -231,7 +231,7 @@ impl Session {
     /// vanished are set aside until nothing refers to them any more.
     fn plan(&mut self, kind: Kind) -> Plan {
         let ty = &mut self.types[kind.index()];
-        ty.renew_refused();
+        ty.renew_refused(|name| self.seat.resource(kind, name).is_none());
         let mut plan = Plan::default();
         let mut kept = BTreeSet::new();
         for name in std::mem::take(&mut ty.due) {

@@ -24,6 +24,8 @@ pub(super) struct Type {
     pub(super) due: BTreeSet<Arc<str>>,
     /// What the client has and does not exist any more, to be taken away in the end.
     pub(super) vanished: BTreeSet<Arc<str>>,
+    /// Something of a refused response was accepted since or is gone: what is left of it goes again.
+    pub(super) renew: bool,
     /// A response is owed even if there is nothing to say.
     pub(super) owed: bool,
     /// Names in the response that is not answered yet.
@@ -95,12 +97,19 @@ pub(super) enum Answer {
     Accepted,
     /// It was in a response that was refused.
     Refused,
+    /// What it was before was refused, and to what it is now nothing was said yet.
+    Again,
 }
 
 impl Known {
     /// Whether the client refused it as it was sent last.
     pub(super) fn is_refused(&self) -> bool {
         self.answer == Answer::Refused && self.held.is_some()
+    }
+
+    /// Whether the client refused it and has not accepted it since.
+    pub(super) fn is_in_question(&self) -> bool {
+        matches!(self.answer, Answer::Refused | Answer::Again)
     }
 }
 
@@ -152,7 +161,7 @@ impl Type {
         self.due.remove(name);
         if let Some(known) = self.known.get_mut(name) {
             if known.held.version() != held.version() {
-                known.answer = Answer::None;
+                known.answer = if known.is_in_question() { Answer::Again } else { Answer::None };
             }
             known.held = held;
         }
@@ -173,18 +182,25 @@ impl Type {
         self.known.values().any(Known::is_refused)
     }
 
-    /// Once something of a refused response is other, all that is left of it goes again: the client may have taken none of
-    /// it, and says only of the whole what it thinks. What is sent whole in any case does so by itself.
-    pub(super) fn renew_refused(&mut self) {
-        let Self { known, due, .. } = self;
-        // What is left of such a round has not been refused since.
-        let is_refused_as_sent = |known: &Known| known.is_refused() && !matches!(known.held, Held::Outdated);
-        if !due.iter().any(|name| known.get(name).is_some_and(is_refused_as_sent)) {
+    /// Once something of a refused response is accepted or gone, all that is left of it goes again: the client may have taken
+    /// none of it, and says only of the whole what it thinks. What is merely other goes alone until it is accepted, or a
+    /// resource that changes and stays bad would cost the whole each time. What is sent whole in any case does so by itself.
+    pub(super) fn renew_refused(&mut self, is_gone: impl Fn(&Arc<str>) -> bool) {
+        let Self { known, due, renew, .. } = self;
+        for name in due.iter() {
+            // Once: it may be due for longer.
+            if let Some(gone) = known.get_mut(name).filter(|known| known.is_in_question() && is_gone(name)) {
+                gone.answer = Answer::None;
+                *renew = true;
+            }
+        }
+        if !std::mem::take(renew) {
             return;
         }
         for (name, known) in known.iter_mut().filter(|(_, known)| known.is_refused()) {
             if matches!(known.held, Held::Version(_)) {
-                known.held = Held::Outdated;
+                // As if it was never refused: what goes again because of another says of no third that it is better.
+                (known.held, known.answer) = (Held::Outdated, Answer::None);
                 due.insert(name.clone());
             }
         }
@@ -192,7 +208,7 @@ impl Type {
 
     /// Whether there is something to say of it.
     pub(super) fn is_due(&self) -> bool {
-        self.owed || !self.due.is_empty()
+        self.owed || self.renew || !self.due.is_empty()
     }
 
     /// Records the names that a response holds, and the nonce of the one before, which was not waited for. Of state of the
@@ -229,6 +245,7 @@ impl Type {
     fn mark(&mut self, names: Vec<Arc<str>>, answer: Answer) {
         for name in names {
             if let Some(known) = self.known.get_mut(&name) {
+                self.renew |= known.answer == Answer::Again && answer == Answer::Accepted;
                 known.answer = answer;
             }
         }

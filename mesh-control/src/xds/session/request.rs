@@ -254,6 +254,7 @@ impl Session {
                 self.seat.uncover(kind);
                 self.seat.disclaim(kind);
                 let ty = &mut self.types[kind.index()];
+                ty.renew |= ty.known.values().any(|known| !known.explicit && known.is_in_question());
                 ty.known.retain(|_, known| known.explicit);
                 let known = &ty.known;
                 ty.due.retain(|name| known.contains_key(name));
@@ -302,7 +303,7 @@ impl Type {
 
     fn forget(&mut self, name: &Arc<str>) {
         self.look_again(|unsent| unsent == name);
-        self.known.remove(name);
+        self.renew |= self.known.remove(name).is_some_and(|known| known.is_in_question());
         self.due.remove(name);
         self.vanished.remove(name);
     }

@@ -42,7 +42,7 @@ fn resource(name: &str, known: &Known) -> ResourceStatus {
     let state = match (&known.held, known.answer) {
         (Held::Nothing | Held::Outdated, _) => "requested",
         (Held::Absent, _) => "missing",
-        (_, Answer::None) => "sent",
+        (_, Answer::None | Answer::Again) => "sent",
         (_, Answer::Accepted) => "accepted",
         (_, Answer::Refused) => "refused",
     };

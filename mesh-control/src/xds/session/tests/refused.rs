@@ -83,10 +83,57 @@ fn what_is_refused_in_several_responses_goes_again_once_and_not_without_end() {
             client.answer(Kind::Endpoints, Some("no"));
         }
         fake.with(Kind::Endpoints, "a", 2).publish(&cache, "2");
-        for name in ["a", "b"] {
+        for (name, error) in [("a", None), ("b", Some("no"))] {
             assert_eq!(client.next().map(|seen| seen.resources), Some(vec![name.to_owned()]), "{form:?}");
-            client.answer(Kind::Endpoints, Some("no"));
+            client.answer(Kind::Endpoints, error);
         }
         assert!(client.next().is_none(), "{form:?}");
+    }
+}
+
+#[test]
+fn what_changes_and_stays_bad_goes_alone_each_time_until_it_is_mended() {
+    for form in BOTH {
+        let fake = all_kinds(&["bad", "c", "d", "e"], 1);
+        let cache = fake.cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Endpoints, &["bad", "c", "d", "e"]);
+        client.next();
+        client.answer(Kind::Endpoints, Some("bad: no"));
+        for edition in 2..10 {
+            fake.clone().with(Kind::Endpoints, "bad", edition).publish(&cache, &edition.to_string());
+            assert_eq!(client.next().map(|seen| seen.resources), Some(vec!["bad".to_owned()]), "{form:?}");
+            client.answer(Kind::Endpoints, Some("bad: no"));
+            assert!(client.next().is_none(), "{form:?}");
+        }
+        // The control: the others are not forgotten.
+        fake.with(Kind::Endpoints, "bad", 10).publish(&cache, "10");
+        assert_eq!(client.next().map(|seen| seen.resources), Some(vec!["bad".to_owned()]), "{form:?}");
+        client.answer(Kind::Endpoints, None);
+        assert_eq!(client.settle(), [row(Kind::Endpoints, &["c", "d", "e"], &[])], "{form:?}");
+        assert!(client.status(Kind::Endpoints).refused.is_empty(), "{form:?}");
+    }
+}
+
+#[test]
+fn what_stood_beside_something_bad_goes_again_once_the_client_lets_go_of_that() {
+    for form in BOTH {
+        // As it was refused, or while its next version is on its way.
+        for is_underway in [false, true] {
+            let fake = all_kinds(&["good", "bad"], 1);
+            let cache = fake.cache();
+            let mut client = Client::new(&cache, form);
+            client.ask(Kind::Routes, &["good", "bad"]);
+            client.next();
+            client.answer(Kind::Routes, Some("bad: no"));
+            if is_underway {
+                fake.with(Kind::Routes, "bad", 2).publish(&cache, "2");
+                assert_eq!(client.next().map(|seen| seen.resources), Some(vec!["bad".to_owned()]), "{form:?}");
+                client.answer(Kind::Routes, Some("bad: no"));
+            }
+            client.ask(Kind::Routes, &["good"]);
+            assert_eq!(client.settle(), [row(Kind::Routes, &["good"], &[])], "{form:?} {is_underway}");
+            assert!(client.status(Kind::Routes).refused.is_empty(), "{form:?} {is_underway}");
+        }
     }
 }
