@@ -15,6 +15,7 @@ mod entry;
 mod response;
 mod session;
 mod ttl;
+mod unasked;
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -29,6 +30,7 @@ use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
 use self::ttl::Ends;
+use self::unasked::Unasked;
 use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
 use super::saved::{Record, Saved};
@@ -131,6 +133,8 @@ pub(crate) struct Ads<C: Codec> {
     restored: BTreeSet<Key>,
     /// Some of it may be of no use any more since it was looked through.
     saved_is_due: bool,
+    /// What of it was let go before anybody asked for it.
+    unasked: Unasked,
     /// Control planes whose open stream is of no use any more.
     given_up: Vec<ServerId>,
 }
@@ -159,6 +163,7 @@ impl<C: Codec> Ads<C> {
             saved_until: None,
             restored: BTreeSet::new(),
             saved_is_due: false,
+            unasked: Unasked::default(),
             given_up: Vec::new(),
         }
     }
@@ -191,11 +196,11 @@ impl<C: Codec> Ads<C> {
         if !std::mem::take(&mut self.saved_is_due) {
             return;
         }
-        let mut saved = self.saved.take().unwrap_or_default();
-        saved.retain(|key, _| {
+        let (saved, gone): (Saved, Saved) = self.saved.take().unwrap_or_default().into_iter().partition(|(key, _)| {
             let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
             authority.is_some_and(|authority| !self.sessions[usize::from(authority.active_server())].vouches())
         });
+        self.unasked.add(gone.into_iter().filter(|(key, _)| !self.entries[key.kind.index()].contains_key(&key.name)));
         self.keep(saved);
     }
 
@@ -207,9 +212,9 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    /// What an earlier run held that no control plane has spoken of.
+    /// What an earlier run held that no control plane has spoken of, whether it may still serve or not.
     pub(crate) fn saved(&self) -> impl Iterator<Item = (&Key, &Record)> {
-        self.saved.iter().flatten()
+        self.saved.iter().flatten().chain(self.unasked.iter())
     }
 
     /// Whether the next response is a reason to look through that.
@@ -281,6 +286,7 @@ impl<C: Codec> Ads<C> {
                     }
                 }
                 entries.insert(key.name.clone(), entry);
+                self.unasked.remove(key);
             }
         }
         let Some(authority) = authority.map(usize::from) else { return };
@@ -570,6 +576,7 @@ impl<C: Codec> Ads<C> {
     /// Times out resources that stayed away.
     pub(crate) fn expire(&mut self, now: Instant) {
         self.clock = now;
+        self.unasked.expire(now);
         if self.saved_until.is_some_and(|end| end <= now) {
             let mut saved = self.saved.take().unwrap_or_default();
             saved.retain(|_, record| record.until.is_none_or(|end| end > now));

@@ -282,11 +282,12 @@ impl<C: Codec> Ads<C> {
             tracing::info!(%kind, ?name, "a deleted resource came back");
         }
         let outdated = before == Some(SAVED) && !entry.is_from(SAVED);
+        let is_given = entry.giver().is_some();
         if (seen || outdated)
             && let Some((name, _)) = entries.get_key_value(name.as_ref())
         {
             let key = Key::new(kind, name.clone());
-            if outdated && let Some(saved) = saved {
+            if is_given && let Some(saved) = saved {
                 saved.remove(&key);
             }
             round.taken.extend(replaced.map(|before| Replaced { name: key.name.clone(), body: body.clone(), before }));
@@ -383,9 +384,10 @@ impl<C: Codec> Ads<C> {
             tracing::warn!(%kind, name, ?reason, "the control plane has no longer what is in use; the last good stays");
         }
         let changed = entry.missing(round.server, standing, reason, drop_good, round.now);
+        let has_none = decisive && entry.good.is_none();
         if let Some((name, _)) = self.entries[kind.index()].get_key_value(name) {
             let key = Key::new(kind, name.clone());
-            if drop_good && let Some(saved) = &mut self.saved {
+            if has_none && let Some(saved) = &mut self.saved {
                 saved.remove(&key);
             }
             if changed {

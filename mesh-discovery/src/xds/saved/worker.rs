@@ -3,8 +3,9 @@
 //! vouches for what it gave. What another one gave, which is away, keeps its age meanwhile, and what an earlier run knew of it
 //! stays: an outage takes nothing out and makes nothing younger.
 //!
-//! What is kept is what is in use: where something newer is on its way, or another control plane's, what was published before
-//! it, which is whole. Encoding and writing are off the worker, on the runtime's threads for blocking work.
+//! What an earlier run knew and this one did not ask for stays too, till it is too old: a job that asks for little takes nothing
+//! from the next. Else what is kept is what is in use: where something newer is on its way, or another control plane's, what was
+//! published before it, which is whole. Encoding and writing are off the worker, on the runtime's threads for blocking work.
 #![allow(clippy::disallowed_methods, reason = "blocking work of a worker, and the system's clock")]
 
 use std::collections::{HashMap, HashSet};
@@ -365,6 +366,36 @@ mod tests {
         // The control run: with all of them away, nothing is.
         ads.closed(0, None, now);
         assert!(!ads.is_confirmed_in_part());
+    }
+
+    #[test]
+    fn what_a_short_run_asks_nothing_of_stays_for_the_next_one_till_it_is_too_old_or_asked_for() {
+        let (now, day, hour) = (Instant::now(), 1_000_000, HOUR.as_secs());
+        let (mut ads, [asked, other]) = (protocol(now), [CLUSTERS[0], "z"].map(|name| Key::new(Kind::Cluster, name)));
+        let _ = ads.want(US, Kind::Cluster, &asked.name);
+        give(&mut ads, 0, now);
+        let mut of_before = read(&ads, now, day, day + hour);
+        of_before.insert(other.clone(), of_before[&asked].clone());
+        let confirmed = |ads: &Ads<PolicyCodec>, now, at| {
+            let saved = read(ads, now, at, at);
+            [&asked, &other].map(|key| saved.get(key).map(|record| record.confirmed))
+        };
+
+        let run = || {
+            let mut ads = protocol(now);
+            ads.restore(of_before.clone());
+            let _ = ads.want(US, Kind::Cluster, &asked.name);
+            give(&mut ads, 0, now);
+            assert!(!ads.is_restored(), "it serves nobody");
+            ads
+        };
+        let (mut ads, at) = (run(), day + 2 * hour);
+        assert_eq!(confirmed(&ads, now, at), [Some(at), Some(day)]);
+        ads.expire(now + 24 * HOUR);
+        assert_eq!(confirmed(&ads, now, at), [Some(at), None], "too old");
+        let mut ads = run();
+        assert!(matches!(ads.want(US, Kind::Cluster, &other.name).1, Known::Pending));
+        assert_eq!(confirmed(&ads, now, at), [Some(at), None], "the control plane's word counts from now on");
     }
 
     #[test]
