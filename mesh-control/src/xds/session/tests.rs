@@ -1,5 +1,6 @@
 //! The protocol rules of one stream, with resources written down by the test.
 
+mod deaths;
 mod delta;
 mod envoy;
 mod refused;
