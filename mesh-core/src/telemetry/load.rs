@@ -278,10 +278,11 @@ impl LocalityLoad {
         let successful = self.successful.load(Ordering::Acquire);
         let failed = self.failed.load(Ordering::Acquire);
         let now = Counts { issued: self.issued.load(Ordering::Relaxed), successful, failed };
-        let before = std::mem::replace(reported, now);
+        let before = *reported;
+        // One may have been told and then withdrawn: it stays told, and the next that begins takes its place.
+        *reported = Counts { issued: now.issued.max(before.issued), ..now };
         LocalityReport {
             locality: locality.clone(),
-            // One may have been told and then withdrawn.
             issued: now.issued.saturating_sub(before.issued),
             successful: now.successful - before.successful,
             failed: now.failed - before.failed,
