@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::poll;
@@ -224,6 +225,59 @@ fn what_another_runtime_has_connected_goes_to_who_waits() {
         let answer = world.on_second(in_time).unwrap_or_else(|_| panic!("{protocol:?}, {still}: it is through"));
         assert_eq!((server_of(&answer.unwrap().unwrap()), server.connections()), ("v1", 1), "{protocol:?}");
     }
+}
+
+#[test]
+fn what_another_runtime_has_connected_goes_to_who_waits_for_one_of_its_own() {
+    let world = World::new();
+    let server = world.server("v1");
+    let mut places = with_places(UpstreamProtocol::Http2, 2);
+    places.connection.max_requests_per_connection = Some(1);
+    let (asked, open, begun) = (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (gate, own) = ((asked.clone(), open.clone(), begun.clone()), Arc::new(AtomicUsize::new(0)));
+    let second = world.second.handle().id();
+    let snapshot = snapshot_with(forward_with(None), places, &[&server]);
+    let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
+        let ((asked, open, begun), own) = (gate.clone(), own.clone());
+        async move {
+            let Address::Socket(address) = address else { unreachable!("it is one") };
+            if Handle::current().id() != second {
+                asked.notify_one();
+                open.notified().await;
+            } else if own.fetch_add(1, Ordering::Relaxed) > 0 {
+                begun.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
+        }
+    });
+    let client = builder.build();
+    let fetched = || {
+        let asking = client.clone();
+        world.second.spawn(async move { fetch(&asking, "/").await })
+    };
+    server.behave(Behaviour::Hold);
+    let held = fetched();
+    world.on_second(server.wait_for_requests(1));
+    world.home.block_on(async {
+        tokio::select! {
+            _ = fetch(&client, "/given-up") => unreachable!("there is no connection"),
+            () = asked.notified() => {}
+        }
+    });
+    let waits = fetched();
+    world.on_second(pending(&client));
+    server.behave(Behaviour::Echo);
+    server.release();
+    // With the only request of its connection a place is free, and one of its own is begun, which comes to nothing.
+    world.on_second(async {
+        held.await.unwrap().unwrap();
+        begun.notified().await;
+    });
+    open.notify_one();
+    let in_time = async { tokio::time::timeout(Duration::from_secs(20), waits).await };
+    let answer = world.on_second(in_time).expect("another one is through").unwrap().expect("that one takes it");
+    assert_eq!((server_of(&answer), server.connections()), ("v1", 2));
 }
 
 /// Whether policy is heard by the very next request, though the runtime that heard it first hears nothing any more.

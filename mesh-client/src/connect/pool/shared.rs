@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, OptionFuture, Shared};
+use futures_util::future::{BoxFuture, Shared};
 use http::{Request, Response};
 use smallvec::SmallVec;
 use tokio::runtime::{Handle, Id};
@@ -93,14 +93,7 @@ impl Pool {
                     match &mut turn {
                         // Counted among those who wait; then another look, so that nothing that happens is missed.
                         None => turn = Some(self.turn(Want::Http2, room, at).await?),
-                        Some(turn) => {
-                            let of_others = self.kept().connecting.lock().first().map(|(_, other)| other.clone());
-                            tokio::select! {
-                                changed = self.wait(room, turn) => changed?,
-                                // By another runtime, which may stand still.
-                                Some(_) = OptionFuture::from(of_others) => {}
-                            }
-                        }
+                        Some(turn) => self.wait(room, turn).await?,
                     }
                     continue;
                 }
@@ -156,6 +149,8 @@ impl Pool {
                 biased;
                 result = connecting.clone() => return Err(result),
                 () = turn.changed() => {
+                    // What another runtime has connected and nobody there waits for any more.
+                    self.tidy(&mut self.kept().connecting.lock());
                     if let Some(stream) = self.reuse_shared(false, here).or_else(|| self.reuse_shared(false, None)) {
                         return Ok(stream);
                     }
