@@ -41,6 +41,7 @@ impl Streams {
         let (feed, fed) = watch::channel(0);
         let mut config = Config::default();
         config.unwelcome_limit = unwelcome_limit;
+        config.drain_limit = Duration::from_secs(3600);
         config.lame_duck = Duration::from_millis(10);
         let mut world = World::start(policy(InboundTls::Permissive), config, fed_by(fed.clone())).await;
         if by_hand {
@@ -220,7 +221,7 @@ async fn s51_policy_and_trust_are_heard_of_a_connection_that_is_old_already() {
         tokio::time::pause();
         clock::pass(Duration::from_secs(2)).await;
         tokio::time::resume();
-        // The control: it has `drain_limit`, 22 s, which nobody here waits for.
+        // The control: it has `drain_limit`, for which nobody here waits.
         streams.flows(&mut answer).await;
         streams.flows(&mut answer).await;
         if distrust {
