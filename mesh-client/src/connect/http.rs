@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use http::header::UPGRADE;
-use http::{Method, Request, Response};
+use http::header::{CONNECTION, HeaderName, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use mesh_core::policy::ConnectionOptions;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
-use super::http1::{self, Wire};
+use super::http1::{self, Wire, has};
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, Said};
 use super::trust::Vouched;
@@ -53,9 +53,8 @@ impl Life {
 
 /// An HTTP/1.1 connection.
 pub(crate) struct SoleConnection {
-    // First: it is closed before it counts no more. None while it is a request's.
+    // None while it is a request's.
     wire: Option<Box<Wire>>,
-    open: Option<OpenGuard>,
     pub(super) life: Life,
     pub(crate) idle_since: Instant,
     /// Requests carried so far.
@@ -100,11 +99,11 @@ impl SoleConnection {
     /// With the request, if nothing of it went out.
     pub(crate) fn send(
         &mut self,
-        request: Request<Outgoing>,
+        mut request: Request<Outgoing>,
     ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
         // At once, for the request is large, and not held while we wait.
         let begun = match self.wire.take() {
-            Some(wire) if !changes_protocol(&request) => http1::begin(wire, request).map(Begun::Flight),
+            Some(wire) if !changes_protocol(&mut request) => http1::begin(wire, request).map(Begun::Flight),
             // Boxed: requests that stay HTTP are no larger for it.
             Some(wire) => Ok(Begun::Handed(Box::pin(self.hand_over(wire, request)))),
             None => Err(Unanswered { error: http1::Error::Incomplete.into(), back: Some(Box::new(request)) }),
@@ -125,8 +124,7 @@ impl SoleConnection {
         wire: Box<Wire>,
         request: Request<Outgoing>,
     ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
-        let (io, line) = wire.into_parts();
-        let open = self.open.take();
+        let (io, line, open) = wire.into_parts();
         self.task = Some(line.clone().into());
         async move {
             let made = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(io)).await;
@@ -149,10 +147,39 @@ enum Begun<H> {
     Handed(H),
 }
 
-/// Whether the connection may be something else than HTTP after this request.
-fn changes_protocol(request: &Request<Outgoing>) -> bool {
-    *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE)
+/// Whether the connection may be something else than HTTP/1.1 after this request. Not for `Upgrade: h2c`, which some clients
+/// send with everything: the offer is left out (it is gone since RFC 9113, and Envoy leaves it out), and the connection kept.
+fn changes_protocol(request: &mut Request<Outgoing>) -> bool {
+    if *request.method() == Method::CONNECT {
+        return true;
+    }
+    let headers = request.headers_mut();
+    // What the connection does not name is no offer (RFC 9110, section 7.8).
+    let offers = headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(|value| has(value, "upgrade"));
+    if offers && headers.get_all(UPGRADE).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"h2c")) {
+        keep_to_http1(headers);
+        return false;
+    }
+    offers
 }
+
+#[cold]
+fn keep_to_http1(headers: &mut HeaderMap) {
+    headers.remove(UPGRADE);
+    headers.remove(&HTTP2_SETTINGS);
+    let listed: Vec<_> = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok()).collect();
+    let tokens = listed.iter().flat_map(|value| value.split(',').map(str::trim));
+    let left: Vec<_> = tokens.filter(|token| !OF_H2C.iter().any(|of| token.eq_ignore_ascii_case(of))).collect();
+    let left = HeaderValue::try_from(left.join(", ")).ok().filter(|left| !left.is_empty());
+    headers.remove(CONNECTION);
+    if let Some(left) = left {
+        headers.insert(CONNECTION, left);
+    }
+}
+
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// What the connection names for such an offer.
+const OF_H2C: [&str; 2] = ["upgrade", "http2-settings"];
 
 /// An HTTP/2 connection.
 pub(crate) struct SharedConnection {
@@ -243,8 +270,7 @@ pub(super) fn http1(io: IoStream, life: Life, open: OpenGuard) -> Connection {
     let vouched = io.vouched();
     let line = open.counts().lines.line();
     Connection::Sole(SoleConnection {
-        wire: Some(Wire::new(io, line)),
-        open: Some(open),
+        wire: Some(Wire::new(io, line, Some(open))),
         life,
         idle_since: Instant::now(),
         served: 0,

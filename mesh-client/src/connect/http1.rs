@@ -39,10 +39,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use self::chunked::{Chunked, Next};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::fuzzing::answer;
+pub(super) use self::head::has;
 use self::head::{Framing, Head, Progress};
 use self::relay::Relay;
 use self::upload::Upload;
 use super::IoStream;
+use super::pool::OpenGuard;
 use super::worker::Line;
 use crate::body::{Broken, Incoming, Outgoing, Unanswered};
 
@@ -58,6 +60,9 @@ pub(crate) enum Error {
     /// The peer closed the connection.
     #[error("the connection was closed before the answer was complete")]
     Incomplete,
+    /// The connection ended when something of the answer was there: the peer has looked at the request.
+    #[error("the connection ended within the answer's head: {0}")]
+    Cut(#[source] io::Error),
     /// What came is no head of an answer.
     #[error("the answer is not HTTP/1.1: {0}")]
     Head(httparse::Error),
@@ -83,6 +88,8 @@ pub(super) struct Wire {
     room: usize,
     written: Vec<u8>,
     line: Arc<Line>,
+    /// Whose clock tells when its time is over. Whoever reads may be on none, or on one without timers.
+    runtime: Option<Handle>,
     /// Once its end is near.
     ending: Option<Pin<Box<Sleep>>>,
     /// Of the request's headers, and of the answer's then: one map for both.
@@ -92,6 +99,10 @@ pub(super) struct Wire {
     to_head: bool,
     /// Whether it may carry another request.
     keep_alive: bool,
+    /// The buffer grew beyond what an idle connection keeps.
+    grew: bool,
+    // Last: it counts until it is closed.
+    open: Option<OpenGuard>,
 }
 
 /// What is left of an answer's body.
@@ -120,26 +131,29 @@ enum Source {
 }
 
 impl Wire {
-    /// A new connection.
-    pub(super) fn new(io: IoStream, line: Arc<Line>) -> Box<Self> {
+    /// A new connection. `open` counts it.
+    pub(super) fn new(io: IoStream, line: Arc<Line>, open: Option<OpenGuard>) -> Box<Self> {
         Box::new(Self {
             io,
             read: BytesMut::new(),
             room: READ,
             written: Vec::new(),
             line,
+            runtime: Handle::try_current().ok(),
             ending: None,
             headers: HeaderMap::new(),
             progress: Progress::default(),
             body: Body::Ended,
             to_head: false,
             keep_alive: true,
+            grew: false,
+            open,
         })
     }
 
-    /// The stream, for who speaks over it in another way, and what ends it.
-    pub(super) fn into_parts(self) -> (IoStream, Arc<Line>) {
-        (self.io, self.line)
+    /// The stream, for who speaks over it in another way, what ends it, and what counts it.
+    pub(super) fn into_parts(self) -> (IoStream, Arc<Line>, Option<OpenGuard>) {
+        (self.io, self.line, self.open)
     }
 
     /// Whether nothing has happened to it while it was idle: neither its end, nor bytes that nobody asked for.
@@ -158,8 +172,8 @@ impl Wire {
     /// Whether it can be used again, now that the answer has ended; prepares it for that.
     fn rests(&mut self) -> bool {
         let rests = self.keep_alive && matches!(self.body, Body::Ended) && self.read.is_empty();
-        if self.room > READ {
-            (self.read, self.room) = (BytesMut::new(), READ);
+        if self.room > READ || self.grew {
+            (self.read, self.room, self.grew) = (BytesMut::new(), READ, false);
         }
         if self.written.capacity() > MAX_KEPT {
             self.written = Vec::new();
@@ -171,6 +185,8 @@ impl Wire {
     /// Reads what has come; `false`: the peer has closed.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.read.capacity() - self.read.len() < self.room / 2 {
+            // What is split off such a buffer later leaves a handle on all of it.
+            self.grew |= self.read.len() > MAX_KEPT;
             self.read.reserve(self.room);
         }
         let free = self.read.capacity() - self.read.len();
@@ -198,15 +214,15 @@ impl Wire {
         const OVER: &str = "the endpoint is gone, and the time for what was under way";
         if self.ending.is_none() {
             let Some(until) = ready!(self.line.poll_told(cx)) else { return Poll::Pending };
-            // Whoever reads an answer need not be on a runtime, and there is no timer elsewhere.
-            if Handle::try_current().is_err() {
+            let Some(runtime) = &self.runtime else {
                 let is_over = Instant::now() >= until;
                 return if is_over {
                     Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER))
                 } else {
                     Poll::Pending
                 };
-            }
+            };
+            let _made_there = runtime.enter();
             self.ending = Some(Box::pin(sleep_until(until)));
         }
         let Some(ending) = &mut self.ending else { return Poll::Pending };
@@ -292,6 +308,12 @@ fn data(bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
 /// # Errors
 /// With the request, if nothing of it went out.
 pub(super) fn begin(mut wire: Box<Wire>, request: Request<Outgoing>) -> Result<Flight, Unanswered> {
+    // Where nobody knows what a write that failed has sent, a connection that has ended is not written to.
+    if let IoStream::Custom(_) = wire.io
+        && !wire.is_quiet()
+    {
+        return Err(Unanswered { error: Error::Incomplete.into(), back: Some(Box::new(request)) });
+    }
     let (mut head, body) = request.into_parts();
     let Wire { io, written, .. } = &mut *wire;
     written.clear();
@@ -339,6 +361,10 @@ impl Flight {
         }
         let head = match ready!(wire.poll_head(cx)) {
             Ok(head) => head,
+            Err(Broken::Io(error)) if wire.progress.is_begun() => return Poll::Ready(Err(Error::Cut(error).into())),
+            Err(Broken::Http1(Error::Incomplete)) if wire.progress.is_begun() => {
+                return Poll::Ready(Err(Error::Cut(io::ErrorKind::UnexpectedEof.into()).into()));
+            }
             Err(Broken::Http1(Error::Incomplete)) if self.lost.is_some() => {
                 return Poll::Ready(Err(self.lost.take().unwrap_or(Broken::Http1(Error::Incomplete))));
             }

@@ -37,6 +37,8 @@ const MAX_BUFFERED: usize = 1024 * 1024;
 const FIRST_STREAMS: usize = 100;
 /// Resets of our own for what the peer does wrong, before it is taken for an attack.
 const MAX_RESETS: usize = 1024;
+/// Pieces of a request body in a row, before others have their turn: it may have no end of empty ones.
+const PIECES: usize = 1024;
 
 const HOP_BY_HOP: [HeaderName; 4] =
     [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), TRANSFER_ENCODING, UPGRADE];
@@ -198,7 +200,7 @@ pub(super) struct Upload {
 
 impl Upload {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        loop {
+        for _ in 0..PIECES {
             if let Some((data, last)) = self.waiting.take() {
                 while self.stream.capacity() == 0 {
                     match self.stream.poll_capacity(cx) {
@@ -256,6 +258,8 @@ impl Upload {
                 }
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

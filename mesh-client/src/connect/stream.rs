@@ -103,10 +103,14 @@ impl IoStream {
         io.vouched.clone()
     }
 
-    /// Whether bytes of a write that failed may be with the peer all the same: TLS writes several records.
+    /// Whether bytes of a write that failed may be with the peer all the same: TLS writes several records, and of a stream of
+    /// the application's own nobody knows what is in it.
     pub(super) fn may_have_sent(&self) -> bool {
-        let Self::Tls(io) = self else { return false };
-        io.vouched.as_ref().is_none_or(|vouched| vouched.check().is_ok())
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => false,
+            Self::Custom(_) => true,
+            Self::Tls(io) => io.vouched.as_ref().is_none_or(|vouched| vouched.check().is_ok()),
+        }
     }
 
     /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer that says so.

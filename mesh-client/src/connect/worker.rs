@@ -1,7 +1,7 @@
 //! The tasks that drive connections. Each ends when the handle of its connection is dropped: HTTP says
 //! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off. One whose endpoint is gone has the
 //! drain limit for what is under way, as has an HTTP/1.1 connection, which no task drives: whoever reads it asks its
-//! [`Line`].
+//! [`Line`], and one whose answer is held and not read stays open until it is.
 
 #![allow(clippy::disallowed_methods)] // The one place of this folder that spawns; see above for who owns the tasks.
 

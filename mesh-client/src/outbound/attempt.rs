@@ -497,7 +497,7 @@ impl Lost {
         !stream_only && self.body.is_none()
     }
 
-    /// Whether the peer closed the connection, and said nothing that is no answer: that would be one to this request.
+    /// Whether the peer closed the connection and said nothing before: whatever it says is an answer to this request.
     fn is_closed(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof};
         let ended = |e: &io::Error| {

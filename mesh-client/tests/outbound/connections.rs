@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, read, retrying, server_of, snapshot_with};
 
-fn speaking(protocol: UpstreamProtocol) -> Cluster {
+pub(super) fn speaking(protocol: UpstreamProtocol) -> Cluster {
     Cluster { connection: ConnectionOptions { protocol, ..ConnectionOptions::default() }, ..cluster("test") }
 }
 

@@ -127,6 +127,9 @@ async fn what_was_answered_with_nonsense_over_a_connection_used_again_is_not_sen
     for (says, closes, again) in [
         ("SSH-2.0-OpenSSH_9.9\r\n\r\n", false, false),
         ("HTTP/1.1 abc OK\r\n\r\n", true, false),
+        // Who has begun to answer has looked at it.
+        ("HTTP/1.1 500 Inter", true, false),
+        ("HTTP/1.1 100 Continue\r\n\r\n", true, false),
         // Control: closed without a word it was on its way out, and has most likely not looked at the request.
         ("", true, true),
     ] {

@@ -27,6 +27,7 @@ mod tls;
 mod unix;
 mod upgrades;
 mod waiting;
+mod wire;
 
 use std::convert::Infallible;
 use std::future::ready;

@@ -25,9 +25,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{TARGET, cluster, fetch, forward_with, post, retrying, server_of, snapshot_with};
 
-const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+pub(super) const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
 
-fn builder(cluster: Cluster, server: &EchoServer) -> ClientBuilder {
+pub(super) fn builder(cluster: Cluster, server: &EchoServer) -> ClientBuilder {
     let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, [server.endpoint()]));
     Client::builder(source).crypto(crypto())
 }

@@ -94,6 +94,7 @@ async fn who_did_not_ask_for_another_protocol_gets_none_and_who_is_refused_one_g
         let ask = async {
             let mut request = get("/");
             if asks {
+                request.headers_mut().insert("connection", "upgrade".parse().unwrap());
                 request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
             }
             match super::read(client.send(request).await?).await {
@@ -107,5 +108,44 @@ async fn who_did_not_ask_for_another_protocol_gets_none_and_who_is_refused_one_g
             Some(status) => assert_eq!(answer.unwrap(), (status, "no".into())),
             None => assert_eq!(answer.unwrap_err().code(), Code::CONNECTION_LOST),
         }
+    }
+}
+
+#[tokio::test]
+async fn an_offer_of_http2_without_tls_or_one_that_the_connection_does_not_name_costs_no_connection() {
+    let h2c = [
+        ("connection", "Upgrade, HTTP2-Settings, x-own"),
+        ("upgrade", "h2c"),
+        ("http2-settings", "AAMAAABk"),
+        ("x-own", "1"),
+    ];
+    for (headers, named) in
+        [(&h2c[..], "x-own: 1\r\nconnection: x-own\r\n"), (&[("upgrade", "websocket")], "upgrade: websocket\r\n")]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, _) = client_of(policy::snapshot_to(&[listener.local_addr().unwrap()]));
+        let serve = async {
+            let (mut io, _) = listener.accept().await.unwrap();
+            for _ in 0..2 {
+                let asked = head(&mut io).await;
+                let lines = asked.split_inclusive("\r\n");
+                let about = |line: &&str| {
+                    ["connection:", "upgrade:", "http2-settings:", "x-own:"].iter().any(|name| line.starts_with(name))
+                };
+                assert_eq!(lines.filter(about).collect::<String>(), named);
+                io.write_all(OK).await.unwrap();
+            }
+        };
+        let ask = async {
+            for _ in 0..2 {
+                let mut request = get("/");
+                for (name, value) in headers {
+                    request.headers_mut().append(*name, value.parse().unwrap());
+                }
+                super::read(client.send(request).await.unwrap()).await.unwrap();
+            }
+        };
+        let both = async { tokio::join!(serve, ask) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
     }
 }

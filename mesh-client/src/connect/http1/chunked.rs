@@ -1,5 +1,5 @@
-//! Bodies in chunks (RFC 9112, section 7.1), as they are read. As strict as hyper: a line of a size ends with CR and LF,
-//! extensions and trailers have their bounds.
+//! Bodies in chunks (RFC 9112, section 7.1), as they are read. Stricter than hyper: each line ends with CR and LF, a trailer's
+//! too. Extensions and trailers have their bounds.
 //!
 //! Refuses to know where the bytes come from.
 
@@ -119,6 +119,7 @@ impl Chunked {
             (At::DataCr, b'\r') => At::DataLf,
             (At::DataLf, b'\n') => At::Start,
             (At::Line, b'\r') => At::EndLf,
+            (At::Line | At::Trailer, b'\n') => return bad("a line of its trailers ends without CR"),
             (At::Line | At::Trailer, _) => self.trailer(byte)?,
             (At::TrailerLf, b'\n') => {
                 self.lines += 1;

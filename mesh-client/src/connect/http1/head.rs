@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRAILER,
     TRANSFER_ENCODING,
@@ -22,6 +22,9 @@ use crate::body::Outgoing;
 /// Bytes of an answer's head, and its header lines: as many as hyper takes.
 pub(super) const MAX_HEAD: usize = 8 * 1024 + 400 * 1024;
 pub(super) const MAX_HEADERS: usize = 100;
+/// Empty lines before answers to one request. There is no reason for any; who sends some is understood (RFC 9112, section 2.2,
+/// has a server skip at least one).
+const MAX_EMPTY: u32 = 100;
 /// Provisional answers (1xx) to one request. Who works for hours and says so now and then is far below.
 const MAX_PROVISIONAL: u32 = 1000;
 
@@ -62,6 +65,7 @@ pub(super) struct Head {
 pub(super) struct Progress {
     /// Bytes in which no end of a head was found.
     seen: usize,
+    empty: u32,
     provisional: u32,
 }
 
@@ -84,6 +88,7 @@ impl Progress {
         headers: &mut HeaderMap,
     ) -> Result<Option<Head>, Error> {
         loop {
+            self.skip_empty(read)?;
             if read.is_empty() || (self.seen > 0 && !ends(read, self.seen)) {
                 self.seen = read.len();
                 return if self.seen >= MAX_HEAD { Err(Error::TooLarge) } else { Ok(None) };
@@ -128,6 +133,27 @@ impl Progress {
             let doubtful = both || (status == StatusCode::NO_CONTENT && framed);
             let keep_alive = keep_alive && framing != Framing::ToEnd && !doubtful;
             return Ok(Some(Head { status, version, reason, framing, keep_alive }));
+        }
+    }
+
+    /// Whether anything has come: a part of a head, a provisional answer, or an empty line.
+    pub(super) fn is_begun(&self) -> bool {
+        self.seen > 0 || self.provisional > 0 || self.empty > 0
+    }
+
+    /// Drops the empty lines before a head, which nobody then looks at again with each further piece.
+    fn skip_empty(&mut self, read: &mut BytesMut) -> Result<(), Error> {
+        loop {
+            let length = match **read {
+                [b'\n', ..] => 1,
+                [b'\r', b'\n', ..] => 2,
+                _ => return Ok(()),
+            };
+            read.advance(length);
+            (self.seen, self.empty) = (0, self.empty + 1);
+            if self.empty > MAX_EMPTY {
+                return Err(Error::Framing("there is no end of empty lines"));
+            }
         }
     }
 }
@@ -228,7 +254,8 @@ fn length(headers: &HeaderMap) -> Option<u64> {
     length
 }
 
-fn has(value: &HeaderValue, token: &str) -> bool {
+/// Whether a list has this token.
+pub(in crate::connect) fn has(value: &HeaderValue, token: &str) -> bool {
     value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 

@@ -5,7 +5,9 @@ use futures_util::{FutureExt, poll, stream};
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 use http_body_util::{BodyExt, StreamBody};
+use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::super::custom::Io;
 use super::super::worker::Lines;
@@ -16,7 +18,7 @@ use crate::body::Payload;
 fn wire() -> (Box<Wire>, DuplexStream) {
     let (ours, theirs) = duplex(1 << 20);
     let io: Box<dyn Io> = Box::new(ours);
-    (Wire::new(io.into(), Lines::default().line()), theirs)
+    (Wire::new(io.into(), Lines::default().line(), None), theirs)
 }
 
 fn request(method: &str, headers: &[(&'static str, &str)], body: Outgoing) -> Request<Outgoing> {
@@ -158,7 +160,7 @@ async fn a_chunk_ends_before_the_next_one_begins_wherever_the_peer_takes_no_more
             let (ours, mut theirs) = duplex(room);
             let io: Box<dyn Io> = Box::new(ours);
             let frames = vec![text(large), text(more)];
-            let wire = Wire::new(io.into(), Lines::default().line());
+            let wire = Wire::new(io.into(), Lines::default().line(), None);
             let mut flight = begin(wire, request("POST", &[], streamed(frames))).ok().unwrap();
             let (mut seen, mut piece) = (Vec::new(), vec![0; 1 << 16]);
             while let Some(Ok(length)) = theirs.read(&mut piece).now_or_never() {
@@ -370,6 +372,8 @@ async fn what_is_no_answer_is_an_error() {
         chunked("10000000000000000\r\na"),
         chunked("0\r\n\n"),
         chunked("0\r\nx: y\n\r\n"),
+        chunked("0\r\nx: y\nz: a\r\n\r\n"),
+        chunked("0\r\n\nx: y\r\n\r\n"),
         chunked("0\r\nx\r\n\r\n"),
         chunked("0\r\nx: a\r\n b\r\n\r\n"),
         chunked(&format!("1;{}\r\na\r\n0\r\n\r\n", many("x", 16 * 1024))),
@@ -377,6 +381,8 @@ async fn what_is_no_answer_is_an_error() {
         chunked(&format!("0\r\n{}\r\n", many("x: y\r\n", 101))),
         format!("{ok}{}\r\n", many("x: y\r\n", 101)),
         format!("{ok}x: {}", many("y", 420_000)),
+        many("\r\n", 101) + ok + "content-length: 0\r\n\r\n",
+        many("\n", 101) + ok + "content-length: 0\r\n\r\n",
         many("HTTP/1.1 100 Continue\r\n\r\n", 1001) + ok + "content-length: 0\r\n\r\n",
     ] {
         let what: String = answer.chars().take(120).collect();
@@ -391,8 +397,11 @@ async fn what_is_no_answer_is_an_error() {
         format!("{ok}content-length: 0\r\n{}\r\n", many("x: y\r\n", 99)),
         format!("{ok}content-length: 0\r\nx: {}\r\n\r\n", many("y", 400_000)),
         many("HTTP/1.1 100 Continue\r\n\r\n", 1000) + ok + "content-length: 0\r\n\r\n",
+        many("\r\n", 100) + ok + "content-length: 0\r\n\r\n",
     ] {
-        answered(get(), answer.as_bytes(), answer.len(), false).await.unwrap();
+        for piece in [1.max(answer.len() / 500), answer.len()] {
+            answered(get(), answer.as_bytes(), piece, false).await.unwrap();
+        }
     }
 }
 
@@ -418,13 +427,133 @@ async fn an_idle_connection_is_quiet_until_something_comes_or_it_ends() {
     assert!(!idle.is_quiet());
 }
 
+/// A connection that its other end resets when it goes.
+async fn to_be_reset() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (theirs, _) = listener.accept().await.unwrap();
+    SockRef::from(&theirs).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    (ours, theirs)
+}
+
 #[tokio::test]
 async fn nothing_went_out_over_a_connection_that_is_closed_and_the_request_comes_back() {
-    let (idle, theirs) = wire();
+    let (ours, theirs) = to_be_reset().await;
     drop(theirs);
+    ours.readable().await.unwrap();
+    let idle = Wire::new(IoStream::Tcp(ours), Lines::default().line(), None);
     let unanswered = begin(idle, request("POST", &[("x-a", "1")], full("pay"))).err().unwrap();
     let back = unanswered.back.unwrap();
     assert!(matches!(unanswered.error, Broken::Io(_)) && back.headers()["x-a"] == "1");
+    // What is in a stream of the application's own nobody knows: it may be TLS, of which a part went out. But for one that has
+    // ended before.
+    let (idle, theirs) = wire();
+    drop(theirs);
+    assert!(begin(idle, request("POST", &[], full("pay"))).err().unwrap().back.is_some());
+    let ((read, theirs), (write, _)) = (duplex(1), duplex(1));
+    let io: Box<dyn Io> = Box::new(tokio::io::join(read, write));
+    let wire = Wire::new(io.into(), Lines::default().line(), None);
+    let mut flight = begin(wire, request("POST", &[], full("pay"))).ok().unwrap();
+    drop(theirs);
+    assert!(matches!(poll_fn(|cx| flight.poll_head(cx)).await, Err(Broken::Io(_))));
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_within_an_answer_is_another_thing_than_one_that_ends_before_it() {
+    for came in ["", "HTTP/1.1 500 Inter", "HTTP/1.1 100 Continue\r\n\r\n", "H", "\r\n"] {
+        let (wire, mut theirs) = wire();
+        let mut flight = begin(wire, get()).ok().unwrap();
+        theirs.write_all(came.as_bytes()).await.unwrap();
+        drop(theirs);
+        match poll_fn(|cx| flight.poll_head(cx)).await {
+            Err(Broken::Http1(Error::Incomplete)) => assert_eq!(came, ""),
+            Err(Broken::Http1(Error::Cut(_))) => assert_ne!(came, ""),
+            _ => panic!("{came:?}"),
+        }
+    }
+    for came in ["", "HTTP/1.1 500 Inter"] {
+        let (ours, mut theirs) = to_be_reset().await;
+        let mut flight = begin(Wire::new(IoStream::Tcp(ours), Lines::default().line(), None), get()).ok().unwrap();
+        theirs.write_all(came.as_bytes()).await.unwrap();
+        drop(theirs);
+        match poll_fn(|cx| flight.poll_head(cx)).await {
+            Err(Broken::Io(_)) => assert_eq!(came, ""),
+            Err(Broken::Http1(Error::Cut(_))) => assert_ne!(came, ""),
+            _ => panic!("{came:?} and a reset"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_end_lets_others_have_their_turn() {
+    // Each is far more than one turn takes, and fails if it is read to the end.
+    for (size, most) in [(0, 1 << 20), (20_000, 5000)] {
+        // It takes all, and whoever writes is not asked to leave.
+        let (read, mut theirs) = duplex(1024);
+        let io: Box<dyn Io> = Box::new(tokio::io::join(read, tokio::io::sink()));
+        let (piece, mut left) = (Bytes::from(vec![b'x'; size]), most);
+        let frames = stream::poll_fn(move |_| {
+            left -= 1;
+            Poll::Ready(if left > 0 { Some(Ok(Frame::data(piece.clone()))) } else { Some(Err("it is not asked for")) })
+        });
+        let request = request("POST", &[], Payload::new(StreamBody::new(frames), 0).body());
+        let wire = Wire::new(io.into(), Lines::default().line(), None);
+        let answer = unconstrained(async {
+            let mut flight = begin(wire, request).ok().unwrap();
+            theirs.write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            poll_fn(|cx| flight.poll_head(cx)).now_or_never().expect("it is heard meanwhile")
+        });
+        assert_eq!(answer.await.unwrap().status(), StatusCode::PAYLOAD_TOO_LARGE, "pieces of {size} bytes");
+    }
+}
+
+#[test]
+fn an_answer_is_read_where_there_are_no_timers_and_ends_with_its_time() {
+    let runtime = |timers| {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let builder = if timers { builder.enable_time().start_paused(true) } else { &mut builder };
+        builder.build().unwrap()
+    };
+    let (made_on, elsewhere) = (runtime(true), runtime(false));
+    let (lines, (ours, mut theirs)) = (Lines::default(), duplex(1024));
+    let io: Box<dyn Io> = Box::new(ours);
+    let mut body = made_on.block_on(async {
+        let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
+        theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na").await.unwrap();
+        let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
+        lines.end_within(std::time::Duration::from_secs(10));
+        let Incoming::Http1(body) = answer.into_body() else { panic!("it is HTTP/1.1") };
+        body
+    });
+    elsewhere.block_on(async {
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        assert!(body.frame().now_or_never().is_none());
+    });
+    made_on.block_on(tokio::time::advance(std::time::Duration::from_secs(11)));
+    assert!(elsewhere.block_on(async { body.frame().now_or_never() }).unwrap().unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_never_waited_for_is_cut_off_all_the_same() {
+    for limit in [Some(std::time::Duration::from_millis(9500)), None] {
+        let (lines, (ours, mut theirs)) = (Lines::default(), duplex(1 << 20));
+        let io: Box<dyn Io> = Box::new(ours);
+        let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
+        theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
+        let Incoming::Http1(mut body) = answer.into_body() else { panic!("it is HTTP/1.1") };
+        limit.iter().for_each(|limit| lines.end_within(*limit));
+        for second in 0..20 {
+            // More than is read at once.
+            theirs.write_all(&[b'x'; 2 * READ]).await.unwrap();
+            let read = body.frame().await.unwrap();
+            assert_eq!(read.is_err(), limit.is_some() && second >= 10, "{limit:?} after {second} s");
+            if read.is_err() {
+                break;
+            }
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        }
+    }
 }
 
 /// A body that goes on for as long as its other end is there.
@@ -493,7 +622,7 @@ async fn a_peer_that_reads_no_further_is_heard_all_the_same() {
     for answers in [true, false] {
         let (ours, mut theirs) = duplex(64 * 1024);
         let io: Box<dyn Io> = Box::new(ours);
-        let wire = Wire::new(io.into(), Lines::default().line());
+        let wire = Wire::new(io.into(), Lines::default().line(), None);
         let (give, body) = channel();
         let mut flight = begin(wire, request("POST", &[], body)).ok().unwrap();
         if answers {
@@ -518,7 +647,7 @@ async fn what_is_under_way_ends_with_its_endpoint_and_its_time() {
         let lines = Lines::default();
         let (ours, mut theirs) = duplex(1024);
         let io: Box<dyn Io> = Box::new(ours);
-        let mut flight = begin(Wire::new(io.into(), lines.line()), get()).ok().unwrap();
+        let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
         let mut head = std::pin::pin!(poll_fn(|cx| flight.poll_head(cx)));
         assert!(poll!(&mut head).is_pending());
         limit.iter().for_each(|limit| lines.end_within(*limit));
@@ -552,4 +681,23 @@ async fn a_large_answer_leaves_no_large_buffer_behind() {
     assert!(wire.read.capacity() <= READ && wire.written.capacity() <= MAX_KEPT);
     wire.shrink();
     assert_eq!((wire.read.capacity(), wire.written.capacity()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_large_head_that_comes_bit_by_bit_leaves_no_large_buffer_behind() {
+    for (length, kept) in [(100_000, false), (100, true)] {
+        let (wire, mut theirs) = wire();
+        let mut flight = begin(wire, get()).ok().unwrap();
+        let answer = format!("HTTP/1.1 200 OK\r\nx-a: {}\r\ncontent-length: 0\r\n\r\n", "y".repeat(length));
+        let mut answered = Poll::Pending;
+        for piece in answer.as_bytes().chunks(1000) {
+            theirs.write_all(piece).await.unwrap();
+            answered = poll!(poll_fn(|cx| flight.poll_head(cx)));
+            tokio::task::yield_now().await;
+        }
+        let Poll::Ready(answer) = answered else { panic!("it is complete") };
+        let Incoming::Http1(read) = answer.unwrap().into_body() else { panic!("it is HTTP/1.1") };
+        // Whatever is left of it would hold all of it.
+        assert_eq!(read.into_wire().unwrap().read.capacity() > 0, kept, "a head of {length} bytes");
+    }
 }

@@ -24,8 +24,9 @@ use crate::body::{Broken, Outgoing};
 const COPIED: usize = 4 * 1024;
 /// Bytes gathered before they are written.
 const GATHERED: usize = 16 * 1024;
-/// Writes in a row, before others have their turn.
+/// Writes in a row, before others have their turn, and pieces of a body for one of them: it may have no end of empty ones.
 const ROUNDS: usize = 32;
+const PIECES: usize = 1024;
 
 /// What is left to send of a request.
 pub(super) struct Upload {
@@ -81,7 +82,10 @@ impl Upload {
     ) -> Poll<Result<(), Broken>> {
         for _ in 0..ROUNDS {
             let mut waits = false;
-            while !self.over && self.large.is_empty() && self.tail.is_empty() && gathered.len() < GATHERED {
+            for _ in 0..PIECES {
+                if self.over || !self.large.is_empty() || !self.tail.is_empty() || gathered.len() >= GATHERED {
+                    break;
+                }
                 match Pin::new(&mut self.body).poll_frame(cx) {
                     Poll::Ready(frame) => self.gather(frame.transpose().map_err(Broken::RequestBody)?, gathered)?,
                     Poll::Pending => {

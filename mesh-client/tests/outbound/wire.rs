@@ -1,0 +1,158 @@
+//! Connections that break within something, and bodies that have no end.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{poll, stream};
+use http::Request;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use mesh_client::{Client, Io};
+use mesh_core::error::{Code, Fault, Retry};
+use mesh_core::policy::{Address, Endpoint, UpstreamProtocol};
+use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::connections::speaking;
+use super::tls::{REVIEWS, builder};
+use super::{TARGET, client_of, cluster, fetch, forward_with, post, snapshot_with};
+
+/// A connection that breaks in the middle of a write, once told to.
+struct Breaking {
+    io: TcpStream,
+    breaks: Arc<AtomicBool>,
+    broken: bool,
+}
+
+impl AsyncRead for Breaking {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.broken {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Breaking {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.breaks.load(Ordering::Relaxed) {
+            return Pin::new(&mut self.io).poll_write(cx, buf);
+        }
+        let half = Pin::new(&mut self.io).poll_write(cx, &buf[..buf.len() / 2]);
+        self.broken = half.is_ready();
+        half.map(|_| Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn what_a_write_that_failed_may_have_sent_is_not_taken_for_unsent() {
+    let ca = TestCa::new();
+    let secure = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    let plain = EchoServer::start("plain").await;
+    // TLS of ours, and a stream of the application's own, which may have TLS in it.
+    for (mut cluster, server) in [(policy::mtls_cluster("test", &[REVIEWS]), &secure), (cluster("test"), &plain)] {
+        cluster.connection.protocol = UpstreamProtocol::Http1;
+        let breaks = Arc::<AtomicBool>::default();
+        let breaking = breaks.clone();
+        let connect = move |address: Address| {
+            let breaks = breaking.clone();
+            async move {
+                let Address::Socket(address) = address else { unreachable!("it is one") };
+                let io = TcpStream::connect(address).await?;
+                // The next one is whole.
+                breaks.store(false, Ordering::Relaxed);
+                Ok(Box::new(Breaking { io, breaks, broken: false }) as Box<dyn Io>)
+            }
+        };
+        let client = builder(cluster, server).identity(ca.watched("default", "web")).connector(connect).build();
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        breaks.store(true, Ordering::Relaxed);
+        let error = client.send(post("/", "pay")).await.unwrap_err();
+        assert_eq!((error.code(), error.retry()), (Code::CONNECTION_LOST, Retry::Unsafe), "{error}");
+        assert_eq!((server.requests(), server.connections()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_connection_is_said_within_tls() {
+    let ca = TestCa::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let certificate = ca.certified(&CertificateSpec::of(&ca.id("default", "reviews")));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(ca.server_showing(certificate, &[])));
+    let mut secure = policy::mtls_cluster("test", &[REVIEWS]);
+    secure.connection.protocol = UpstreamProtocol::Http1;
+    let snapshot = policy::snapshot_of(secure, [Endpoint::new(Address::Socket(listener.local_addr().unwrap()))]);
+    let builder = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(crypto());
+    let client = builder.identity(ca.watched("default", "web")).build();
+    let serve = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut tls = acceptor.accept(tcp).await.unwrap();
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"\r\n\r\n") {
+            tls.read_buf(&mut heard).await.unwrap();
+        }
+        tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        tls
+    };
+    let (mut tls, answer) = tokio::join!(serve, fetch(&client, "/"));
+    assert_eq!(answer.unwrap().status(), 200);
+    drop(client);
+    // A stream that only stops might have been cut, and is an error.
+    assert_eq!(tls.read(&mut [0; 10]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_counts_until_it_is_closed_whoever_still_has_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, _) = client_of(policy::snapshot_to(&[listener.local_addr().unwrap()]));
+    let open = || client.dump().destinations[0].clusters[0].open_connections;
+    let upload = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+    let request = Request::post(format!("http://{TARGET}/")).body(upload).unwrap();
+    let early = async {
+        let (mut io, _) = listener.accept().await.unwrap();
+        io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na").await.unwrap();
+        io
+    };
+    let (mut io, answer) = tokio::join!(early, client.send(request));
+    // A task goes on to send the request, and has the socket.
+    drop(answer.unwrap());
+    assert_eq!(open(), 1);
+    let mut heard = Vec::new();
+    io.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(open(), 0);
+}
+
+#[tokio::test]
+async fn a_body_without_end_that_says_nothing_lets_others_have_their_turn() {
+    const ALL: usize = 1 << 20;
+    let server = EchoServer::start("one").await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let (client, _) = client_of(snapshot_with(forward_with(None), speaking(protocol), &[&server]));
+        fetch(&client, "/").await.unwrap();
+        let asked = Arc::<AtomicUsize>::default();
+        let counted = asked.clone();
+        let frames = stream::poll_fn(move |_| {
+            let more = counted.fetch_add(1, Ordering::Relaxed) < ALL;
+            Poll::Ready(more.then(|| Ok::<_, Infallible>(Frame::data(Bytes::new()))))
+        });
+        let request = Request::post(format!("http://{TARGET}/"));
+        let mut sent = Box::pin(client.send(request.body(StreamBody::new(frames)).unwrap()));
+        assert!(poll!(&mut sent).is_pending());
+        let asked = asked.load(Ordering::Relaxed);
+        assert!((1..ALL).contains(&asked), "{protocol:?}: {asked}");
+    }
+}
