@@ -1,17 +1,30 @@
 //! A thousand short storms: servers, policy and trouble are drawn from the seed, and whatever they are, every request ends in
 //! its time, nothing stays counted, nobody is asked more often than policy allows, and when the trouble is over all is well.
 
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join;
-use http::Method;
-use mesh_core::policy::{Balancer, CircuitBreakers, FailureAccrual, HedgePolicy, PerMillion};
-use mesh_testkit::clock;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
+use mesh_client::{Client, Error};
+use mesh_core::context::{RequestContext, scope};
+use mesh_core::id::Locality;
+use mesh_core::policy::{
+    Balancer, CircuitBreakers, ClusterState, Endpoints, FailureAccrual, HedgePolicy, HttpFilter, HttpFilterKind,
+    LocalityEndpoints, Mirror, PerMillion, PerMillionRatio, RetryBudget, SessionSource, Snapshot, StatefulSession,
+};
+use mesh_testkit::{FixedSource, clock};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::each_seed;
 use crate::fleet::{Door, Fleet, Manner, Wire};
 use crate::health::ejecting;
-use crate::load::{Policy, Record, client, get, run_of};
+use crate::load::{Policy, Record, TARGET, client_from, get, read, request, run_with};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longest time of a request.
@@ -60,7 +73,81 @@ fn policy(wire: Wire, attempts: u32) -> Policy {
         let (initial_requests, additional_request) = (1, PerMillion::NONE);
         policy.hedge = Some(HedgePolicy { initial_requests, additional_request, on_per_try_timeout: true });
     }
-    policy.retrying(attempts, one_of(&[None, Some(TIMEOUT / 10)]))
+    let share = PerMillion::new(500_000);
+    policy.mirrors =
+        often().then(|| Mirror { cluster: "fleet".into(), share, shadow_host: true }).into_iter().collect();
+    let budget = || RetryBudget { retry_ratio: PerMillionRatio(200_000), min_retries_per_second: 10, ttl: 10 * SECOND };
+    policy.budget = often().then(budget);
+    let mut policy = policy.retrying(attempts, one_of(&[None, Some(TIMEOUT / 10)]));
+    let retry = policy.retry.as_mut().unwrap();
+    retry.per_try_idle_timeout = often().then_some(TIMEOUT / 5);
+    retry.avoid_previous_hosts = often();
+    retry.next_locality = often();
+    policy
+}
+
+const SESSION: HeaderName = HeaderName::from_static("x-session");
+
+/// The fleet in one or two localities, of the same priority or not, with sessions or without.
+fn snapshot(fleet: &Fleet, policy: &Policy) -> Snapshot {
+    let mut snapshot = policy.snapshot(Vec::new());
+    let zones = fastrand::usize(1..=fleet.len().min(2));
+    let next = fastrand::u32(..2);
+    let group = |zone: usize| LocalityEndpoints {
+        locality: Locality { zone: format!("zone-{zone}"), ..Locality::default() },
+        priority: zone as u32 * next,
+        weight: NonZeroU32::MIN,
+        endpoints: (zone..fleet.len()).step_by(zones).map(|server| fleet.endpoint(server)).collect(),
+    };
+    let localities = (0..zones).map(group).collect();
+    let endpoints = Arc::new(Endpoints { cluster: "fleet".into(), localities, ..Endpoints::default() });
+    let cluster = Arc::new(policy.cluster.clone());
+    snapshot.clusters.insert("fleet".into(), ClusterState::Ready { cluster, endpoints });
+    if often() {
+        let session = StatefulSession { source: SessionSource::Header(SESSION), strict: often() };
+        let kind = HttpFilterKind::Session(Some(session));
+        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+    }
+    snapshot
+}
+
+/// What the requests of a storm are.
+#[derive(Clone, Debug)]
+struct Calls {
+    method: Method,
+    grpc: bool,
+    /// Some have less time than the route gives them, and some none.
+    hurried: bool,
+    /// The session of the last answer that named one, of which some requests are.
+    session: Arc<Mutex<Option<HeaderValue>>>,
+}
+
+impl Calls {
+    fn drawn() -> Self {
+        let grpc = often();
+        let method = if grpc { Method::POST } else { one_of(&[Method::GET, Method::POST]) };
+        Self { method, grpc, hurried: often(), session: Arc::default() }
+    }
+
+    fn send(&self, client: &Client) -> impl Future<Output = Result<Response<Bytes>, Error>> + Send + use<> {
+        let mut request = request(self.method.clone(), "/", "");
+        if self.grpc {
+            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        }
+        let session = self.session.lock().clone().filter(|_| often());
+        request.headers_mut().extend(session.map(|session| (SESSION, session)));
+        let mut context = RequestContext::from_headers(&HeaderMap::new());
+        let time = one_of(&[None, Some(Duration::ZERO), Some(TIMEOUT / 100), Some(TIMEOUT / 3)]);
+        context.deadline = time.filter(|_| self.hurried).map(|time| Instant::now() + time);
+        let (client, session) = (client.clone(), self.session.clone());
+        scope(context.into(), async move {
+            let answer = read(client.send(request).await?).await?;
+            if let Some(named) = answer.headers().get(SESSION) {
+                *session.lock() = Some(named.clone());
+            }
+            Ok(answer)
+        })
+    }
 }
 
 /// Something happens to one of the servers.
@@ -90,24 +177,27 @@ fn whatever_happens_requests_end_in_time_and_nothing_stays_behind() {
         let fleet = Fleet::of(fastrand::usize(1..5), 4, &Manner::default(), wire, None);
         let attempts = fastrand::u32(..3);
         let policy = policy(wire, attempts);
-        let (client, _source) = client(&fleet, &policy);
+        let source = FixedSource::of(TARGET, snapshot(&fleet, &policy));
+        let client = client_from(&fleet, &source);
         let storm = async {
             for _ in 0..4 {
                 clock::pass(SECOND / 20).await;
                 trouble(&fleet);
             }
         };
-        let method = one_of(&[Method::GET, Method::POST]);
-        let (records, ()) = join(run_of(&client, method, 60.0, SECOND / 4), storm).await;
+        let calls = Calls::drawn();
+        let (records, ()) = join(run_with(|| calls.send(&client), 60.0, SECOND / 4), storm).await;
         let late: Vec<&Record> = records.iter().filter(|record| record.took > TIMEOUT + SECOND / 100).collect();
         assert!(late.is_empty(), "{late:?} under {policy:?}");
         // What is sent again without a policy is sent once more, and nobody has worked on it.
-        let most = records.len() as u64 * (u64::from(attempts) + 2);
+        let most = records.len() as u64 * (u64::from(attempts) + 2 + policy.mirrors.len() as u64);
         assert!(fleet.seen().iter().sum::<u64>() <= most, "{:?} of {}", fleet.seen(), records.len());
 
         end_of_trouble(&fleet);
         clock::pass(120 * SECOND).await;
-        let cluster = &client.dump().destinations[0].clusters[0];
+        let dump = client.dump();
+        assert_eq!(dump.mirrors, 0, "{policy:?}");
+        let cluster = &dump.destinations[0].clusters[0];
         assert_eq!((cluster.default_priority.requests, cluster.default_priority.pending), (0, 0), "{policy:?}");
         assert!(cluster.endpoints.iter().all(|endpoint| endpoint.in_flight == 0), "{:?}", cluster.endpoints);
         // One after the other, for who is on probation takes one at a time.

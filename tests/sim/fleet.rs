@@ -4,6 +4,7 @@
 //! Refuses to know the client: it stands where TCP would (`ClientBuilder::connector`).
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -174,13 +176,29 @@ impl Server {
         let mut response = match &self.handler {
             Some(handler) => handler(request).await,
             None => {
-                let mut response = Response::new(Empty::new().boxed_unsync());
-                *response.status_mut() = self.work().await;
-                response
+                let grpc = request.headers().get(CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc);
+                let status = self.clone().work().await;
+                if grpc { self.grpc(status) } else { plain(status) }
             }
         };
         response.headers_mut().insert(SERVER, name);
         Ok(response)
+    }
+
+    /// The same as the answer to a gRPC call: its status is at its end, or in its head where there are no trailers.
+    fn grpc(&self, status: StatusCode) -> Response<AnyBody> {
+        let status = HeaderValue::from(if status == StatusCode::OK { 0 } else { 14 });
+        let end = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), status)]);
+        let mut response = match self.wire {
+            Wire::Http1 => {
+                let mut response = plain(StatusCode::OK);
+                response.headers_mut().extend(end);
+                response
+            }
+            Wire::Http2(_) => Response::new(Empty::new().with_trailers(ready(Some(Ok(end)))).boxed_unsync()),
+        };
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
     }
 
     async fn serve(self: Arc<Self>, line: DuplexStream) {
@@ -234,6 +252,12 @@ impl Server {
         lines.push(line.abort_handle());
         Ok(Box::new(Pipe::new(ours, self.silent.lock().clone())))
     }
+}
+
+fn plain(status: StatusCode) -> Response<AnyBody> {
+    let mut response = Response::new(Empty::new().boxed_unsync());
+    *response.status_mut() = status;
+    response
 }
 
 /// Several servers.

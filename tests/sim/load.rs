@@ -8,7 +8,7 @@ use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use mesh_client::{Body, Client, Error};
 use mesh_core::policy::{
-    Cluster, Forward, HashPolicy, HedgePolicy, RetryBudget, RetryOn, RetryPolicy, RouteMatch, Snapshot,
+    Cluster, Forward, HashPolicy, HedgePolicy, Mirror, RetryBudget, RetryOn, RetryPolicy, RouteMatch, Snapshot,
     UpstreamProtocol,
 };
 use mesh_testkit::{FixedSource, policy};
@@ -30,12 +30,13 @@ pub(crate) struct Policy {
     pub(crate) timeout: Option<Duration>,
     pub(crate) hedge: Option<HedgePolicy>,
     pub(crate) hash: Vec<HashPolicy>,
+    pub(crate) mirrors: Vec<Mirror>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        let cluster = Cluster::new("fleet".into());
-        Self { cluster, retry: None, budget: None, timeout: None, hedge: None, hash: Vec::new() }
+        let (cluster, hash, mirrors) = (Cluster::new("fleet".into()), Vec::new(), Vec::new());
+        Self { cluster, retry: None, budget: None, timeout: None, hedge: None, hash, mirrors }
     }
 }
 
@@ -56,8 +57,8 @@ impl Policy {
     }
 
     pub(crate) fn snapshot(&self, endpoints: Vec<mesh_core::policy::Endpoint>) -> Snapshot {
-        let Self { retry, timeout, hedge, hash, .. } = self.clone();
-        let forward = Forward { retry, timeout, hedge, hash, ..Forward::to("fleet".into()) };
+        let Self { retry, timeout, hedge, hash, mirrors, .. } = self.clone();
+        let forward = Forward { retry, timeout, hedge, hash, mirrors, ..Forward::to("fleet".into()) };
         let mut routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
         routes.retry_budget = self.budget.clone();
         policy::snapshot(routes, [(self.cluster.clone(), endpoints)])
@@ -115,15 +116,26 @@ pub(crate) async fn run(client: &Client, rate: f64, time: Duration) -> Vec<Recor
 
 /// The same with requests of this method.
 pub(crate) async fn run_of(client: &Client, method: Method, rate: f64, time: Duration) -> Vec<Record> {
+    let send = || {
+        let (client, request) = (client.clone(), request(method.clone(), "/", ""));
+        async move { read(client.send(request).await?).await }
+    };
+    run_with(send, rate, time).await
+}
+
+/// The same with whatever is sent each time.
+pub(crate) async fn run_with<F>(mut send: impl FnMut() -> F, rate: f64, time: Duration) -> Vec<Record>
+where
+    F: Future<Output = Result<Response<Bytes>, Error>> + Send + 'static,
+{
     let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
     let begin = Instant::now();
     let mut requests = JoinSet::new();
     let mut at = 0.0;
     while at < time.as_secs_f64() {
         sleep_until(begin + Duration::from_secs_f64(at)).await;
-        let (client, method, started) = (client.clone(), method.clone(), Instant::now());
+        let (answer, started) = (send(), Instant::now());
         requests.spawn(async move {
-            let answer = async { read(client.send(request(method, "/", "")).await?).await };
             let outcome = match answer.await {
                 Ok(answer) if answer.status().is_success() => Ok(server_of(&answer)),
                 Ok(answer) => Err(answer.status().to_string()),
