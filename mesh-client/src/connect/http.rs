@@ -1,6 +1,7 @@
 //! Connections that carry requests: one at a time over HTTP/1.1, many over HTTP/2.
 
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -281,18 +282,27 @@ pub(super) fn http1(io: IoStream, life: Life, open: OpenGuard) -> Connection {
     })
 }
 
+/// Speaks HTTP/2. Unless ALPN says that the peer does as well, its SETTINGS have to: a peer that speaks something else, TLS
+/// say, closes the connection, and whatever was sent before is lost. As gRPC does, and at the price of one way there and back.
+///
+/// # Errors
+/// The peer speaks something else, or nothing before the end.
 pub(super) async fn http2(
     io: IoStream,
     options: &ConnectionOptions,
     life: Life,
     open: OpenGuard,
 ) -> Result<Connection, Broken> {
-    let vouched = io.vouched();
+    let (vouched, agreed) = (io.vouched(), io.negotiated_h2() == Some(true));
     let waiters = open.counts().clone();
     let (io, said) = Observed::new(io, waiters.clone(), options.http2_keepalive.is_some());
     let line = waiters.lines.line();
     let (sender, driver) = http2::handshake(io, said.clone(), options).await?;
     worker::drive(driver.run(), line.clone(), open);
+    let alive = Lifeline::from(line);
+    if !agreed && !said.has_spoken().await {
+        return Err(Broken::Io(io::Error::other("it was closed before the peer had spoken HTTP/2")));
+    }
     let now = Instant::now();
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,
@@ -307,6 +317,6 @@ pub(super) async fn http2(
         waiters,
         quiet: Mutex::new((0, now)),
         vouched,
-        _alive: line.into(),
+        _alive: alive,
     })))
 }

@@ -3,6 +3,7 @@
 //!
 //! Refuses to know what else is in the stream: of other frames it reads the heads, to find their ends.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -32,6 +34,9 @@ const LONGEST: usize = 1024;
 pub(super) struct Said {
     streams: AtomicU32,
     over: AtomicBool,
+    // It has spoken HTTP/2. Who opens the connection may wait for that.
+    spoken: AtomicBool,
+    opener: AtomicWaker,
     began: Instant,
     // Milliseconds after that; for those who ask, as it takes a look at the clock.
     heard: Option<AtomicU64>,
@@ -39,8 +44,9 @@ pub(super) struct Said {
 
 impl Said {
     fn new(hears: bool) -> Self {
-        let (streams, over) = (AtomicU32::new(AT_FIRST), AtomicBool::new(false));
-        Self { streams, over, began: Instant::now(), heard: hears.then(AtomicU64::default) }
+        let (streams, over, spoken) = (AtomicU32::new(AT_FIRST), AtomicBool::new(false), AtomicBool::new(false));
+        let (opener, began, heard) = (AtomicWaker::new(), Instant::now(), hears.then(AtomicU64::default));
+        Self { streams, over, spoken, opener, began, heard }
     }
 
     /// Streams that it takes at once, as of the last frame that was read. Ordered with the count of those who wait: see
@@ -58,6 +64,24 @@ impl Said {
     /// It takes no further stream.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
+        self.opener.wake();
+    }
+
+    fn speaks(&self) {
+        self.spoken.store(true, Ordering::Release);
+        self.opener.wake();
+    }
+
+    /// Waits until the peer has sent its SETTINGS. False: the connection is over, and it has not.
+    pub(super) async fn has_spoken(&self) -> bool {
+        poll_fn(|cx| {
+            self.opener.register(cx.waker());
+            // That it ended is looked at first: what came before the end counts.
+            let over = self.is_over();
+            let spoken = self.spoken.load(Ordering::Acquire);
+            if spoken || over { Poll::Ready(spoken) } else { Poll::Pending }
+        })
+        .await
     }
 
     /// When last something came, to the millisecond.
@@ -142,6 +166,10 @@ impl Watch {
         let (kind, flags) = (self.head[3], self.head[4]);
         // The first frame is one of SETTINGS (RFC 9113, section 3.4).
         self.lost = !self.begun && (kind != SETTINGS || self.rest > LONGEST);
+        if self.lost && kind == SETTINGS {
+            // More than is looked into is HTTP/2 all the same, for all that is known here.
+            self.said.speaks();
+        }
         let acknowledges = flags & 1 == 1;
         if kind == GOAWAY && !self.lost {
             self.said.end();
@@ -166,6 +194,9 @@ impl Watch {
         };
         if limit > self.said.streams.swap(limit, Ordering::SeqCst) {
             self.waiters.made_room();
+        }
+        if first {
+            self.said.speaks();
         }
     }
 }
@@ -212,6 +243,8 @@ impl AsyncWrite for Observed {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// A frame of SETTINGS.
@@ -235,6 +268,29 @@ mod tests {
         let mut watch = Watch::new(said.clone(), Arc::default());
         bytes.chunks(piece).for_each(|piece| watch.take(piece));
         said
+    }
+
+    #[test]
+    fn a_peer_has_spoken_with_its_settings_and_with_nothing_else() {
+        let many = [&[0, 4, 2, SETTINGS, 0, 0, 0, 0, 0][..], &[0; 1026]].concat();
+        let alert = vec![21, 3, 3, 0, 2, 2, 70, 21, 3, 3, 0, 2, 1, 0];
+        for (bytes, spoken) in [
+            (frame(&[]), true),
+            (streams(3), true),
+            (many, true),
+            (streams(3)[..12].to_vec(), false),
+            (vec![0, 0, 8, GOAWAY, 0, 0, 0, 0, 0], false),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), false),
+            (alert, false),
+        ] {
+            for piece in [1, 4096] {
+                let said = watched(&bytes, piece);
+                assert_eq!(said.has_spoken().now_or_never(), spoken.then_some(true), "{bytes:?}");
+                // What came before the end counts.
+                said.end();
+                assert_eq!(said.has_spoken().now_or_never(), Some(spoken), "{bytes:?}");
+            }
+        }
     }
 
     #[test]

@@ -112,10 +112,12 @@ impl Pool {
             let stream = result.as_ref().ok().and_then(|shared| self.enter(shared));
             let failure = match &result {
                 Err(cause) => Some(cause.clone()),
-                // Shut before it took one. Other connections may do better; these end as they begin.
+                // Shut before it took one. Other connections may do better; of those that end as they begin one, for who
+                // leaves may have a successor.
                 Ok(shared) if first && stream.is_none() => {
                     in_vain += 1;
-                    (shared.is_closed() || in_vain > MAX_SHUT).then(|| self.takes_no_stream())
+                    let most = if shared.is_closed() { 1 } else { MAX_SHUT };
+                    (in_vain > most).then(|| self.takes_no_stream())
                 }
                 Ok(_) => None,
             };
