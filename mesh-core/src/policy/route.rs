@@ -521,7 +521,8 @@ pub struct RetryOn {
     pub internal: bool,
     /// gRPC status 8.
     pub resource_exhausted: bool,
-    /// gRPC status 14.
+    /// gRPC status 14, and of gRPC calls whatever else its application sees as that (gRFC A6); but of a call that was sent
+    /// and whose connection broke only where none of the three conditions on connections above `retriable-4xx` is set.
     pub unavailable: bool,
     /// Linkerd `isRetryable`: answers that the route's response classes call failures.
     pub classified_failure: bool,

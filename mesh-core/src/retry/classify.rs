@@ -118,14 +118,16 @@ impl RetryRules {
     /// The name of the condition that asks for a retry, as `retry_on` writes it; `None` = do not retry.
     ///
     /// A gRPC call always ends with a status: `grpc` says that what has none is judged by the one that its
-    /// application would see as well (gRFC A6, A44).
+    /// application would see as well (gRFC A6, A44). Not so where the connection broke after the call was sent, and the
+    /// policy names other failures of connections, as Istio's default does: then only `reset` and what includes it ask for
+    /// a retry, as in Envoy.
     pub fn condition(&self, outcome: &TryOutcome<'_>, grpc: bool) -> Option<&'static str> {
         match *outcome {
             TryOutcome::Answer { status, headers, grpc_status } => {
                 let made = || (grpc && status != StatusCode::OK).then(|| grpc_status_of(status));
                 self.of_answer(status, headers, grpc_status.or_else(made))
             }
-            TryOutcome::Failure(kind) => self.of_failure(kind).or_else(|| self.of_status(kind.grpc_status(), grpc)),
+            TryOutcome::Failure(kind) => self.of_failure(kind).or_else(|| self.of_status(kind, grpc)),
         }
     }
 
@@ -136,8 +138,13 @@ impl RetryRules {
         (1..=16).filter(named).fold(0, |bits, code| bits | 1 << code)
     }
 
-    fn of_status(&self, status: Option<i32>, grpc: bool) -> Option<&'static str> {
-        match status.filter(|_| grpc)? {
+    fn of_status(&self, kind: FailureKind, grpc: bool) -> Option<&'static str> {
+        // Whoever names failures by what happened to the connection has named those that are tried again: to the others
+        // `unavailable` says no more than to Envoy, which reads it in answers. The server may have worked on the call.
+        if kind == FailureKind::Reset && names_failures(&self.on) {
+            return None;
+        }
+        match kind.grpc_status().filter(|_| grpc)? {
             4 => self.on.deadline_exceeded.then_some("deadline-exceeded"),
             _ => self.on.unavailable.then_some("unavailable"),
         }
@@ -189,6 +196,12 @@ impl RetryRules {
         ];
         conditions.iter().find(|(_, holds)| *holds).map(|(name, _)| *name)
     }
+}
+
+/// Whether conditions say what is to become of failures without an answer. gRPC's own policies cannot.
+fn names_failures(on: &RetryOn) -> bool {
+    let RetryOn { connect_failure, refused_stream, reset_before_request, .. } = *on;
+    connect_failure || refused_stream || reset_before_request
 }
 
 /// Whether an answer counts as a failure: the first response class that holds decides; without one a

@@ -197,3 +197,17 @@ fn what_has_no_grpc_status_of_its_own_is_judged_by_that_which_the_application_se
         }
     }
 }
+
+#[test]
+fn what_was_sent_is_not_replayed_where_a_policy_names_other_failures_of_connections() {
+    let sent = |on: &RetryOn| RetryRules::new(on, &[]).condition(&TryOutcome::Failure(FailureKind::Reset), true);
+    let default = RetryPolicy::istio_default().on;
+    assert_eq!(sent(&default), NOT_RETRIED);
+    // What nobody has seen is.
+    for kind in [FailureKind::ConnectFailed, FailureKind::Refused, FailureKind::ResetBeforeRequest] {
+        assert!(RetryRules::new(&default, &[]).condition(&TryOutcome::Failure(kind), true).is_some(), "{kind:?}");
+    }
+    // Controls: gRPC's own policy, and one that says so.
+    assert_eq!(sent(&RetryOn { unavailable: true, ..RetryOn::default() }), Some("unavailable"));
+    assert_eq!(sent(&RetryOn { reset: true, ..default }), Some("reset"));
+}
