@@ -24,8 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::{
-    TARGET, answer, client_of, cluster, dead_address, fetch, forward_with, get, later, post, read, retrying, server_of,
-    snapshot_with,
+    TARGET, answer, client_of, cluster, fetch, forward_with, get, later, post, read, retrying, server_of, snapshot_with,
 };
 
 fn http2() -> Cluster {
@@ -52,7 +51,9 @@ fn on_503() -> RetryOn {
 /// A destination of the server behind this many addresses at which nobody listens, tried in this order.
 fn behind(dead: usize, retry: Option<RetryPolicy>, server: &EchoServer) -> Client {
     let first = Cluster { balancer: Balancer::PickFirst { shuffle: false }, ..cluster("test") };
-    let dead = (0..dead).map(|_| Endpoint::new(Address::Socket(dead_address())));
+    // All at once: a port that is free again may be the next one that is given.
+    let dead: Vec<_> = (0..dead).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let dead = dead.into_iter().map(|dead| Endpoint::new(Address::Socket(dead.local_addr().unwrap())));
     let endpoints = policy::endpoints(&"test".into(), dead.chain([server.endpoint()]).collect());
     let mut snapshot = snapshot_with(forward_with(retry), first.clone(), &[]);
     snapshot.clusters.insert("test".into(), ClusterState::Ready { cluster: first.into(), endpoints: endpoints.into() });
