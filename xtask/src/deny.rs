@@ -1,6 +1,6 @@
 //! The dependency policy of `.deny.toml`. `cargo deny` enforces it where it is installed (it finds the
 //! file by itself); otherwise the same file is read here for its plainest rules: licences, banned crates,
-//! crates that may be there only once. Refuses to know advisories: they change without a commit.
+//! crates that may be there only once. Refuses to know advisories (`advisories.rs`): they change without a commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
@@ -8,15 +8,14 @@ use std::process::Stdio;
 use crate::workspace::{Workspace, run as run_cargo};
 use crate::{Failure, Outcome};
 
-const FILE: &str = ".deny.toml";
+pub(crate) const FILE: &str = ".deny.toml";
 
 /// Checks the normal and build dependencies of what is shipped, with every feature on.
 pub(crate) fn run(workspace: &Workspace) -> Outcome {
     if has_cargo_deny(workspace) {
         return run_cargo(&mut workspace.cargo(["deny", "--all-features", "check", "licenses", "bans", "sources"]));
     }
-    let text = std::fs::read_to_string(workspace.root.join(FILE))
-        .map_err(|error| Failure::because(format!("cannot read {FILE}: {error}")))?;
+    let text = read(workspace)?;
     let policy = Policy::parse(&text).map_err(Failure::Because)?;
     let problems = policy.problems(&dependencies(workspace)?);
     if problems.is_empty() {
@@ -24,6 +23,18 @@ pub(crate) fn run(workspace: &Workspace) -> Outcome {
         return Ok(());
     }
     Err(Failure::Because(format!("{FILE} is violated:\n  {}", problems.join("\n  "))))
+}
+
+fn read(workspace: &Workspace) -> Result<String, Failure> {
+    std::fs::read_to_string(workspace.root.join(FILE))
+        .map_err(|error| Failure::because(format!("cannot read {FILE}: {error}")))
+}
+
+/// The advisories that are known and borne.
+pub(crate) fn ignored_advisories(workspace: &Workspace) -> Result<Vec<String>, Failure> {
+    let table: toml::Table = read(workspace)?.parse().map_err(|error| Failure::because(format!("{FILE}: {error}")))?;
+    let name = |entry: &toml::Value| string(entry).or_else(|| entry.get("id").and_then(string));
+    Ok(list(table.get("advisories"), "ignore").filter_map(name).collect())
 }
 
 fn has_cargo_deny(workspace: &Workspace) -> bool {

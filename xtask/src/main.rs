@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks through both")]
 
+mod advisories;
 mod bench;
 mod deny;
 mod docs;
@@ -12,6 +13,7 @@ mod tally;
 mod test;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +47,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Compares the lock files with RustSec's advisories; a vulnerability fails it, what is unmaintained is said.
+    Advisories {
+        /// A checkout of <https://github.com/RustSec/advisory-db>.
+        database: PathBuf,
+    },
     /// Builds the documentation of every crate and prints where it begins.
     Docs,
 }
@@ -54,6 +61,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::run(&workspace),
         Command::Test { tier, args } => test::run(&workspace, tier, &args),
         Command::Bench { args } => bench::run(&workspace, &args),
+        Command::Advisories { database } => advisories::run(&workspace, &database),
         Command::Docs => docs::run(&workspace),
     });
     match done {

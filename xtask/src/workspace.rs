@@ -70,6 +70,26 @@ impl Workspace {
         tests.map(|t| t.name.as_str()).collect()
     }
 
+    /// That of the workspace, and those of the fuzz targets, which are outside of it.
+    pub(crate) fn lock_files(&self) -> Result<Vec<PathBuf>, Failure> {
+        let fuzz = self.fuzz_folders()?.into_iter().map(|folder| folder.join("Cargo.lock"));
+        Ok([self.root.join("Cargo.lock")].into_iter().chain(fuzz.filter(|lock| lock.exists())).collect())
+    }
+
+    /// The folders of fuzz targets of all crates.
+    pub(crate) fn fuzz_folders(&self) -> Result<Vec<PathBuf>, Failure> {
+        let failed = |e: std::io::Error| Failure::because(format!("the folders of the crates cannot be read: {e}"));
+        let mut found = Vec::new();
+        for folder in std::fs::read_dir(&self.root).map_err(failed)? {
+            let folder = folder.map_err(failed)?.path().join("fuzz");
+            if folder.join("Cargo.toml").exists() {
+                found.push(folder);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
     /// Cargo, to be run at the workspace root.
     pub(crate) fn cargo<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(cargo_path());

@@ -14,7 +14,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{TrustBundle, root_name};
+use mesh_core::identity::{TrustBundle, newer_list, root_name};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, PublicKeyData,
     SanType,
@@ -140,15 +140,19 @@ impl Material {
         Ok(digest(&files(dir)?, &self.hasher) != self.seen)
     }
 
-    /// Why its revocation lists are of no use at `now`: peers refuse everybody by lists that have ended.
-    pub(super) fn check_lists(&self, dir: &StateDir, now: u64) -> Result<(), StateError> {
-        match self.lists_end.filter(|end| *end <= now) {
-            None => Ok(()),
-            Some(end) => Err(StateError::Content {
-                path: dir.path(REVOKED_FILE),
-                reason: format!("a list in it ended at {end} (Unix time); put a newer one there"),
-            }),
+    /// Why its revocation lists are of no use at `now` in place of those of `before`: peers refuse everybody by lists that have
+    /// ended, and let in by older ones whoever was taken back since.
+    pub(super) fn check_lists(&self, before: &[Vec<u8>], dir: &StateDir, now: u64) -> Result<(), StateError> {
+        let unusable = |reason| Err(StateError::Content { path: dir.path(REVOKED_FILE), reason });
+        if let Some(end) = self.lists_end.filter(|end| *end <= now) {
+            return unusable(format!("a list in it ended at {end} (Unix time); put a newer one there"));
         }
+        if self.bundle.revocation_lists().iter().any(|list| newer_list(list, before, now).is_some()) {
+            let why = "a list in it is older than the one in force; put the newer one back, or, to take its word back, take the file \
+                       out first";
+            return unusable(why.to_owned());
+        }
+        Ok(())
     }
 
     /// Whether an operator's intermediate signs, whose root is not ours to change.

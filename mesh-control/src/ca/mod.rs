@@ -197,7 +197,7 @@ impl CertificateAuthority {
         let (dir, domains) = (StateDir::open(state_dir)?, domains.into());
         let existed = dir.path(ROOT_FILE).exists();
         let material = Material::open(&dir, &domains, &clock)?;
-        if let Err(error) = material.check_lists(&dir, clock.unix_seconds()) {
+        if let Err(error) = material.check_lists(&[], &dir, clock.unix_seconds()) {
             // Not a reason to stay away: they are taken up as they come, and nobody is let in without.
             tracing::error!(target: "mesh::ca", %error, "peers refuse everybody until then");
         }
@@ -224,7 +224,7 @@ impl CertificateAuthority {
             return Ok(false);
         }
         let material = Material::read(&self.dir, &self.domains)?;
-        material.check_lists(&self.dir, self.now())?;
+        material.check_lists(before.bundle.revocation_lists(), &self.dir, self.now())?;
         self.check_roots(&before.bundle, &material.bundle)?;
         self.material.publish(material);
         Ok(true)

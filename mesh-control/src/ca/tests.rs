@@ -345,6 +345,10 @@ fn a_root_is_changed_in_three_steps_none_of_which_cuts_a_live_leaf_off() {
 
 /// The revocation list (PEM) of a root, signed with the key in `key`.
 fn list_of(world: &Rotating, root: &CertificateDer<'_>, key: &str, serials: &[&str]) -> String {
+    list_signed_at(world, NOW, root, key, serials)
+}
+
+fn list_signed_at(world: &Rotating, signed: u64, root: &CertificateDer<'_>, key: &str, serials: &[&str]) -> String {
     let read = |file: &str| std::fs::read_to_string(world.home.path().join(file)).unwrap();
     let issuer = Issuer::from_ca_cert_der(root, KeyPair::from_pem(&read(key)).unwrap()).unwrap();
     let at = |seconds: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
@@ -355,8 +359,8 @@ fn list_of(world: &Rotating, root: &CertificateDer<'_>, key: &str, serials: &[&s
         invalidity_date: None,
     };
     let list = rcgen::CertificateRevocationListParams {
-        this_update: at(NOW),
-        next_update: at(NOW + 30 * DAY),
+        this_update: at(signed),
+        next_update: at(signed + 30 * DAY),
         crl_number: SerialNumber::from(1),
         issuing_distribution_point: None,
         revoked_certs: serials.iter().map(revoked).collect(),
@@ -418,6 +422,30 @@ fn s67_a_root_is_changed_while_there_are_revocation_lists_and_they_hold_througho
     write(&[of_new(&[])]);
     assert!(ca.reload().unwrap());
     assert!(good(&new));
+}
+
+/// As where the state folder comes from a backup: whoever was taken back since would be let in again.
+#[test]
+fn s67_an_older_list_does_not_stand_in_for_a_newer_one_until_that_has_ended_or_is_taken_out() {
+    let world = Rotating::new();
+    let ca = world.authority();
+    let path = world.home.path().join("ca-crl.pem");
+    let older = list_of(&world, &ca.bundle().roots()[0], KEY_FILE, &[]);
+    world.pass(1);
+    let newer = list_signed_at(&world, NOW + 1, &ca.bundle().roots()[0], KEY_FILE, &["07"]);
+    let takes = |list: &str| {
+        std::fs::write(&path, list).unwrap();
+        ca.reload()
+    };
+    assert!(takes(&older).unwrap());
+    assert!(takes(&newer).unwrap());
+    let good = ca.bundle().revocation_lists().to_vec();
+    let refused = takes(&older).unwrap_err().to_string();
+    assert!(refused.contains("ca-crl.pem") && refused.contains("older than the one in force"), "{refused}");
+    assert_eq!(ca.bundle().revocation_lists(), good);
+    std::fs::remove_file(&path).unwrap();
+    assert!(ca.reload().unwrap());
+    assert!(takes(&older).unwrap(), "the file was taken out, so it is meant");
 }
 
 /// Nothing is made of it, and no more read than may be.

@@ -1,6 +1,7 @@
 //! Roots that end soon, and certificates and revocation lists that were not renewed. No verification refuses anybody before the
 //! end, so nothing else would tell until then.
 
+use x509_parser::oid_registry::{OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_ISSUER_DISTRIBUTION_POINT};
 use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer};
 
 use super::{Identity, TrustBundle, TrustBundles, tls};
@@ -122,6 +123,26 @@ impl ListLife {
     pub fn left(&self, now: u64) -> LifeLeft {
         LifeLeft::of(self.begins, self.ends, now)
     }
+}
+
+/// The revocation list of `before` (DER, like `list`) that `list` may not stand in for: it is newer (`thisUpdate`, then the CRL
+/// number), has not ended at `now` (seconds since the Unix epoch), and is of the same authority, key and scope (RFC 5280, 5.2.1
+/// and 5.2.5). By the older one whoever was taken back since would be let in again.
+pub fn newer_list<'b>(list: &[u8], before: &'b [Vec<u8>], now: u64) -> Option<&'b Vec<u8>> {
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    let about = |list: &CertificateRevocationList<'_>, oid| {
+        list.extensions().iter().find(|extension| extension.oid == oid).map(|extension| extension.value.to_vec())
+    };
+    let when = |list: &CertificateRevocationList<'_>| (list.last_update().timestamp(), list.crl_number().cloned());
+    before.iter().find(|der| {
+        let Ok((_, known)) = CertificateRevocationList::from_der(der) else { return false };
+        let scope = [OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_ISSUER_DISTRIBUTION_POINT];
+        let end = known.next_update().and_then(|end| u64::try_from(end.timestamp()).ok());
+        known.issuer() == list.issuer()
+            && scope.into_iter().all(|oid| about(&known, oid.clone()) == about(&list, oid))
+            && when(&list) < when(&known)
+            && end.is_some_and(|end| end > now)
+    })
 }
 
 /// Says at each mark of a revocation list's life, once, that none has come in its place.

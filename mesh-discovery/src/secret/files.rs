@@ -9,7 +9,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{Identity, TrustBundle, TrustBundles, exposure, peer_spiffe_id, private_key};
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles, exposure, newer_list, peer_spiffe_id, private_key};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -104,7 +104,7 @@ impl Files {
         let Some((chain, key)) = &self.watcher.identity else { return Ok(false) };
         let (private, exposed) = read_noting_mode(key).await?;
         let read = [read(chain).await?, private];
-        self.certified.take(&read, |[leaf, private]| {
+        self.certified.take(&read, |[leaf, private], _| {
             tell_exposed(key, exposed);
             let certificates = certificates(chain, leaf)?;
             let private = private_key(private).map_err(|e| refuse(key, e))?;
@@ -130,13 +130,15 @@ impl Files {
         let read = [read(file).await?, lists];
         let own = self.certified.value.as_ref().map(|certified| &*certified.cert).unwrap_or_default();
         let algorithms = self.crypto.signature_verification_algorithms.all;
-        // At the start there is nothing better than lists that have ended, and nobody is let in by them.
-        let listed = self.roots.value.as_ref().is_some_and(|roots| !roots.lists.is_empty());
-        self.roots.take(&read, |[roots, lists]| {
+        self.roots.take(&read, |[roots, lists], before| {
+            let before = before.map_or(&[][..], |before| &before.lists);
             let lists = match revoked {
                 Some(revoked) => revocation_lists(revoked, lists)?,
                 None => Vec::new(),
             };
+            if let (Some(revoked), true) = (revoked, lists.iter().any(|list| newer_list(list, before, now).is_some())) {
+                return Err(refuse(revoked, "a list in it is older than the one in use, which stays until it ends"));
+            }
             let of = if map.is_some() {
                 RootsOf::Map(bundle_map::read(roots).map_err(|e| refuse(file, e))?)
             } else {
@@ -153,8 +155,9 @@ impl Files {
             };
             if let (Some(revoked), Some(bundle)) = (revoked, any) {
                 let bundle = bundle.clone().with_revocation_lists(lists.clone()).map_err(|e| refuse(revoked, e))?;
+                // At the start there is nothing better than lists that have ended, and nobody is let in by them.
                 match bundle.check_revocation_lists(own, algorithms, now).map_err(|e| refuse(revoked, e)) {
-                    Err(error) if ours && listed => return Err(error),
+                    Err(error) if ours && !before.is_empty() => return Err(error),
                     Err(error) if ours => tracing::error!(%error, "peers are refused until there are others"),
                     _ => {}
                 }
@@ -228,13 +231,13 @@ impl<T> Part<T> {
     fn take(
         &mut self,
         read: &[Zeroizing<Vec<u8>>; 2],
-        parse: impl FnOnce(&[Zeroizing<Vec<u8>>; 2]) -> Result<T, FileRefused>,
+        parse: impl FnOnce(&[Zeroizing<Vec<u8>>; 2], Option<&T>) -> Result<T, FileRefused>,
     ) -> Result<bool, FileRefused> {
         let digest = Some(self.hasher.hash_one(read.each_ref().map(|content| content.as_slice())));
         if digest == self.digest {
             return Ok(false);
         }
-        self.value = Some(parse(read)?);
+        self.value = Some(parse(read, self.value.as_ref())?);
         self.digest = digest;
         Ok(true)
     }

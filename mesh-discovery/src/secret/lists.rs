@@ -1,7 +1,8 @@
 //! Revocation lists: those of before stay where the ones that come in their place are of no use, for with lists that have ended,
-//! or are of somebody else, everybody is refused. And who has to be told that none came.
+//! or are of somebody else, everybody is refused, and by older ones those are let in who were taken back since. And who has to be
+//! told that none came.
 
-use mesh_core::identity::{InvalidBundle, LifeLeft, ListLife, TrustBundle};
+use mesh_core::identity::{InvalidBundle, LifeLeft, ListLife, TrustBundle, newer_list};
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 
 /// `roots` with `lists`, if they can be used, else with those of `before`. Where there are none before, there is nothing
@@ -18,6 +19,14 @@ pub(super) fn newer(
     now: u64,
 ) -> Result<TrustBundle, InvalidBundle> {
     let same = lists == before;
+    let not_older = |list: Vec<u8>| match newer_list(&list, before, now) {
+        Some(newer) => {
+            tracing::error!("revocation lists: one is older than the one in use, which stays until it ends");
+            newer.clone()
+        }
+        None => list,
+    };
+    let lists = lists.into_iter().map(not_older).collect();
     let newer = roots.clone().with_revocation_lists(lists);
     if before.is_empty() || same {
         return newer;

@@ -248,3 +248,23 @@ fn s69_a_verifier_by_names_is_not_asked_of_such_a_chain() {
     // The control: the same name with a chain of normal length.
     assert_eq!(ask(&bounded, &pile(&[Root::named("one")], Some(&root)).cert), Ok(()));
 }
+
+/// By the older one whoever was taken back since would be let in again.
+#[test]
+fn s67_a_list_goes_before_an_older_one_of_the_same_authority_and_key_until_it_ends() {
+    let now = UnixTime::now().as_secs();
+    let root = Root::named("CA");
+    let (older, newer) = (list(&root, &[], now - 60), list(&root, &[1], now));
+    let before = [newer.clone()];
+    assert_eq!(newer_list(&older, &before, now), Some(&newer));
+    // The controls: it is the same, it is the newer one, and the other has ended.
+    assert_eq!(newer_list(&newer, &before, now), None);
+    assert_eq!(newer_list(&newer, &[older.clone()], now), None);
+    assert_eq!(newer_list(&older, &before, now + 1_800), None);
+    // Others have lists of their own, and so has an authority of the same name with another key.
+    for other in [Root::named("CA"), Root::named("another")] {
+        assert_eq!(newer_list(&list(&other, &[], now - 60), &before, now), None);
+    }
+    assert_eq!(newer_list(b"rubbish", &before, now), None);
+    assert_eq!(newer_list(&older, &[b"rubbish".to_vec()], now), None);
+}

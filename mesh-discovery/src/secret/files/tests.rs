@@ -423,6 +423,8 @@ async fn s68_lists_of_roots_alone_are_kept_too_where_the_new_ones_have_ended() {
         (world.ca.revoking(&[], now()), false),
         (Ca::new().revocation_list(), false),
         (world.ca.revoking(&[7], now() + 7_200), true),
+        (world.ca.revoking(&[], now() + 7_100), false),
+        (world.ca.revoking(&[], now() + 7_201), true),
     ] {
         world.write("crl.pem", pem_of(&list));
         let Refreshed { roots, refused, .. } = files.refresh(now()).await;

@@ -135,8 +135,16 @@ fn s68_a_revocation_list_that_cannot_be_read_leaves_the_last_good_one() {
         assert_eq!(kept, 1, "the good one stays");
     }
     let newer = ca.revoking(&[7], now() + 7_200);
-    let identity = with(vec![newer.clone()]).unwrap();
-    assert_eq!(identity.bundles().get(&identity.id().trust_domain()).unwrap().revocation_lists(), [newer]);
+    let mut in_use = |lists: Vec<Vec<u8>>| {
+        let identity = with(lists).unwrap();
+        identity.bundles().get(&identity.id().trust_domain()).unwrap().revocation_lists().to_vec()
+    };
+    assert_eq!(in_use(vec![newer.clone()]), [newer.clone()]);
+    let older = ca.revoking(&[], now() + 7_100);
+    let why = "whom the newer one took back would be let in again";
+    assert_eq!(in_use(vec![older.clone()]), [newer.clone()], "{why}");
+    assert!(in_use(Vec::new()).is_empty(), "the control: whoever means it takes all lists away");
+    assert_eq!(in_use(vec![older.clone()]), [older]);
 }
 
 /// Of a message that does not hold nothing stays.
