@@ -27,7 +27,7 @@ mod request;
 mod returned;
 mod status;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,6 +230,7 @@ impl Session {
     /// Looks at what is due of a type; forgets what needs no response. Clusters and endpoints that
     /// vanished are set aside until nothing refers to them any more.
     fn plan(&mut self, kind: Kind) -> Plan {
+        let awaited = self.awaited(kind);
         let ty = &mut self.types[kind.index()];
         ty.renew_refused(|name| self.seat.resource(kind, name).is_none());
         let mut plan = Plan::default();
@@ -240,11 +241,20 @@ impl Session {
                 ty.known.entry(name.clone()).or_default();
             }
             let Some(known) = ty.known.get_mut(&name) else { continue };
-            match (self.seat.resource(kind, &name), known.held.version()) {
+            let is_awaited = awaited.contains(&*name) && matches!(known.held, Held::Nothing | Held::Outdated);
+            let mut now = self.seat.resource(kind, &name);
+            // Who reads errors can be told in either form.
+            if now.is_none() && is_awaited && !self.explained {
+                now = self.seat.former(kind, &name);
+                if now.is_some() && self.form == Form::Delta {
+                    ty.vanished.insert(name.clone());
+                }
+            }
+            match (now, known.held.version()) {
                 (Some(now), Some(held)) if now.version == held => continue,
                 (Some(now), _) => plan.make.push(now),
                 (None, _) if known.held.is_some() && (self.form == Form::Delta || kind.is_full_state()) => {
-                    if matches!(kind, Kind::Cluster | Kind::Endpoints) {
+                    if matches!(kind, Kind::Cluster | Kind::Endpoints) && !is_awaited {
                         ty.vanished.insert(name);
                         continue;
                     }
@@ -269,6 +279,22 @@ impl Session {
         }
         ty.due = kept;
         plan
+    }
+
+    /// The endpoints without which an Envoy does not take clusters into use that it was sent. Those that vanish before they are
+    /// sent go as they were, or it is told that there are none: with neither it would wait for good, and its listeners and
+    /// routes for it.
+    fn awaited(&self, kind: Kind) -> HashSet<String> {
+        let [clusters, endpoints, ..] = &self.types;
+        let overtaken = clusters.overtaken.iter().map(|(_, names)| names);
+        let names = clusters.in_flight.iter().chain(overtaken).flatten();
+        let is_gone = |name: &Arc<str>| self.seat.resource(kind, name).is_none();
+        // Mostly none is, and with state of the world all clusters are in flight at once.
+        let concerns = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
+        if !concerns || clusters.in_flight.is_none() || !endpoints.due.iter().any(is_gone) {
+            return HashSet::new();
+        }
+        names.map(|name| federated::endpoints_of(name).into()).collect()
     }
 
     /// Makes the response and records it. `None` = what there is to say is more than any client takes: what the client has

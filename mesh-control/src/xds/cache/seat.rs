@@ -313,10 +313,18 @@ impl Seat {
         if let Some(known) = self.former.get(&at) {
             return known.is_some();
         }
-        let (former, key) = (self.cache.inner.lock().former.clone(), self.key(kind, name.clone()));
-        let found = former.iter().find_map(|former| self.cache.make(&*former.resources, &self.scope, &key));
+        let found = self.former(kind, name);
         self.charge.add(NAME + name.len());
         self.former.entry(at).or_insert(found).is_some()
+    }
+
+    /// What was there under a name that has vanished; none = nobody knows it any more.
+    pub(crate) fn former(&self, kind: Kind, name: &Arc<str>) -> Option<Arc<Encoded>> {
+        if self.is_refused(kind, name) {
+            return None;
+        }
+        let (former, key) = (self.cache.inner.lock().former.clone(), self.key(kind, name.clone()));
+        former.iter().find_map(|former| self.cache.make(&*former.resources, &self.scope, &key))
     }
 
     /// Lets what was brought back go for good; whether it does not exist by itself either.

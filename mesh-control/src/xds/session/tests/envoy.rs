@@ -482,21 +482,51 @@ fn changes_of_clusters_one_after_the_other_hold_up_routes_no_longer_than_that() 
     }
 }
 
+/// An Envoy that was sent the cluster `name`, in its second edition or as a new one, which then vanishes with its endpoints
+/// before those were sent, and with the routes to it; so many revisions later it is asked what it needs.
+fn without_endpoints(form: Form, name: &str, revisions: usize) -> Envoy {
+    let one = all_kinds(&["a", "b"], 1);
+    let cache = one.cache();
+    let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
+    let two = one.with(Kind::Cluster, name, 2).with(Kind::Endpoints, name, 1);
+    two.publish(&cache, "2");
+    let seen = envoy.client.next().unwrap();
+    assert_eq!(seen.kind, Kind::Cluster, "{form:?}");
+    envoy.read(&seen);
+    let three = two.without(Kind::Cluster, name).without(Kind::Endpoints, name).with(Kind::Routes, "a", 2);
+    for revision in 0..revisions {
+        three.publish(&cache, &(3 + revision).to_string());
+    }
+    envoy
+}
+
 #[test]
-fn a_cluster_that_vanished_before_its_endpoints_were_sent_goes_in_the_end() {
+fn endpoints_that_vanish_while_a_cluster_waits_for_them_go_as_they_were_and_in_the_end() {
     for form in BOTH {
-        let one = all_kinds(&["a"], 1);
-        let cache = one.cache();
-        let mut envoy = Envoy::new(&cache, form, "a", Limits::default());
-        one.clone().with(Kind::Cluster, "b", 1).with(Kind::Endpoints, "b", 1).publish(&cache, "2");
-        assert_eq!(envoy.take(), Some(clusters(form, &["a", "b"], &["b"])));
-        one.publish(&cache, "3");
-        // Only in the incremental form the protocol can say that there are no endpoints.
+        for name in ["a", "c"] {
+            let mut envoy = without_endpoints(form, name, 1);
+            let told = envoy.settle();
+            let kinds: Vec<_> = told.iter().map(|(kind, ..)| *kind).collect();
+            assert_eq!(kinds, [Kind::Endpoints, Kind::Routes, Kind::Cluster], "{form:?} {told:?}");
+            assert_eq!(told[0], row(Kind::Endpoints, &[name], &[]), "{form:?}: who is routed to it still needs them");
+            assert!(envoy.is_warm() && !envoy.clusters.contains_key(name), "{form:?} {:?}", envoy.clusters);
+        }
+    }
+}
+
+#[test]
+fn an_envoy_is_told_at_once_of_endpoints_that_a_cluster_waits_for_and_nobody_knows_any_more() {
+    for name in ["a", "c"] {
+        let mut envoy = without_endpoints(Form::Delta, name, 3);
         let told = envoy.settle();
-        assert_eq!(envoy.is_warm(), form == Form::Delta, "{told:?}");
+        assert_eq!(told[0], row(Kind::Endpoints, &[], &[name]), "{told:?}");
+        assert!(envoy.is_warm() && !envoy.clusters.contains_key(name), "{told:?}");
+        // The control: only in the incremental form the protocol can say that there are no endpoints.
+        let mut envoy = without_endpoints(Form::State, name, 3);
+        assert_eq!((envoy.settle(), envoy.is_warm()), (vec![], false), "{name}");
         envoy.client.now += PATIENCE;
         envoy.settle();
-        assert!(envoy.is_warm() && !envoy.clusters.contains_key("b"), "{form:?} {:?}", envoy.clusters);
+        assert!(envoy.is_warm() && !envoy.clusters.contains_key(name), "{name} {:?}", envoy.clusters);
     }
 }
 
