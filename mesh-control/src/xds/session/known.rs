@@ -184,9 +184,9 @@ impl Type {
 
     /// Once something of a refused response is accepted or gone, all that is left of it goes again: the client may have taken
     /// none of it, and says only of the whole what it thinks. What is merely other goes alone until it is accepted, or a
-    /// resource that changes and stays bad would cost the whole each time. What is sent whole in any case does so by itself.
+    /// resource that changes and stays bad would cost the whole each time. A list of everything is owed as it is.
     pub(super) fn renew_refused(&mut self, is_gone: impl Fn(&Arc<str>) -> bool) {
-        let Self { known, due, renew, .. } = self;
+        let Self { known, due, renew, owed, .. } = self;
         for name in due.iter() {
             // Once: it may be due for longer.
             if let Some(gone) = known.get_mut(name).filter(|known| known.is_in_question() && is_gone(name)) {
@@ -198,10 +198,14 @@ impl Type {
             return;
         }
         for (name, known) in known.iter_mut().filter(|(_, known)| known.is_refused()) {
-            if matches!(known.held, Held::Version(_)) {
-                // As if it was never refused: what goes again because of another says of no third that it is better.
-                (known.held, known.answer) = (Held::Outdated, Answer::None);
-                due.insert(name.clone());
+            match known.held {
+                Held::Version(_) => {
+                    // As if it was never refused: what goes again because of another says of no third that it is better.
+                    (known.held, known.answer) = (Held::Outdated, Answer::None);
+                    due.insert(name.clone());
+                }
+                Held::Bytes(_) => *owed = true,
+                Held::Nothing | Held::Absent | Held::Outdated => {}
             }
         }
     }

@@ -137,3 +137,36 @@ fn what_stood_beside_something_bad_goes_again_once_the_client_lets_go_of_that() 
         }
     }
 }
+
+#[test]
+fn what_stood_beside_something_bad_goes_again_once_the_client_lets_go_of_the_wildcard() {
+    for form in BOTH {
+        let cache = all_kinds(&["good", "bad"], 1).cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Cluster, &["*", "good"]);
+        assert_eq!(
+            client.next().map(|seen| seen.resources),
+            Some(vec!["bad".to_owned(), "good".to_owned()]),
+            "{form:?}"
+        );
+        client.answer(Kind::Cluster, Some("bad: no"));
+        assert!(client.next().is_none(), "{form:?}");
+        client.ask(Kind::Cluster, &["good"]);
+        assert_eq!(client.settle(), [row(Kind::Cluster, &["good"], &[])], "{form:?}");
+        assert!(client.status(Kind::Cluster).refused.is_empty(), "{form:?}");
+    }
+}
+
+#[test]
+fn what_stood_in_a_list_of_everything_goes_again_once_the_client_lets_go_of_something_bad_in_it() {
+    for form in BOTH {
+        let cache = all_kinds(&["good", "bad"], 1).cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Listener, &["good", "bad"]);
+        client.next();
+        client.answer(Kind::Listener, Some("bad: no"));
+        client.ask(Kind::Listener, &["good"]);
+        assert_eq!(client.settle(), [row(Kind::Listener, &["good"], &[])], "{form:?}");
+        assert!(client.status(Kind::Listener).refused.is_empty(), "{form:?}");
+    }
+}
