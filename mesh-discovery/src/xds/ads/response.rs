@@ -384,10 +384,9 @@ impl<C: Codec> Ads<C> {
             tracing::warn!(%kind, name, ?reason, "the control plane has no longer what is in use; the last good stays");
         }
         let changed = entry.missing(round.server, standing, reason, drop_good, round.now);
-        let has_none = decisive && entry.good.is_none();
         if let Some((name, _)) = self.entries[kind.index()].get_key_value(name) {
             let key = Key::new(kind, name.clone());
-            if has_none && let Some(saved) = &mut self.saved {
+            if decisive && let Some(saved) = &mut self.saved {
                 saved.remove(&key);
             }
             if changed {

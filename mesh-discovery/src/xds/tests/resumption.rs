@@ -648,6 +648,36 @@ fn what_an_earlier_run_held_serves_each_name_until_it_is_answered() {
 }
 
 #[test]
+fn what_an_earlier_run_held_is_over_once_a_control_plane_gives_or_denies_it_and_not_by_a_mistake() {
+    let key = |name| Key::new(Kind::Routes, name);
+    let given = |text| response(Kind::Routes, "v1", &[text]);
+    let error = |cause| {
+        let error = ResourceError { name: "a".to_owned(), cause, message: String::new() };
+        Response { errors: vec![error], ..response(Kind::Routes, "v1", &[]) }
+    };
+    for variant in BOTH {
+        for (said, is_over) in [
+            (given("a=1"), true),
+            (given("a=0"), true),
+            (error(Cause::NotFound), true),
+            (error(Cause::Denied), true),
+            (given("a=bad"), false),
+            (error(Cause::Other), false),
+        ] {
+            let mut ads = Machine::of(variant);
+            ads.ads.restore(saved(&["a=0", "b=0"], ads.now + 100 * TIMEOUT));
+            ads.subscribe(&[key("a"), key("b")]);
+            ads.opened();
+            ads.drain(0);
+            ads.take(0, said.clone());
+            let is_kept = |name| ads.ads.saved().any(|(saved, _)| *saved == key(name));
+            assert_eq!((is_kept("a"), is_kept("b")), (!is_over, true), "{variant:?} {said:?}");
+            assert_eq!(ads.ads.saved_in_use(), if is_over { 1 } else { 2 }, "{variant:?} {said:?}");
+        }
+    }
+}
+
+#[test]
 fn what_an_earlier_run_held_serves_nobody_once_it_is_too_old() {
     let key = Key::new(Kind::Routes, "a");
     for (age, value) in [(TIMEOUT, Some("0")), (10 * TIMEOUT, None)] {
