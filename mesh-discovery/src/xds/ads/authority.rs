@@ -129,10 +129,12 @@ impl<C: Codec> Ads<C> {
             authority.active += 1;
             let next = authority.active_server();
             tracing::warn!(server = %self.sessions[usize::from(next)].server, reason = %text, "falling back to the next control plane");
-            for key in self.keys_of(index) {
-                self.sessions[usize::from(next)].subscribe(&key);
+            let keys = self.keys_of(index);
+            for key in &keys {
+                self.sessions[usize::from(next)].subscribe(key);
             }
             self.ask_anew(index);
+            self.wait_for_asked(next, keys);
             if self.sessions[usize::from(next)].is_good() {
                 self.purge(next);
             }
@@ -160,7 +162,7 @@ impl<C: Codec> Ads<C> {
             let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };
             authority.answered = true;
             if place < self.authorities[index].active {
-                self.come_back(index, place, now);
+                self.come_back(index, place);
             }
         }
         self.saved_is_due = true;
@@ -178,7 +180,7 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    fn come_back(&mut self, index: usize, place: usize, now: Instant) {
+    fn come_back(&mut self, index: usize, place: usize) {
         let authority = &mut self.authorities[index];
         let left: Vec<ServerId> = authority.in_use()[place + 1..].to_vec();
         authority.active = place;
@@ -191,10 +193,14 @@ impl<C: Codec> Ads<C> {
             }
         }
         self.ask_anew(index);
+        self.wait_for_asked(server, keys);
+    }
+
+    /// Its word counts from now on: of what it has been asked for before, no request begins the timer.
+    fn wait_for_asked(&mut self, server: ServerId, keys: Vec<Key>) {
         for key in keys {
-            let talk = self.sessions[usize::from(server)].talk(key.kind);
-            if talk.has_asked(&key.name) {
-                self.start_timer(server, key, now);
+            if self.sessions[usize::from(server)].talk(key.kind).has_asked(&key.name) {
+                self.start_timer(server, key, self.clock);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::ads::{Known, Retry, SAVED, Standing};
+use super::super::ads::{Ads, Known, Retry, SAVED, Standing};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Ask, Body, Cause, ResourceError, Response, StreamError, Variant};
 use super::super::saved::{Record, Saved};
@@ -316,6 +316,34 @@ fn a71_a_wish_renewed_while_two_control_planes_are_in_use_is_not_lost_on_the_one
         ads.subscribe(&[listener("a")]);
         assert_eq!(ads.known(&listener("a")), Known::Pending);
         assert_eq!(asked(&ads.request()), ["a"]);
+    }
+}
+
+#[test]
+fn a57_what_a_fallback_that_stayed_connected_is_asked_for_again_is_waited_for_no_longer_than_any() {
+    for variant in BOTH {
+        let [a, x] = ["a", "xdstp://other/R/x"].map(|name| Key::new(Kind::Routes, name));
+        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+        let mut topology = Machine::topology(Some(variant), ServerFeatures::default(), 2);
+        topology.authorities[1].ordered = vec![1];
+        ads.ads = Ads::new(ads.codec.clone(), topology, ads.now);
+        ads.subscribe(&[a.clone(), x.clone()]);
+        ads.close(Some(StreamError::new("refused")));
+        ads.ads.opened(1, ads.now);
+        ads.drain(1);
+        ads.take(1, response(Kind::Routes, "w1", &["xdstp://other/R/x=1"]));
+        ads.drain(1);
+        // The better one is back, of which the other one hears nothing before that is over.
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Routes, "v1", &[]);
+        ads.close(Some(StreamError::new("broken")));
+        ads.close(Some(StreamError::new("refused")));
+        assert!(ads.drain(1).is_empty(), "{variant:?}: it has been asked");
+        assert!(ads.pass(TIMEOUT - Duration::from_millis(1)).is_empty());
+        assert_eq!(ads.pass(Duration::from_millis(1)), std::slice::from_ref(&a), "{variant:?}");
+        assert!(ads.missing(&a).is_some_and(|reason| reason.contains("within 15s")));
+        assert_eq!(ads.value(&x), Some("1"), "the control: what has come");
     }
 }
 
