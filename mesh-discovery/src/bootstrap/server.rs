@@ -1,6 +1,7 @@
 //! One entry of `xds_servers`: address, credentials, features.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use super::{CallCredentials, ChannelCredentials};
@@ -100,12 +101,12 @@ impl FromStr for ServerUri {
         }
         let name = text.strip_prefix("dns:").map_or(text, |rest| rest.trim_start_matches('/'));
         let (host, port) = name.rsplit_once(':').ok_or_else(|| invalid("a port is needed, as in localhost:15010"))?;
-        let port = port.parse().map_err(|_| invalid("the port must be 1 to 65535"))?;
+        let port: NonZeroU16 = port.parse().map_err(|_| invalid("the port must be 1 to 65535"))?;
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         if host.is_empty() || host.contains('/') {
             return Err(invalid("it must be host:port, dns:///host:port or unix:///path"));
         }
-        Ok(Self::Tcp { host: host.to_owned(), port })
+        Ok(Self::Tcp { host: host.to_owned(), port: port.get() })
     }
 }
 

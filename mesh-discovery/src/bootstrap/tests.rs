@@ -110,7 +110,7 @@ fn b2_server_addresses_keep_their_meaning() {
     ] {
         assert_eq!(text.parse::<ServerUri>().unwrap().to_string(), shown);
     }
-    for text in ["", ":80", "a", "a:b", "http://a:80", "unix:", "a:99999"] {
+    for text in ["", ":80", "a", "a:b", "http://a:80", "unix:", "a:0", "a:99999"] {
         assert!(text.parse::<ServerUri>().is_err(), "{text}");
     }
 }
