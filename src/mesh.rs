@@ -228,9 +228,11 @@ impl Mesh {
         &self.inner.identities
     }
 
-    /// Waits until a control plane has taken our stream (or a snapshot of the last good configuration is there, see
-    /// `MESH_SNAPSHOT`) and, if a proof of identity or a certificate provider is configured, until the first certificate is
-    /// there; a further provider instance may fail. No destination is asked for by that. At once for a disabled mesh.
+    /// Waits until there is a connection to a control plane, which has sent its HTTP/2 preface (or a snapshot of the last good
+    /// configuration is there, see `MESH_SNAPSHOT`), and, if a proof of identity or a certificate provider is configured, until
+    /// the first certificate is there; a further provider instance may fail. No destination is asked for by that, so a control
+    /// plane that will refuse our stream is not found out: many gRPC servers say nothing of a stream before its first response.
+    /// The first request tells. At once for a disabled mesh.
     pub async fn ready(&self) {
         if let Some(control) = &self.inner.control {
             if control.certified {

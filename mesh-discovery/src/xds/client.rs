@@ -120,9 +120,10 @@ impl XdsClient {
         }
     }
 
-    /// Resolves once a control plane has taken a stream, or at once if a snapshot of the last good configuration serves
-    /// meanwhile. Over HTTP/2 one that has not sent its preface has taken none. What is asked for on the stream may still be
-    /// on its way: a control plane that has not been asked for anything says nothing.
+    /// Resolves once a stream to a control plane is open, or at once if a snapshot of the last good configuration serves
+    /// meanwhile. Over HTTP/2 it is open once the control plane has sent its preface, and may be refused after that: many gRPC
+    /// servers send the head of a stream with its first response, so nobody waits for it. What is asked for on the stream may
+    /// still be on its way: a control plane that has not been asked for anything says nothing.
     pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut ready = self.ready.clone();
         async move {
