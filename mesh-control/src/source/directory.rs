@@ -14,6 +14,7 @@ use notify::{RecommendedWatcher, RecursiveMode};
 use notify_debouncer_full::{DebounceEventResult, Debouncer, RecommendedCache, new_debouncer};
 use parking_lot::Mutex;
 
+use super::files::REST;
 use super::kept::Kept;
 use super::{FileSet, Limits};
 use crate::model::Model;
@@ -102,7 +103,7 @@ impl Reload {
     fn run_at_rest(&mut self) {
         let begun = Instant::now();
         while self.files.is_being_written() && begun.elapsed() < PATIENCE {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(REST);
         }
         self.run();
     }

@@ -63,7 +63,7 @@ const UNREAD: &str = "; nobody knows what it guards: until it is correct or remo
                       given one";
 
 /// How long a file must have rested to be read when it changes.
-const REST: Duration = Duration::from_millis(50);
+pub(super) const REST: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Entry {
