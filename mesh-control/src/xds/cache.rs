@@ -49,9 +49,12 @@ pub(crate) struct Cache {
 }
 
 struct Inner {
-    revision: u64,
+    /// Counts the beginnings and ends of publications.
+    turn: u64,
     version: Arc<str>,
     resources: Arc<dyn Resources>,
+    /// What is published and not in place yet.
+    coming: Option<Coming>,
     /// The first version with the names that there are now.
     since: Arc<str>,
     /// What was served before the last changes of what there is, newest first: who was away meanwhile has it still.
@@ -142,6 +145,27 @@ struct Stale {
     before: Option<Version>,
 }
 
+/// A revision whose resources are being made. Until they all are, who asks for something new is given what it was before, or
+/// a stream could be sent routes without the clusters that came with them. What it is then is made at once as well.
+struct Coming {
+    version: Arc<str>,
+    resources: Arc<dyn Resources>,
+    /// Whether there may be other names.
+    hosts: bool,
+    fresh: Vec<Fresh>,
+    wildcards: Vec<Covered>,
+}
+
+/// What something new is made from, as long as the turn is this one.
+struct Worlds {
+    turn: u64,
+    now: Arc<dyn Resources>,
+    coming: Option<Arc<dyn Resources>>,
+}
+
+/// What became of an entry.
+type Fresh = (Option<Arc<Encoded>>, Key);
+
 /// The names of a wildcard after a revision.
 struct Covered {
     at: (u64, Kind),
@@ -156,7 +180,8 @@ impl Cache {
     pub(crate) fn new(version: String, resources: Arc<dyn Resources>) -> Arc<Self> {
         let version: Arc<str> = version.into();
         let inner = Inner {
-            revision: 0,
+            turn: 0,
+            coming: None,
             since: version.clone(),
             version,
             resources,
@@ -195,41 +220,21 @@ impl Cache {
 
     /// Takes the next revision in. One publisher at a time.
     ///
-    /// The resources are made outside the lock: streams go on meanwhile, with the old revision for what
-    /// they have and the new one for what they newly ask for.
+    /// The resources are made outside the lock: streams go on meanwhile with the old revision.
     pub(crate) fn publish(&self, version: String, resources: &Arc<dyn Resources>, touched: &Touched) {
-        let (stale, mut wildcards) = self.begin(version, resources, touched);
-        let fresh: Vec<_> = stale
-            .into_iter()
-            .filter_map(|stale| {
-                let Stale { key, scope, before } = stale;
-                let made = self.evaluate(&**resources, &scope.node, key.kind, &key.name);
-                (made.as_ref().map(|(version, _)| *version) != before)
-                    .then(|| (made.map(|(version, resource)| self.share(&key, &scope, version, &resource)), key))
-            })
-            .collect();
-        for wildcard in &mut wildcards {
-            self.cover_again(&**resources, wildcard);
-        }
-        self.settle(fresh, wildcards);
-        self.contents.lock().sweep();
+        let (stale, wildcards) = self.begin(version, resources, touched);
+        self.finish(&**resources, stale, wildcards);
     }
 
     fn begin(&self, version: String, resources: &Arc<dyn Resources>, touched: &Touched) -> (Vec<Stale>, Vec<Covered>) {
         let mut inner = self.inner.lock();
-        inner.revision += 1;
-        inner.version = version.into();
-        let before = std::mem::replace(&mut inner.resources, resources.clone());
         let hosts = match touched {
             Touched::All => true,
             Touched::Subjects(subjects) => subjects.contains(HOSTS),
         };
-        if hosts {
-            let version = inner.version.clone();
-            let since = std::mem::replace(&mut inner.since, version);
-            inner.former.push_front(Former { since: Some(since), resources: before });
-            inner.former.truncate(FORMER);
-        }
+        let (version, resources) = (version.into(), resources.clone());
+        inner.turn += 1;
+        inner.coming = Some(Coming { version, resources, hosts, fresh: Vec::new(), wildcards: Vec::new() });
         let stale = |key: &Key| {
             let entry = &inner.entries[key];
             let before = entry.encoded.as_ref().map(|encoded| encoded.version);
@@ -243,14 +248,26 @@ impl Cache {
                 subjects.into_iter().filter_map(|subject| inner.subjects.get(subject)).flatten().map(stale).collect()
             }
         };
-        let covered = inner.wildcards.iter().filter(|_| hosts).map(|(at, wildcard)| Covered {
-            at: *at,
-            scope: wildcard.scope.clone(),
-            before: wildcard.names.clone(),
-            after: wildcard.names.clone(),
-            added: Vec::new(),
-        });
+        let wildcards = inner.wildcards.iter().filter(|_| hosts);
+        let covered = wildcards.map(|(at, known)| Covered::new(*at, known.scope.clone(), known.names.clone()));
         (stale, covered.collect())
+    }
+
+    fn finish(&self, resources: &dyn Resources, stale: Vec<Stale>, mut wildcards: Vec<Covered>) {
+        let fresh: Vec<_> = stale
+            .into_iter()
+            .filter_map(|stale| {
+                let Stale { key, scope, before } = stale;
+                let made = self.evaluate(resources, &scope.node, key.kind, &key.name);
+                (made.as_ref().map(|(version, _)| *version) != before)
+                    .then(|| (made.map(|(version, resource)| self.share(&key, &scope, version, &resource)), key))
+            })
+            .collect();
+        for wildcard in &mut wildcards {
+            self.cover_again(resources, wildcard);
+        }
+        self.settle(fresh, wildcards);
+        self.contents.lock().sweep();
     }
 
     fn cover_again(&self, resources: &dyn Resources, covered: &mut Covered) {
@@ -275,15 +292,16 @@ impl Cache {
     }
 
     /// Puts the new values in place and tells each stream once what is due.
-    fn settle(&self, fresh: Vec<(Option<Arc<Encoded>>, Key)>, wildcards: Vec<Covered>) {
+    fn settle(&self, fresh: Vec<Fresh>, wildcards: Vec<Covered>) {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
+        let (also_fresh, also_covered) = inner.take_coming();
         let mut letters: HashMap<u64, (Arc<Mailbox>, Vec<Letter>)> = HashMap::new();
         let mut tell = |mailbox: &Arc<Mailbox>, kind: Kind, name: &Arc<str>| {
             let (_, due) = letters.entry(mailbox.id).or_insert_with(|| (mailbox.clone(), Vec::new()));
             due.push((kind, name.clone()));
         };
-        for (encoded, key) in fresh {
+        for (encoded, key) in fresh.into_iter().chain(also_fresh) {
             // Gone, if nobody subscribes to it any more.
             let Some(entry) = inner.entries.get_mut(&key) else { continue };
             entry.encoded = encoded;
@@ -292,7 +310,7 @@ impl Cache {
                 wildcard.subscribers.0.iter().for_each(|mailbox| tell(mailbox, key.kind, &key.name));
             }
         }
-        for Covered { at: (scope, kind), before, after, added, .. } in wildcards {
+        for Covered { at: (scope, kind), before, after, added, .. } in wildcards.into_iter().chain(also_covered) {
             let Some(wildcard) = inner.wildcards.get_mut(&(scope, kind)) else { continue };
             if Arc::ptr_eq(&before, &after) {
                 continue;
@@ -326,6 +344,15 @@ impl Cache {
         Some((Version::of(&resource, scope), resource))
     }
 
+    /// What a name stands for, and what it will if that is something else.
+    fn make_both(&self, worlds: &Worlds, scope: &Scoped, key: &Key) -> (Option<Arc<Encoded>>, Option<Fresh>) {
+        let now = self.make(&*worlds.now, scope, key);
+        let coming = worlds.coming.as_ref().map(|coming| self.make(&**coming, scope, key));
+        let version = |made: &Option<Arc<Encoded>>| made.as_ref().map(|encoded| encoded.version);
+        let differs = coming.filter(|coming| version(coming) != version(&now));
+        (now, differs.map(|coming| (coming, key.clone())))
+    }
+
     fn make(&self, resources: &dyn Resources, scope: &Scoped, key: &Key) -> Option<Arc<Encoded>> {
         let (version, resource) = self.evaluate(resources, &scope.node, key.kind, &key.name)?;
         Some(self.share(key, scope, version, &resource))
@@ -353,6 +380,26 @@ impl Cache {
 }
 
 impl Inner {
+    /// The revision that was coming is the one served; gives what was asked for meanwhile.
+    fn take_coming(&mut self) -> (Vec<Fresh>, Vec<Covered>) {
+        let Some(coming) = self.coming.take() else { return Default::default() };
+        self.turn += 1;
+        self.version = coming.version;
+        let before = std::mem::replace(&mut self.resources, coming.resources);
+        if coming.hosts {
+            let since = std::mem::replace(&mut self.since, self.version.clone());
+            self.former.push_front(Former { since: Some(since), resources: before });
+            self.former.truncate(FORMER);
+        }
+        (coming.fresh, coming.wildcards)
+    }
+
+    /// What is served, and what is about to be.
+    fn worlds(&self) -> Worlds {
+        let coming = self.coming.as_ref().map(|coming| coming.resources.clone());
+        Worlds { turn: self.turn, now: self.resources.clone(), coming }
+    }
+
     /// The entry of that key, made if it is new.
     fn entry(&mut self, key: Key, scope: &Arc<Scoped>, encoded: Option<Arc<Encoded>>) -> &mut Entry {
         if !self.entries.contains_key(&key) {
@@ -399,6 +446,13 @@ impl Inner {
                 self.subjects.remove(&*subject);
             }
         }
+    }
+}
+
+impl Covered {
+    /// With the names that there were.
+    fn new(at: (u64, Kind), scope: Arc<Scoped>, names: Arc<[Arc<str>]>) -> Self {
+        Self { at, scope, before: names.clone(), after: names, added: Vec::new() }
     }
 }
 

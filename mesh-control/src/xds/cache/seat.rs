@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Cache, Due, Key, Mailbox, Mailboxes, ScopeUse, Scoped, Wildcard};
+use super::{Cache, Covered, Due, Key, Mailbox, Mailboxes, ScopeUse, Scoped, Wildcard};
 use crate::translate::NodeScope;
 use crate::xds::account::{Account, Charge, NAME, SCOPE};
 use crate::xds::encoded::Encoded;
@@ -161,12 +161,15 @@ impl Seat {
                 entry.named_by.insert(&self.mailbox);
                 return name;
             }
-            let (revision, resources) = (inner.revision, inner.resources.clone());
+            let worlds = inner.worlds();
             drop(inner);
-            let encoded = self.cache.make(&*resources, &self.scope, &key);
+            let (encoded, fresh) = self.cache.make_both(&worlds, &self.scope, &key);
             let mut inner = self.cache.inner.lock();
-            if inner.revision == revision {
+            if inner.turn == worlds.turn {
                 inner.entry(key.clone(), &self.scope, encoded).named_by.insert(&self.mailbox);
+                if let Some(coming) = &mut inner.coming {
+                    coming.fresh.extend(fresh);
+                }
                 return key.name;
             }
         }
@@ -217,26 +220,38 @@ impl Seat {
                 self.note_covered(kind, names.len());
                 return names;
             }
-            let (revision, resources) = (inner.revision, inner.resources.clone());
+            let worlds = inner.worlds();
             drop(inner);
-            let names = resources.wildcard(&self.scope.node, kind);
+            let names = worlds.now.wildcard(&self.scope.node, kind);
             let made: Vec<_> = names
                 .into_iter()
                 .map(|name| {
                     let key = self.key(kind, name.into());
                     let is_there = self.cache.inner.lock().entries.contains_key(&key);
-                    let made = (!is_there).then(|| self.cache.make(&*resources, &self.scope, &key));
+                    let made = (!is_there).then(|| self.cache.make_both(&worlds, &self.scope, &key));
                     (key, made)
                 })
                 .collect();
+            let names: Arc<[Arc<str>]> = made.iter().map(|(key, _)| key.name.clone()).collect();
+            let coming = worlds.coming.as_ref().map(|coming| {
+                let mut covered = Covered::new(at, self.scope.clone(), names.clone());
+                self.cache.cover_again(&**coming, &mut covered);
+                covered
+            });
             let mut inner = self.cache.inner.lock();
             let went = |(key, made): &(Key, Option<_>)| made.is_none() && !inner.entries.contains_key(key);
-            if inner.revision != revision || inner.wildcards.contains_key(&at) || made.iter().any(went) {
+            if inner.turn != worlds.turn || inner.wildcards.contains_key(&at) || made.iter().any(went) {
                 continue;
             }
-            let names: Arc<[Arc<str>]> = made.iter().map(|(key, _)| key.name.clone()).collect();
+            let mut fresh = Vec::new();
             for (key, made) in made {
-                inner.entry(key, &self.scope, made.flatten()).covered = true;
+                let (encoded, differs) = made.unwrap_or_default();
+                fresh.extend(differs);
+                inner.entry(key, &self.scope, encoded).covered = true;
+            }
+            if let Some(now) = &mut inner.coming {
+                now.fresh.extend(fresh);
+                now.wildcards.extend(coming);
             }
             let mut subscribers = Mailboxes::default();
             subscribers.insert(&self.mailbox);

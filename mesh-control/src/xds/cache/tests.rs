@@ -143,3 +143,38 @@ fn a_herd_that_comes_back_looks_at_each_resource_once() {
     cache.seat(scope("other"), &Arc::default()).subscribe(Kind::Endpoints, &hosts[0]);
     assert_eq!((cache.evaluated(), cache.size().1), (21, bytes));
 }
+
+#[test]
+fn who_comes_while_a_revision_is_made_has_the_one_before_until_all_of_it_is_there() {
+    let one = ["r", "gone", "same"].into_iter().fold(Fake::default(), |fake, name| fake.with(Kind::Routes, name, 1));
+    let one = one.with(Kind::Cluster, "a", 1).with(Kind::Cluster, "old", 1);
+    let two = one.clone().with(Kind::Cluster, "c", 1).without(Kind::Cluster, "old");
+    let two = two.with(Kind::Routes, "r", 2).with(Kind::Routes, "new", 1).without(Kind::Routes, "gone");
+    let cache = one.cache();
+    let resources: Arc<dyn Resources> = Arc::new(two.clone());
+    let (stale, wildcards) = cache.begin("2".to_owned(), &resources, &Touched::All);
+    // A scope that nobody has had, of which nothing is stale.
+    let mut seat = cache.seat(scope("default"), &Arc::default());
+    let covered = seat.cover(Kind::Cluster);
+    assert_eq!(covered.iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "old"]);
+    let names = ["gone", "new", "r", "same"].map(|name| seat.subscribe(Kind::Routes, name));
+    let has = |seat: &Seat, fake: &Fake| {
+        let there_is = |name: &str| fake.resource(seat.scope(), Kind::Routes, name);
+        let version = |name: &Arc<str>| there_is(name).map(|resource| Version::of(&resource, seat.scope()));
+        names.iter().all(|name| seat.resource(Kind::Routes, name).map(|found| found.version) == version(name))
+    };
+    assert!(has(&seat, &one), "routes to a cluster that it lacks");
+    assert_eq!((&*seat.version(), due(&seat)), ("1", vec![]));
+
+    cache.finish(&two, stale, wildcards);
+    assert!(has(&seat, &two), "as everybody");
+    assert_eq!((&*seat.version(), due(&seat)), ("2", ["c", "old", "gone", "new", "r"].map(str::to_owned).to_vec()));
+    assert!(
+        seat.resource(Kind::Cluster, &"c".into()).is_some() && seat.resource(Kind::Cluster, &"old".into()).is_none()
+    );
+    // The control: who comes then has the new one at once.
+    let mut late = cache.seat(scope("other"), &Arc::default());
+    assert_eq!(late.cover(Kind::Cluster).iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "c"]);
+    drop((seat, late));
+    assert_eq!(cache.size().0, 0, "nothing is left of them");
+}
