@@ -1,10 +1,13 @@
 //! The state machine of the client under arbitrary sequences of events: two control planes of one authority, and in half
 //! of the plays one of another, that come and go, answer, lie, speak out of turn and repeat themselves, readers that come
-//! and go, time. For the fuzzer and for seeded tests; not a part of the interface.
+//! and go, time. In half of the plays it is drawn what the control planes' features are, whether they give what they give
+//! for a time only, whether an earlier run has left something, and whether somebody is served before anything happens. For
+//! the fuzzer and for seeded tests; not a part of the interface.
 //!
-//! What must hold after every event: a published snapshot rests on one control plane of its authority, names no cluster
-//! that it lacks, and is never taken back; requests follow the protocol and ask nobody for another authority's. And at the
-//! end, when everybody behaves: the state is that of the preferred control plane, which knows exactly what is wanted.
+//! What must hold after every event: a published snapshot rests on one control plane of its authority or on the earlier run,
+//! names no cluster that it lacks, and is never taken back unless data errors cost it or its time is over; requests follow
+//! the protocol and ask nobody for another authority's. And at the end, when everybody behaves: the state is that of the
+//! preferred control plane, which knows exactly what is wanted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
@@ -21,9 +24,10 @@ use mesh_core::source::Watched;
 use tokio::time::Instant;
 
 use super::ads::{Ads, Server, ServerId, Servers, Topology};
-use super::kind::Kind;
+use super::kind::{Key, Kind};
 use super::message::{Ask, Body, Cause, Request, Resource, ResourceError, Response, StreamError, Variant};
 use super::resource::PolicyCodec;
+use super::saved::{Record, Saved};
 use super::worker::State;
 use crate::bootstrap::{Node, ServerFeatures};
 use crate::cascade::{Cascade, Root};
@@ -34,6 +38,10 @@ const TARGETS: [&str; 3] = ["a:80", "b:80", "a:80"];
 const CLUSTERS: [&str; 2] = ["x", "y"];
 /// The control plane of the other authority.
 const OTHER: ServerId = 2;
+/// Who gave what an earlier run has left: nobody of today.
+const EARLIER: ServerId = 3;
+/// For so long what it left may serve.
+const SAVED_FOR: Duration = Duration::from_secs(60);
 /// What the other authority calls things: the same, but for this.
 const NAMES: [&str; 4] = [
     "xdstp://n/envoy.config.listener.v3.Listener/",
@@ -62,7 +70,16 @@ pub(super) fn play_from(book: &Book, data: &[u8]) {
 
 fn play(book: &Book, data: &[u8]) {
     let mut bytes = data.iter().copied();
-    let mut world = World::new(book, bytes.next().unwrap_or_default());
+    let setting = bytes.next().unwrap_or_default();
+    // So what was recorded before there were any means what it did.
+    let features = if setting & 0x40 == 0 { 0 } else { bytes.next().unwrap_or_default() };
+    let mut world = World::new(book, setting, features);
+    if features & 0x10 != 0 {
+        // Few plays come so far by themselves.
+        world.watch(0);
+        world.settle();
+        world.play_well(World::answer_due);
+    }
     while let Some(event) = bytes.next() {
         world.event(event, &mut bytes);
         world.settle();
@@ -71,7 +88,7 @@ fn play(book: &Book, data: &[u8]) {
     world.converge();
 }
 
-/// Every resource of every generation of both control planes, encoded.
+/// Every resource of every generation of the control planes and of the earlier run, encoded.
 pub(super) struct Book(BTreeMap<(ServerId, u16, Kind, String), Body>);
 
 /// The name that a control plane has for something.
@@ -82,7 +99,7 @@ fn named(server: ServerId, kind: Kind, name: &str) -> String {
 impl Book {
     pub(super) fn new() -> Self {
         let mut book = BTreeMap::new();
-        for server in 0..=OTHER {
+        for server in 0..=EARLIER {
             for generation in 0..GENERATIONS {
                 let mark = server * STRIDE + generation + 1;
                 let mut write = |kind, name: &str, encode: &dyn Fn(&str) -> Any| {
@@ -104,6 +121,17 @@ impl Book {
             }
         }
         Self(book)
+    }
+
+    /// What the earlier run has left.
+    fn saved(&self, now: Instant) -> Saved {
+        let all = self.0.iter().filter(|((server, generation, ..), _)| (*server, *generation) == (EARLIER, 0));
+        let record = |((.., kind, name), body): (&(_, _, Kind, String), &Body)| {
+            let until = now.checked_add(SAVED_FOR);
+            let record = Record { version: "0".into(), body: body.clone(), confirmed: 0, since: None, until };
+            (Key::new(*kind, name.as_str()), record)
+        };
+        all.map(record).collect()
     }
 }
 
@@ -168,17 +196,27 @@ struct World<'a> {
     /// By [`ServerId`]; there are as many as there are control planes.
     planes: Vec<Plane>,
     readers: BTreeMap<usize, (u64, Watched<DestinationState>)>,
-    /// Who has been served: that is never taken back.
+    /// Who has been served by a control plane: that is never taken back.
     served: BTreeSet<usize>,
+    /// But what data errors cost or is given for a time may be.
+    may_end: bool,
+    /// Some of what is given is given for a time.
+    has_ttl: bool,
     now: Instant,
     last_id: u64,
     last_nonce: u64,
 }
 
 impl<'a> World<'a> {
-    fn new(book: &'a Book, setting: u8) -> Self {
+    fn new(book: &'a Book, setting: u8, features: u8) -> Self {
         let variant = [None, Some(Variant::Delta), Some(Variant::StateOfTheWorld)][usize::from(setting % 3)];
-        let server = |name: &str| Server { name: name.to_owned(), features: ServerFeatures::default(), variant };
+        let [strict, slow, has_ttl, is_restored] = [1, 2, 4, 8].map(|bit| features & bit != 0);
+        let features = ServerFeatures {
+            fail_on_data_errors: strict,
+            resource_timer_is_transient_error: slow,
+            ..ServerFeatures::default()
+        };
+        let server = |name: &str| Server { name: name.to_owned(), features, variant };
         let mut servers = vec![server("better"), server("worse")];
         let mut authorities = vec![Servers { ordered: vec![0, 1], on_reachability_only: setting & 0x80 != 0 }];
         let mut by_name = HashMap::new();
@@ -197,16 +235,18 @@ impl<'a> World<'a> {
             transient_timeout: Duration::from_secs(30),
         };
         let now = Instant::now();
+        let mut ads = Ads::new(PolicyCodec::default(), topology, now);
+        if is_restored {
+            ads.restore(book.saved(now));
+        }
         Self {
             book,
-            state: State {
-                ads: Ads::new(PolicyCodec::default(), topology, now),
-                cascade: Cascade::default(),
-                snapshot: None,
-            },
+            state: State { ads, cascade: Cascade::default(), snapshot: None },
             planes,
             readers: BTreeMap::new(),
             served: BTreeSet::new(),
+            may_end: strict || has_ttl,
+            has_ttl,
             now,
             last_id: 0,
             last_nonce: 0,
@@ -331,10 +371,11 @@ impl<'a> World<'a> {
                     if how & 0x4 != 0 && index == 0 {
                         body.bytes = [&body.bytes[..], &[0xff; 3]].concat().into();
                     }
+                    let is_short = self.has_ttl && how & 0x80 != 0;
                     response.resources.push(Resource {
                         name,
                         version: format!("{generation}"),
-                        ttl: None,
+                        ttl: is_short.then(|| Duration::from_secs(u64::from(how % 16))),
                         body: Some(body),
                     });
                 }
@@ -392,12 +433,15 @@ impl<'a> World<'a> {
         if whole {
             told.retain(|name, _| response.resources.iter().any(|resource| resource.name == *name));
         }
-        for Resource { name, body, .. } in &response.resources {
+        for Resource { name, body, ttl, .. } in &response.resources {
             let is = |generation: &u16| {
                 body.is_some() && self.book.0.get(&(server, *generation, kind, name.clone())) == body.as_ref()
             };
             match (0..GENERATIONS).find(is) {
-                Some(generation) if asked[kind.index()].as_ref().is_some_and(|asked| asked.contains(name)) => {
+                // What ends by itself is to be given again.
+                Some(generation)
+                    if ttl.is_none() && asked[kind.index()].as_ref().is_some_and(|asked| asked.contains(name)) =>
+                {
                     told.insert(name.clone(), generation);
                 }
                 _ => _ = told.remove(name),
@@ -442,9 +486,11 @@ impl<'a> World<'a> {
                     let other = authority_of(*target) == OTHER;
                     let from = whole(snapshot);
                     assert!(from.is_none_or(|from| (from == OTHER) == other), "another authority's: {snapshot:?}");
-                    self.served.insert(*target);
+                    if from != Some(EARLIER) {
+                        self.served.insert(*target);
+                    }
                 }
-                other => assert!(!self.served.contains(target), "taken back: {other:?}"),
+                other => assert!(self.may_end || !self.served.contains(target), "taken back: {other:?}"),
             }
         }
     }
@@ -466,6 +512,8 @@ impl<'a> World<'a> {
     fn play_well(&mut self, answer: impl Fn(&mut Self, ServerId, Kind)) {
         for _ in 0..3 {
             self.now += Duration::from_secs(1);
+            self.state.ads.expire(self.now);
+            self.settle();
             for server in 0..self.planes.len() as ServerId {
                 self.open(server);
                 self.read_requests(server, 64);
