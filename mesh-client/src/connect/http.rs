@@ -1,7 +1,6 @@
 //! Connections that carry requests: one at a time over HTTP/1.1, many over HTTP/2.
 
 use std::future::poll_fn;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
+use super::handed::{Handed, Held};
 use super::http1::{self, Wire, has};
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, Said};
@@ -66,8 +66,7 @@ pub(crate) struct SoleConnection {
     pub(super) runtime: Id,
     vouched: Option<Arc<Vouched>>,
     // Of the task that has it, where it may become something else than HTTP.
-    #[allow(dead_code, reason = "held for its drop")]
-    task: Option<Lifeline>,
+    task: Option<(Lifeline, Held)>,
 }
 
 impl SoleConnection {
@@ -79,6 +78,11 @@ impl SoleConnection {
     /// Whether nothing has happened to it since it was idle.
     pub(super) fn is_quiet(&mut self) -> bool {
         self.wire.as_mut().is_some_and(|wire| wire.is_quiet())
+    }
+
+    /// Where to leave what is to be held until it is closed, if its request may have changed its protocol.
+    pub(crate) fn held(&self) -> Option<Held> {
+        self.task.as_ref().map(|(_, held)| held.clone())
     }
 
     /// Keeps no more of it than is needed.
@@ -126,14 +130,16 @@ impl SoleConnection {
         request: Request<Outgoing>,
     ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> + Send + use<> {
         let (io, line, open) = wire.into_parts();
-        self.task = Some(line.clone().into());
+        let held = Held::default();
+        self.task = Some((line.clone().into(), held.clone()));
+        let io = Handed::new(io, open, held);
         async move {
             let made = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(io)).await;
             let (mut sender, connection) = match made {
                 Ok(made) => made,
                 Err(error) => return Err(Unanswered { error: error.into(), back: Some(Box::new(request)) }),
             };
-            worker::drive(connection.with_upgrades(), line, open);
+            worker::drive(connection.with_upgrades(), line, ());
             let sent = sender.try_send_request(request).await;
             sent.map(|answer| answer.map(Incoming::Hyper)).map_err(|mut error| {
                 let back = error.take_message().map(Box::new);
@@ -282,27 +288,26 @@ pub(super) fn http1(io: IoStream, life: Life, open: OpenGuard) -> Connection {
     })
 }
 
-/// Speaks HTTP/2. Unless ALPN says that the peer does as well, its SETTINGS have to: a peer that speaks something else, TLS
-/// say, closes the connection, and whatever was sent before is lost. As gRPC does, and at the price of one way there and back.
+/// Speaks HTTP/2, as soon as the peer has: it has sent its SETTINGS. One that speaks something else, TLS say, closes the
+/// connection, and so does one that refuses our certificate, which in TLS 1.3 comes after the handshake and whatever ALPN has agreed on;
+/// what was sent before would be lost. As gRPC does, and at the price of one way there and back.
 ///
 /// # Errors
-/// The peer speaks something else, or nothing before the end.
+/// The peer speaks something else, or nothing before the end: that of the bytes below HTTP, if it is one.
 pub(super) async fn http2(
     io: IoStream,
     options: &ConnectionOptions,
     life: Life,
     open: OpenGuard,
 ) -> Result<Connection, Broken> {
-    let (vouched, agreed) = (io.vouched(), io.negotiated_h2() == Some(true));
+    let vouched = io.vouched();
     let waiters = open.counts().clone();
     let (io, said) = Observed::new(io, waiters.clone(), options.http2_keepalive.is_some());
     let line = waiters.lines.line();
     let (sender, driver) = http2::handshake(io, said.clone(), options).await?;
     worker::drive(driver.run(), line.clone(), open);
     let alive = Lifeline::from(line);
-    if !agreed && !said.has_spoken().await {
-        return Err(Broken::Io(io::Error::other("it was closed before the peer had spoken HTTP/2")));
-    }
+    said.has_spoken().await.map_err(Broken::Io)?;
     let now = Instant::now();
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,

@@ -34,7 +34,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::coop::unconstrained;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use self::chunked::{Chunked, Next};
 #[cfg(any(test, feature = "fuzzing"))]
@@ -45,7 +45,7 @@ use self::relay::Relay;
 use self::upload::Upload;
 use super::IoStream;
 use super::pool::OpenGuard;
-use super::worker::Line;
+use super::worker::{self, Line, Owned};
 use crate::body::{Broken, Incoming, Outgoing, Unanswered};
 
 /// Bytes that are read at once: at first, and at most where an answer fills them.
@@ -88,10 +88,10 @@ pub(super) struct Wire {
     room: usize,
     written: Vec<u8>,
     line: Arc<Line>,
-    /// Whose clock tells when its time is over. Whoever reads may be on none, or on one without timers.
+    /// Whose clock tells when its time is over, until it is asked. Whoever reads may be on none, or on one without timers.
     runtime: Option<Handle>,
     /// Once its end is near.
-    ending: Option<Pin<Box<Sleep>>>,
+    ending: Option<Owned<()>>,
     /// Of the request's headers, and of the answer's then: one map for both.
     headers: HeaderMap,
     progress: Progress,
@@ -212,21 +212,19 @@ impl Wire {
     /// Its endpoint is gone, and so is the time for what was under way.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         const OVER: &str = "the endpoint is gone, and the time for what was under way";
-        if self.ending.is_none() {
-            let Some(until) = ready!(self.line.poll_told(cx)) else { return Poll::Pending };
-            let Some(runtime) = &self.runtime else {
-                let is_over = Instant::now() >= until;
-                return if is_over {
-                    Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER))
-                } else {
-                    Poll::Pending
-                };
-            };
-            let _made_there = runtime.enter();
-            self.ending = Some(Box::pin(sleep_until(until)));
+        let Some(until) = ready!(self.line.poll_told(cx)) else { return Poll::Pending };
+        if Instant::now() < until {
+            // A task, for a timer of a runtime that has ended must not be polled.
+            if let Some(runtime) = self.runtime.take() {
+                self.ending = Some(worker::spawn(&runtime, async move { sleep_until(until).await }));
+            }
+            let Some(ending) = &mut self.ending else { return Poll::Pending };
+            if ready!(Pin::new(ending).poll(cx)).is_err() {
+                // That runtime has ended: what there is left is to look at the clock when somebody reads.
+                self.ending = None;
+                return Poll::Pending;
+            }
         }
-        let Some(ending) = &mut self.ending else { return Poll::Pending };
-        ready!(ending.as_mut().poll(cx));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER))
     }
 

@@ -5,6 +5,7 @@
 
 mod back_off;
 mod custom;
+mod handed;
 mod http;
 mod http1;
 mod http2;
@@ -29,6 +30,7 @@ use tokio::time::{Instant, timeout};
 
 pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
+pub(crate) use self::handed::Held;
 use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 #[cfg(any(test, feature = "fuzzing"))]
@@ -40,6 +42,7 @@ use self::pool::Counts;
 pub(crate) use self::pool::{Connections, Full, Lease, OpenGuard, PER_HOST, Pool, Room};
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
+pub(crate) use self::tls::refusal;
 use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
 use crate::error::Cause;
@@ -208,7 +211,13 @@ impl Dialer {
             return Ok(http::http1(io, life, open));
         }
         let connected = http::http2(io, &self.options, life, open).await;
-        connected.map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: e.into_source() })
+        connected.map_err(|error| {
+            let address = peer.address.clone();
+            match refusal(error.error()) {
+                Some(refusal) => self.tls.explained(Cause::TlsHandshake { address, source: Arc::new(refusal) }),
+                None => Cause::ConnectFailed { address, source: error.into_source() },
+            }
+        })
     }
 
     /// The bytes below HTTP: TCP, and TLS as the policy says.

@@ -459,6 +459,11 @@ impl Pool {
         }
     }
 
+    /// The peer has refused a connection that had come about.
+    pub(crate) fn refused(&self, cause: &Cause) {
+        self.tell(Some(cause));
+    }
+
     /// Remembers what came of a dial that somebody waited for.
     fn tell(&self, failure: Option<&Cause>) {
         match failure {

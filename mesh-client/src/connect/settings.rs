@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -37,6 +38,8 @@ pub(super) struct Said {
     // It has spoken HTTP/2. Who opens the connection may wait for that.
     spoken: AtomicBool,
     opener: AtomicWaker,
+    // Why nothing came before that. h2 keeps but the text of such an error.
+    failed: Mutex<Option<io::Error>>,
     began: Instant,
     // Milliseconds after that; for those who ask, as it takes a look at the clock.
     heard: Option<AtomicU64>,
@@ -45,8 +48,9 @@ pub(super) struct Said {
 impl Said {
     fn new(hears: bool) -> Self {
         let (streams, over, spoken) = (AtomicU32::new(AT_FIRST), AtomicBool::new(false), AtomicBool::new(false));
-        let (opener, began, heard) = (AtomicWaker::new(), Instant::now(), hears.then(AtomicU64::default));
-        Self { streams, over, spoken, opener, began, heard }
+        let (opener, failed) = (AtomicWaker::new(), Mutex::default());
+        let (began, heard) = (Instant::now(), hears.then(AtomicU64::default));
+        Self { streams, over, spoken, opener, failed, began, heard }
     }
 
     /// Streams that it takes at once, as of the last frame that was read. Ordered with the count of those who wait: see
@@ -72,16 +76,34 @@ impl Said {
         self.opener.wake();
     }
 
-    /// Waits until the peer has sent its SETTINGS. False: the connection is over, and it has not.
-    pub(super) async fn has_spoken(&self) -> bool {
+    /// Waits until the peer has sent its SETTINGS.
+    ///
+    /// # Errors
+    /// The connection is over, and it has not: why.
+    pub(super) async fn has_spoken(&self) -> io::Result<()> {
         poll_fn(|cx| {
             self.opener.register(cx.waker());
             // That it ended is looked at first: what came before the end counts.
             let over = self.is_over();
-            let spoken = self.spoken.load(Ordering::Acquire);
-            if spoken || over { Poll::Ready(spoken) } else { Poll::Pending }
+            match self.spoken.load(Ordering::Acquire) {
+                true => Poll::Ready(Ok(())),
+                false if over => Poll::Ready(Err(self.failed.lock().take().unwrap_or_else(|| {
+                    io::Error::other("the connection was closed before the peer had spoken HTTP/2")
+                }))),
+                false => Poll::Pending,
+            }
         })
         .await
+    }
+
+    /// The same error twice: for who waits, with what it is made of, and for the HTTP library, which looks at its kind.
+    fn fail(&self, error: io::Error) -> io::Error {
+        if self.spoken.load(Ordering::Relaxed) {
+            return error;
+        }
+        let same = io::Error::new(error.kind(), error.to_string());
+        *self.failed.lock() = Some(error);
+        same
     }
 
     /// When last something came, to the millisecond.
@@ -211,7 +233,7 @@ impl AsyncRead for Observed {
             this.watch.said.hear();
             this.watch.take(bytes);
         }
-        polled
+        polled.map_err(|error| this.watch.said.fail(error))
     }
 }
 
@@ -285,10 +307,11 @@ mod tests {
         ] {
             for piece in [1, 4096] {
                 let said = watched(&bytes, piece);
-                assert_eq!(said.has_spoken().now_or_never(), spoken.then_some(true), "{bytes:?}");
+                let heard = || said.has_spoken().now_or_never().map(|heard| heard.is_ok());
+                assert_eq!(heard(), spoken.then_some(true), "{bytes:?}");
                 // What came before the end counts.
                 said.end();
-                assert_eq!(said.has_spoken().now_or_never(), Some(spoken), "{bytes:?}");
+                assert_eq!(heard(), Some(spoken), "{bytes:?}");
             }
         }
     }

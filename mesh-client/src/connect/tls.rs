@@ -3,6 +3,7 @@
 //! Configurations are kept per identity generation, so that new connections use a renewed certificate
 //! and old ones stay. Refuses to know where the identity comes from.
 
+use std::error::Error as StdError;
 use std::fs::File;
 use std::io::Read;
 #[cfg(unix)]
@@ -22,7 +23,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -32,7 +33,33 @@ use super::trust::{Trust, Vouching};
 use super::verify::{NamesRefused, NamesVerifier, NoVerifier, Roots};
 use super::{IoStream, Peer};
 use crate::env::Env;
-use crate::error::{Cause, PeerMismatch, Source};
+use crate::error::{Cause, PeerMismatch, Source, find};
+
+/// A server's refusal of our certificate, if that is what an error is made of. In TLS 1.3 it comes after the handshake, and before
+/// the server has read anything else. Other alerts may come at any time, and whoever is on the way can bring one about.
+pub(crate) fn refusal(error: &(dyn StdError + 'static)) -> Option<rustls::Error> {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        DecryptError, HandshakeFailure, UnknownCA, UnsupportedCertificate,
+    };
+    let alert = find::<rustls::Error>(error)?;
+    let refuses = matches!(
+        alert,
+        rustls::Error::AlertReceived(
+            AccessDenied
+                | BadCertificate
+                | CertificateExpired
+                | CertificateRequired
+                | CertificateRevoked
+                | CertificateUnknown
+                | DecryptError
+                | HandshakeFailure
+                | UnknownCA
+                | UnsupportedCertificate
+        )
+    );
+    refuses.then(|| alert.clone())
+}
 
 /// The protocols offered. To a peer of the mesh beside Istio's names for them, first as Istio's proxies have them: a
 /// sidecar in mode `PERMISSIVE` knows the mesh's TLS from an application's own by those.

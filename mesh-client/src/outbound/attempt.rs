@@ -4,7 +4,7 @@
 //! head that it is given, so that several tries may be under way at once. Refuses to know whether there is
 //! another try.
 
-use std::error::Error as StdError;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +25,9 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
-use crate::connect::{Http1Error, Lease};
+use crate::connect::{Http1Error, Lease, refusal};
 use crate::env::Env;
-use crate::error::{Cause, Source};
+use crate::error::{Cause, Source, find};
 use crate::router::Retries;
 
 /// Endpoints with unwanted metadata passed over in one pick (Istio `host_selection_retry_max_attempts`).
@@ -244,11 +244,11 @@ impl Shared<'_> {
             head.set_authority(host);
         }
         let lease = launch.lease.as_mut().expect("it was reached");
+        launch.receipt = self.payload.receipt();
         let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry() };
         match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
-                launch.receipt = self.payload.receipt();
                 Ok(response)
             }
             Err(lost) => Err(launch.lost(lost, &head.method)),
@@ -345,7 +345,8 @@ impl Shared<'_> {
         let mut index = first;
         for _ in 0..MAX_AVOIDED {
             let lb = &self.members.ready.candidates().policy(index).1.metadata.lb;
-            if !policy.avoid_metadata.iter().all(|(key, value)| lb.get(key) == Some(value)) {
+            let is_rejected = |labels: &BTreeMap<_, _>| labels.iter().all(|(key, value)| lb.get(key) == Some(value));
+            if !policy.avoid_metadata.iter().any(is_rejected) {
                 return Some(index);
             }
             passed.push(index);
@@ -460,6 +461,12 @@ impl Hold {
         if cause.retry() == Retry::Safe {
             self.lease = None;
         }
+        if let Cause::TlsHandshake { .. } = cause {
+            // As if the handshake had told.
+            self.attempt.connected(false);
+            self.endpoint.pool().refused(&cause);
+            return Failed { cause, again: Some(Again::Unreached(self.index)) };
+        }
         Failed { cause, again }
     }
 
@@ -533,7 +540,14 @@ impl Lost {
         self.is_unseen() && find::<h2::Error>(self.error.error()).is_some_and(goodbye)
     }
 
-    /// `reused`: its connection had carried requests before.
+    /// The server's refusal of our certificate, which in TLS 1.3 arrives after the handshake: it has read nothing else then. An
+    /// alert about anything else may come at any time, and whoever is on the way can bring it about.
+    fn refusal(&self) -> Option<rustls::Error> {
+        let answered = matches!(self.error, Broken::Http1(Http1Error::Cut(_)));
+        refusal(self.error.error()).filter(|_| !answered)
+    }
+
+    /// `reused`: its connection had carried requests before. A server that took those has taken our certificate as well.
     fn cause(self, address: &Address, reused: bool) -> Cause {
         let address = address.clone();
         let unseen = self.is_unseen();
@@ -543,29 +557,11 @@ impl Lost {
         if unseen {
             return Cause::StreamRefused { address, source: self.error.into_source() };
         }
-        // In TLS 1.3 a server's refusal of our certificate arrives after the handshake. One that has taken requests has
-        // taken the certificate as well: then it may have read this one.
-        if !reused && let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(self.error.error()) {
-            return Cause::TlsHandshake { address, source: Arc::new(alert.clone()) };
+        if !reused && let Some(refusal) = self.refusal() {
+            return Cause::TlsHandshake { address, source: Arc::new(refusal) };
         }
         Cause::ConnectionLost { address, source: self.error.into_source(), sent: self.sent }
     }
-}
-
-/// The first error of a type in a chain of sources.
-fn find<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        // `io::Error` skips the error it wraps when asked for its source.
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 /// Idempotent methods (RFC 9110, section 9.2.2).

@@ -16,7 +16,7 @@ use super::deadline::Deadline;
 use super::filters::Ticket;
 use crate::body::{Failure, Incoming, Receipt};
 use crate::cluster::{Attempt, Endpoint, Permit};
-use crate::connect::Lease;
+use crate::connect::{Held, Lease};
 use crate::destination::Destination;
 use crate::error::{Cause, Error};
 use crate::router::CountedRoute;
@@ -66,9 +66,22 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
+    /// What ended the try before its answer; what it was waiting for then is known here.
+    pub(crate) fn ended_by(&mut self, cause: Cause) -> Cause {
+        self.attempt.ended_by(cause, self.receipt.is_sent())
+    }
+
     /// Whether the endpoint may have seen the request.
     pub(crate) fn is_seen(&self) -> bool {
         self.lease.is_some()
+    }
+
+    /// Where to leave it, if its connection may be something else than HTTP now.
+    fn handed(&self) -> Option<Held> {
+        match &self.lease {
+            Some(Lease::Sole(connection)) => connection.held(),
+            Some(Lease::Shared(_)) | None => None,
+        }
     }
 
     /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
@@ -255,7 +268,15 @@ impl Exchange {
             if truncated {
                 hold.attempt.ended(UNKNOWN);
             }
-            hold.release(answer, now);
+            match hold.handed() {
+                // It may go on as something else than HTTP: then it is in flight until it is closed, whatever came of its request.
+                Some(held) => {
+                    let lease = hold.lease.take();
+                    held.keep((hold, self.destination.clone()));
+                    drop((answer, lease));
+                }
+                None => hold.release(answer, now),
+            }
         }
         self.settle(now);
         if truncated {
@@ -279,7 +300,8 @@ impl Exchange {
                 self.deadline.cause()
             }
             Failure::Silent(cause) => {
-                self.hold.iter_mut().for_each(|hold| hold.attempt.failed());
+                // A stream on which nobody has anything to say: which of the two should have, nobody knows.
+                self.hold.iter_mut().for_each(|hold| hold.attempt.unfinished());
                 cause
             }
             Failure::Broken(error) => {
@@ -305,7 +327,7 @@ impl Exchange {
     pub(crate) fn give_up(&mut self, cause: Cause) -> Error {
         // A try that its time cut short ends here.
         let cause = match self.let_go() {
-            Some(hold) => hold.attempt.ended_by(cause),
+            Some(mut hold) => hold.ended_by(cause),
             None => cause,
         };
         let error = Error::new(self.destination.target().as_str(), cause, self.attempts).seen(self.seen);

@@ -169,10 +169,7 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Res
     let seen = launch.is_seen();
     let outcome = match outcome {
         Ok(response) => Ok((response, launch)),
-        Err(cause) => {
-            launch.attempt.timed_out(&cause, launch.receipt.is_sent());
-            Err(Failed { cause: launch.attempt.ended_by(cause), again })
-        }
+        Err(cause) => Err(Failed { cause: launch.ended_by(cause), again }),
     };
     Landed { outcome, resends, number, seen }
 }

@@ -167,7 +167,7 @@ impl Dial<'_> {
                     attempt.connected(false);
                     attempt.failed();
                 } else {
-                    attempt.not_sent();
+                    attempt.held_back();
                 }
                 Err(cause)
             }

@@ -127,10 +127,7 @@ async fn one_in_time(
     outcome.map_err(|cause| {
         // Its place and its connection are free for others, whatever comes of it.
         match exchange.let_go() {
-            Some(mut hold) => {
-                hold.attempt.timed_out(&cause, hold.receipt.is_sent());
-                hold.attempt.ended_by(cause)
-            }
+            Some(mut hold) => hold.ended_by(cause),
             None => cause,
         }
     })

@@ -1,11 +1,17 @@
 //! Who is ejected, who is checked, and what requests notice of it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
-use http::HeaderValue;
+use futures_util::stream;
 use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderValue, Request};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use mesh_client::{Client, EndpointDump};
 use mesh_core::error::{Code, Fault};
 use mesh_core::health::{Reason, Standing};
@@ -223,7 +229,7 @@ async fn when_all_are_ejected_all_are_used_if_policy_says_so() {
 
 #[tokio::test]
 async fn an_endpoint_that_lets_the_time_run_out_is_ejected_and_the_callers_hurry_is_not_held_against_it() {
-    let hurry = |forward: Forward, caller: Option<Duration>| async move {
+    let hurry = |forward: Forward, caller: Option<Duration>, paused: bool| async move {
         let [slow, good] = servers(["slow", "good"]).await;
         slow.behave(Behaviour::Hold);
         let strict = OutlierDetection { consecutive_5xx: Some(1), ..outlier() };
@@ -231,9 +237,21 @@ async fn an_endpoint_that_lets_the_time_run_out_is_ejected_and_the_callers_hurry
         let (client, metrics) = counting(snapshot_with(forward, first, &[&slow, &good]));
         let mut context = mesh_core::context::RequestContext::from_headers(&Default::default());
         context.deadline = caller.map(|time| Instant::now() + time);
-        let call = mesh_core::context::scope(context.into(), fetch(&client, "/"));
+        let (half, asked) = tokio::sync::watch::channel(false);
+        let pause = stream::poll_fn(move |_| match half.send_replace(true) {
+            false => Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"half"))))),
+            true => Poll::Pending,
+        });
+        let upload = Request::post(format!("http://{TARGET}/")).body(StreamBody::new(pause)).unwrap();
+        let send =
+            async { if paused { client.send(upload).await.map(drop) } else { fetch(&client, "/").await.map(drop) } };
+        let call = mesh_core::context::scope(context.into(), send);
         let later = async {
-            slow.wait_for_requests(1).await;
+            if paused {
+                asked.clone().wait_for(|asked| *asked).await.unwrap();
+            } else {
+                slow.wait_for_requests(1).await;
+            }
             jump(10 * SECOND).await;
         };
         let (_, ()) = tokio::join!(call, later);
@@ -242,19 +260,49 @@ async fn an_endpoint_that_lets_the_time_run_out_is_ejected_and_the_callers_hurry
     let route = || Forward { timeout: Some(10 * SECOND), ..forward_with(None) };
     let retry = RetryPolicy { per_try_timeout: Some(10 * SECOND), ..RetryPolicy::new(1, RetryOn::default()) };
     let silent = RetryPolicy { per_try_idle_timeout: Some(10 * SECOND), ..RetryPolicy::new(1, RetryOn::default()) };
-    for forward in [route(), forward_with(Some(retry)), forward_with(Some(silent))] {
-        let (client, _metrics, _slow, good) = hurry(forward, None).await;
+    let all = [route(), forward_with(Some(retry)), forward_with(Some(silent))];
+    for forward in all.clone() {
+        // Nor is the silence of a caller who has not given all of its request.
+        let (client, _metrics, slow, _good) = hurry(forward, None, true).await;
+        everybody_had_a_turn().await;
+        assert_eq!((standings(&client), slow.connections()), (vec![Standing::Good; 2], 1));
+    }
+    for forward in all {
+        let (client, _metrics, _slow, good) = hurry(forward, None, false).await;
         stand(&client, &[EJECTED, Standing::Good]).await;
         assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "good");
         assert_eq!(good.requests(), 1);
     }
     // Control: the same wait under the caller's own deadline, and then a failure that counts.
-    let (client, metrics, slow, _good) = hurry(forward_with(None), Some(10 * SECOND)).await;
+    let (client, metrics, slow, _good) = hurry(forward_with(None), Some(10 * SECOND), false).await;
     assert_eq!(standings(&client), [Standing::Good; 2]);
     slow.behave(Behaviour::Status(500));
     fetch(&client, "/").await.unwrap();
     stand(&client, &[EJECTED, Standing::Good]).await;
     assert_eq!(metrics.health(&"test".into()).ejections(Reason::Consecutive5xx), 1);
+}
+
+/// Whoever ejects endpoints is a task like others.
+async fn everybody_had_a_turn() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Control: `an_endpoint_that_lets_the_time_run_out_…`, whose endpoint owes the head of an answer.
+#[tokio::test]
+async fn a_stream_on_which_nobody_has_anything_to_say_is_not_held_against_its_endpoint() {
+    let [only] = servers(["only"]).await;
+    only.behave(Behaviour::Stall);
+    let strict = OutlierDetection { consecutive_5xx: Some(1), max_ejected: PerMillion::ALL, ..outlier() };
+    let forward = Forward { idle_timeout: Some(10 * SECOND), ..forward_with(None) };
+    let (client, _) = client_of(snapshot_with(forward, ejecting(strict), &[&only]));
+    let mut body = client.send(get("/")).await.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "begun");
+    let (end, ()) = tokio::join!(body.frame(), jump(10 * SECOND));
+    assert_eq!(end.unwrap().unwrap_err().code(), Code::TIMEOUT);
+    everybody_had_a_turn().await;
+    assert_eq!(standings(&client), [Standing::Good]);
 }
 
 #[tokio::test]

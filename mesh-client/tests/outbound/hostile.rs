@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use mesh_client::{Client, Io};
 use mesh_core::error::{Code, Fault, Retry};
 use mesh_core::policy::{Cluster, Forward, UpstreamProtocol};
@@ -210,7 +211,7 @@ async fn a_peer_that_has_not_spoken_http2_is_sent_no_request() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn s78_an_endpoint_whose_connections_end_as_they_begin_is_not_dialled_without_a_pause() {
     let none_allowed = frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]);
     let says = [frame(SETTINGS, 0, 0, &[]), none_allowed, frame(GOAWAY, 0, 0, &[0; 8])].concat();
@@ -236,12 +237,19 @@ async fn s78_an_endpoint_whose_connections_end_as_they_begin_is_not_dialled_with
         }
     });
     let client = builder.build();
-    for _ in 0..10 {
-        let error = within(fetch(&client, "/")).await.unwrap_err();
+    for answer in join_all((0..20).map(|_| fetch(&client, "/"))).await {
+        let error = answer.unwrap_err();
         assert_eq!(error.code(), Code::CONNECT_FAILED, "{error}");
     }
-    // Once more at once: who leaves may have a successor.
+    // Once more at once, for who leaves may have a successor; and then after longer and longer times.
     assert_eq!(dialled.lock().len(), 2);
+    for _ in 0..600 {
+        mesh_testkit::clock::pass(Duration::from_millis(100)).await;
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert_eq!(error.code(), Code::CONNECT_FAILED, "{error}");
+    }
+    let dialled = dialled.lock().len();
+    assert!((10..25).contains(&dialled), "{dialled} in a minute");
 }
 
 #[tokio::test]

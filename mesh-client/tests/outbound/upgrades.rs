@@ -7,11 +7,12 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{Address, CircuitBreakers, Cluster, Endpoint};
 use mesh_testkit::policy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{TARGET, client_of, fetch, get};
+use super::{TARGET, client_of, cluster, fetch, get};
 
 /// Reads the head of a request.
 async fn head(io: &mut TcpStream) -> String {
@@ -22,25 +23,27 @@ async fn head(io: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
+fn websocket() -> Request<Empty<Bytes>> {
+    let mut request = get("/chat");
+    request.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+    request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+    request
+}
+
+fn connect() -> Request<Empty<Bytes>> {
+    let mut request = Request::new(Empty::new());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = TARGET.parse().unwrap();
+    request
+}
+
+const CHANGED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test]
 async fn a_connection_that_changes_its_protocol_is_the_applications() {
-    let websocket = || {
-        let mut request = get("/chat");
-        request.headers_mut().insert("connection", "Upgrade".parse().unwrap());
-        request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
-        request
-    };
-    let connect = || {
-        let mut request = Request::new(Empty::new());
-        *request.method_mut() = Method::CONNECT;
-        *request.uri_mut() = TARGET.parse().unwrap();
-        request
-    };
-    let changed = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi";
     for (request, first, says) in [
-        (websocket as fn() -> Request<Empty<Bytes>>, "GET /chat HTTP/1.1\r\n".to_owned(), &changed[..]),
+        (websocket as fn() -> Request<Empty<Bytes>>, "GET /chat HTTP/1.1\r\n".to_owned(), CHANGED),
         (connect, format!("CONNECT {TARGET} HTTP/1.1\r\n"), b"HTTP/1.1 200 OK\r\n\r\nhi"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -69,6 +72,41 @@ async fn a_connection_that_changes_its_protocol_is_the_applications() {
             let mut echoed = [0; 6];
             raw.read_exact(&mut echoed).await.unwrap();
             assert_eq!(&echoed, b"hiping");
+            fetch(&client, "/").await.unwrap();
+        };
+        let both = async { tokio::join!(serve, ask) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    }
+}
+
+/// As Envoy counts it for a request under way.
+#[tokio::test]
+async fn a_connection_that_changed_its_protocol_is_in_flight_until_it_is_closed() {
+    for (request, says) in
+        [(websocket as fn() -> Request<Empty<Bytes>>, CHANGED), (connect, b"HTTP/1.1 200 OK\r\n\r\nhi")]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let breaker = CircuitBreakers { max_requests: Some(1), ..CircuitBreakers::default() };
+        let endpoint = Endpoint::new(Address::Socket(listener.local_addr().unwrap()));
+        let (client, _) = client_of(policy::snapshot_of(Cluster { breaker, ..cluster("test") }, [endpoint]));
+        let open = || client.dump().destinations[0].clusters[0].open_connections;
+        let serve = async {
+            let (mut io, _) = listener.accept().await.unwrap();
+            head(&mut io).await;
+            io.write_all(says).await.unwrap();
+            let (mut other, _) = listener.accept().await.unwrap();
+            head(&mut other).await;
+            other.write_all(OK).await.unwrap();
+            io
+        };
+        let ask = async {
+            let mut answer = client.send(request()).await.unwrap();
+            let raw = hyper::upgrade::on(&mut answer).await.unwrap();
+            drop(answer);
+            let error = fetch(&client, "/").await.unwrap_err();
+            assert_eq!((error.code(), open()), (Code::BREAKER_OPEN, 1), "{error}");
+            drop(raw);
+            assert_eq!(open(), 0);
             fetch(&client, "/").await.unwrap();
         };
         let both = async { tokio::join!(serve, ask) };

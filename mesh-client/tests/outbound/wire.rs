@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{poll, stream};
@@ -14,8 +15,9 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use mesh_client::{Client, Io};
 use mesh_core::error::{Code, Fault, Retry};
-use mesh_core::policy::{Address, Endpoint, UpstreamProtocol};
-use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
+use mesh_core::policy::{Address, ConnectionOptions, Endpoint, RetryPolicy, UpstreamProtocol};
+use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -155,4 +157,106 @@ async fn a_body_without_end_that_says_nothing_lets_others_have_their_turn() {
         let asked = asked.load(Ordering::Relaxed);
         assert!((1..ALL).contains(&asked), "{protocol:?}: {asked}");
     }
+}
+
+/// A connection whose encrypted bytes go out broken from a moment on: the peer answers that with an alert.
+struct Spoiled {
+    io: TcpStream,
+    spoils: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Spoiled {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Spoiled {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut buf = buf.to_vec();
+        if self.spoils.load(Ordering::Relaxed) {
+            *buf.last_mut().unwrap() ^= 1;
+        }
+        Pin::new(&mut self.io).poll_write(cx, &buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Control: `a_server_that_refuses_our_certificate_is_told_as_a_tls_failure`, whose alert comes over a fresh connection.
+#[tokio::test]
+async fn an_alert_over_a_connection_that_served_before_is_a_connection_lost() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let mut secure = policy::mtls_cluster("test", &[REVIEWS]);
+        secure.connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+        let spoils = Arc::<AtomicBool>::default();
+        let spoiling = spoils.clone();
+        let connect = move |address: Address| {
+            let spoils = spoiling.clone();
+            async move {
+                let Address::Socket(address) = address else { unreachable!("it is one") };
+                let io = TcpStream::connect(address).await?;
+                Ok(Box::new(Spoiled { io, spoils }) as Box<dyn Io>)
+            }
+        };
+        let client = builder(secure, &server).identity(ca.watched("default", "web")).connector(connect).build();
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        spoils.store(true, Ordering::Relaxed);
+        let error = client.send(post("/", "pay")).await.unwrap_err();
+        // It may have been seen: nobody may take it for unsent.
+        assert_eq!((error.code(), error.retry()), (Code::CONNECTION_LOST, Retry::Unsafe), "{protocol:?}: {error}");
+        let mut source = std::error::Error::source(&error);
+        let mut told = String::new();
+        while let Some(error) = source {
+            told += &error.to_string();
+            source = error.source();
+        }
+        assert!(told.contains("alert"), "{protocol:?}: {told}");
+    }
+}
+
+/// Anybody on the way can bring an alert about, and the request may have been worked on by then.
+#[tokio::test]
+async fn an_alert_that_refuses_no_certificate_is_no_leave_to_send_a_request_again() {
+    let ca = TestCa::new();
+    let identity = ca.identity("default", "reviews");
+    let servers = [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("other", &identity).await];
+    servers.iter().for_each(|server| server.behave(Behaviour::Hold));
+    let on_the_way = Arc::<Mutex<Option<std::net::TcpStream>>>::default();
+    let sees = on_the_way.clone();
+    let connect = move |address: Address| {
+        let sees = sees.clone();
+        async move {
+            let Address::Socket(address) = address else { unreachable!("it is one") };
+            let io = TcpStream::connect(address).await?.into_std()?;
+            *sees.lock() = Some(io.try_clone()?);
+            Ok(Box::new(TcpStream::from_std(io)?) as Box<dyn Io>)
+        }
+    };
+    let forward = forward_with(Some(RetryPolicy::istio_default()));
+    let snapshot = snapshot_with(forward, super::tls::speaking(UpstreamProtocol::Http1), &servers.each_ref());
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(crypto());
+    let client = client.identity(ca.watched("default", "web")).connector(connect).build();
+    let disturb = async {
+        while servers.iter().all(|server| server.requests() == 0) {
+            tokio::task::yield_now().await;
+        }
+        // A record that was not made with their key.
+        let record = [&[23, 3, 3, 0, 32][..], &[0; 32]].concat();
+        io::Write::write_all(&mut on_the_way.lock().take().unwrap(), &record).unwrap();
+    };
+    let both = async { tokio::join!(client.send(post("/", "pay")), disturb) };
+    let (answer, ()) =
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("it is not sent again, and held");
+    let error = answer.unwrap_err();
+    assert_eq!((error.code(), error.retry()), (Code::CONNECTION_LOST, Retry::Unsafe), "{error}");
+    assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), 1);
 }

@@ -413,9 +413,9 @@ pub struct RetryPolicy {
     pub request_headers: Vec<HeaderMatcher>,
     /// Skip endpoints already tried (Istio `retryIgnorePreviousHosts`). Default true.
     pub avoid_previous_hosts: bool,
-    /// Skip endpoints with this metadata `envoy.lb`; empty = none (Envoy `omit_host_metadata`,
-    /// `omit_canary_hosts`).
-    pub avoid_metadata: BTreeMap<String, String>,
+    /// Skip endpoints with all of one of these in their metadata `envoy.lb`; empty = none (Envoy `omit_host_metadata`,
+    /// `omit_canary_hosts`, one each).
+    pub avoid_metadata: Vec<BTreeMap<String, String>>,
     /// Try the next locality priority after the current one. Default false.
     pub next_locality: bool,
 }
@@ -433,7 +433,7 @@ impl RetryPolicy {
             rate_limited: None,
             request_headers: Vec::new(),
             avoid_previous_hosts: true,
-            avoid_metadata: BTreeMap::new(),
+            avoid_metadata: Vec::new(),
             next_locality: false,
         }
     }

@@ -108,8 +108,8 @@ pub(super) fn encode(policy: &RetryPolicy) -> (Proto, RetryExtra) {
             config_type: Some(retry_host_predicate::ConfigType::TypedConfig(config)),
         });
     }
-    if !policy.avoid_metadata.is_empty() {
-        let config = OmitHostMetadataConfig { metadata_match: extension::lb_metadata(&policy.avoid_metadata) };
+    for metadata in &policy.avoid_metadata {
+        let config = OmitHostMetadataConfig { metadata_match: extension::lb_metadata(metadata) };
         proto.host_selection_retry_max_attempts = HOST_SELECTION_TRIES;
         proto.retry_host_predicate.push(RetryHostPredicate {
             name: "envoy.retry_host_predicates.omit_host_metadata".to_owned(),
@@ -263,7 +263,7 @@ fn read_rate_limited(proto: &RateLimitedRetryBackOff, at: &At<'_>, report: &mut 
 #[derive(Default)]
 struct Predicates {
     previous: bool,
-    metadata: BTreeMap<String, String>,
+    metadata: Vec<BTreeMap<String, String>>,
 }
 
 fn read_predicates(proto: &Proto, at: &At<'_>, report: &mut Report) -> Predicates {
@@ -277,11 +277,13 @@ fn read_predicates(proto: &Proto, at: &At<'_>, report: &mut Report) -> Predicate
         match (kind.as_str(), config) {
             (url::PREVIOUS_HOSTS | "envoy.retry_host_predicates.previous_hosts", _) => found.previous = true,
             (url::OMIT_CANARY | "envoy.retry_host_predicates.omit_canary_hosts", _) => {
-                found.metadata.insert("canary".to_owned(), "true".to_owned());
+                found.metadata.push(BTreeMap::from([("canary".to_owned(), "true".to_owned())]));
             }
             (url::OMIT_METADATA, Some(any)) => {
                 let config: OmitHostMetadataConfig = extension::unpack(any, &at, report).unwrap_or_default();
-                found.metadata.extend(extension::read_lb_metadata(config.metadata_match.as_ref()));
+                let metadata = extension::read_lb_metadata(config.metadata_match.as_ref());
+                // One that names nothing rejects all endpoints alike, so that there is none to go to instead.
+                found.metadata.extend(Some(metadata).filter(|metadata| !metadata.is_empty()));
             }
             _ => report.unenforced(&at, "an unknown predicate keeps retries away from no endpoint"),
         }

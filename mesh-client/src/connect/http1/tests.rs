@@ -514,23 +514,31 @@ fn an_answer_is_read_where_there_are_no_timers_and_ends_with_its_time() {
         let builder = if timers { builder.enable_time().start_paused(true) } else { &mut builder };
         builder.build().unwrap()
     };
-    let (made_on, elsewhere) = (runtime(true), runtime(false));
-    let (lines, (ours, mut theirs)) = (Lines::default(), duplex(1024));
-    let io: Box<dyn Io> = Box::new(ours);
-    let mut body = made_on.block_on(async {
-        let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
-        theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na").await.unwrap();
-        let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
-        lines.end_within(std::time::Duration::from_secs(10));
-        let Incoming::Http1(body) = answer.into_body() else { panic!("it is HTTP/1.1") };
-        body
-    });
-    elsewhere.block_on(async {
-        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
-        assert!(body.frame().now_or_never().is_none());
-    });
-    made_on.block_on(tokio::time::advance(std::time::Duration::from_secs(11)));
-    assert!(elsewhere.block_on(async { body.frame().now_or_never() }).unwrap().unwrap().is_err());
+    for ends in [false, true] {
+        let (made_on, elsewhere) = (runtime(true), runtime(false));
+        let (lines, (ours, mut theirs)) = (Lines::default(), duplex(1024));
+        let io: Box<dyn Io> = Box::new(ours);
+        let mut body = made_on.block_on(async {
+            let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
+            theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na").await.unwrap();
+            let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
+            lines.end_within(std::time::Duration::from_secs(10));
+            let Incoming::Http1(body) = answer.into_body() else { panic!("it is HTTP/1.1") };
+            body
+        });
+        elsewhere.block_on(async {
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+            assert!(body.frame().now_or_never().is_none());
+        });
+        if ends {
+            // Its timers with it: nobody is told then, and nothing panics.
+            drop(made_on);
+            assert!(elsewhere.block_on(async { body.frame().now_or_never() }).is_none());
+            continue;
+        }
+        made_on.block_on(tokio::time::advance(std::time::Duration::from_secs(11)));
+        assert!(elsewhere.block_on(async { body.frame().now_or_never() }).unwrap().unwrap().is_err());
+    }
 }
 
 #[tokio::test(start_paused = true)]

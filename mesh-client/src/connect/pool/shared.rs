@@ -114,7 +114,7 @@ impl Pool {
                 Err(cause) => Some(cause.clone()),
                 // Shut before it took one. Other connections may do better; of those that end as they begin one, for who
                 // leaves may have a successor.
-                Ok(shared) if first && stream.is_none() => {
+                Ok(shared) if stream.is_none() && (first || shared.is_closed()) => {
                     in_vain += 1;
                     let most = if shared.is_closed() { 1 } else { MAX_SHUT };
                     (in_vain > most).then(|| self.takes_no_stream())
@@ -122,7 +122,10 @@ impl Pool {
                 Ok(_) => None,
             };
             if first {
-                self.tell(failure.as_ref());
+                // One that ended as it began has neither failed nor worked: the back-off before it goes on.
+                if failure.is_some() || !result.as_ref().is_ok_and(|shared| shared.is_closed()) {
+                    self.tell(failure.as_ref());
+                }
                 result.iter().for_each(|shared| self.share(shared));
             }
             drop(slot);
@@ -260,7 +263,9 @@ impl Pool {
     pub(super) fn tidy(&self, slots: &mut Slots) {
         slots.retain(|(_, connecting)| {
             let Some(result) = connecting.clone().now_or_never() else { return true };
-            if let Ok(shared) = result {
+            if let Ok(shared) = result
+                && !shared.is_closed()
+            {
                 self.tell(None);
                 self.share(&shared);
             }

@@ -269,7 +269,7 @@ fn retry() -> impl Strategy<Value = RetryPolicy> {
     let reset = (header_name(), any::<bool>()).prop_map(|(name, unix_timestamp)| ResetHeader { name, unix_timestamp });
     let rate_limited =
         (vec(reset, 1..3), time()).prop_map(|(headers, max_interval)| RateLimitedBackoff { headers, max_interval });
-    let more = (option::of(rate_limited), vec(any_header_matcher(), 0..2), labels());
+    let more = (option::of(rate_limited), vec(any_header_matcher(), 0..2), vec(labels(), 0..3));
     (0..4_u32, retry_on(), option::of(time()), option::of(time()), backoff, any::<(bool, bool)>(), more).prop_map(
         |(attempts, on, per_try_timeout, per_try_idle_timeout, (base, more), (avoid, next), other)| RetryPolicy {
             attempts,
@@ -281,7 +281,7 @@ fn retry() -> impl Strategy<Value = RetryPolicy> {
             rate_limited: other.0,
             request_headers: other.1,
             avoid_previous_hosts: avoid,
-            avoid_metadata: other.2,
+            avoid_metadata: other.2.into_iter().filter(|labels| !labels.is_empty()).collect(),
             next_locality: next,
         },
     )
