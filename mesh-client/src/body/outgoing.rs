@@ -62,6 +62,8 @@ pub(crate) struct Stream {
     trailers: Option<HeaderMap>,
     // The try that began last was given all of it.
     given: bool,
+    // More of it was asked for, and is not there yet.
+    waits: bool,
     // Which try may read: an older one that still holds the body is cut off.
     turn: u32,
     failed: Option<Source>,
@@ -139,6 +141,7 @@ impl Payload {
             ended,
             trailers,
             given: false,
+            waits: false,
             turn,
             failed,
             moved,
@@ -160,6 +163,7 @@ impl Payload {
                 let mut state = stream.lock();
                 // Nobody asks for what is not there.
                 state.given = state.is_given(0, false);
+                state.waits = false;
                 Outgoing::Stream { stream: stream.clone(), turn: state.turn, at: 0, given: 0, done: false }
             }
         }
@@ -282,6 +286,17 @@ impl Receipt {
             Self::Whole => true,
             Self::Full(progress) => progress.lock().sent,
             Self::Stream(stream) => stream.lock().given,
+        }
+    }
+
+    /// Whether what is missing of it is for the application to give: not where the peer takes no more.
+    pub(crate) fn waits_for_caller(&self) -> bool {
+        match self {
+            Self::Whole | Self::Full(_) => false,
+            Self::Stream(stream) => {
+                let stream = stream.lock();
+                stream.waits && !stream.given
+            }
         }
     }
 
@@ -426,6 +441,7 @@ impl HttpBody for Outgoing {
                 state.sent.clear();
             }
             state.moves();
+            state.waits = false;
             state.given = state.is_given(*at, *done);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
@@ -437,7 +453,10 @@ impl HttpBody for Outgoing {
             (*done, state.given) = (true, true);
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
+        // Asked by who has room for it; a look ahead is nobody's wait.
+        state.waits = true;
         let frame = ready!(state.poll_inner(cx));
+        state.waits = false;
         state.moves();
         match frame {
             None => {

@@ -141,6 +141,11 @@ impl Permit {
         Ok(Self { cluster: cluster.clone(), high, retrying })
     }
 
+    /// The answer has come: the place among the retries is free.
+    pub(crate) fn answered(&mut self) {
+        self.retrying = None;
+    }
+
     /// Whether it is for a retry.
     pub(crate) fn is_retry(&self) -> bool {
         self.retrying.is_some()

@@ -202,16 +202,16 @@ impl Attempt {
 
     /// What ended the try, with the limit at which it waited then. The retry policy's time for one try, and its patience with
     /// silence, say something of the endpoint; not of one that was asked late in that try, because others could not be reached:
-    /// it had less time than policy means to give. While the request is not all given (`is_sent`) the time may be its caller's, and
-    /// no limit says anything (Envoy's begin when the request is complete).
-    pub(crate) fn ended_by(&mut self, cause: Cause, is_sent: bool) -> Cause {
+    /// it had less time than policy means to give. While the rest of the request is waited for (`waits_for_caller`) the time is its
+    /// caller's, and no limit says anything (Envoy's begin when the request is complete).
+    pub(crate) fn ended_by(&mut self, cause: Cause, waits_for_caller: bool) -> Cause {
         use Cause::{Deadline, IdleTimeout, PerTryTimeout, Timeout};
         if let PerTryTimeout(limit) | IdleTimeout(limit) = cause
             && self.started.elapsed() >= limit / 2
         {
             self.late_at = Some(self.started);
         }
-        self.late_at = self.late_at.filter(|_| is_sent);
+        self.late_at = self.late_at.filter(|_| !waits_for_caller);
         match (self.waits_at, cause) {
             (Some(Full { limit, allowed }), cause @ (Deadline | IdleTimeout(_) | PerTryTimeout(_) | Timeout(_))) => {
                 Cause::Queued { last: Box::new(cause), limit, allowed }
@@ -477,19 +477,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_had_most_of_a_trys_time_is_to_blame_for_its_end() {
         let (limit, second) = (Duration::from_secs(10), Duration::from_secs(1));
-        for (cause, had, is_sent, blamed) in [
-            (Cause::PerTryTimeout(limit), limit, true, true),
-            (Cause::IdleTimeout(limit), limit, true, true),
-            (Cause::IdleTimeout(limit), limit, false, false),
-            (Cause::PerTryTimeout(limit), 6 * second, true, true),
-            (Cause::PerTryTimeout(limit), second, true, false),
-            (Cause::PerTryTimeout(limit), limit, false, false),
-            (Cause::Deadline, limit, true, false),
+        for (cause, had, waits, blamed) in [
+            (Cause::PerTryTimeout(limit), limit, false, true),
+            (Cause::IdleTimeout(limit), limit, false, true),
+            (Cause::IdleTimeout(limit), limit, true, false),
+            (Cause::PerTryTimeout(limit), 6 * second, false, true),
+            (Cause::PerTryTimeout(limit), second, false, false),
+            (Cause::PerTryTimeout(limit), limit, true, false),
+            (Cause::Deadline, limit, false, false),
         ] {
             let load = Arc::<Load>::default();
             let mut own = attempt(&load);
             tokio::time::advance(had).await;
-            let cause = own.ended_by(cause, is_sent);
+            let cause = own.ended_by(cause, waits);
             drop(own);
             assert_eq!(load.failure_penalty(second + had) > 1.0, blamed, "{cause} after {had:?}");
         }

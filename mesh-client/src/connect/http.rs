@@ -217,6 +217,11 @@ impl SharedConnection {
         self.said.is_over()
     }
 
+    /// Whether it ended before it took one.
+    pub(super) fn ended_in_vain(&self) -> bool {
+        self.is_closed() && self.served.load(Ordering::Relaxed) == 0
+    }
+
     /// Takes a place for a request, to be given back by [`leave`](Self::leave), and gives the number of the request
     /// on this connection. `None`: there is no room.
     pub(super) fn enter(&self) -> Option<u32> {

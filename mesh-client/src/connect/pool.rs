@@ -416,7 +416,11 @@ impl Pool {
                 // Before others see it.
                 let stream = self.enter(&shared);
                 self.share(&shared);
-                stream.map(Lease::Shared).ok_or_else(|| self.takes_no_stream())
+                stream.map(Lease::Shared).ok_or_else(|| {
+                    let failure = self.takes_no_stream();
+                    self.tell(Some(&failure));
+                    failure
+                })
             }
         }
     }

@@ -40,6 +40,8 @@ const MAX_UNREACHED: u32 = 5;
 const MAX_UNSENT: u32 = 3;
 /// A connection that closes so soon after a request went out was being closed when it did.
 const CLOSE_RACE: Duration = Duration::from_secs(1);
+/// How long after a try's begin a server may still be about to look at our certificate.
+const REFUSAL: Duration = Duration::from_secs(10);
 
 /// What the tries of a request share.
 pub(super) struct Shared<'t> {
@@ -137,6 +139,8 @@ struct Tried {
     before: u32,
     /// It is a retry, the policy's or not.
     is_retry: bool,
+    /// Its connection is new, and the server may yet refuse our certificate: over HTTP/1.1 that takes the place of the answer.
+    may_be_refused: bool,
 }
 
 impl From<Cause> for Failed {
@@ -245,7 +249,8 @@ impl Shared<'_> {
         }
         let lease = launch.lease.as_mut().expect("it was reached");
         launch.receipt = self.payload.receipt();
-        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry() };
+        let may_be_refused = !lease.is_http2() && !lease.is_reused() && launch.endpoint.pool().is_encrypted();
+        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry(), may_be_refused };
         match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
@@ -380,7 +385,7 @@ impl Shared<'_> {
     fn request(&self, head: &mut Head, lease: &Lease, tried: Tried) -> Request<Outgoing> {
         let http2 = lease.is_http2();
         // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
-        let may_resend = http2 || (lease.is_reused() && is_idempotent(&head.method));
+        let may_resend = http2 || tried.may_be_refused || (lease.is_reused() && is_idempotent(&head.method));
         if may_resend || tried.before < self.attempts {
             head.keep();
         }
@@ -456,8 +461,8 @@ impl Hold {
         {
             self.endpoint.pool().discard(&stream.connection);
         }
-        let reused = self.lease.as_ref().is_some_and(Lease::is_reused);
-        let cause = self.endpoint.pool().explained(lost.cause(self.endpoint.address(), reused));
+        let fresh = !self.lease.as_ref().is_some_and(Lease::is_reused) && self.attempt.started().elapsed() < REFUSAL;
+        let cause = self.endpoint.pool().explained(lost.cause(self.endpoint.address(), fresh));
         if cause.retry() == Retry::Safe {
             self.lease = None;
         }
@@ -540,15 +545,15 @@ impl Lost {
         self.is_unseen() && find::<h2::Error>(self.error.error()).is_some_and(goodbye)
     }
 
-    /// The server's refusal of our certificate, which in TLS 1.3 arrives after the handshake: it has read nothing else then. An
-    /// alert about anything else may come at any time, and whoever is on the way can bring it about.
+    /// The server's refusal of our certificate, which in TLS 1.3 arrives after the handshake: it has read nothing else then.
+    /// Where something of an answer is there the error is another one.
     fn refusal(&self) -> Option<rustls::Error> {
-        let answered = matches!(self.error, Broken::Http1(Http1Error::Cut(_)));
-        refusal(self.error.error()).filter(|_| !answered)
+        if matches!(self.error, Broken::Io(_) | Broken::Hyper(_)) { refusal(self.error.error()) } else { None }
     }
 
-    /// `reused`: its connection had carried requests before. A server that took those has taken our certificate as well.
-    fn cause(self, address: &Address, reused: bool) -> Cause {
+    /// `fresh`: its connection had carried no requests before, and has not been there for long. A server that took those has
+    /// taken our certificate as well.
+    fn cause(self, address: &Address, fresh: bool) -> Cause {
         let address = address.clone();
         let unseen = self.is_unseen();
         if let Some(failed) = self.body {
@@ -557,7 +562,7 @@ impl Lost {
         if unseen {
             return Cause::StreamRefused { address, source: self.error.into_source() };
         }
-        if !reused && let Some(refusal) = self.refusal() {
+        if fresh && let Some(refusal) = self.refusal() {
             return Cause::TlsHandshake { address, source: Arc::new(refusal) };
         }
         Cause::ConnectionLost { address, source: self.error.into_source(), sent: self.sent }

@@ -68,7 +68,7 @@ pub(crate) struct Hold {
 impl Hold {
     /// What ended the try before its answer; what it was waiting for then is known here.
     pub(crate) fn ended_by(&mut self, cause: Cause) -> Cause {
-        self.attempt.ended_by(cause, self.receipt.is_sent())
+        self.attempt.ended_by(cause, self.receipt.waits_for_caller())
     }
 
     /// Whether the endpoint may have seen the request.
@@ -272,6 +272,9 @@ impl Exchange {
                 // It may go on as something else than HTTP: then it is in flight until it is closed, whatever came of its request.
                 Some(held) => {
                     let lease = hold.lease.take();
+                    // Its request is over: it is no retry any more, and its body is nobody's.
+                    hold.permit.answered();
+                    hold.receipt = Receipt::Whole;
                     held.keep((hold, self.destination.clone()));
                     drop((answer, lease));
                 }
@@ -300,7 +303,7 @@ impl Exchange {
                 self.deadline.cause()
             }
             Failure::Silent(cause) => {
-                // A stream on which nobody has anything to say: which of the two should have, nobody knows.
+                // A stream may have nothing to say for long, and who should have is not known here (Envoy blames nobody either).
                 self.hold.iter_mut().for_each(|hold| hold.attempt.unfinished());
                 cause
             }

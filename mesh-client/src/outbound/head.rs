@@ -52,6 +52,11 @@ impl Head {
         };
     }
 
+    /// Whether it can be sent once more: what the first try took was kept.
+    pub(crate) fn is_there(&self) -> bool {
+        !self.taken || self.is_kept
+    }
+
     /// The same head once more, for a request beside this one. The headers must not be taken.
     pub(crate) fn copy(&self) -> Self {
         let mut extensions = Extensions::new();

@@ -169,7 +169,9 @@ async fn one_and_again(
             Err(failed) => failed,
         };
         match again {
-            Some(again) if shared.payload.rewind() && shared.goes_again(again, &mut resends, progress) => {
+            Some(again)
+                if head.is_there() && shared.payload.rewind() && shared.goes_again(again, &mut resends, progress) =>
+            {
                 before = Some(Box::new((cause, again)));
             }
             _ => return Err(cause),

@@ -291,7 +291,7 @@ async fn everybody_had_a_turn() {
 
 /// Control: `an_endpoint_that_lets_the_time_run_out_…`, whose endpoint owes the head of an answer.
 #[tokio::test]
-async fn a_stream_on_which_nobody_has_anything_to_say_is_not_held_against_its_endpoint() {
+async fn a_stream_that_has_nothing_to_say_is_not_held_against_its_endpoint() {
     let [only] = servers(["only"]).await;
     only.behave(Behaviour::Stall);
     let strict = OutlierDetection { consecutive_5xx: Some(1), max_ejected: PerMillion::ALL, ..outlier() };

@@ -119,17 +119,27 @@ async fn a_server_that_refuses_our_certificate_is_told_as_a_tls_failure() {
     let ca = TestCa::new();
     let server = EchoServer::start_mtls("strict", &ca.identity("default", "reviews")).await;
     let strangers = Arc::new(TestCa::new().identity("default", "web").trusting(ca.bundles()));
-    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+    for (protocol, upgrades) in
+        [(UpstreamProtocol::Http1, false), (UpstreamProtocol::Http1, true), (UpstreamProtocol::Http2, false)]
+    {
         for (identity, ended) in [(ca.expired("default", "web"), true), (strangers.clone(), false)] {
             let client = builder(speaking(protocol), &server).identity(Watched::fixed(Some(identity)));
             let client = client.random(|below| below / 2).build();
-            let error = client.send(post("/", "pay")).await.unwrap_err();
+            let request = || {
+                let mut request = post("/", "pay");
+                if upgrades {
+                    request.headers_mut().insert("connection", "upgrade".parse().unwrap());
+                    request.headers_mut().insert("upgrade", "websocket".parse().unwrap());
+                }
+                request
+            };
+            let error = client.send(request()).await.unwrap_err();
             assert_eq!((error.code(), error.retry()), (Code::TLS_HANDSHAKE, Retry::Safe), "{protocol:?}: {error}");
             assert_eq!(error.to_string().contains("our own certificate ended"), ended, "{protocol:?}: {error}");
             assert!(error.to_string().contains("alert"), "{protocol:?}: {error}");
             // As if the handshake had told: it is left alone for a while.
             let dialled = server.connections();
-            let error = client.send(post("/", "pay")).await.unwrap_err();
+            let error = client.send(request()).await.unwrap_err();
             assert_eq!((error.code(), server.connections()), (Code::TLS_HANDSHAKE, dialled), "{protocol:?}: {error}");
         }
     }
@@ -151,10 +161,15 @@ async fn an_endpoint_that_refuses_our_certificate_costs_no_request_and_is_not_di
         let identity = Watched::fixed(Some(ours.clone()));
         let client = Client::builder(source).crypto(crypto()).identity(identity).random(|below| below / 2).build();
         for n in 0..10 {
-            let answer = client.send(post("/", "pay")).await;
+            let mut request = post("/", "pay");
+            request.headers_mut().insert("authorization", "me".parse().unwrap());
+            let answer = client.send(request).await;
             assert_eq!(answer.as_ref().map(server_of).map_err(|e| e.to_string()), Ok("good"), "{protocol:?} {n}");
         }
         assert_eq!((lagging.requests(), good.requests()), (0, 10));
+        assert!(
+            good.received().iter().all(|request| request.headers["authorization"] == "me" && request.body == "pay")
+        );
         // Half a second passes before it is asked again.
         assert!(lagging.connections() < 5, "{protocol:?}: {}", lagging.connections());
     }

@@ -14,7 +14,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{TrustBundle, newer_list, root_name};
+use mesh_core::identity::{TrustBundle, newest_lists, root_name};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, PublicKeyData,
     SanType,
@@ -147,7 +147,8 @@ impl Material {
         if let Some(end) = self.lists_end.filter(|end| *end <= now) {
             return unusable(format!("a list in it ended at {end} (Unix time); put a newer one there"));
         }
-        if self.bundle.revocation_lists().iter().any(|list| newer_list(list, before, now).is_some()) {
+        let lists = self.bundle.revocation_lists();
+        if newest_lists(lists.to_vec(), before, now) != lists {
             let why = "a list in it is older than the one in force; put the newer one back, or, to take its word back, take the file \
                        out first";
             return unusable(why.to_owned());

@@ -127,7 +127,7 @@ codes! {
     /// A plaintext peer at a port that demands mutual TLS.
     PLAINTEXT_REFUSED = 2001, 403, 16, "-", "give the caller a mesh identity or set PeerAuthentication to PERMISSIVE";
     /// A peer without an acceptable certificate.
-    PEER_REFUSED = 2002, 403, 16, "-", "the caller's certificate does not chain to this mesh's trust bundle";
+    PEER_REFUSED = 2002, 403, 16, "-", "the caller's certificate does not chain to this mesh's trust bundle, or was taken back";
     /// The port demands the word of an external authorizer that nobody knows. What is governed by it is denied.
     AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "name the CUSTOM AuthorizationPolicy's provider in the mesh's extensionProviders; see /config_dump";
     /// An authorization policy denies the request. The caller is told no more; the server's log names the rule.

@@ -1,6 +1,7 @@
 //! Roots that end soon, and certificates and revocation lists that were not renewed. No verification refuses anybody before the
 //! end, so nothing else would tell until then.
 
+use x509_parser::num_bigint::BigUint;
 use x509_parser::oid_registry::{OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_ISSUER_DISTRIBUTION_POINT};
 use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer};
 
@@ -125,24 +126,62 @@ impl ListLife {
     }
 }
 
-/// The revocation list of `before` (DER, like `list`) that `list` may not stand in for: it is newer (`thisUpdate`, then the CRL
-/// number), has not ended at `now` (seconds since the Unix epoch), and is of the same authority, key and scope (RFC 5280, 5.2.1
-/// and 5.2.5). By the older one whoever was taken back since would be let in again.
-pub fn newer_list<'b>(list: &[u8], before: &'b [Vec<u8>], now: u64) -> Option<&'b Vec<u8>> {
-    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
-    let about = |list: &CertificateRevocationList<'_>, oid| {
-        list.extensions().iter().find(|extension| extension.oid == oid).map(|extension| extension.value.to_vec())
-    };
-    let when = |list: &CertificateRevocationList<'_>| (list.last_update().timestamp(), list.crl_number().cloned());
-    before.iter().find(|der| {
-        let Ok((_, known)) = CertificateRevocationList::from_der(der) else { return false };
-        let scope = [OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_ISSUER_DISTRIBUTION_POINT];
-        let end = known.next_update().and_then(|end| u64::try_from(end.timestamp()).ok());
-        known.issuer() == list.issuer()
-            && scope.into_iter().all(|oid| about(&known, oid.clone()) == about(&list, oid))
-            && when(&list) < when(&known)
-            && end.is_some_and(|end| end > now)
-    })
+/// `lists` (DER) with those of `before` in place of older ones, which would let in again whoever was taken back since. Of each
+/// authority, key and scope (RFC 5280, 5.2.1 and 5.2.5) the first one counts, as it does to peers: that of `before` while it has
+/// not ended at `now` (seconds since the Unix epoch), unless it says that it was signed later than that. Older is what is so by
+/// `thisUpdate`, and not newer by its number. One that has ended is left as it is, for nobody takes it; one that does not name its
+/// key (AuthorityKeyIdentifier) is compared with none.
+pub fn newest_lists(mut lists: Vec<Vec<u8>>, before: &[Vec<u8>], now: u64) -> Vec<Vec<u8>> {
+    let mut seen = Vec::new();
+    for known in before {
+        let Some(of) = Issued::of(known).filter(|of| !seen.contains(&of.about)) else { continue };
+        let holds = of.begins <= now.saturating_add(SKEW) && of.ends > now;
+        let issued = lists.iter().map(|list| Issued::of(list)).enumerate();
+        let first = issued.filter_map(|(at, list)| Some((at, list?))).find(|(_, list)| list.about == of.about);
+        if let Some((at, list)) = first
+            && holds
+            && list.is_older_than(&of)
+            && list.ends > now
+        {
+            lists[at].clone_from(known);
+        }
+        seen.push(of.about);
+    }
+    lists
+}
+
+/// By how much clocks of authorities may be fast.
+const SKEW: u64 = 300;
+
+/// When a list was signed, and about what.
+struct Issued {
+    about: (Vec<u8>, Vec<u8>, Option<Vec<u8>>),
+    begins: u64,
+    ends: u64,
+    number: Option<BigUint>,
+}
+
+impl Issued {
+    /// `None` if it cannot be read, never ends, or does not name its key.
+    fn of(der: &[u8]) -> Option<Self> {
+        let (_, list) = CertificateRevocationList::from_der(der).ok()?;
+        let told = |oid| list.extensions().iter().find(|told| told.oid == oid).map(|told| told.value.to_vec());
+        let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).ok();
+        let key = told(OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER)?;
+        Some(Self {
+            about: (list.issuer().as_raw().to_vec(), key, told(OID_X509_EXT_ISSUER_DISTRIBUTION_POINT)),
+            begins: seconds(list.last_update())?,
+            ends: seconds(list.next_update()?)?,
+            number: list.crl_number().cloned(),
+        })
+    }
+
+    fn is_older_than(&self, other: &Self) -> bool {
+        match (&self.number, &other.number) {
+            (Some(own), Some(others)) => (self.begins, own) < (other.begins, others) && own <= others,
+            _ => self.begins < other.begins,
+        }
+    }
 }
 
 /// Says at each mark of a revocation list's life, once, that none has come in its place.

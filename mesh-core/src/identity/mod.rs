@@ -22,7 +22,7 @@ mod ways;
 mod tests;
 
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles, root_name};
-pub use self::ending::{EndingLeaf, EndingLists, EndingRoots, LifeLeft, ListLife, newer_list};
+pub use self::ending::{EndingLeaf, EndingLists, EndingRoots, LifeLeft, ListLife, newest_lists};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
 pub use self::key::{exposure, private_key};

@@ -584,7 +584,7 @@ impl HttpProbe {
 pub struct ConnectionOptions {
     /// HTTP version spoken to the endpoints.
     pub protocol: UpstreamProtocol,
-    /// Time for TCP connect and TLS handshake together. Default 10 s.
+    /// Time for TCP connect, TLS handshake and, over HTTP/2, the peer's SETTINGS together. Default 10 s.
     pub connect_timeout: Duration,
     /// Idle connections are closed after this. Default 1 h; None = never.
     pub idle_timeout: Option<Duration>,

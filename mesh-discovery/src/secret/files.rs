@@ -9,7 +9,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{Identity, TrustBundle, TrustBundles, exposure, newer_list, peer_spiffe_id, private_key};
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles, exposure, newest_lists, peer_spiffe_id, private_key};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -136,7 +136,8 @@ impl Files {
                 Some(revoked) => revocation_lists(revoked, lists)?,
                 None => Vec::new(),
             };
-            if let (Some(revoked), true) = (revoked, lists.iter().any(|list| newer_list(list, before, now).is_some())) {
+            // Not taken for what is in force either: once that has ended, the next look finds these.
+            if let (Some(revoked), true) = (revoked, newest_lists(lists.clone(), before, now) != lists) {
                 return Err(refuse(revoked, "a list in it is older than the one in use, which stays until it ends"));
             }
             let of = if map.is_some() {

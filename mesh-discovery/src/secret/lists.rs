@@ -2,7 +2,7 @@
 //! or are of somebody else, everybody is refused, and by older ones those are let in who were taken back since. And who has to be
 //! told that none came.
 
-use mesh_core::identity::{InvalidBundle, LifeLeft, ListLife, TrustBundle, newer_list};
+use mesh_core::identity::{InvalidBundle, LifeLeft, ListLife, TrustBundle, newest_lists};
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 
 /// `roots` with `lists`, if they can be used, else with those of `before`. Where there are none before, there is nothing
@@ -19,14 +19,11 @@ pub(super) fn newer(
     now: u64,
 ) -> Result<TrustBundle, InvalidBundle> {
     let same = lists == before;
-    let not_older = |list: Vec<u8>| match newer_list(&list, before, now) {
-        Some(newer) => {
-            tracing::error!("revocation lists: one is older than the one in use, which stays until it ends");
-            newer.clone()
-        }
-        None => list,
-    };
-    let lists = lists.into_iter().map(not_older).collect();
+    let newest = newest_lists(lists.clone(), before, now);
+    if newest != lists {
+        tracing::error!("revocation lists: one is older than the one in use, which stays until it ends");
+    }
+    let lists = newest;
     let newer = roots.clone().with_revocation_lists(lists);
     if before.is_empty() || same {
         return newer;

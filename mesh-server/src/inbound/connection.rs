@@ -130,7 +130,7 @@ impl Door {
                 let mut http2 = self.http2.clone();
                 let connection = http2.max_concurrent_streams(streams).serve_connection(TokioIo::new(io), service);
                 let told = |leave: Leave| {
-                    if leave == Leave::Unwelcome {
+                    if leave == Leave::Distrusted {
                         layer.turn_away();
                     }
                     Duration::ZERO
@@ -157,20 +157,10 @@ impl Door {
         io.tether = Some(tether);
         let (leave, leaving) = drain::channel();
         // Whoever may do less than before, or has another name, has some time left, as long as nothing worse comes.
-        let narrowed = Arc::new(Notify::new());
-        let (narrows, renames, change) = (narrowed.clone(), narrowed.clone(), self.change.clone());
-        let is_welcome = move |known: &Arc<InboundListener>, now: &Arc<InboundListener>, caller: Caller<'_>| {
-            if !change.may_ask_on(known, now, caller) {
-                narrows.notify_one();
-            }
-            true
-        };
+        let (narrowed, change) = (Arc::<Notify>::default(), self.change.clone());
+        let is_welcome = move |known: &_, now: &_, caller: Caller<'_>| change.may_ask_on(known, now, caller);
         let aged = aged(&guest.listener, &self.config);
-        let may_stay_renamed = move || {
-            renames.notify_one();
-            true
-        };
-        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome, may_stay_renamed);
+        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, is_welcome, narrowed.clone());
         let (told, limit) = (layer.clone(), self.config.unwelcome_limit);
         let closing = Box::pin(async move {
             let time_is_over = async {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use futures_util::future::Either;
 use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use mesh_core::authz::{Caller, PolicyChange};
@@ -21,7 +22,7 @@ use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
 use crate::Config;
-use crate::listen::{Doubt, Leash, TlsAccept, Verified, Why};
+use crate::listen::{Leash, TlsAccept, Verified, Why};
 
 /// A connection that was let in.
 pub(super) struct Guest {
@@ -61,7 +62,7 @@ impl Left {
     pub(super) async fn shorter(self, closing: &mut (impl Stream<Item = Leave> + Unpin), config: &Config) -> Self {
         while let Some(leave) = closing.next().await {
             let next = Self::new(leave, config);
-            if next.end < self.end || leave == Leave::Unwelcome {
+            if next.end < self.end || matches!(leave, Leave::Unwelcome | Leave::Distrusted) {
                 return Self { leave, end: next.end.min(self.end) };
             }
         }
@@ -98,7 +99,7 @@ pub(super) async fn stay_taken_over(
             leave = closing.next() => leave,
         },
     };
-    if let Some(leave @ (Leave::Aged | Leave::Narrowed | Leave::Unwelcome)) = leave {
+    if let Some(leave) = leave.filter(|leave| *leave != Leave::Drained) {
         let leave = tokio::select! {
             () = leash.gone() => return,
             leave = Left::new(leave, config).over(closing, config) => leave,
@@ -119,11 +120,12 @@ pub(super) enum Leave {
     Drained,
     /// It is old.
     Aged,
-    /// Policy may refuse what it let pass before, or knows the peer by another name now.
+    /// Policy may refuse what it let pass before, or knows the peer by another name now, or us by another certificate provider.
     Narrowed,
-    /// Its peer is not trusted any more, or is somebody else, the port takes no plaintext any more, or shows another
-    /// certificate provider's identity.
+    /// The port takes no plaintext any more.
     Unwelcome,
+    /// Its peer is not trusted any more, is somebody else, or came by other roots than the port's: no request of it is served.
+    Distrusted,
 }
 
 impl Leave {
@@ -131,7 +133,7 @@ impl Leave {
     /// is on its way. Nothing for a peer that no request is to be taken from.
     pub(super) fn notice(self, config: &Config) -> Duration {
         match self {
-            Self::Drained | Self::Unwelcome => Duration::ZERO,
+            Self::Drained | Self::Unwelcome | Self::Distrusted => Duration::ZERO,
             Self::Aged | Self::Narrowed => config.lame_duck.min(self.limit(config)),
         }
     }
@@ -141,7 +143,7 @@ impl Leave {
         match self {
             Self::Drained => Why::Drained,
             Self::Aged => Why::Age,
-            Self::Narrowed | Self::Unwelcome => Why::Policy,
+            Self::Narrowed | Self::Unwelcome | Self::Distrusted => Why::Policy,
         }
     }
 
@@ -149,7 +151,7 @@ impl Leave {
     pub(super) fn limit(self, config: &Config) -> Duration {
         match self {
             Self::Drained | Self::Aged => config.drain_limit,
-            Self::Narrowed | Self::Unwelcome => config.unwelcome_limit,
+            Self::Narrowed | Self::Unwelcome | Self::Distrusted => config.unwelcome_limit,
         }
     }
 }
@@ -171,9 +173,15 @@ pub(super) fn stay(
             () = aged => Leave::Aged,
         }
     };
-    let unwelcome = unwelcome(guest, inbound, tls, is_welcome, || false);
+    let narrowed = Arc::<Notify>::default();
+    let unwelcome = unwelcome(guest, inbound, tls, is_welcome, narrowed.clone());
+    let narrowed = async move {
+        narrowed.notified().await;
+        Leave::Narrowed
+    };
     // A set: polled when one of them is woken and not with every read of the connection.
-    [Either::Left(time), Either::Right(unwelcome)].into_iter().collect::<FuturesUnordered<_>>()
+    let all = [Either::Left(time), Either::Right(Either::Left(narrowed)), Either::Right(Either::Right(unwelcome))];
+    all.into_iter().collect::<FuturesUnordered<_>>()
 }
 
 /// The end of this time; of more than there is, a year.
@@ -195,22 +203,23 @@ pub(super) fn aged(listener: &InboundListener, config: &Config) -> impl Future<O
     }
 }
 
-/// Waits until policy or trust have something against a connection's peer. Of one that proved who it is, the proof must still
-/// hold; any other needs a port that asks for none. `may_stay_renamed` says whether one may stay that has another name now.
-pub(super) fn unwelcome<W, R>(
+/// Waits until policy or trust want a connection's peer gone. Of one that proved who it is, the proof must still hold; any
+/// other needs a port that asks for none. One that may do less than before (`is_welcome`), or has another name now, is told of
+/// by `narrowed`, and what is worse goes on to be waited for.
+pub(super) fn unwelcome<W>(
     guest: Guest,
     inbound: Watched<InboundState>,
     tls: &TlsAccept,
     is_welcome: W,
-    may_stay_renamed: R,
-) -> impl Future<Output = Leave> + use<W, R>
+    narrowed: Arc<Notify>,
+) -> impl Future<Output = Leave> + use<W>
 where
     W: Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
-    R: Fn() -> bool + Send,
 {
     let Guest { peer, server_name, verified, listener } = guest;
     let proven = verified.is_some();
-    let distrusted = verified.map(|verified| tls.distrusted(verified, may_stay_renamed));
+    let renamed = narrowed.clone();
+    let distrusted = verified.map(|verified| tls.distrusted(verified, move || renamed.notify_one()));
     async move {
         let distrusted = async {
             match distrusted {
@@ -219,11 +228,9 @@ where
             }
         };
         tokio::select! {
-            doubt = distrusted => match doubt {
-                Doubt::Refused => Leave::Unwelcome,
-                Doubt::Renamed => Leave::Narrowed,
-            },
-            leave = changed(inbound, listener, &peer, &server_name, proven, is_welcome) => leave,
+            biased;
+            () = distrusted => Leave::Distrusted,
+            leave = changed(inbound, listener, &peer, &server_name, proven, is_welcome, &narrowed) => leave,
         }
     }
 }
@@ -251,7 +258,8 @@ impl LastChange {
     }
 }
 
-/// Waits for a policy that has something against the caller.
+/// Waits for a policy that the connection does not stand under, and tells by `narrowed` of those that have something against the
+/// caller.
 async fn changed(
     mut inbound: Watched<InboundState>,
     mut known: Arc<InboundListener>,
@@ -259,15 +267,23 @@ async fn changed(
     server_name: &str,
     proven: bool,
     is_welcome: impl Fn(&Arc<InboundListener>, &Arc<InboundListener>, Caller<'_>) -> bool,
+    narrowed: &Notify,
 ) -> Leave {
     loop {
         // Without word from the control plane what was in force last still is.
         if let InboundState::Ready(now) = &*inbound.load_full()
             && !Arc::ptr_eq(now, &known)
         {
-            // To those that proved who they are, we have to be the same; of the others the port must not ask for it.
-            if if proven { now.instances != known.instances } else { now.tls == InboundTls::Strict } {
+            // Of those that did not prove who they are the port must not ask for it.
+            if !proven && now.tls == InboundTls::Strict {
                 return Leave::Unwelcome;
+            }
+            if proven && now.instances.roots != known.instances.roots {
+                return Leave::Distrusted;
+            }
+            // To those that did we have to be the same.
+            if proven && now.instances.certificate != known.instances.certificate {
+                narrowed.notify_one();
             }
             let caller = Caller { peer, destination: now.address, server_name };
             if !is_welcome(&known, now, caller) {
@@ -276,7 +292,7 @@ async fn changed(
                     principal = peer.spiffe_id.as_ref().map(tracing::field::display),
                     "policy has changed for a connection's caller: it is closed",
                 );
-                return Leave::Narrowed;
+                narrowed.notify_one();
             }
             known = now.clone();
         }

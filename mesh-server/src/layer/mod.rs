@@ -371,7 +371,10 @@ where
         let settled = settled.and_then(|()| headers::judge_underscores(&mut request, listener.map(AsRef::as_ref)));
         let judged = match settled {
             _ if self.broken => Err(Refused::Failed),
-            _ if connection.unwelcome.load(Ordering::Relaxed) => Err(Refused::Closed(Code::PEER_REFUSED)),
+            _ if connection.unwelcome.load(Ordering::Relaxed) => {
+                record.note("peer_distrusted".into());
+                Err(Refused::Closed(Code::PEER_REFUSED))
+            }
             _ if seen.count > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) if listener.is_none() && shared.policy.is_given() => {

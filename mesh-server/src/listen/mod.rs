@@ -19,4 +19,4 @@ use self::messages::Messages;
 pub(crate) use self::messages::fuzzing::messages;
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
 pub(crate) use self::stream::{Detected, Stream};
-pub(crate) use self::tls::{Doubt, TlsAccept, TlsRefused, Verified};
+pub(crate) use self::tls::{TlsAccept, TlsRefused, Verified};

@@ -51,14 +51,6 @@ pub(crate) struct Verified {
     counted: Option<CountedPeer>,
 }
 
-/// What there is against a peer that was let in.
-pub(crate) enum Doubt {
-    /// It would not be let in any more, or is somebody else.
-    Refused,
-    /// Its trust domain has another name.
-    Renamed,
-}
-
 /// Why a TLS client was turned away.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsRefused {
@@ -146,11 +138,11 @@ impl TlsAccept {
     }
 
     /// Waits until the peer of a connection would not be let in any more, its root being taken out of the bundle or its
-    /// certificate revoked, or would be let in under another name. `may_stay` is asked about one that is the same under another
-    /// name; if it may, it is watched over under that name.
-    pub(crate) fn distrusted<F>(&self, peer: Verified, may_stay: F) -> impl Future<Output = Doubt> + Send + use<F>
+    /// certificate revoked, or is somebody else. `renamed` is told of one that is the same under another name, under which it is
+    /// watched over from then on.
+    pub(crate) fn distrusted<F>(&self, peer: Verified, renamed: F) -> impl Future<Output = ()> + Send + use<F>
     where
-        F: Fn() -> bool + Send,
+        F: Fn() + Send,
     {
         let (provider, clock) = (self.provider.clone(), self.clock.clone());
         let Verified { mut id, chain, mut by, mut ours, counted } = peer;
@@ -171,16 +163,14 @@ impl TlsAccept {
                         tracing::info!(was = %id, is = %again, "a connection's peer has another name now: it ends");
                         // A former name that still stands for the present one is the same peer's.
                         if present(id) != again {
-                            return Doubt::Refused;
+                            return;
                         }
-                        if !may_stay() {
-                            return Doubt::Renamed;
-                        }
+                        renamed();
                         id = again;
                     }
                     Err(refused) => {
                         tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");
-                        return Doubt::Refused;
+                        return;
                     }
                 }
             }

@@ -15,15 +15,15 @@ use mesh_core::error::BoxError;
 use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::identity::{Identity, SpiffeServerVerifier, TrustBundle, TrustBundles};
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, Instances, Permission,
-    Principal, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, Instances, PathMatch,
+    Permission, Principal, StringMatcher,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
 use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, listener, policy, spawn, text, within};
-use crate::raw::{GOAWAY, HEADERS, PREFACE, SETTINGS, frame, get as raw_get, next, request, status};
+use crate::raw::{DATA, GOAWAY, HEADERS, PREFACE, SETTINGS, frame, get as raw_get, next, request, status};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n";
 
@@ -305,32 +305,78 @@ async fn s67_a_connection_whose_peer_is_revoked_ends() {
     }
 }
 
-/// A peer that puts off to say that it has heard of the end of its connection makes no request meanwhile.
-#[tokio::test]
-async fn s67_a_revoked_peer_that_holds_its_connection_open_is_served_nothing() {
-    let world = World::hello(InboundTls::Strict).await;
-    let id = world.ca.id("default", "productpage");
-    let identity = world.ca.identity_from(&CertificateSpec { serial: Some(7), ..CertificateSpec::of(&id) });
-    let tcp = TcpStream::connect(world.address).await.unwrap();
-    let tls = tokio_rustls::TlsConnector::from(client_tls(&identity, Http::Two));
-    let mut tls = tls.connect("mesh".try_into().unwrap(), tcp).await.unwrap();
-    let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, &raw_get("/", &[]))].concat();
-    tls.write_all(&hello).await.unwrap();
-    let answered = async |tls: &mut _, kind| loop {
-        let (of, _, stream, payload) = within(next(tls)).await.expect("the connection goes on");
+/// Over HTTP/2: the next of its frames of that kind, its stream and what it carries.
+async fn answered(io: &mut (impl tokio::io::AsyncRead + Unpin), kind: u8) -> (u32, Vec<u8>) {
+    loop {
+        let (of, _, stream, payload) = within(next(io)).await.expect("the connection goes on");
         if of == kind {
             return (stream, payload);
         }
-    };
-    let (stream, head) = answered(&mut tls, HEADERS).await;
+    }
+}
+
+/// A peer that puts off to say that it has heard of the end of its connection makes no request meanwhile.
+#[tokio::test]
+async fn s67_a_revoked_peer_that_holds_its_connection_open_is_served_nothing() {
+    for narrowed_before in [false, true] {
+        let world = World::hello(InboundTls::Strict).await;
+        let id = world.ca.id("default", "productpage");
+        let identity = world.ca.identity_from(&CertificateSpec { serial: Some(7), ..CertificateSpec::of(&id) });
+        let tcp = TcpStream::connect(world.address).await.unwrap();
+        let tls = tokio_rustls::TlsConnector::from(client_tls(&identity, Http::Two));
+        let mut tls = tls.connect("mesh".try_into().unwrap(), tcp).await.unwrap();
+        let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, &raw_get("/", &[]))].concat();
+        tls.write_all(&hello).await.unwrap();
+        let (stream, head) = answered(&mut tls, HEADERS).await;
+        assert_eq!((stream, status(&head)), (1, 200));
+        if narrowed_before {
+            // Something is shut to it, and nothing that it asks for.
+            let rule = AuthorizationRule {
+                name: "r".to_owned(),
+                permissions: vec![Permission::Path(PathMatch::Exact("/x".into()))],
+                principals: vec![Principal::Any],
+            };
+            let deny = AuthorizationPolicy::new("p", AuthorizationAction::Deny);
+            let mut narrower = listener(InboundTls::Strict);
+            narrower.authorization = vec![AuthorizationPolicy { rules: vec![rule], ..deny }];
+            world.policy.publish(InboundState::Ready(Arc::new(narrower)));
+            answered(&mut tls, GOAWAY).await;
+        }
+        let revoked = world.ca.bundles_revoking(&[7]);
+        world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(revoked))));
+        if !narrowed_before {
+            // Its PING is not answered: more requests are taken.
+            answered(&mut tls, GOAWAY).await;
+        }
+        for id in (3..).step_by(2) {
+            tls.write_all(&request(id, &raw_get("/", &[]))).await.unwrap();
+            let (stream, head) = answered(&mut tls, HEADERS).await;
+            assert_eq!(stream, id);
+            if status(&head) == 403 {
+                break;
+            }
+            // The first time nothing says when the revocation has been heard of; the connection lives for five seconds.
+            assert!(narrowed_before && status(&head) == 200, "{}", status(&head));
+        }
+    }
+}
+
+/// Nor does one in plaintext where policy demands mutual TLS meanwhile, and it is told why.
+#[tokio::test]
+async fn s51_over_http2_a_plaintext_peer_that_holds_its_connection_open_is_told_of_strict() {
+    let world = World::hello(InboundTls::Permissive).await;
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, &raw_get("/", &[]))].concat();
+    tcp.write_all(&hello).await.unwrap();
+    let (stream, head) = answered(&mut tcp, HEADERS).await;
     assert_eq!((stream, status(&head)), (1, 200));
-    let revoked = world.ca.bundles_revoking(&[7]);
-    world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(revoked))));
-    // Its PING is not answered: more requests are taken.
-    answered(&mut tls, GOAWAY).await;
-    tls.write_all(&request(3, &raw_get("/", &[]))).await.unwrap();
-    let (stream, head) = answered(&mut tls, HEADERS).await;
+    world.policy.publish(policy(InboundTls::Strict));
+    answered(&mut tcp, GOAWAY).await;
+    tcp.write_all(&request(3, &raw_get("/", &[]))).await.unwrap();
+    let (stream, head) = answered(&mut tcp, HEADERS).await;
     assert_eq!((stream, status(&head)), (3, 403));
+    let (_, body) = answered(&mut tcp, DATA).await;
+    assert!(String::from_utf8_lossy(&body).contains("MESH-2001"), "{}", String::from_utf8_lossy(&body));
 }
 
 #[tokio::test]

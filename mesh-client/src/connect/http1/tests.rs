@@ -536,7 +536,11 @@ fn an_answer_is_read_where_there_are_no_timers_and_ends_with_its_time() {
             assert!(elsewhere.block_on(async { body.frame().now_or_never() }).is_none());
             continue;
         }
-        made_on.block_on(tokio::time::advance(std::time::Duration::from_secs(11)));
+        made_on.block_on(async {
+            tokio::time::advance(std::time::Duration::from_secs(11)).await;
+            // The task that has the timer is of that runtime as well.
+            tokio::task::yield_now().await;
+        });
         assert!(elsewhere.block_on(async { body.frame().now_or_never() }).unwrap().unwrap().is_err());
     }
 }

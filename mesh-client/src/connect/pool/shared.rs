@@ -109,12 +109,13 @@ impl Pool {
             let first = place.map(|place| slot.remove(place)).is_some();
             // The first of those who waited puts it in place, having taken a place on it: whatever its room is, it
             // serves one.
-            let stream = result.as_ref().ok().and_then(|shared| self.enter(shared));
+            let open = result.as_ref().ok().filter(|shared| !shared.is_closed());
+            let stream = open.and_then(|shared| self.enter(shared));
             let failure = match &result {
                 Err(cause) => Some(cause.clone()),
                 // Shut before it took one. Other connections may do better; of those that end as they begin one, for who
                 // leaves may have a successor.
-                Ok(shared) if stream.is_none() && (first || shared.is_closed()) => {
+                Ok(shared) if stream.is_none() && (first || shared.ended_in_vain()) => {
                     in_vain += 1;
                     let most = if shared.is_closed() { 1 } else { MAX_SHUT };
                     (in_vain > most).then(|| self.takes_no_stream())
@@ -123,7 +124,7 @@ impl Pool {
             };
             if first {
                 // One that ended as it began has neither failed nor worked: the back-off before it goes on.
-                if failure.is_some() || !result.as_ref().is_ok_and(|shared| shared.is_closed()) {
+                if failure.is_some() || !result.as_ref().is_ok_and(|shared| shared.ended_in_vain()) {
                     self.tell(failure.as_ref());
                 }
                 result.iter().for_each(|shared| self.share(shared));

@@ -255,16 +255,27 @@ fn s67_a_list_goes_before_an_older_one_of_the_same_authority_and_key_until_it_en
     let now = UnixTime::now().as_secs();
     let root = Root::named("CA");
     let (older, newer) = (list(&root, &[], now - 60), list(&root, &[1], now));
-    let before = [newer.clone()];
-    assert_eq!(newer_list(&older, &before, now), Some(&newer));
-    // The controls: it is the same, it is the newer one, and the other has ended.
-    assert_eq!(newer_list(&newer, &before, now), None);
-    assert_eq!(newer_list(&newer, &[older.clone()], now), None);
-    assert_eq!(newer_list(&older, &before, now + 1_800), None);
+    let both = [newer.clone(), older.clone()];
+    let after = |lists: &[Vec<u8>], before: &[Vec<u8>], now| newest_lists(lists.to_vec(), before, now);
+    for before in [&both[..1], &both] {
+        assert_eq!(after(&both[1..], before, now), both[..1]);
+    }
+    // Peers go by the first one.
+    assert_eq!(after(&[older.clone(), newer.clone()], &both[..1], now), [newer.clone(), newer.clone()]);
+    assert_eq!(after(&both[1..], &[older.clone(), newer.clone()], now), both[1..]);
+    // The controls: there is no other, it is the newer one, a newer one is beside it, and the other has ended.
+    assert_eq!(after(&both[1..], &[], now), both[1..]);
+    assert_eq!(after(&both[..1], &both[1..], now), both[..1]);
+    assert_eq!(after(&both, &both, now), both);
+    assert_eq!(after(&both[1..], &both[..1], now + 1_800), both[1..]);
+    // Whoever's clock was fast once does not keep its later lists out.
+    assert_eq!(after(&both[1..], &[list(&root, &[1], now + 86_400)], now), both[1..]);
     // Others have lists of their own, and so has an authority of the same name with another key.
     for other in [Root::named("CA"), Root::named("another")] {
-        assert_eq!(newer_list(&list(&other, &[], now - 60), &before, now), None);
+        let theirs = [list(&other, &[], now - 60)];
+        assert_eq!(after(&theirs, &both[..1], now), theirs);
     }
-    assert_eq!(newer_list(b"rubbish", &before, now), None);
-    assert_eq!(newer_list(&older, &[b"rubbish".to_vec()], now), None);
+    let rubbish = [b"rubbish".to_vec()];
+    assert_eq!(after(&rubbish, &both[..1], now), rubbish);
+    assert_eq!(after(&both[1..], &rubbish, now), both[1..]);
 }
