@@ -246,6 +246,15 @@ impl InboundLayer {
 }
 
 impl Connection {
+    /// Whether its peer is trusted no more, which the record is told.
+    fn turns_away(&self, record: &mut Record) -> bool {
+        let unwelcome = self.unwelcome.load(Ordering::Relaxed);
+        if unwelcome {
+            record.note("peer_distrusted".into());
+        }
+        unwelcome
+    }
+
     fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>) -> Self {
         let series = shared.metrics.series(&shared.labels(peer.as_ref()));
         Self {
@@ -371,10 +380,7 @@ where
         let settled = settled.and_then(|()| headers::judge_underscores(&mut request, listener.map(AsRef::as_ref)));
         let judged = match settled {
             _ if self.broken => Err(Refused::Failed),
-            _ if connection.unwelcome.load(Ordering::Relaxed) => {
-                record.note("peer_distrusted".into());
-                Err(Refused::Closed(Code::PEER_REFUSED))
-            }
+            _ if connection.turns_away(&mut record) => Err(Refused::Closed(Code::PEER_REFUSED)),
             _ if seen.count > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) if listener.is_none() && shared.policy.is_given() => {
