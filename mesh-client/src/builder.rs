@@ -192,8 +192,8 @@ impl ClientBuilder {
     /// destination; then their connections are closed. Meanwhile no other request goes there. A cluster that routes
     /// merely no longer name is not gone: what is under way to it ends in its own time, as in Envoy and gRPC (A31), and so
     /// it does where other policy for a cluster leaves its endpoints. An answer over HTTP/1.1 that is held and not read is cut
-    /// off when it is read again or dropped; a connection that has changed its protocol (a WebSocket) ends in its own time. Default 30 s; `Duration::MAX` = until they end, as in
-    /// Envoy.
+    /// off when it is read again or dropped; a connection that has changed its protocol (a WebSocket) ends in its own time.
+    /// Default 30 s; `Duration::MAX` = until they end, as in Envoy.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.limits.drain = limit;
         self

@@ -219,9 +219,11 @@ impl Wire {
                 self.ending = Some(worker::spawn(&runtime, async move { sleep_until(until).await }));
             }
             let Some(ending) = &mut self.ending else { return Poll::Pending };
-            if ready!(Pin::new(ending).poll(cx)).is_err() {
+            let ended = ready!(Pin::new(ending).poll(cx));
+            // It must not be polled again, whatever the clock of who reads then.
+            self.ending = None;
+            if ended.is_err() {
                 // That runtime has ended: what there is left is to look at the clock when somebody reads.
-                self.ending = None;
                 return Poll::Pending;
             }
         }
