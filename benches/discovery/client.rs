@@ -55,6 +55,21 @@ async fn changes(scale: Scale) -> Result<Vec<Row>, Error> {
         costs.push(large);
         ratios.push(large / small);
     }
+    let (mut alike, mut cold) = (Vec::new(), Vec::new());
+    let mut others = vec![0; OTHERS];
+    for pair in 0..scale.pairs {
+        let few = (scale.changes / 10).max(10);
+        let (small, large) = if pair % 2 == 0 {
+            let small = change_among_others(&mut small, few, &mut others).await?;
+            (small, change_among_others(&mut large, few, &mut others).await?)
+        } else {
+            let large = change_among_others(&mut large, few, &mut others).await?;
+            (change_among_others(&mut small, few, &mut others).await?, large)
+        };
+        cold.push(large);
+        alike.push(large / small);
+    }
+    drop(others);
 
     // The same with a client that has made every destination ready for requests.
     let client = Client::builder(large.client.clone()).max_destinations(scale.clusters).build();
@@ -76,7 +91,10 @@ async fn changes(scale: Scale) -> Result<Vec<Row>, Error> {
     Ok(vec![
         Row::new("table_load", "s", loaded, 0.4),
         Row::new("change", "us", median(costs), 30.0),
-        Row::new("change_against_10_clusters", "ratio", median(ratios), 1.3),
+        Row::new("change_against_10_clusters", "ratio", median(alike), 1.3),
+        // Of changes one upon another, when ten clusters never leave the processor's first caches.
+        Row::new("change_against_10_clusters_in_cache", "ratio", median(ratios), None),
+        Row::new("change_out_of_cache", "us", median(cold), None),
         Row::new("change_to_router", "us", median(routers), 30.0),
         // With its envelope, its acknowledgement and two task switches; the goal is that of the resource.
         Row::new("same_response_again", "us", median(repeats), None),
@@ -129,6 +147,30 @@ async fn change(
         }
     }
     Ok(cost * 1e6 / changes as f64)
+}
+
+/// Bytes that the application is held to have used between two changes: more than a processor's caches hold.
+const OTHERS: usize = 96 << 20;
+
+/// Microseconds of one change as [`change`] makes it, the median of `changes`, when the application has used the
+/// processor's caches for something else since the one before. So a world of any size is found in the same place, and
+/// what is left to differ is what grows with it.
+async fn change_among_others(world: &mut World, changes: usize, others: &mut [u8]) -> Result<f64, Error> {
+    let clusters = world.clusters();
+    let mut times = Vec::with_capacity(changes);
+    for i in 0..changes {
+        let bytes = world.change((i * 7919 + 1) % clusters)?;
+        for line in others.iter_mut().step_by(64) {
+            *line = line.wrapping_add(1);
+        }
+        std::hint::black_box(&mut *others);
+        // A client has just read them off its connection.
+        std::hint::black_box(bytes.clone());
+        let start = Instant::now();
+        world.push([bytes]).await?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(median(times))
 }
 
 /// CPU microseconds of one response with one resource that is as it was.

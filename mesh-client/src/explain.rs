@@ -372,6 +372,7 @@ fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, https: bool, ex
             if https && !cluster.encrypts(endpoint) {
                 explanation.fails(&Cause::HttpsToPlaintext { address: address.clone() });
             }
+            cluster.lacks(endpoint).iter().for_each(|cause| explanation.fails(cause));
             explanation.pick = Some(PickExplanation { cluster: cluster.policy().name.clone(), address });
         }
         None => explanation.fails(&cluster.no_endpoint(&members)),

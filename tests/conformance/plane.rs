@@ -61,6 +61,8 @@ struct Book {
     tells_absence: bool,
     /// By type and name: revision and bytes.
     resources: BTreeMap<String, BTreeMap<String, (u64, Vec<u8>)>>,
+    /// When there was last a change of a type: who says that it holds that or later is believed (state of the world).
+    changed: BTreeMap<String, u64>,
     streams: usize,
     /// When streams were taken.
     opened: Vec<Instant>,
@@ -94,6 +96,7 @@ impl Plane {
             has_delta: true,
             tells_absence: false,
             resources: BTreeMap::new(),
+            changed: BTreeMap::new(),
             streams: 0,
             opened: Vec::new(),
             tries: 0,
@@ -123,13 +126,15 @@ impl Plane {
     pub(crate) fn put_all(&self, resources: impl IntoIterator<Item = Named>) {
         self.change(|book, revision| {
             for ((type_url, name), bytes) in resources {
+                book.changed.insert(type_url.clone(), revision);
                 book.resources.entry(type_url).or_default().insert(name, (revision, bytes));
             }
         });
     }
 
     pub(crate) fn delete(&self, type_url: &str, name: &str) {
-        self.change(|book, _| {
+        self.change(|book, revision| {
+            book.changed.insert(type_url.to_owned(), revision);
             if let Some(resources) = book.resources.get_mut(type_url) {
                 resources.remove(name);
             }
@@ -271,7 +276,17 @@ impl Plane {
     ) -> &'static str {
         let asked = asked.entry(request.type_url).or_default();
         match request.ask {
-            Ask::World { names, .. } => *asked = names.iter().map(|name| name.to_string()).collect(),
+            Ask::World { names, version } => {
+                *asked = names.iter().map(|name| name.to_string()).collect();
+                let book = self.book.lock();
+                let version: Option<u64> = version.parse().ok().filter(|_| request.nonce.is_empty());
+                if version >= book.changed.get(request.type_url).copied() && version.is_some() {
+                    let revision = |name: &String| Some(book.resources.get(request.type_url)?.get(name)?.0);
+                    let held = |name: &String| revision(name).or(book.tells_absence.then_some(0));
+                    let held = asked.iter().filter_map(|name| Some((name.clone(), held(name)?)));
+                    told.entry(request.type_url).or_default().extend(held);
+                }
+            }
             Ask::Changes { subscribe, unsubscribe, initial_versions } => {
                 asked.retain(|name| !unsubscribe.iter().any(|gone| **gone == **name));
                 asked.extend(subscribe.iter().map(|name| name.to_string()));

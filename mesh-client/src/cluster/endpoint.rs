@@ -115,6 +115,11 @@ impl Cluster {
     pub(crate) fn encrypts(&self, endpoint: &policy::Endpoint) -> bool {
         self.dialer.encrypts(&peer(endpoint))
     }
+
+    /// What keeps connections to an endpoint from being made now, as far as that is known beforehand.
+    pub(crate) fn lacks(&self, endpoint: &policy::Endpoint) -> Option<Cause> {
+        self.dialer.lacks(&peer(endpoint))
+    }
 }
 
 /// Labels of what goes to an endpoint.

@@ -150,13 +150,19 @@ async fn look_up(names: &Endpoints, known: &Names) -> Found {
         if ranks.is_empty() {
             ranks.entry(0).or_default();
         }
-        // Priorities have no gaps.
-        localities.extend((0..).zip(ranks.into_values()).map(|(rank, endpoints)| LocalityEndpoints {
-            endpoints,
-            priority: group.priority.saturating_add(rank),
-            ..group.clone()
-        }));
+        for (rank, endpoints) in ranks {
+            localities.push((rank, LocalityEndpoints { endpoints, ..group.clone() }));
+        }
     }
+    // What a record says of its order is within the group: whatever is of a later one comes after all of it. Priorities
+    // have no gaps.
+    let places: BTreeSet<(u32, u16)> = localities.iter().map(|(rank, group)| (group.priority, *rank)).collect();
+    let places: BTreeMap<_, _> = places.into_iter().zip(0..).collect();
+    let localities = localities.into_iter().map(|(rank, group)| {
+        let priority = places[&(group.priority, rank)];
+        LocalityEndpoints { priority, ..group }
+    });
+    let localities = localities.collect();
     Found { endpoints: Endpoints { localities, ..names.clone() }, alternates, until }
 }
 

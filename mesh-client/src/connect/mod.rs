@@ -144,6 +144,11 @@ impl Dialer {
         self.tls.applies_to(peer)
     }
 
+    /// What keeps connections to a peer from being made now, as far as that is known beforehand.
+    pub(crate) fn lacks(&self, peer: &Peer) -> Option<Cause> {
+        self.tls.lacks(peer)
+    }
+
     /// The same ways with other options; its connections are counted apart.
     pub(crate) fn with(&self, options: ConnectionOptions) -> Self {
         let (tls, names) = (self.tls.clone(), self.names.clone());

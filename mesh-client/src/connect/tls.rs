@@ -210,21 +210,35 @@ impl Tls {
         now.checked_sub(identity.not_after()).filter(|ago| *ago > 0)
     }
 
+    /// What keeps connections to `peer` from being made now, as far as that is known without a look at files.
+    pub(super) fn lacks(&self, peer: &Peer) -> Option<Cause> {
+        self.in_hand(peer, Alpn::Either).err()
+    }
+
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
     pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector<'_>>, Cause> {
         let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
-        if peer.metadata.plaintext_refused && !self.applies_to(peer) {
-            return Err(Cause::PlaintextToStrict { address: peer.address.clone() });
-        }
         match &self.policy {
-            UpstreamTls::Disable => Ok(None),
-            UpstreamTls::Auto(_) if !peer.metadata.mesh_tls => Ok(None),
-            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => self.mesh(mesh, peer, alpn).map(Some),
-            UpstreamTls::Roots(tls) => self.by_roots(tls, peer, alpn).map(Some),
+            UpstreamTls::Disable | UpstreamTls::Auto(_) | UpstreamTls::Mesh(_) | UpstreamTls::Roots(_) => {
+                self.in_hand(peer, alpn)
+            }
             UpstreamTls::Simple(tls) => self.originated(tls, None, peer, alpn).await.map(Some).map_err(failed),
             UpstreamTls::Mutual(tls, client) => {
                 self.originated(tls, Some(client), peer, alpn).await.map(Some).map_err(failed)
             }
+        }
+    }
+
+    /// The same where no file is to be read; `None` where one is, too.
+    fn in_hand(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector<'_>>, Cause> {
+        if peer.metadata.plaintext_refused && !self.applies_to(peer) {
+            return Err(Cause::PlaintextToStrict { address: peer.address.clone() });
+        }
+        match &self.policy {
+            UpstreamTls::Auto(_) if !peer.metadata.mesh_tls => Ok(None),
+            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => self.mesh(mesh, peer, alpn).map(Some),
+            UpstreamTls::Roots(tls) => self.by_roots(tls, peer, alpn).map(Some),
+            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => Ok(None),
         }
     }
 

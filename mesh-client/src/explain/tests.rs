@@ -7,7 +7,8 @@ use http::HeaderName;
 use mesh_core::balance::Score;
 use mesh_core::policy::{
     Balancer, ClusterState, DirectResponse, Discovery, Endpoint, Endpoints, Forward, HashPolicy, HashSource,
-    HttpFilter, HttpFilterKind, Route, RouteMatch, SessionSource, Snapshot, StatefulSession,
+    HttpFilter, HttpFilterKind, MeshTls, RootsTls, Route, RouteMatch, SessionSource, Snapshot, StatefulSession,
+    UpstreamTls,
 };
 use mesh_testkit::{FixedSource, policy};
 
@@ -122,6 +123,28 @@ async fn it_shows_what_keeps_a_request_from_being_sent_and_whats_beside_its_trie
         let route = Route { action, ..policy::route_to("test".into()) };
         let client = client(policy::snapshot(policy::routes([route]), [])).await;
         assert_eq!(client.explain(&request(&[("content-type", kind)])).error.is_some(), fails);
+    }
+}
+
+#[tokio::test]
+async fn it_shows_that_there_is_nothing_to_make_connections_with() {
+    let roots = RootsTls { names: Vec::new(), sni: None, instance: None };
+    for (tls, strict, code) in [
+        (UpstreamTls::Mesh(MeshTls::default()), true, Some(Code::NO_IDENTITY)),
+        (UpstreamTls::Roots(roots), true, Some(Code::TLS_HANDSHAKE)),
+        (UpstreamTls::Auto(MeshTls::default()), true, Some(Code::PLAINTEXT_TO_STRICT)),
+        (UpstreamTls::Auto(MeshTls::default()), false, None),
+        (UpstreamTls::Disable, true, Some(Code::PLAINTEXT_TO_STRICT)),
+        (UpstreamTls::Disable, false, None),
+    ] {
+        let cluster = mesh_core::policy::Cluster { tls, ..mesh_core::policy::Cluster::new("test".into()) };
+        let mut endpoint = Endpoint::new(at(1));
+        Arc::make_mut(&mut endpoint.metadata).plaintext_refused = strict;
+        let routes = policy::routes([policy::route_to("test".into())]);
+        let client = client(policy::snapshot(routes, [(cluster, vec![endpoint])])).await;
+        let told = client.explain(&request(&[]));
+        let start = told.error.as_deref().and_then(|error| error.split(' ').next());
+        assert_eq!(start.map(str::to_owned), code.map(|code| code.to_string()), "{told:?}");
     }
 }
 

@@ -9,7 +9,8 @@ use http::StatusCode;
 use mesh_client::{Client, ClusterDump, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, RouteMatch, Snapshot,
+    Address, CircuitBreakers, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, LocalityEndpoints, RouteMatch,
+    Snapshot,
 };
 use mesh_core::source::{Resolve, ResolveError, Resolving};
 use mesh_testkit::clock::pass;
@@ -216,6 +217,31 @@ async fn srv_records_give_ports_weights_and_priorities() {
     // The third waits for the others to fail.
     let want = [("10.0.0.1:1", 0, 3, true), ("10.0.0.2:2", 0, 1, true), ("10.0.0.3:3", 1, 1, true)];
     assert_eq!(seen, want.map(|(address, priority, weight, usable)| (address.to_owned(), priority, weight, usable)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_srv_records_say_of_their_order_is_within_their_priority() {
+    let resolver = FakeResolver::new();
+    resolver.set_services("_grpc._tcp.a", &[(10, 1, "one.a", 1), (20, 1, "spare.a", 2)], None);
+    resolver.set("one.a", &["10.0.0.1"], None);
+    resolver.set("spare.a", &["10.0.0.2"], None);
+    let at = |address: &str| Endpoint::new(Address::Socket(address.parse().unwrap()));
+    let srv = || Endpoint::new(Address::Name { host: "_grpc._tcp.a".into(), port: 0 });
+    let priorities = async |first: Endpoint, second: Endpoint| {
+        let mut names = policy::endpoints(&"test".into(), vec![first]);
+        names.localities.push(LocalityEndpoints {
+            priority: 1,
+            endpoints: vec![second],
+            ..names.localities[0].clone()
+        });
+        let discovery = Discovery::StrictDns(names.into());
+        let snapshot = snapshot_with(forward_with(None), Cluster { discovery, ..cluster("test") }, &[]);
+        let client = subscribed(snapshot, &resolver).await;
+        dump(&client).endpoints.iter().map(|endpoint| endpoint.priority).collect::<Vec<_>>()
+    };
+    assert_eq!(priorities(srv(), at("10.0.0.9:9")).await, [0, 1, 2], "the failover comes after both");
+    assert_eq!(priorities(at("10.0.0.9:9"), srv()).await, [0, 1, 2]);
+    assert_eq!(priorities(at("10.0.0.8:8"), at("10.0.0.9:9")).await, [0, 1], "the control: without records");
 }
 
 /// Lets time pass between requests; during one the clock runs, for sockets know no other.

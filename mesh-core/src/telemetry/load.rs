@@ -125,6 +125,9 @@ pub struct Metric {
     pub sum: f64,
 }
 
+/// For so long is kept what was counted of a cluster that is in use no longer, and has not been asked for.
+const UNTOLD: Duration = Duration::from_secs(3600);
+
 impl Default for LoadStore {
     fn default() -> Self {
         Self { clusters: Mutex::default(), added: watch::Sender::new(()) }
@@ -142,7 +145,14 @@ impl LoadStore {
             Arc::new(ClusterLoad { cluster, service, refused, parts: Mutex::new(parts) })
         };
         let key = (cluster.clone(), service.to_owned());
-        let found = self.clusters.lock().entry(key).or_insert_with(made).clone();
+        let mut clusters = self.clusters.lock();
+        if clusters.len().is_power_of_two() && !clusters.contains_key(&key) {
+            // There may be nobody who wants to hear of them: those that are in use no longer do not add up.
+            let is_told = |load: &ClusterLoad| now.saturating_duration_since(load.parts.lock().since) < UNTOLD;
+            clusters.retain(|_, load| Arc::strong_count(load) > 1 || is_told(load));
+        }
+        let found = clusters.entry(key).or_insert_with(made).clone();
+        drop(clusters);
         self.added.send_replace(());
         found
     }

@@ -97,6 +97,11 @@ pub fn authority(name: &str) -> Option<Cow<'_, str>> {
     Some(decode(raw).map_or(Cow::Borrowed(raw), Cow::Owned))
 }
 
+/// The type that an `xdstp` name says; `None` for a plain name and for one that is malformed.
+pub(crate) fn kind(name: &str) -> Option<String> {
+    is_xdstp(name).then(|| name.parse().ok().map(|name: XdstpName| name.kind)).flatten()
+}
+
 /// `template` with `%s` replaced by `text`, percent-encoded where the template gives an `xdstp` name.
 pub(super) fn fill(template: &str, text: &str) -> String {
     if !is_xdstp(template) {

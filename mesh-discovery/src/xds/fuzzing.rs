@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::ads::{Ads, Server, ServerId, Servers, Topology};
 use super::kind::{Key, Kind};
-use super::message::{Ask, Body, Cause, Request, Resource, ResourceError, Response, StreamError, Variant};
+use super::message::{Ask, Body, Cause, Name, Request, Resource, ResourceError, Response, StreamError, Variant};
 use super::resource::PolicyCodec;
 use super::saved::{Record, Saved};
 use super::worker::State;
@@ -185,10 +185,19 @@ struct Plane {
     introduced: bool,
     /// By type: what the client has asked for on this stream.
     asked: [Option<BTreeSet<String>>; 4],
-    /// By type: the generation of what the client was told last on this stream; none if that was nothing, or no good.
-    told: [BTreeMap<String, u16>; 4],
+    /// By type: the generation of what the client was told last on this stream, or says that it holds; none if that was nothing,
+    /// or no good.
+    told: [Told; 4],
     nonces: BTreeSet<String>,
+    /// By type and version: all that was told when a response of that version had been sent, on any stream. Who comes back with
+    /// that version is believed to hold it.
+    versions: [BTreeMap<String, Told>; 4],
+    /// By type: what ends by itself, as it was given last. Whoever holds it need but be told that it goes on.
+    timed: [BTreeSet<String>; 4],
 }
+
+/// Generations by name.
+type Told = BTreeMap<String, u16>;
 
 struct World<'a> {
     book: &'a Book,
@@ -308,7 +317,7 @@ impl<'a> World<'a> {
         for server in self.state.ads.take_given_up() {
             let plane = &mut self.planes[usize::from(server)];
             assert!(plane.open, "only an open stream is given up");
-            *plane = Plane { generation: plane.generation, ..Default::default() };
+            plane.forget_stream();
         }
     }
 
@@ -317,7 +326,7 @@ impl<'a> World<'a> {
         for server in 0..self.planes.len() as ServerId {
             let plane = &mut self.planes[usize::from(server)];
             if plane.open && !self.state.ads.wants(server) {
-                *plane = Plane { generation: plane.generation, ..Default::default() };
+                plane.forget_stream();
                 self.state.ads.released(server);
             }
         }
@@ -327,7 +336,8 @@ impl<'a> World<'a> {
         self.release();
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) && !plane.open {
-            *plane = Plane { generation: plane.generation, open: true, ..Default::default() };
+            plane.forget_stream();
+            plane.open = true;
             let _ = self.state.ads.variant(server, self.now);
             self.state.ads.opened(server, self.now);
         }
@@ -337,7 +347,7 @@ impl<'a> World<'a> {
         self.release();
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) {
-            *plane = Plane { generation: plane.generation, ..Default::default() };
+            plane.forget_stream();
             let _ = self.state.ads.closed(server, error, self.now);
         }
     }
@@ -361,7 +371,6 @@ impl<'a> World<'a> {
         let generation = if how & 0x20 != 0 { u16::from(how) % GENERATIONS } else { plane.generation };
         let variant = self.state.ads.sessions()[usize::from(server)].variant;
         let mut response = self.response(server, kind);
-        response.version = format!("{generation}");
         for (index, name) in asked.into_iter().enumerate() {
             let chosen = how >> (index % 2) & 1 == 0;
             let page = self.book.0.get(&(server, generation, kind, name.clone()));
@@ -407,12 +416,18 @@ impl<'a> World<'a> {
         let Some(asked) = plane.asked[kind.index()].clone().filter(|_| plane.open) else { return };
         let (generation, told) = (plane.generation, plane.told[kind.index()].clone());
         let is_due = |name: &String| told.get(name) != Some(&generation);
+        let timed = std::mem::take(&mut self.planes[usize::from(server)].timed[kind.index()]);
+        let lives = |name: String| Resource { name, ..Resource::default() };
+        let alive: Vec<Resource> = timed.into_iter().filter(|name| told.contains_key(name)).map(lives).collect();
+        if !alive.is_empty() {
+            let response = self.response(server, kind);
+            self.state.ads.response(server, Response { resources: alive, ..response }, self.now);
+        }
         if !asked.iter().any(is_due) {
             return;
         }
         let whole = self.says_everything(server, kind);
         let mut response = self.response(server, kind);
-        response.version = format!("{generation}");
         for name in asked.into_iter().filter(|name| whole || is_due(name)) {
             let body = self.book.0.get(&(server, generation, kind, name.clone())).cloned();
             response.resources.push(Resource { name, version: format!("{generation}"), ttl: None, body });
@@ -428,12 +443,17 @@ impl<'a> World<'a> {
     /// Sends a response, and notes what the client knows by it.
     fn send(&mut self, server: ServerId, kind: Kind, response: Response) {
         let whole = self.says_everything(server, kind);
-        let Plane { asked, told, .. } = &mut self.planes[usize::from(server)];
-        let told = &mut told[kind.index()];
+        let Plane { asked, told, versions, timed, .. } = &mut self.planes[usize::from(server)];
+        let (told, timed) = (&mut told[kind.index()], &mut timed[kind.index()]);
         if whole {
             told.retain(|name, _| response.resources.iter().any(|resource| resource.name == *name));
         }
         for Resource { name, body, ttl, .. } in &response.resources {
+            if ttl.is_some() {
+                timed.insert(name.clone())
+            } else {
+                timed.remove(name)
+            };
             let is = |generation: &u16| {
                 body.is_some() && self.book.0.get(&(server, *generation, kind, name.clone())) == body.as_ref()
             };
@@ -450,14 +470,16 @@ impl<'a> World<'a> {
         for name in response.removed.iter().chain(response.errors.iter().map(|error| &error.name)) {
             told.remove(name);
         }
+        versions[kind.index()].insert(response.version.clone(), told.clone());
         self.state.ads.response(server, response, self.now);
     }
 
+    /// An empty one, with a version of its own.
     fn response(&mut self, server: ServerId, kind: Kind) -> Response {
         self.last_nonce += 1;
-        let nonce = format!("n{}", self.last_nonce);
+        let (nonce, version) = (format!("n{}", self.last_nonce), format!("v{}", self.last_nonce));
         self.planes[usize::from(server)].nonces.insert(nonce.clone());
-        Response { type_url: kind.type_url().to_owned(), nonce, ..Default::default() }
+        Response { type_url: kind.type_url().to_owned(), nonce, version, ..Default::default() }
     }
 
     /// Bytes of any sort in the place of a resource, names of any sort.
@@ -501,11 +523,16 @@ impl<'a> World<'a> {
         self.settle();
         // No update may have been lost that only a new stream would bring.
         self.play_well(Self::answer_due);
-        // And a restart, after which everything is said, changes nothing.
-        for server in 0..self.planes.len() as ServerId {
-            self.close(server, Some(StreamError::new("restart")));
+        // And a restart changes nothing, whether what is held according to the client is believed or everything is said.
+        for says_all in [false, true] {
+            for server in 0..self.planes.len() as ServerId {
+                self.close(server, Some(StreamError::new("restart")));
+            }
+            self.play_well(|world, server, kind| match says_all {
+                false => world.answer_due(server, kind),
+                true => world.answer(server, kind, 0),
+            });
         }
-        self.play_well(|world, server, kind| world.answer(server, kind, 0));
     }
 
     /// Three rounds of answers, and what is then to be so.
@@ -553,7 +580,12 @@ fn authority_of(target: usize) -> ServerId {
 }
 
 impl Plane {
-    /// A request as a strict server reads it.
+    fn forget_stream(&mut self) {
+        let Self { generation, versions, timed, .. } = std::mem::take(self);
+        *self = Self { generation, versions, timed, ..Self::default() };
+    }
+
+    /// A request as a strict server reads it, and one that believes what it is told.
     fn hear(&mut self, request: &Request, is_other: bool) {
         assert_eq!(request.node.is_some(), !self.introduced, "the node goes with the first request, and only with it");
         self.introduced = true;
@@ -568,9 +600,12 @@ impl Plane {
         let first = self.asked[kind.index()].is_none();
         let (asked, told) = (self.asked[kind.index()].get_or_insert_default(), &mut self.told[kind.index()]);
         match &request.ask {
-            Ask::World { names, .. } => {
+            Ask::World { names, version } => {
                 assert!(!(first && names.is_empty()), "an empty list as the first word means everything");
                 *asked = names.iter().map(|name| name.to_string()).collect();
+                if first && !version.is_empty() {
+                    told.clone_from(&self.versions[kind.index()][&**version]);
+                }
                 told.retain(|name, _| asked.contains(name));
             }
             Ask::Changes { subscribe, unsubscribe, initial_versions } => {
@@ -584,6 +619,9 @@ impl Plane {
                     assert!(asked.insert(name.to_string()), "{name} is subscribed already");
                 }
                 assert!(initial_versions.iter().all(|(name, _)| asked.contains(&**name)));
+                let held =
+                    |(name, version): &(Name, Name)| (name.to_string(), version.parse().expect("a version of ours"));
+                told.extend(initial_versions.iter().map(held));
             }
         }
     }

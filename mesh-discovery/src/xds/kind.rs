@@ -40,6 +40,11 @@ impl Kind {
         }
     }
 
+    /// Whether this is the type that an `xdstp` name calls so.
+    pub(crate) fn is_named(self, name: &str) -> bool {
+        self.type_url().strip_prefix("type.googleapis.com/") == Some(name)
+    }
+
     /// The type of a URL, if it is one of ours.
     pub(crate) fn of_type_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)

@@ -45,6 +45,21 @@ fn a_request_is_in_progress_until_it_ends_and_counted_once() {
 }
 
 #[test]
+fn what_nobody_wants_to_hear_of_does_not_add_up() {
+    let (store, start) = (LoadStore::default(), Instant::now());
+    let kept = store.cluster(&"kept".into(), "", start);
+    let late = |n: u32| start + n * Duration::from_secs(60);
+    for n in 0..10_000 {
+        let cluster = store.cluster(&ClusterName::new(format!("c{n}")), "", late(n));
+        drop(cluster.locality(&zone("here")).issue());
+    }
+    let names = store.names();
+    assert!(names.len() < 200 && names.contains(&kept.cluster), "{}", names.len());
+    // The control: of the last hour nothing is lost.
+    assert!((9_941..10_000).all(|n| names.contains(&ClusterName::new(format!("c{n}")))));
+}
+
+#[test]
 fn what_was_held_back_after_all_did_not_begin() {
     let (store, now) = (LoadStore::default(), Instant::now());
     let cluster = store.cluster(&"a".into(), "", now);

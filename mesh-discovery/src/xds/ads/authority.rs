@@ -56,7 +56,7 @@ impl Authority {
 
     /// Whether a control plane is tried in vain so far while a worse one's word counts.
     pub(super) fn is_waiting_for(&self, server: ServerId) -> bool {
-        self.watched > 0 && self.servers[..self.active].contains(&server)
+        self.servers[..self.active].contains(&server)
     }
 
     /// The one whose word counts, after the better ones that are tried meanwhile.
@@ -79,6 +79,11 @@ impl<C: Codec> Ads<C> {
         let session = &mut self.sessions[usize::from(server)];
         tracing::warn!(server = %session.server, %error, "no configuration from the control plane; what is known stays in use");
         session.failing = Some(error);
+        self.advance_all(server);
+    }
+
+    /// Moves on from a control plane that cannot be reached, where its word counts.
+    pub(super) fn advance_all(&mut self, server: ServerId) {
         for authority in 0..self.authorities.len() {
             if self.authorities[authority].active_server() == server {
                 self.advance(authority);
@@ -115,7 +120,7 @@ impl<C: Codec> Ads<C> {
         loop {
             let given_up = self.authorities[index].active_server();
             let session = &self.sessions[usize::from(given_up)];
-            let Some(error) = &session.failing else { return };
+            let Some(error) = session.unreachable() else { return };
             let text = format!("the control plane at {} cannot be reached: {error}", session.server);
             if !self.needs_another(index) {
                 return;

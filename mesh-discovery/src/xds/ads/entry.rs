@@ -119,11 +119,13 @@ pub(crate) struct Failure {
     pub(crate) doubted: Instant,
     /// What was refused.
     pub(crate) refused: Option<Refusal>,
+    /// It is over by its time to live, which the control plane has not said: as far as that knows, it is held.
+    ended: bool,
 }
 
 impl Failure {
     fn new(reason: String, version: Name, now: Instant, refused: Option<Refusal>) -> Self {
-        Self { reason, version, since: now, last: now, doubted: now, refused }
+        Self { reason, version, since: now, last: now, doubted: now, refused, ended: false }
     }
 }
 
@@ -255,8 +257,9 @@ impl<V> Entry<V> {
     pub(super) fn is_doubtful(&self, server: ServerId) -> bool {
         let foreign = self.good.as_ref().is_some_and(|good| good.server != server);
         let failed = self.failure.is_some() && (self.good.is_some() || self.standing == Standing::Nacked);
-        let unheard = self.good.is_none() && self.standing == Standing::Requested;
-        self.is_wanted() && (foreign || failed || unheard)
+        let unheard = self.good.is_none() && matches!(self.standing, Standing::Requested | Standing::TimedOut);
+        let ended = self.failure.as_ref().is_some_and(|failure| failure.ended);
+        self.is_wanted() && (foreign || failed || unheard || ended)
     }
 }
 
@@ -392,6 +395,13 @@ impl<V: PartialEq> Entry<V> {
         }
         let failure = Failure::new(reason, Name::default(), now, None);
         self.fail(standing, failure, drop_good, server)
+    }
+
+    /// What `server` gave is over by its time to live; gives whether readers see a difference.
+    pub(super) fn end(&mut self, server: ServerId, reason: String, now: Instant) -> bool {
+        let seen = self.missing(server, Standing::DoesNotExist, reason, true, now);
+        self.failure.iter_mut().for_each(|failure| failure.ended = true);
+        seen
     }
 
     /// The word of `server` counts from now on: what another one complained about is void, and what

@@ -34,7 +34,7 @@ use self::unasked::Unasked;
 use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
 use super::saved::{Record, Saved};
-use crate::bootstrap::{Node, ServerFeatures};
+use crate::bootstrap::{Node, ServerFeatures, name};
 use crate::cascade::SubscriptionId;
 
 /// How many resources that nobody wants any more are kept through an outage, in case somebody does again.
@@ -245,7 +245,11 @@ impl<C: Codec> Ads<C> {
     }
 
     fn subscribe(&mut self, by: SubscriptionId, key: &Key) {
-        let authority = self.authority_of(&key.name);
+        let unfit = match name::kind(&key.name) {
+            Some(kind) if !key.kind.is_named(&kind) => Some(format!("its name is that of a resource of type {kind}")),
+            _ => None,
+        };
+        let authority = self.authority_of(&key.name).filter(|_| unfit.is_none());
         let active = authority.map(|index| self.authorities[usize::from(index)].active_server());
         let entries = &mut self.entries[key.kind.index()];
         match entries.get_mut(&key.name) {
@@ -268,7 +272,7 @@ impl<C: Codec> Ads<C> {
                 let mut entry = Entry::new(authority.unwrap_or(u16::MAX));
                 entry.users.insert(by);
                 if authority.is_none() {
-                    let reason = "the bootstrap has no authority of that name".to_owned();
+                    let reason = unfit.unwrap_or_else(|| "the bootstrap has no authority of that name".to_owned());
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
                 } else if !active.is_some_and(|active| self.sessions[usize::from(active)].vouches())
                     && let Some(Record { version, body, .. }) = self.saved.as_ref().and_then(|saved| saved.get(key))
@@ -457,6 +461,7 @@ impl<C: Codec> Ads<C> {
         self.clock = now;
         let from_scratch = self.authorities.iter().any(|authority| authority.is_waiting_for(server));
         self.sessions[usize::from(server)].opened(now.checked_add(self.resource_timeout), from_scratch);
+        self.reachable(server);
     }
 
     /// An attempt to reach a control plane takes long: until it comes to something, the control plane counts as one that cannot
@@ -615,6 +620,8 @@ impl<C: Codec> Ads<C> {
             self.saved_is_due = true;
             self.purge(server);
             self.reachable(server);
+        } else {
+            self.advance_all(server);
         }
     }
 

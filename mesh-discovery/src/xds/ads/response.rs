@@ -179,7 +179,8 @@ impl<C: Codec> Ads<C> {
         for error in response.errors {
             self.resource_error(&round, error);
         }
-        if full {
+        // A list that cannot be read to its end says nothing of what it leaves out.
+        if full && round.nameless == 0 {
             self.sessions[usize::from(server)].lists(kind, now);
             self.deletions(&round);
         }

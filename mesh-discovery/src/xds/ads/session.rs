@@ -47,7 +47,7 @@ pub(crate) struct Session {
     introduced: bool,
     /// Nothing of what is held is told on this stream: the control plane sends everything.
     pub(super) from_scratch: bool,
-    /// What the last stream spoke: versions of one variant mean nothing in the other.
+    /// What the last stream spoke that was answered: versions of one variant mean nothing in the other.
     spoke: Option<Variant>,
     /// Whether a response has come on this stream.
     pub(super) answered: bool,
@@ -62,7 +62,7 @@ pub(crate) struct Session {
     in_silence: BTreeSet<Key>,
     /// When it was last told of that it says what it was not asked for.
     pub(super) strange: Option<Instant>,
-    /// Why it counts as unreachable; cleared by the first response of a stream, or its right silence.
+    /// Why the last attempts came to nothing; cleared by the first response of a stream, or its right silence.
     pub(crate) failing: Option<StreamError>,
     /// Why it counted as unreachable when it was last let go; cleared as the above is.
     pub(super) past_failure: Option<StreamError>,
@@ -91,6 +91,8 @@ pub(super) struct Talk {
     pub(super) started: bool,
     /// Of the last response that was accepted as a whole; survives streams (state of the world).
     version: Name,
+    /// One that came after it was refused, and used all the same as far as it was good: that is not what the version says.
+    is_torn: bool,
     /// Of the newest response on this stream (state of the world).
     nonce: String,
     /// When it was last listed on this stream what there is of this type (state of the world).
@@ -180,9 +182,10 @@ impl Session {
     /// `probation`.
     pub(super) fn opened(&mut self, probation: Option<Instant>, from_scratch: bool) {
         self.connected = true;
-        let translated = self.spoke.replace(self.variant).is_some_and(|spoke| spoke != self.variant);
+        let translated = self.spoke.is_some_and(|spoke| spoke != self.variant);
         self.from_scratch = from_scratch || translated;
-        if self.from_scratch {
+        // Delta has none of these; they are of use again if it turns out that the control plane has no delta.
+        if self.from_scratch && self.variant == Variant::StateOfTheWorld {
             self.types.iter_mut().for_each(|talk| talk.version = Name::default());
         }
         self.probation = probation;
@@ -216,6 +219,7 @@ impl Session {
     /// A response came: it lives, and what it was silent about it was silent about alive. Gives that.
     pub(super) fn hears(&mut self, now: Instant) -> Vec<Key> {
         self.heard = Some(now);
+        self.spoke = Some(self.variant);
         self.take_in_silence()
     }
 
@@ -249,6 +253,12 @@ impl Session {
         self.past_failure = None;
         self.last_error = None;
         self.unconfirmed_since = None;
+    }
+
+    /// Why it counts as unreachable now. One that has taken a new stream has the time of its probation to answer, whatever came
+    /// before.
+    pub(super) fn unreachable(&self) -> Option<&StreamError> {
+        self.failing.as_ref().filter(|_| self.probation.is_none())
     }
 
     /// Nobody wants a resource any more.
@@ -310,6 +320,7 @@ impl Session {
         if world {
             talk.answers.clear();
             talk.nonce.clone_from(&nonce);
+            talk.is_torn = complaint.is_some();
             if complaint.is_none() {
                 talk.version = version;
             }
@@ -417,7 +428,7 @@ impl Talk {
             // One version stands for all: of what is held otherwise than it says, nothing would be heard.
             let doubtful =
                 |name| entries.and_then(|e| e.get(name)).is_some_and(|entry: &Entry<V>| entry.is_doubtful(id));
-            if names.iter().any(doubtful) {
+            if std::mem::take(&mut self.is_torn) || names.iter().any(doubtful) {
                 self.version = Name::default();
             }
             names

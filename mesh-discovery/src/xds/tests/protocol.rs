@@ -583,15 +583,25 @@ fn unrequested_names_and_types_are_tolerated() {
 }
 
 #[test]
-fn a_name_of_an_unknown_authority_fails_at_once() {
+fn a47_a_name_of_an_unknown_authority_or_of_another_type_fails_at_once() {
+    for (name, why) in [
+        ("xdstp://elsewhere/envoy.config.listener.v3.Listener/a", "no authority"),
+        ("xdstp://other/envoy.config.cluster.v3.Cluster/a", "type envoy.config.cluster.v3.Cluster"),
+    ] {
+        let mut ads = Machine::of(Variant::Delta);
+        let key = listener(name);
+        ads.subscribe(std::slice::from_ref(&key));
+        assert!(ads.missing(&key).unwrap().contains(why));
+        ads.opened();
+        assert!(ads.is_silent());
+        ads.unsubscribe(std::slice::from_ref(&key));
+        assert!(ads.ads.entry(&key).is_none());
+    }
+    // The control.
     let mut ads = Machine::of(Variant::Delta);
-    let key = listener("xdstp://elsewhere/envoy.config.listener.v3.Listener/a");
-    ads.subscribe(std::slice::from_ref(&key));
-    assert!(ads.missing(&key).unwrap().contains("no authority"));
+    ads.subscribe(&[listener("xdstp://other/envoy.config.listener.v3.Listener/a")]);
     ads.opened();
-    assert!(ads.is_silent());
-    ads.unsubscribe(std::slice::from_ref(&key));
-    assert!(ads.ads.entry(&key).is_none());
+    assert!(!ads.is_silent());
 }
 
 #[test]
@@ -643,7 +653,10 @@ fn a_stream_on_which_nothing_is_owed_is_good_after_a_while_and_one_that_owes_is_
 
 #[test]
 fn after_a_quiet_return_a_new_name_is_on_its_way() {
-    for (variant, time) in BOTH.into_iter().flat_map(|variant| [(variant, TIMEOUT), (variant, Duration::ZERO)]) {
+    let second = Duration::from_secs(1);
+    for (variant, time) in
+        BOTH.into_iter().flat_map(|variant| [None, Some(second), Some(TIMEOUT)].map(|t| (variant, t)))
+    {
         let mut ads = Machine::of(variant);
         ads.subscribe(&[listener("a")]);
         ads.opened();
@@ -651,21 +664,58 @@ fn after_a_quiet_return_a_new_name_is_on_its_way() {
         ads.respond(Kind::Listener, "v1", &["a=1"]);
         ads.request();
         ads.closed();
+        ads.subscribe(&[listener("early")]);
         ads.close(Some(StreamError::new("refused")));
-        ads.opened();
-        ads.request();
-        ads.pass(time);
-        ads.subscribe(&[listener("b")]);
-        match ads.known(&listener("b")) {
-            Known::Pending => assert_eq!(time, TIMEOUT),
-            // Control run: before the silence is understood, the last failure counts.
-            Known::Lost(reason, _) => assert!(time.is_zero() && reason.contains("refused"), "{reason}"),
+        let is_lost = |ads: &Machine, name| match ads.known(&listener(name)) {
+            Known::Pending => false,
+            Known::Lost(reason, _) => reason.contains("refused"),
             other => panic!("{other:?}"),
+        };
+        assert!(is_lost(&ads, "early"));
+        ads.unsubscribe(&[listener("early")]);
+        if let Some(time) = time {
+            ads.opened();
+            ads.request();
+            ads.pass(time);
+        }
+        ads.subscribe(&[listener("b")]);
+        // The control run: without a new stream, that none could be had is what counts.
+        assert_eq!(is_lost(&ads, "b"), time.is_none(), "{variant:?} {time:?}");
+        if time.is_none() {
+            ads.opened();
+            assert!(!is_lost(&ads, "b"), "it has taken a stream");
+            ads.close(Some(StreamError::new("refused")));
+            assert!(is_lost(&ads, "b"), "and lost it before an answer");
+            ads.opened();
         }
         // The answer is owed all the same.
         ads.request();
         ads.pass(TIMEOUT);
         assert_eq!(ads.entry(&listener("b")).standing, Standing::DoesNotExist);
+    }
+}
+
+#[test]
+fn a_control_plane_that_is_back_and_says_nothing_is_away_when_its_time_is_over() {
+    for (variant, answers) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a"), listener("b")]);
+        ads.close(Some(StreamError::new("refused")));
+        let lost = |ads: &Machine| matches!(ads.known(&listener("late")), Known::Lost(..));
+        ads.opened();
+        ads.drain(0);
+        if answers {
+            // The control.
+            ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+        }
+        ads.subscribe(&[listener("late")]);
+        assert!(!lost(&ads));
+        ads.pass(TIMEOUT - Duration::from_millis(1));
+        assert!(!lost(&ads));
+        ads.pass(Duration::from_millis(1));
+        ads.subscribe(&[listener("later")]);
+        let later = matches!(ads.known(&listener("later")), Known::Lost(..));
+        assert_eq!(later, !answers, "{variant:?}");
     }
 }
 

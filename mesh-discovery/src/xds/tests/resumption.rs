@@ -322,7 +322,8 @@ fn a71_a_wish_renewed_while_two_control_planes_are_in_use_is_not_lost_on_the_one
 #[test]
 fn a57_what_a_fallback_that_stayed_connected_is_asked_for_again_is_waited_for_no_longer_than_any() {
     for variant in BOTH {
-        let [a, x] = ["a", "xdstp://other/R/x"].map(|name| Key::new(Kind::Routes, name));
+        let of_other = "xdstp://other/envoy.config.route.v3.RouteConfiguration/x";
+        let [a, x] = ["a", of_other].map(|name| Key::new(Kind::Routes, name));
         let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
         let mut topology = Machine::topology(Some(variant), ServerFeatures::default(), 2);
         topology.authorities[1].ordered = vec![1];
@@ -331,7 +332,7 @@ fn a57_what_a_fallback_that_stayed_connected_is_asked_for_again_is_waited_for_no
         ads.close(Some(StreamError::new("refused")));
         ads.ads.opened(1, ads.now);
         ads.drain(1);
-        ads.take(1, response(Kind::Routes, "w1", &["xdstp://other/R/x=1"]));
+        ads.take(1, response(Kind::Routes, "w1", &[&format!("{of_other}=1")]));
         ads.drain(1);
         // The better one is back, of which the other one hears nothing before that is over.
         ads.opened();
@@ -356,6 +357,10 @@ fn a71_a_stream_that_was_told_of_versions_is_opened_anew_when_another_ones_word_
         ads.request();
         assert!(ads.ads.take_given_up().is_empty(), "everything is there");
         ads.subscribe(&[listener("b")]);
+        ads.drain(0);
+        ads.pass(TIMEOUT - Duration::from_millis(1));
+        assert!(ads.ads.take_given_up().is_empty() && !ads.ads.wants(1), "it is there, and has its time to answer");
+        ads.pass(Duration::from_millis(1));
         assert_eq!(ads.ads.take_given_up(), [0], "it believes that we hold a");
         assert!(ads.is_silent());
         ads.opened();
@@ -607,11 +612,23 @@ fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
     assert_eq!(variant, Variant::Delta);
     assert!(matches!(&first.ask, Ask::Changes { initial_versions, .. } if initial_versions.is_empty()), "{first:?}");
 
-    // It still has none: the state of the world at once, and from the beginning.
+    // It still has none: the state of the world at once, and where that had been left.
     assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
     let (variant, first) = open(&mut ads);
-    assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, ""));
+    assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, "v1"));
     assert_eq!(ads.value(&listener("a")), Some("1"), "that is no failure");
+    assert_eq!(ads.close(None), Retry::Later);
+
+    // The control: it has delta now, and the versions of either mean nothing in the other.
+    ads.now += Duration::from_secs(600);
+    let (variant, first) = open(&mut ads);
+    assert!(variant == Variant::Delta && initial(&first).is_empty(), "{first:?}");
+    ads.respond(Kind::Listener, "d1", &["a=1"]);
+    ads.close(None);
+    assert_eq!(initial(&open(&mut ads).1), [("a", "d1")]);
+    ads.close(Some(StreamError::unsupported("no delta")));
+    let (variant, first) = open(&mut ads);
+    assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, ""));
 }
 
 /// Routes of an earlier run.

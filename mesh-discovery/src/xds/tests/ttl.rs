@@ -11,7 +11,8 @@ use super::super::ads::{Known, Standing};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Resource, Response, StreamError, Variant};
 use super::client::{client_of, listener as encoded, serve_all, snapshot, target};
-use super::machine::{BOTH, Machine, TIMEOUT, listener, response};
+use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, response};
+use super::version;
 use crate::bootstrap::ServerFeatures;
 
 const TTL: Duration = Duration::from_secs(5);
@@ -127,6 +128,26 @@ fn it_ends_without_a_connection_and_is_forgotten_with_the_last_wish() {
         ads.unsubscribe(&[listener("a")]);
         ads.drain(0);
         assert!(!ads.ads.ends(&key) && ads.ads.next_deadline().is_none());
+    }
+}
+
+#[test]
+fn what_ended_while_nobody_was_there_is_asked_for_anew() {
+    for (variant, ends) in BOTH.into_iter().flat_map(|variant| [(variant, true), (variant, false)]) {
+        let mut ads = started(variant, false);
+        ads.take(0, given("1", &["a=1", "b=1"], ends.then_some(TTL)));
+        ads.drain(0);
+        ads.closed();
+        ads.pass(TTL);
+        ads.opened();
+        let first = ads.request();
+        // The control: of what goes on, the version is told.
+        match variant {
+            Variant::StateOfTheWorld => assert_eq!(version(&first), if ends { "" } else { "1" }),
+            Variant::Delta => assert_eq!(initial(&first).iter().any(|(name, _)| *name == "a"), !ends),
+        }
+        ads.take(0, given("1", &["a=1", "b=1"], Some(TTL)));
+        assert_eq!(standings(&ads), BOTH_ACKED);
     }
 }
 
