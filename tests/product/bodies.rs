@@ -28,8 +28,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const PROTOCOLS: [UpstreamProtocol; 2] = [UpstreamProtocol::Http1, UpstreamProtocol::Http2];
 const CHUNK: usize = 64 * 1024;
 const MIB: usize = 1024 * 1024;
-/// What goes through and comes back: a gibibyte, and what takes seconds where nothing is optimised.
-const LARGE: usize = if cfg!(debug_assertions) { 64 } else { 1024 } * MIB;
+/// What goes through and comes back.
+const LARGE: usize = 1024 * MIB;
 /// What is in use of memory meanwhile, at most.
 const CONSTANT: u64 = 8 * MIB as u64;
 
