@@ -372,7 +372,8 @@ fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, https: bool, ex
             if https && !cluster.encrypts(endpoint) {
                 explanation.fails(&Cause::HttpsToPlaintext { address: address.clone() });
             }
-            cluster.lacks(endpoint).iter().for_each(|cause| explanation.fails(cause));
+            let open = members.ready.endpoints()[index].get().map_or(0, |endpoint| endpoint.pool().open());
+            cluster.lacks(endpoint).filter(|_| open == 0).iter().for_each(|cause| explanation.fails(cause));
             explanation.pick = Some(PickExplanation { cluster: cluster.policy().name.clone(), address });
         }
         None => explanation.fails(&cluster.no_endpoint(&members)),

@@ -225,7 +225,7 @@ impl Written {
             3 => self.subsets = 0,
             _ => self.subsets += 1,
         }
-        self.news |= weight == 100 || subsets != self.subsets;
+        self.news |= weight == 100 && self.weight < 100 || subsets != self.subsets;
         world.apply("routes.yaml", &self.text());
         // Of our own servers: a stock one takes one or the other.
         let mode = if self.is_strict { "STRICT" } else { "PERMISSIVE" };

@@ -150,13 +150,14 @@ async fn look_up(names: &Endpoints, known: &Names) -> Found {
         if ranks.is_empty() {
             ranks.entry(0).or_default();
         }
-        for (rank, endpoints) in ranks {
+        // Numbers of one name mean nothing beside those of another.
+        for (rank, endpoints) in (0..).zip(ranks.into_values()) {
             localities.push((rank, LocalityEndpoints { endpoints, ..group.clone() }));
         }
     }
     // What a record says of its order is within the group: whatever is of a later one comes after all of it. Priorities
     // have no gaps.
-    let places: BTreeSet<(u32, u16)> = localities.iter().map(|(rank, group)| (group.priority, *rank)).collect();
+    let places: BTreeSet<(u32, u32)> = localities.iter().map(|(rank, group)| (group.priority, *rank)).collect();
     let places: BTreeMap<_, _> = places.into_iter().zip(0..).collect();
     let localities = localities.into_iter().map(|(rank, group)| {
         let priority = places[&(group.priority, rank)];

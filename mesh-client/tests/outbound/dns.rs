@@ -227,21 +227,18 @@ async fn what_srv_records_say_of_their_order_is_within_their_priority() {
     resolver.set("spare.a", &["10.0.0.2"], None);
     let at = |address: &str| Endpoint::new(Address::Socket(address.parse().unwrap()));
     let srv = || Endpoint::new(Address::Name { host: "_grpc._tcp.a".into(), port: 0 });
-    let priorities = async |first: Endpoint, second: Endpoint| {
+    let priorities_of = async |priority: u32, first: Endpoint, second: Endpoint| {
         let mut names = policy::endpoints(&"test".into(), vec![first]);
-        names.localities.push(LocalityEndpoints {
-            priority: 1,
-            endpoints: vec![second],
-            ..names.localities[0].clone()
-        });
+        names.localities.push(LocalityEndpoints { priority, endpoints: vec![second], ..names.localities[0].clone() });
         let discovery = Discovery::StrictDns(names.into());
         let snapshot = snapshot_with(forward_with(None), Cluster { discovery, ..cluster("test") }, &[]);
         let client = subscribed(snapshot, &resolver).await;
         dump(&client).endpoints.iter().map(|endpoint| endpoint.priority).collect::<Vec<_>>()
     };
-    assert_eq!(priorities(srv(), at("10.0.0.9:9")).await, [0, 1, 2], "the failover comes after both");
-    assert_eq!(priorities(at("10.0.0.9:9"), srv()).await, [0, 1, 2]);
-    assert_eq!(priorities(at("10.0.0.8:8"), at("10.0.0.9:9")).await, [0, 1], "the control: without records");
+    assert_eq!(priorities_of(1, srv(), at("10.0.0.9:9")).await, [0, 1, 2], "the failover comes after both");
+    assert_eq!(priorities_of(1, at("10.0.0.9:9"), srv()).await, [0, 1, 2]);
+    assert_eq!(priorities_of(0, srv(), at("10.0.0.9:9")).await, [0, 1, 0], "two of one priority begin alike");
+    assert_eq!(priorities_of(1, at("10.0.0.8:8"), at("10.0.0.9:9")).await, [0, 1], "the control: without records");
 }
 
 /// Lets time pass between requests; during one the clock runs, for sockets know no other.

@@ -125,7 +125,7 @@ pub struct Metric {
     pub sum: f64,
 }
 
-/// For so long is kept what was counted of a cluster that is in use no longer, and has not been asked for.
+/// For so long after its last report, or its first use, is kept what was counted of a cluster that is in use no longer.
 const UNTOLD: Duration = Duration::from_secs(3600);
 
 impl Default for LoadStore {

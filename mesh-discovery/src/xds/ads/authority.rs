@@ -82,10 +82,11 @@ impl<C: Codec> Ads<C> {
         self.advance_all(server);
     }
 
-    /// Moves on from a control plane that cannot be reached, where its word counts.
+    /// Moves on from a control plane that cannot be reached, where its word counts; where it is waited for, readers may hear of
+    /// it.
     pub(super) fn advance_all(&mut self, server: ServerId) {
         for authority in 0..self.authorities.len() {
-            if self.authorities[authority].active_server() == server {
+            if self.authorities[authority].in_use().contains(&server) {
                 self.advance(authority);
             }
         }
@@ -126,6 +127,14 @@ impl<C: Codec> Ads<C> {
                 return;
             }
             if !self.has_another(index) {
+                let is_open = |server: &ServerId| {
+                    let session = &self.sessions[usize::from(*server)];
+                    session.connected && session.unreachable().is_none()
+                };
+                // A better one is back, and asked.
+                if self.authorities[index].in_use().iter().any(is_open) {
+                    return;
+                }
                 // Only now do readers hear of it (gRFC A71).
                 self.tell(index, text);
                 return;
@@ -162,25 +171,31 @@ impl<C: Codec> Ads<C> {
         if answered {
             return;
         }
-        for index in 0..self.authorities.len() {
-            let authority = &mut self.authorities[index];
-            let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };
-            authority.answered = true;
-            if place < self.authorities[index].active {
-                self.come_back(index, place);
-            }
+        for authority in &mut self.authorities {
+            authority.answered |= authority.in_use().contains(&server);
         }
+        self.come_back_to(server);
         self.saved_is_due = true;
         self.purge(server);
         self.reachable(server);
     }
 
-    /// A control plane has shown that it can be reached; where its word counts, what it has not sent is on its way.
+    /// A control plane has shown that it can be reached; where it is asked, what it has not sent is on its way.
     pub(super) fn reachable(&mut self, server: ServerId) {
         for index in 0..self.authorities.len() {
             let authority = &mut self.authorities[index];
-            if authority.active_server() == server && authority.unreachable.take().is_some() {
+            if authority.in_use().contains(&server) && authority.unreachable.take().is_some() {
                 self.uncached_changed(index);
+            }
+        }
+    }
+
+    /// A control plane is there: its word counts again where a worse one's does.
+    pub(super) fn come_back_to(&mut self, server: ServerId) {
+        for index in 0..self.authorities.len() {
+            let place = self.authorities[index].in_use().iter().position(|used| *used == server);
+            if let Some(place) = place.filter(|place| *place < self.authorities[index].active) {
+                self.come_back(index, place);
             }
         }
     }

@@ -119,13 +119,13 @@ pub(crate) struct Failure {
     pub(crate) doubted: Instant,
     /// What was refused.
     pub(crate) refused: Option<Refusal>,
-    /// It is over by its time to live, which the control plane has not said: as far as that knows, it is held.
-    ended: bool,
+    /// The control plane has not said so: as far as it knows, it is held.
+    is_unsaid: bool,
 }
 
 impl Failure {
     fn new(reason: String, version: Name, now: Instant, refused: Option<Refusal>) -> Self {
-        Self { reason, version, since: now, last: now, doubted: now, refused, ended: false }
+        Self { reason, version, since: now, last: now, doubted: now, refused, is_unsaid: false }
     }
 }
 
@@ -257,9 +257,9 @@ impl<V> Entry<V> {
     pub(super) fn is_doubtful(&self, server: ServerId) -> bool {
         let foreign = self.good.as_ref().is_some_and(|good| good.server != server);
         let failed = self.failure.is_some() && (self.good.is_some() || self.standing == Standing::Nacked);
-        let unheard = self.good.is_none() && matches!(self.standing, Standing::Requested | Standing::TimedOut);
-        let ended = self.failure.as_ref().is_some_and(|failure| failure.ended);
-        self.is_wanted() && (foreign || failed || unheard || ended)
+        let unheard = self.good.is_none() && self.standing == Standing::Requested;
+        let unsaid = self.failure.as_ref().is_some_and(|failure| failure.is_unsaid);
+        self.is_wanted() && (foreign || failed || unheard || unsaid)
     }
 }
 
@@ -397,10 +397,17 @@ impl<V: PartialEq> Entry<V> {
         self.fail(standing, failure, drop_good, server)
     }
 
-    /// What `server` gave is over by its time to live; gives whether readers see a difference.
-    pub(super) fn end(&mut self, server: ServerId, reason: String, now: Instant) -> bool {
-        let seen = self.missing(server, Standing::DoesNotExist, reason, true, now);
-        self.failure.iter_mut().for_each(|failure| failure.ended = true);
+    /// The same of what is missing without a word of `server`.
+    pub(super) fn missing_unsaid(
+        &mut self,
+        server: ServerId,
+        standing: Standing,
+        reason: String,
+        drop_good: bool,
+        now: Instant,
+    ) -> bool {
+        let seen = self.missing(server, standing, reason, drop_good, now);
+        self.failure.iter_mut().for_each(|failure| failure.is_unsaid = true);
         seen
     }
 

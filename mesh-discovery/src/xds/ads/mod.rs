@@ -461,7 +461,9 @@ impl<C: Codec> Ads<C> {
         self.clock = now;
         let from_scratch = self.authorities.iter().any(|authority| authority.is_waiting_for(server));
         self.sessions[usize::from(server)].opened(now.checked_add(self.resource_timeout), from_scratch);
-        self.reachable(server);
+        if !self.sessions[usize::from(server)].is_mute {
+            self.reachable(server);
+        }
     }
 
     /// An attempt to reach a control plane takes long: until it comes to something, the control plane counts as one that cannot
@@ -484,6 +486,7 @@ impl<C: Codec> Ads<C> {
     /// A stream is gone or could not be opened; everything known stays. Gives when to try again.
     pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>, now: Instant) -> Retry {
         self.clock = now;
+        let was_open = self.sessions[usize::from(server)].connected;
         let good = self.disconnected(server, error.is_some());
         let session = &mut self.sessions[usize::from(server)];
         session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());
@@ -494,8 +497,11 @@ impl<C: Codec> Ads<C> {
         let error = error.unwrap_or_else(|| StreamError::new("the control plane closed the stream without an answer"));
         if session.falls_back_to_world(&error, now) {
             tracing::info!(server = %session.server, "the control plane has no delta xDS; the state of the world is used");
+            // It has spoken.
+            session.failing = None;
             return Retry::AtOnce;
         }
+        session.is_mute |= was_open;
         session.last_error = Some(error.to_string());
         self.unreachable(server, error);
         Retry::Later
@@ -611,32 +617,35 @@ impl<C: Codec> Ads<C> {
     /// A stream has been silent for as long as an answer may take. If none is owed, that is right and proper: a
     /// control plane says nothing to a client that holds everything it asks for in its latest version.
     fn probated(&mut self, server: ServerId) {
-        let owes = self.owes(server);
+        let owed = self.owed(server);
         let session = &mut self.sessions[usize::from(server)];
-        session.probation = None;
-        if !owes {
+        // What was asked for meanwhile has its own time.
+        session.probation = owed.filter(|due| *due > self.clock);
+        if owed.is_none() {
             session.is_quiet = true;
             session.is_well();
+            self.come_back_to(server);
             self.saved_is_due = true;
             self.purge(server);
             self.reachable(server);
-        } else {
+        } else if session.probation.is_none() {
             self.advance_all(server);
         }
     }
 
-    /// Whether an answer of a control plane is due: to what has yet to be asked, to what is waited for, and where it was
-    /// asked as if nothing were held, to everything that there may be.
-    fn owes(&mut self, server: ServerId) -> bool {
-        if self.has_request(server) || self.first_timer(usize::from(server)).is_some() {
-            return true;
-        }
+    /// When an answer of a control plane is due, if one is: now to what has yet to be asked, and where it was asked as if
+    /// nothing were held, to everything that there may be; to what is waited for, at the end of its time.
+    fn owed(&mut self, server: ServerId) -> Option<Instant> {
         let session = &self.sessions[usize::from(server)];
         let may_be = |kind: Kind, name| {
             self.entries[kind.index()].get(name).is_some_and(|entry| entry.standing != Standing::DoesNotExist)
         };
-        session.from_scratch
-            && Kind::ALL.into_iter().any(|kind| session.talk(kind).asked().any(|name| may_be(kind, name)))
+        let all_of = |kind: Kind| session.from_scratch || session.claims_nothing(kind);
+        let owes_all = |kind: Kind| all_of(kind) && session.talk(kind).asked().any(|name| may_be(kind, name));
+        if self.has_request(server) || Kind::ALL.into_iter().any(owes_all) {
+            return Some(self.clock);
+        }
+        self.first_timer(usize::from(server))
     }
 
     fn first_timer(&mut self, server: usize) -> Option<Instant> {
@@ -698,7 +707,11 @@ impl<C: Codec> Ads<C> {
             false => by == SAVED || strict && (listed || self.authorities[authority].prefers(server, by)),
         };
         let drop_good = !silent && entry.good.as_ref().is_some_and(|good| ends(good.server));
-        if entry.missing(server, standing, reason, drop_good, now) {
+        let seen = match listed {
+            true => entry.missing(server, standing, reason, drop_good, now),
+            false => entry.missing_unsaid(server, standing, reason, drop_good, now),
+        };
+        if seen {
             self.changed.push(key.clone());
         }
         if drop_good && let Some(saved) = &mut self.saved {

@@ -44,6 +44,10 @@ pub(super) struct Round<V> {
     is_news: bool,
     /// Tells apart what is wrong with resources that have no entry; 0 = nothing.
     nameless: u64,
+    /// It holds something without a name.
+    is_unreadable: bool,
+    /// It says all there is.
+    is_list: bool,
     nonce: String,
     /// What is in use since this response.
     taken: Vec<Replaced<V>>,
@@ -163,6 +167,8 @@ impl<C: Codec> Ads<C> {
             problems: Problems::default(),
             is_news: false,
             nameless: 0,
+            is_unreadable: false,
+            is_list: false,
             nonce: response.nonce,
             taken: Vec::new(),
         };
@@ -180,7 +186,8 @@ impl<C: Codec> Ads<C> {
             self.resource_error(&round, error);
         }
         // A list that cannot be read to its end says nothing of what it leaves out.
-        if full && round.nameless == 0 {
+        round.is_list = full && !round.is_unreadable;
+        if round.is_list {
             self.sessions[usize::from(server)].lists(kind, now);
             self.deletions(&round);
         }
@@ -215,7 +222,10 @@ impl<C: Codec> Ads<C> {
                 tracing::warn!(kind = %round.kind, version = ?round.version, error = ?text, "refused an xDS response; the last good stays");
             }
         }
+        // Of a refused one the good is used, and what it leaves out counts: that is not what the version before it says.
+        let torn = round.is_unreadable || round.kind.is_full_state() && complaint.is_some();
         session.answer(round.kind, round.version, round.nonce, complaint);
+        session.talk_mut(round.kind).tears(torn, round.is_list);
         self.let_saved_go();
     }
 
@@ -300,7 +310,7 @@ impl<C: Codec> Ads<C> {
 
     /// The name of a resource. One without, or of another type, is a problem that is noted.
     fn named<'r>(
-        &self,
+        &mut self,
         round: &mut Round<C::Value>,
         index: usize,
         resource: &'r Resource,
@@ -313,10 +323,15 @@ impl<C: Codec> Ads<C> {
             Some(Cow::Borrowed(resource.name.as_str()))
         };
         let Some(name) = name.filter(|name| !name.is_empty()) else {
+            round.is_unreadable = true;
             round.nameless(index, ": its name cannot be read");
             return None;
         };
         if body.type_url != kind.type_url() {
+            // It is there, whatever it is.
+            if let Some(entry) = self.judged(round, &normalise(&name)) {
+                entry.round = round.number;
+            }
             let (is, wanted) = (&body.type_url, kind.type_url());
             round.nameless(index, &format!(" ({name}): its type is {is:?} in a response of type {wanted:?}"));
             return None;

@@ -64,6 +64,8 @@ pub(crate) struct Session {
     pub(super) strange: Option<Instant>,
     /// Why the last attempts came to nothing; cleared by the first response of a stream, or its right silence.
     pub(crate) failing: Option<StreamError>,
+    /// The last stream ended before an answer.
+    pub(super) is_mute: bool,
     /// Why it counted as unreachable when it was last let go; cleared as the above is.
     pub(super) past_failure: Option<StreamError>,
     /// Since when there has been no stream that vouches for what is held; none while there is one.
@@ -91,7 +93,7 @@ pub(super) struct Talk {
     pub(super) started: bool,
     /// Of the last response that was accepted as a whole; survives streams (state of the world).
     version: Name,
-    /// One that came after it was refused, and used all the same as far as it was good: that is not what the version says.
+    /// What came since is not all that a version says.
     is_torn: bool,
     /// Of the newest response on this stream (state of the world).
     nonce: String,
@@ -136,6 +138,7 @@ impl Session {
             in_silence: BTreeSet::new(),
             strange: None,
             failing: None,
+            is_mute: false,
             past_failure: None,
             last_error: None,
             streams_opened: 0,
@@ -191,6 +194,12 @@ impl Session {
         self.probation = probation;
         self.streams_opened += 1;
         self.types.iter_mut().for_each(Talk::stop);
+    }
+
+    /// Whether the control plane was told on this stream that nothing of a type is held (state of the world).
+    pub(super) fn claims_nothing(&self, kind: Kind) -> bool {
+        let talk = self.talk(kind);
+        self.variant == Variant::StateOfTheWorld && talk.started && talk.version.is_empty()
     }
 
     /// Whether the stream was answered on, or is rightly silent.
@@ -250,15 +259,16 @@ impl Session {
     /// It has answered, or is rightly silent.
     pub(super) fn is_well(&mut self) {
         self.failing = None;
+        self.is_mute = false;
         self.past_failure = None;
         self.last_error = None;
         self.unconfirmed_since = None;
     }
 
-    /// Why it counts as unreachable now. One that has taken a new stream has the time of its probation to answer, whatever came
-    /// before.
+    /// Why it counts as unreachable now. One that has taken a new stream has the time of its probation to answer, unless the
+    /// last one ended before an answer: what takes streams may be no more than what stands before it.
     pub(super) fn unreachable(&self) -> Option<&StreamError> {
-        self.failing.as_ref().filter(|_| self.probation.is_none())
+        self.failing.as_ref().filter(|_| self.probation.is_none() || self.is_mute)
     }
 
     /// Nobody wants a resource any more.
@@ -320,7 +330,6 @@ impl Session {
         if world {
             talk.answers.clear();
             talk.nonce.clone_from(&nonce);
-            talk.is_torn = complaint.is_some();
             if complaint.is_none() {
                 talk.version = version;
             }
@@ -379,6 +388,11 @@ impl Session {
 }
 
 impl Talk {
+    /// Whether what was used of a response is other than what versions say; a list that is used as a whole mends that.
+    pub(super) fn tears(&mut self, torn: bool, is_list: bool) {
+        self.is_torn = torn || self.is_torn && !is_list;
+    }
+
     fn stop(&mut self) {
         self.started = false;
         self.nonce.clear();

@@ -76,7 +76,7 @@ impl<C: Codec> Ads<C> {
         if is_open {
             entry.good = None;
         }
-        if is_open || entry.end(giver, reason, now) {
+        if is_open || entry.missing_unsaid(giver, Standing::DoesNotExist, reason, true, now) {
             self.changed.push(key);
         }
     }

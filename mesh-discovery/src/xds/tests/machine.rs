@@ -201,3 +201,8 @@ pub(super) fn initial(request: &Request) -> Vec<(&str, &str)> {
         Ask::World { .. } => panic!("not delta"),
     }
 }
+
+/// Data errors cost the last good value (gRFC A88).
+pub(super) fn strict() -> ServerFeatures {
+    ServerFeatures { fail_on_data_errors: true, ..ServerFeatures::default() }
+}

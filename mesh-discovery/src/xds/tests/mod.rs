@@ -9,8 +9,10 @@ mod outage;
 mod protocol;
 mod resumption;
 mod sequences;
+mod silence;
 mod told;
 mod ttl;
+mod versions;
 mod worker;
 
 use envoy_types::pb::google::protobuf::Any;

@@ -7,98 +7,11 @@ use tokio::time::Instant;
 
 use super::super::ads::{Ads, Known, Retry, SAVED, Standing};
 use super::super::kind::{Key, Kind};
-use super::super::message::{Ask, Body, Cause, ResourceError, Response, StreamError, Variant};
+use super::super::message::{Body, Cause, ResourceError, Response, StreamError, Variant};
 use super::super::saved::{Record, Saved};
-use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, response};
+use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, response, strict};
 use super::{asked, version};
 use crate::bootstrap::ServerFeatures;
-
-#[test]
-fn x2_a_new_stream_asks_anew_for_what_the_last_one_complained_about() {
-    for variant in BOTH {
-        let deleted = |mark: &str| match variant {
-            Variant::StateOfTheWorld => response(Kind::Listener, mark, &["b=1"]),
-            Variant::Delta => Response { removed: vec!["a".to_owned()], ..response(Kind::Listener, mark, &[]) },
-        };
-        for complaint in [response(Kind::Listener, "v2", &["a=bad", "b=1"]), deleted("v2")] {
-            let mut ads = Machine::of(variant);
-            ads.subscribe(&[listener("a"), listener("b")]);
-            ads.opened();
-            ads.request();
-            ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
-            ads.request();
-            ads.take(0, complaint);
-            ads.drain(0);
-            assert!(ads.entry(&listener("a")).failure.is_some());
-
-            // The control plane goes back to what it said before: as far as it knows, that is what we hold.
-            ads.closed();
-            ads.opened();
-            let first = ads.request();
-            match variant {
-                Variant::StateOfTheWorld => assert_eq!(version(&first), "", "everything is asked for anew"),
-                Variant::Delta => assert!(initial(&first).iter().all(|(name, _)| *name != "a"), "{first:?}"),
-            }
-            assert!(ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]).is_empty(), "nobody sees a difference");
-            assert_eq!(ads.entry(&listener("a")).standing, Standing::Acked);
-            assert!(ads.entry(&listener("a")).failure.is_none());
-
-            // The control run: without a complaint the versions are told.
-            ads.request();
-            ads.closed();
-            ads.opened();
-            let first = ads.request();
-            match variant {
-                Variant::StateOfTheWorld => assert_eq!(version(&first), "v1"),
-                Variant::Delta => assert_eq!(initial(&first), [("a", "v1"), ("b", "v1")]),
-            }
-        }
-    }
-}
-
-#[test]
-fn x2_a_complaint_about_one_type_costs_no_other_its_version() {
-    let mut ads = Machine::of(Variant::StateOfTheWorld);
-    let routes = Key::new(Kind::Routes, "r");
-    ads.subscribe(&[listener("a"), routes.clone()]);
-    ads.opened();
-    ads.drain(0);
-    ads.respond(Kind::Listener, "v1", &["a=bad"]);
-    ads.respond(Kind::Routes, "v1", &["r=1"]);
-    ads.drain(0);
-    ads.closed();
-    ads.opened();
-    let requests = ads.drain(0);
-    assert_eq!(requests.iter().map(version).collect::<Vec<_>>(), ["", "v1"]);
-}
-
-#[test]
-fn x2_a_new_stream_asks_anew_where_a_name_has_not_been_answered_by_the_last_one() {
-    // Wanted since, or asked for in vain; the control is one that is held, and one of another type.
-    let wanted = [(listener("b"), false), (listener("b"), true), (Key::new(Kind::Routes, "r"), false)];
-    for (late, asked_before) in wanted {
-        let mut ads = Machine::of(Variant::StateOfTheWorld);
-        ads.subscribe(&[listener("a")]);
-        ads.opened();
-        ads.drain(0);
-        ads.respond(Kind::Listener, "v1", &["a=1"]);
-        ads.drain(0);
-        let held = |ads: &mut Machine| {
-            ads.closed();
-            ads.opened();
-            version(&ads.request()).to_owned()
-        };
-        assert_eq!(held(&mut ads), "v1");
-        if asked_before {
-            ads.subscribe(std::slice::from_ref(&late));
-            ads.drain(0);
-            ads.respond(Kind::Routes, "v1", &[]);
-        }
-        ads.closed();
-        ads.subscribe(std::slice::from_ref(&late));
-        assert_eq!(held(&mut ads), if late.kind == Kind::Listener { "" } else { "v1" }, "{late:?} {asked_before}");
-    }
-}
 
 /// Two control planes, of which the first gave these; then its stream ended.
 fn left(variant: Variant, features: ServerFeatures, resources: &[&str]) -> Machine {
@@ -140,11 +53,6 @@ fn returned(variant: Variant, features: ServerFeatures) -> Machine {
     ads.respond(Kind::Listener, "v1", &["other=1"]);
     ads.ads.released(1);
     ads
-}
-
-/// Data errors cost the last good value (gRFC A88).
-fn strict() -> ServerFeatures {
-    ServerFeatures { fail_on_data_errors: true, ..ServerFeatures::default() }
 }
 
 #[test]
@@ -397,6 +305,30 @@ fn a71_a_control_plane_that_is_rightly_silent_is_reachable_whatever_it_does_not_
 }
 
 #[test]
+fn a71_a_better_one_that_is_back_is_asked_whatever_became_of_the_worse_one() {
+    for (variant, patience) in
+        BOTH.into_iter().flat_map(|variant| [Duration::ZERO, TIMEOUT].map(|time| (variant, time)))
+    {
+        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+        ads.close(Some(StreamError::new("refused")));
+        ads.ads.closed(1, Some(StreamError::new("refused")), ads.now);
+        assert!(ads.ads.wants(1), "whoever starts wants to be ready");
+        // The control.
+        ads.subscribe(&[listener("early")]);
+        assert!(matches!(ads.known(&listener("early")), Known::Lost(..)));
+        ads.unsubscribe(&[listener("early")]);
+        ads.opened();
+        ads.pass(patience);
+        assert_eq!(ads.ads.wants(1), patience.is_zero(), "once its silence is understood");
+        ads.subscribe(&[listener("a")]);
+        assert_eq!(ads.known(&listener("a")), Known::Pending, "{variant:?} {patience:?}");
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        assert_eq!(ads.value(&listener("a")), Some("1"));
+    }
+}
+
+#[test]
 fn a71_the_silence_of_one_that_has_been_asked_nothing_says_nothing_of_it() {
     for (variant, answers) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
         let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
@@ -586,49 +518,6 @@ fn a71_the_last_wish_of_an_authority_is_forgotten_when_its_fallback_has_heard_of
         ads.drain(1);
         assert_eq!(ads.ads.unwanted(), 0);
     }
-}
-
-#[test]
-fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
-    let mut ads = Machine::new(None, ServerFeatures::default(), 1);
-    ads.subscribe(&[listener("a")]);
-    let open = |ads: &mut Machine| {
-        let variant = ads.ads.variant(0, ads.now);
-        ads.opened();
-        (variant, ads.request())
-    };
-    assert_eq!(open(&mut ads).0, Variant::Delta);
-    assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
-    // Not at once: a connection that breaks all the time does not ask twice every time.
-    for time in [0, 599] {
-        ads.now += Duration::from_secs(time);
-        let (variant, _) = open(&mut ads);
-        assert_eq!(variant, Variant::StateOfTheWorld);
-        ads.respond(Kind::Listener, "v1", &["a=1"]);
-        assert_eq!(ads.close(None), Retry::Soon);
-    }
-    ads.now += Duration::from_secs(1);
-    let (variant, first) = open(&mut ads);
-    assert_eq!(variant, Variant::Delta);
-    assert!(matches!(&first.ask, Ask::Changes { initial_versions, .. } if initial_versions.is_empty()), "{first:?}");
-
-    // It still has none: the state of the world at once, and where that had been left.
-    assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
-    let (variant, first) = open(&mut ads);
-    assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, "v1"));
-    assert_eq!(ads.value(&listener("a")), Some("1"), "that is no failure");
-    assert_eq!(ads.close(None), Retry::Later);
-
-    // The control: it has delta now, and the versions of either mean nothing in the other.
-    ads.now += Duration::from_secs(600);
-    let (variant, first) = open(&mut ads);
-    assert!(variant == Variant::Delta && initial(&first).is_empty(), "{first:?}");
-    ads.respond(Kind::Listener, "d1", &["a=1"]);
-    ads.close(None);
-    assert_eq!(initial(&open(&mut ads).1), [("a", "d1")]);
-    ads.close(Some(StreamError::unsupported("no delta")));
-    let (variant, first) = open(&mut ads);
-    assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, ""));
 }
 
 /// Routes of an earlier run.
