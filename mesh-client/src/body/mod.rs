@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::error::{Cause, Error};
@@ -27,7 +28,7 @@ pub struct Body {
     kind: Kind,
     // Boxed: it is larger than the body and moved with every response.
     exchange: Option<Box<Exchange>>,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Deadline>,
     silence: Option<Box<Silence>>,
     // Failures become gRPC trailers instead of errors.
     rescue: bool,
@@ -53,7 +54,7 @@ impl Body {
             exchange.end(Some(incoming));
             return Self::empty();
         }
-        let deadline = exchange.deadline().map(|at| Box::pin(sleep_until(at)));
+        let deadline = exchange.deadline().map(Deadline::at);
         let silence = exchange.idle().and_then(Silence::from_now).map(Box::new);
         Self { kind: Kind::Incoming(incoming), exchange: Some(exchange), deadline, silence, rescue: false }
     }
@@ -78,6 +79,30 @@ impl Body {
         // Only answers from an endpoint fail, and those have an exchange.
         let error = self.exchange.take()?.fail(failure);
         Some(if self.rescue { Ok(Frame::trailers(grpc::trailers(&error))) } else { Err(error) })
+    }
+}
+
+/// When an answer must have ended.
+struct Deadline {
+    at: Instant,
+    // Of the request: whoever reads its answer may be on none, or on one without timers.
+    runtime: Handle,
+    // Made by who has to wait: most bodies are there with their head.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    fn at(at: Instant) -> Self {
+        Self { at, runtime: Handle::current(), sleep: None }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { at, runtime, sleep } = self;
+        let sleep = sleep.get_or_insert_with(|| {
+            let _timers = runtime.enter();
+            Box::pin(sleep_until(*at))
+        });
+        sleep.as_mut().poll(cx)
     }
 }
 
@@ -111,7 +136,7 @@ impl HttpBody for Body {
                 let ended = incoming.is_end_stream() || frame.is_trailers();
                 // Whoever reads slowly finds the next frame there, and the time over all the same. What is whole by now is
                 // not thrown away.
-                if !ended && this.deadline.as_ref().is_some_and(|deadline| deadline.deadline() <= Instant::now()) {
+                if !ended && this.deadline.as_ref().is_some_and(|deadline| deadline.at <= Instant::now()) {
                     return Poll::Ready(this.fail(Failure::Late));
                 }
                 if let Some(silence) = &mut this.silence {
@@ -131,7 +156,7 @@ impl HttpBody for Body {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(this.fail(Failure::Broken(error))),
             Poll::Pending => {
-                if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                if this.deadline.as_mut().is_some_and(|deadline| deadline.poll(cx).is_ready()) {
                     return Poll::Ready(this.fail(Failure::Late));
                 }
                 let Some(silence) = &mut this.silence else { return Poll::Pending };

@@ -84,13 +84,31 @@ impl Hold {
         }
     }
 
-    /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
-    /// again.
-    pub(crate) fn release(self, answer: Incoming, now: Instant) {
-        let Self { endpoint, lease, attempt, permit, receipt, .. } = self;
-        drop((attempt, permit));
-        match lease {
-            Some(Lease::Sole(connection)) if receipt.is_sent() => endpoint.pool().release(connection, answer, now),
+    /// The answer came to its end.
+    pub(crate) fn release(mut self, answer: Incoming, now: Instant) {
+        let left = self.leave();
+        drop(self);
+        left.release(answer, now);
+    }
+
+    /// Its connection, for when the rest of it is gone: it is large, and not moved for that.
+    fn leave(&mut self) -> Left {
+        Left { endpoint: self.endpoint.clone(), lease: self.lease.take(), is_sent: self.receipt.is_sent() }
+    }
+}
+
+/// What a try leaves behind whose answer has ended.
+struct Left {
+    endpoint: Arc<Endpoint>,
+    lease: Option<Lease>,
+    is_sent: bool,
+}
+
+impl Left {
+    /// An HTTP/1.1 connection whose request is through as well can be used again.
+    fn release(self, answer: Incoming, now: Instant) {
+        match self.lease {
+            Some(Lease::Sole(connection)) if self.is_sent => self.endpoint.pool().release(connection, answer, now),
             lease => {
                 // The socket first, and then its place.
                 drop(answer);
@@ -263,30 +281,40 @@ impl Exchange {
     pub(crate) fn end(&mut self, answer: Option<Incoming>) {
         let now = Instant::now();
         let mut truncated = false;
-        if let (Some(mut hold), Some(answer)) = (self.hold.take(), answer) {
+        if let (Some(hold), Some(answer)) = (&mut self.hold, answer) {
             truncated = self.outcome.grpc && self.outcome.code == 200 && self.outcome.grpc_status.is_none();
             if truncated {
                 hold.attempt.ended(UNKNOWN);
             }
             match hold.handed() {
-                // It may go on as something else than HTTP: then it is in flight until it is closed, whatever came of its request.
-                Some(held) => {
-                    let lease = hold.lease.take();
-                    // Its request is over: it is no retry any more, and its body is nobody's.
-                    hold.permit.answered();
-                    hold.receipt = Receipt::Whole;
-                    held.keep((hold, self.destination.clone()));
-                    drop((answer, lease));
+                Some(held) => self.hand_on(held, answer),
+                None => {
+                    let left = hold.leave();
+                    // What it counts in, before others are given its connection.
+                    self.hold = None;
+                    left.release(answer, now);
                 }
-                None => hold.release(answer, now),
             }
         }
+        self.hold = None;
         self.settle(now);
         if truncated {
             // After the limits, to which an answer without a status is a failure whatever policy makes of this one.
             self.outcome.grpc_status = Some(UNKNOWN);
         }
         self.count(now, true);
+    }
+
+    /// It may go on as something else than HTTP: then it is in flight until it is closed, whatever came of its request.
+    #[cold]
+    fn hand_on(&mut self, held: Held, answer: Incoming) {
+        let Some(mut hold) = self.hold.take() else { return };
+        let lease = hold.lease.take();
+        // Its request is over: it is no retry any more, and its body is nobody's.
+        hold.permit.answered();
+        hold.receipt = Receipt::Whole;
+        held.keep((hold, self.destination.clone()));
+        drop((answer, lease));
     }
 
     fn settle(&mut self, now: Instant) {

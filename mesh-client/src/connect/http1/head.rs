@@ -119,17 +119,19 @@ impl Progress {
             let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
             let begin = read.as_ptr() as usize;
             let span = |text: &[u8]| (text.as_ptr() as usize - begin, text.as_ptr() as usize - begin + text.len());
-            let spans = answer.headers.iter();
-            let spans: SmallVec<[Span; 24]> =
-                spans.map(|header| Span { name: span(header.name.as_bytes()), value: span(header.value) }).collect();
+            // Filled where they are: a list that is collected is copied once more.
+            let mut spans = SmallVec::<[Span; 24]>::new();
+            for header in answer.headers.iter() {
+                spans.push(Span { name: span(header.name.as_bytes()), value: span(header.value) });
+            }
             let bytes = read.split_to(length).freeze();
             let told = Told::take(&bytes, &spans, headers)?;
             let keep_alive = told.keeps(version);
             let bare = to_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
             let framing = if bare { Framing::Empty } else { told.framing(version, headers)? };
             // Two framings: who else has read this may have read another one. And a 204 that has one after all.
-            let both = told.coded && told.sized;
-            let framed = told.coded || (told.sized && self::length(headers) != Some(0));
+            let both = told.coded && told.length != Length::Unsaid;
+            let framed = told.coded || !matches!(told.length, Length::Unsaid | Length::Said(0));
             let doubtful = both || (status == StatusCode::NO_CONTENT && framed);
             let keep_alive = keep_alive && framing != Framing::ToEnd && !doubtful;
             return Ok(Some(Head { status, version, reason, framing, keep_alive }));
@@ -170,7 +172,7 @@ fn ends(read: &[u8], seen: usize) -> bool {
 struct Told {
     close: bool,
     coded: bool,
-    sized: bool,
+    length: Length,
 }
 
 impl Told {
@@ -187,7 +189,7 @@ impl Told {
             } else if name == TRANSFER_ENCODING {
                 told.coded = true;
             } else if name == CONTENT_LENGTH {
-                told.sized = true;
+                told.length = told.length.also(&value);
             }
             headers.append(name, value);
         }
@@ -208,12 +210,11 @@ impl Told {
             }
             return coded(headers);
         }
-        if !self.sized {
-            return Ok(Framing::ToEnd);
-        }
-        match length(headers).ok_or(Error::Framing("its content-length is none, or there are several"))? {
-            0 => Ok(Framing::Empty),
-            length => Ok(Framing::Length(length)),
+        match self.length {
+            Length::Unsaid => Ok(Framing::ToEnd),
+            Length::Said(0) => Ok(Framing::Empty),
+            Length::Said(length) => Ok(Framing::Length(length)),
+            Length::None => Err(Error::Framing("its content-length is none, or there are several")),
         }
     }
 }
@@ -238,20 +239,39 @@ fn coded(headers: &HeaderMap) -> Result<Framing, Error> {
     Ok(if chunked { Framing::Chunked } else { Framing::ToEnd })
 }
 
-/// The one length that all of these say; `None` if they say none.
-fn length(headers: &HeaderMap) -> Option<u64> {
-    let mut length = None;
-    for value in headers.get_all(CONTENT_LENGTH) {
-        for digits in value.to_str().ok()?.split(',').map(str::trim) {
-            // `parse` would take a sign.
-            let said = Some(digits).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
-            let said = said.parse().ok()?;
-            if *length.get_or_insert(said) != said {
-                return None;
+/// What the lines of `Content-Length` say together, found on the walk that all headers are looked at on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Length {
+    #[default]
+    Unsaid,
+    /// All of them this one.
+    Said(u64),
+    /// No number, or several.
+    None,
+}
+
+impl Length {
+    /// With one more line, which may be a list.
+    fn also(self, value: &HeaderValue) -> Self {
+        value.as_bytes().split(|byte| *byte == b',').fold(self, |before, said| {
+            match (before, number(said.trim_ascii())) {
+                (Self::Unsaid, Some(said)) => Self::Said(said),
+                (Self::Said(before), Some(said)) if before == said => Self::Said(said),
+                _ => Self::None,
             }
-        }
+        })
     }
-    length
+}
+
+/// A number of nothing but digits: `parse` would take a sign.
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = char::from(*digit).to_digit(10)?;
+        number.checked_mul(10)?.checked_add(u64::from(digit))
+    })
 }
 
 /// Whether a list has this token.
@@ -274,12 +294,12 @@ pub(super) fn write(head: &request::Parts, body: &Outgoing, to: &mut Vec<u8>) ->
     if let Some(host) = head.headers.get(HOST) {
         line(&HOST, host, to);
     }
-    let (mut keep_alive, mut coded, mut sized, mut trailers) = (true, false, false, false);
+    let (mut keep_alive, mut coded, mut length, mut trailers) = (true, false, Length::Unsaid, false);
     for (name, value) in &head.headers {
         if *name == HOST {
             continue;
         } else if *name == CONTENT_LENGTH {
-            sized = true;
+            length = length.also(value);
             continue;
         } else if *name == TRANSFER_ENCODING {
             coded = true;
@@ -291,7 +311,7 @@ pub(super) fn write(head: &request::Parts, body: &Outgoing, to: &mut Vec<u8>) ->
         }
         line(name, value, to);
     }
-    let sending = frame(head, body, Own { coded, sized, trailers }, to)?;
+    let sending = frame(head, body, Own { coded, length, trailers }, to)?;
     to.extend_from_slice(b"\r\n");
     Ok((sending, keep_alive))
 }
@@ -299,7 +319,7 @@ pub(super) fn write(head: &request::Parts, body: &Outgoing, to: &mut Vec<u8>) ->
 /// Which headers about its body a request has of its own.
 struct Own {
     coded: bool,
-    sized: bool,
+    length: Length,
     trailers: bool,
 }
 
@@ -307,7 +327,7 @@ struct Own {
 fn frame(head: &request::Parts, body: &Outgoing, own: Own, to: &mut Vec<u8>) -> Result<Sending, Error> {
     let (method, headers) = (&head.method, &head.headers);
     // What is none is as good as not there.
-    let said = if own.sized { length(headers) } else { None };
+    let said = if let Length::Said(length) = own.length { Some(length) } else { None };
     let exact = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
     if body.is_end_stream() {
         return match said {
