@@ -27,8 +27,27 @@ pub(crate) enum Incoming {
 /// A request without an answer.
 pub(crate) struct Unanswered {
     pub(crate) error: Broken,
-    /// The request, if nothing of it went out.
+    /// Some of it may have gone out.
+    pub(crate) sent: bool,
+    /// The request, if it was given away and nothing of it went out.
     pub(crate) back: Option<Box<Request<Outgoing>>>,
+}
+
+impl Unanswered {
+    /// Some of it may have gone out.
+    pub(crate) fn sent(error: Broken) -> Self {
+        Self { error, sent: true, back: None }
+    }
+
+    /// Nothing of it went out; whoever has its head still has it.
+    pub(crate) fn unsent(error: impl Into<Broken>) -> Self {
+        Self { error: error.into(), sent: false, back: None }
+    }
+
+    /// Whether nothing of it went out is whether it is given back.
+    pub(crate) fn with(error: Broken, back: Option<Request<Outgoing>>) -> Self {
+        Self { error, sent: back.is_none(), back: back.map(Box::new) }
+    }
 }
 
 /// Why there is no answer, or no more of it.

@@ -14,7 +14,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::time::Instant;
 
 use super::handed::{Handed, Held};
-use super::http1::{self, Wire, has};
+use super::http1::{self, RequestHead, Wire, has};
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, Said};
 use super::trust::Vouched;
@@ -98,28 +98,31 @@ impl SoleConnection {
         self.wire.is_some()
     }
 
-    /// Sends a request, and waits for the head of its answer. The connection is with the answer's body then.
+    /// Sends a request that does not [change the protocol](changes_protocol), as much of it as goes out at once. The connection
+    /// is with the answer's body then.
     ///
     /// # Errors
-    /// With the request, if nothing of it went out.
-    pub(crate) fn send(
-        &mut self,
-        mut request: Request<Outgoing>,
-    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
-        // At once, for the request is large, and not held while we wait.
-        let begun = match self.wire.take() {
-            Some(wire) if !changes_protocol(&mut request) => http1::begin(wire, request).map(Begun::Flight),
-            // Boxed: requests that stay HTTP are no larger for it.
-            Some(wire) => Ok(Begun::Handed(Box::pin(self.hand_over(wire, request)))),
-            None => Err(Unanswered { error: http1::Error::Incomplete.into(), back: Some(Box::new(request)) }),
-        };
-        async move {
-            match begun? {
-                Begun::Flight(mut flight) => {
-                    poll_fn(|cx| flight.poll_head(cx)).await.map_err(|error| Unanswered { error, back: None })
-                }
-                Begun::Handed(answer) => answer.await,
-            }
+    /// There will be no answer.
+    pub(crate) fn begin(&mut self, head: &RequestHead<'_>, body: Outgoing) -> Result<http1::Flight, Unanswered> {
+        let Some(wire) = self.wire.take() else { return Err(Unanswered::unsent(http1::Error::Incomplete)) };
+        // Who takes one that was there has looked a moment ago whether it is.
+        http1::begin(wire, self.reused, head, body)
+    }
+
+    /// Sends any request, and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) async fn send(&mut self, request: Request<Outgoing>) -> Result<Response<Incoming>, Unanswered> {
+        let (mut head, body) = request.into_parts();
+        if !changes_protocol(&head.method, &mut head.headers) {
+            let mut flight = self.begin(&RequestHead::of(&head), body)?;
+            return poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent);
+        }
+        let request = Request::from_parts(head, body);
+        match self.wire.take() {
+            Some(wire) => self.hand_over(wire, request).await,
+            None => Err(Unanswered::with(http1::Error::Incomplete.into(), Some(request))),
         }
     }
 
@@ -137,32 +140,27 @@ impl SoleConnection {
             let made = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(io)).await;
             let (mut sender, connection) = match made {
                 Ok(made) => made,
-                Err(error) => return Err(Unanswered { error: error.into(), back: Some(Box::new(request)) }),
+                Err(error) => return Err(Unanswered::with(error.into(), Some(request))),
             };
             worker::drive(connection.with_upgrades(), line, ());
             let sent = sender.try_send_request(request).await;
             sent.map(|answer| answer.map(Incoming::Hyper)).map_err(|mut error| {
-                let back = error.take_message().map(Box::new);
-                Unanswered { error: error.into_error().into(), back }
+                let back = error.take_message();
+                Unanswered::with(error.into_error().into(), back)
             })
         }
     }
 }
 
-enum Begun<H> {
-    Flight(http1::Flight),
-    Handed(H),
-}
-
 /// Whether the connection may be something else than HTTP/1.1 after this request. Not for `Upgrade: h2c`, which some clients
 /// send with everything: the offer is left out (it is gone since RFC 9113, and Envoy leaves it out), and the connection kept.
-fn changes_protocol(request: &mut Request<Outgoing>) -> bool {
-    if *request.method() == Method::CONNECT {
+pub(crate) fn changes_protocol(method: &Method, headers: &mut HeaderMap) -> bool {
+    if *method == Method::CONNECT {
         return true;
     }
-    let headers = request.headers_mut();
-    // What the connection does not name is no offer (RFC 9110, section 7.8).
-    let offers = headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(|value| has(value, "upgrade"));
+    // What the connection does not name is no offer (RFC 9110, section 7.8). A walk, for a request has few headers.
+    let has_one = headers.keys().any(|name| *name == UPGRADE);
+    let offers = has_one && headers.get_all(CONNECTION).iter().any(|value| has(value, "upgrade"));
     if offers && headers.get_all(UPGRADE).iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"h2c")) {
         keep_to_http1(headers);
         return false;

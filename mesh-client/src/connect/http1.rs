@@ -29,7 +29,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::runtime::Handle;
@@ -39,6 +39,7 @@ use tokio::time::{Instant, sleep_until};
 use self::chunked::{Chunked, Next};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::fuzzing::answer;
+pub(crate) use self::head::RequestHead;
 pub(super) use self::head::has;
 use self::head::{Framing, Head, Progress};
 use self::relay::Relay;
@@ -92,7 +93,7 @@ pub(super) struct Wire {
     runtime: Option<Handle>,
     /// Once its end is near.
     ending: Option<Owned<()>>,
-    /// Of the request's headers, and of the answer's then: one map for both.
+    /// Of the answer: in the room of the request's, where that is sent once.
     headers: HeaderMap,
     progress: Progress,
     body: Body,
@@ -114,9 +115,9 @@ enum Body {
 }
 
 /// A request that goes out, until the head of its answer.
-pub(super) struct Flight {
+pub(crate) struct Flight {
     wire: Option<Box<Wire>>,
-    upload: Option<Upload>,
+    upload: Option<Box<Upload>>,
     // Why no more of it goes out. The answer may be there all the same.
     lost: Option<Broken>,
 }
@@ -303,50 +304,54 @@ fn data(bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
     Poll::Ready(Some(Ok(Frame::data(bytes))))
 }
 
-/// Sends a request, as much of it as goes out at once.
+/// Sends a request, as much of it as goes out at once. `is_quiet`: nothing had happened to the connection a moment ago.
 ///
 /// # Errors
-/// With the request, if nothing of it went out.
-pub(super) fn begin(mut wire: Box<Wire>, request: Request<Outgoing>) -> Result<Flight, Unanswered> {
+/// There will be no answer.
+pub(super) fn begin(
+    mut wire: Box<Wire>,
+    is_quiet: bool,
+    head: &RequestHead<'_>,
+    body: Outgoing,
+) -> Result<Flight, Unanswered> {
     // Where nobody knows what a write that failed has sent, a connection that has ended is not written to.
     if let IoStream::Custom(_) = wire.io
-        && !wire.is_quiet()
+        && !(is_quiet || wire.is_quiet())
     {
-        return Err(Unanswered { error: Error::Incomplete.into(), back: Some(Box::new(request)) });
+        return Err(Unanswered::unsent(Error::Incomplete));
     }
-    let (mut head, body) = request.into_parts();
     let Wire { io, written, .. } = &mut *wire;
     written.clear();
-    let (sending, keep_alive) = match head::write(&head, &body, written) {
-        Ok(written) => written,
-        Err(error) => return Err(Unanswered { error: error.into(), back: None }),
-    };
+    let (sending, keep_alive) = head.write(&body, written).map_err(|error| Unanswered::sent(error.into()))?;
     let mut upload = Upload::new(body, sending);
     // Nobody waits yet: it is polled again where somebody does.
     let sent = upload.poll_send(io, written, &mut Context::from_waker(Waker::noop()));
-    let (mut upload, mut lost) = (Some(upload), None);
+    let (mut rest, mut lost) = (None, None);
     match sent {
-        Poll::Ready(Ok(())) => upload = None,
-        Poll::Pending => {}
-        Poll::Ready(Err(error @ Broken::Io(_))) => match upload.take() {
-            Some(unsent) if !unsent.begun => {
-                let back = Some(Box::new(Request::from_parts(head, unsent.into_body())));
-                return Err(Unanswered { error, back });
-            }
-            _ => lost = Some(error),
-        },
-        Poll::Ready(Err(error)) => return Err(Unanswered { error, back: None }),
+        Poll::Ready(Ok(())) => {}
+        // Boxed: most requests have gone out, and what waits is no larger for the others.
+        Poll::Pending => rest = Some(Box::new(upload)),
+        Poll::Ready(Err(error @ Broken::Io(_))) if !upload.begun => return Err(Unanswered::unsent(error)),
+        Poll::Ready(Err(error @ Broken::Io(_))) => lost = Some(error),
+        Poll::Ready(Err(error)) => return Err(Unanswered::sent(error)),
     }
-    wire.to_head = head.method == Method::HEAD;
+    wire.to_head = *head.method == Method::HEAD;
     wire.keep_alive = keep_alive;
     wire.progress = Progress::default();
-    head.headers.clear();
-    wire.headers = head.headers;
-    Ok(Flight { wire: Some(wire), upload, lost })
+    Ok(Flight { wire: Some(wire), upload: rest, lost })
 }
 
 impl Flight {
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Incoming>, Broken>> {
+    /// Takes what held the headers of a request that is sent once, for those of its answer.
+    pub(crate) fn use_room(&mut self, mut headers: HeaderMap) {
+        headers.clear();
+        if let Some(wire) = &mut self.wire {
+            wire.headers = headers;
+        }
+    }
+
+    /// Sends the rest of the request, and waits for the head of the answer.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Incoming>, Broken>> {
         let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Error::Incomplete.into())) };
         if let Some(upload) = &mut self.upload {
             match upload.poll_send(&mut wire.io, &mut wire.written, cx) {
@@ -389,7 +394,7 @@ impl Flight {
                 wire.keep_alive = false;
                 Source::Wire(wire)
             }
-            Some(upload) => Source::Relay(Box::new(Relay::begin(wire, upload))),
+            Some(upload) => Source::Relay(Box::new(Relay::begin(wire, *upload))),
         };
         Poll::Ready(Ok(answer.map(|()| Incoming::Http1(Download(source)))))
     }

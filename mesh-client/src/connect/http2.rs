@@ -134,7 +134,7 @@ impl Sender {
         // A copy of its own waits for no other's stream: it is ready, or the connection is over.
         let mut cx = Context::from_waker(std::task::Waker::noop());
         if let Poll::Ready(Err(error)) = requests.poll_ready(&mut cx) {
-            return Err(Unanswered { error: self.broken(error), back: Some(Box::new(request)) });
+            return Err(Unanswered::with(self.broken(error), Some(request)));
         }
         let (mut head, body) = request.into_parts();
         body.look_ahead();
@@ -147,7 +147,7 @@ impl Sender {
         }
         let empty = body.is_end_stream();
         let sent = requests.send_request(Request::from_parts(head, ()), empty);
-        let (answer, stream) = sent.map_err(|error| Unanswered { error: self.broken(error), back: None })?;
+        let (answer, stream) = sent.map_err(|error| Unanswered::sent(self.broken(error)))?;
         let upload = (!empty).then(|| Upload { stream, body, waiting: None, begun: false });
         Ok(Flight { answer, upload, silent: self.silent.clone() })
     }

@@ -32,10 +32,10 @@ pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
 pub(crate) use self::handed::Held;
 use self::http::Life;
-pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
+pub(crate) use self::http::{Connection, SharedConnection, SoleConnection, changes_protocol};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::http1::answer;
-pub(crate) use self::http1::{Download as Http1Download, Error as Http1Error};
+pub(crate) use self::http1::{Download as Http1Download, Error as Http1Error, Flight as Http1Flight, RequestHead};
 pub(crate) use self::http2::Download as Http2Download;
 use self::names::Names;
 use self::pool::Counts;

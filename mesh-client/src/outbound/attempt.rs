@@ -5,13 +5,14 @@
 //! another try.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use mesh_core::balance::Pick;
-use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
+use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED, TRACEPARENT};
 use mesh_core::error::Retry;
 use mesh_core::policy::{Address, RetryPolicy};
 use mesh_core::retry::{Budget, RetryTokens};
@@ -20,12 +21,12 @@ use tokio::time::Instant;
 
 use super::deadline::{self, Deadline, Told};
 use super::exchange::{Exchange, Hold};
-use super::head::Head;
+use super::head::{Head, Said};
 use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
-use crate::connect::{Http1Error, Lease, refusal};
+use crate::connect::{Http1Error, Http1Flight, Lease, SoleConnection, refusal};
 use crate::env::Env;
 use crate::error::{Cause, Source, find};
 use crate::router::Retries;
@@ -365,14 +366,33 @@ impl Shared<'_> {
 
     /// Puts the request on the connection and waits for the answer's head.
     async fn exchange(&self, head: &mut Head, lease: &mut Lease, tried: Tried) -> Result<Response<Incoming>, Lost> {
-        // By a function of its own, and moved on at once: it is large, and not held while we wait.
-        let request = self.request(head, lease, tried);
+        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
+        let (http2, reused) = (lease.is_http2(), lease.is_reused());
+        let may_resend = http2 || tried.may_be_refused || (reused && is_idempotent(&head.method));
+        let goes_once = !may_resend && tried.before >= self.attempts;
         let sent = match lease {
-            Lease::Sole(connection) => connection.send(request).await,
-            Lease::Shared(stream) => stream.send(request).await,
+            Lease::Sole(connection) if !head.changes_protocol() => {
+                // By a function of its own: what it needs is not held while we wait.
+                match self.write(head, connection, tried, goes_once) {
+                    Ok(mut flight) => poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent),
+                    Err(unanswered) => Err(unanswered),
+                }
+            }
+            // Boxed: requests that stay HTTP are no larger for it.
+            Lease::Sole(connection) => {
+                let request = self.request(head, false, tried, goes_once);
+                Box::pin(connection.send(request)).await
+            }
+            Lease::Shared(stream) => {
+                // Moved on at once: it is large.
+                let mut request = self.request(head, true, tried, goes_once);
+                if reused {
+                    hide_trace(request.headers_mut());
+                }
+                stream.send(request).await
+            }
         };
-        sent.map_err(|Unanswered { error, back }| {
-            let sent = back.is_none();
+        sent.map_err(|Unanswered { error, sent, back }| {
             if let Some(request) = back {
                 head.take_back(*request);
             }
@@ -381,27 +401,48 @@ impl Shared<'_> {
         })
     }
 
-    /// The request as it goes over this connection.
-    fn request(&self, head: &mut Head, lease: &Lease, tried: Tried) -> Request<Outgoing> {
-        let http2 = lease.is_http2();
-        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
-        let may_resend = http2 || tried.may_be_refused || (lease.is_reused() && is_idempotent(&head.method));
-        if may_resend || tried.before < self.attempts {
+    /// Writes the request on an HTTP/1.1 connection.
+    fn write(
+        &self,
+        head: &mut Head,
+        connection: &mut SoleConnection,
+        tried: Tried,
+        goes_once: bool,
+    ) -> Result<Http1Flight, Unanswered> {
+        let said = self.said(head, tried);
+        let mut flight = connection.begin(&head.written(&said), self.payload.body())?;
+        if goes_once {
+            flight.use_room(head.into_room());
+        }
+        Ok(flight)
+    }
+
+    /// The request of this try.
+    fn request(&self, head: &mut Head, http2: bool, tried: Tried, goes_once: bool) -> Request<Outgoing> {
+        if !goes_once {
             head.keep();
         }
-        let mut request = head.request(http2, self.payload.body());
-        self.trace.write(lease, request.headers_mut());
+        let said = self.said(head, tried);
+        head.request(http2, said, self.payload.body())
+    }
+
+    /// What this try says beside the request's own headers.
+    fn said(&self, head: &Head, tried: Tried) -> Said<'_> {
+        let mut said = Said::nothing();
+        self.trace.each_header(&head.headers, |name, value| said.say(name, value));
         if tried.is_retry {
-            request.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+            said.say(&RETRIED, HeaderValue::from_static("1"));
         }
         if tried.before > 0 && self.grpc {
-            request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(tried.before));
+            said.say(&PREVIOUS_ATTEMPTS, HeaderValue::from(tried.before));
         }
         // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
         let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
         let told = [self.told, self.retries.and_then(|retries| retries.told.as_ref())];
-        deadline::write_timeout(&limit, self.grpc, told, request.headers_mut());
-        request
+        if let Some((name, value)) = deadline::timeout_header(&limit, self.grpc, told, &head.headers) {
+            said.say(name, value);
+        }
+        said
     }
 
     /// When the endpoint need not go on: the request's deadline, or the end of the try that begins now.
@@ -566,6 +607,14 @@ impl Lost {
             return Cause::TlsHandshake { address, source: Arc::new(refusal) };
         }
         Cause::ConnectionLost { address, source: self.error.into_source(), sent: self.sent }
+    }
+}
+
+/// The trace differs in every request: HPACK must not put it into its table. Only that of a connection's first request
+/// goes there, so that the name of the others is sent as a number.
+fn hide_trace(headers: &mut HeaderMap) {
+    if let Some(value) = headers.get_mut(&TRACEPARENT) {
+        value.set_sensitive(true);
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::context::{self, TimeoutHeader};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -171,14 +171,20 @@ fn says(headers: &HeaderMap, grpc: bool, timeout: Duration) -> bool {
 /// request ends it in time whatever the endpoint was told.
 const UNSPENT: Duration = Duration::from_millis(1);
 
-/// Tells the endpoint how much time is left, so that deadlines shrink hop by hop: `grpc-timeout`, or for
-/// plain HTTP the header that Envoy uses. `told` are those that the limit may be.
-pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, told: [Option<&Told>; 2], headers: &mut HeaderMap) {
-    let Some(at) = deadline.at else { return };
+/// What tells the endpoint how much time is left, so that deadlines shrink hop by hop: `grpc-timeout`, or for
+/// plain HTTP the header that Envoy uses, in place of what the request's own `headers` say. `None` = they say it already, or
+/// there is no limit. `told` are those that the limit may be.
+pub(crate) fn timeout_header(
+    deadline: &Deadline,
+    grpc: bool,
+    told: [Option<&Told>; 2],
+    headers: &HeaderMap,
+) -> Option<(&'static HeaderName, HeaderValue)> {
+    let at = deadline.at?;
     let left = at.saturating_duration_since(Instant::now());
     let whole = |timeout: Duration| timeout.saturating_sub(left) < UNSPENT.min(timeout / 64);
     let header = match deadline.of {
-        Limit::Header(timeout) if whole(timeout) && says(headers, grpc, timeout) => return,
+        Limit::Header(timeout) if whole(timeout) && says(headers, grpc, timeout) => return None,
         Limit::Route(timeout) if whole(timeout) => {
             let told = told.into_iter().flatten().find(|told| told.timeout == timeout);
             told.map(|told| if grpc { &told.grpc } else { &told.http })
@@ -186,12 +192,18 @@ pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, told: [Option<&Told
         _ => None,
     };
     let made = || if grpc { TimeoutHeader::of_grpc(left) } else { TimeoutHeader::of_http(left) }.once();
-    header.cloned().unwrap_or_else(made).write(headers);
+    Some(header.cloned().unwrap_or_else(made).into_parts())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write_timeout(deadline: &Deadline, grpc: bool, told: [Option<&Told>; 2], headers: &mut HeaderMap) {
+        if let Some((name, value)) = timeout_header(deadline, grpc, told, headers) {
+            headers.insert(name, value);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_earliest_limit_counts_and_says_whose_it_is() {

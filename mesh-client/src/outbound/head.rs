@@ -10,6 +10,7 @@ use mesh_core::policy::{AuthorityRewrite, Forward, WeightedCluster};
 use smallvec::SmallVec;
 
 use crate::body::Outgoing;
+use crate::connect::{RequestHead, changes_protocol};
 use crate::destination::Destination;
 
 /// A request head that can be sent several times.
@@ -29,6 +30,23 @@ pub(crate) struct Head {
     // There may have been none to keep.
     is_kept: bool,
     taken: bool,
+}
+
+/// What one try says beside the request's own headers, and in place of those of the same name.
+pub(crate) struct Said<'t>(SmallVec<[(&'t HeaderName, HeaderValue); 2]>);
+
+impl<'t> Said<'t> {
+    pub(crate) fn nothing() -> Self {
+        Self(SmallVec::new())
+    }
+
+    /// In place of what was said under this name before.
+    pub(crate) fn say(&mut self, name: &'t HeaderName, value: HeaderValue) {
+        match self.0.iter_mut().find(|(said, _)| *said == name) {
+            Some((_, said)) => *said = value,
+            None => self.0.push((name, value)),
+        }
+    }
 }
 
 impl Head {
@@ -174,8 +192,25 @@ impl Head {
         }
     }
 
+    /// Whether it may change its connection into something else than HTTP/1.1.
+    pub(crate) fn changes_protocol(&mut self) -> bool {
+        changes_protocol(&self.method, &mut self.headers)
+    }
+
+    /// The head of one try as HTTP/1.1 writes it, from where it is.
+    pub(crate) fn written<'h>(&'h self, said: &'h Said<'_>) -> RequestHead<'h> {
+        let Self { method, uri, headers, host, .. } = self;
+        RequestHead { method, uri, headers, host: Some(host), beside: &said.0 }
+    }
+
+    /// The headers, of which nothing is needed any more: it is sent once.
+    pub(crate) fn into_room(&mut self) -> HeaderMap {
+        self.taken = true;
+        std::mem::take(&mut self.headers)
+    }
+
     /// The request of one try. Takes the headers along; [`again`](Self::again) brings them back.
-    pub(crate) fn request(&mut self, http2: bool, body: Outgoing) -> Request<Outgoing> {
+    pub(crate) fn request(&mut self, http2: bool, said: Said<'_>, body: Outgoing) -> Request<Outgoing> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.extensions_mut() = std::mem::take(&mut self.extensions);
@@ -197,6 +232,9 @@ impl Head {
             };
             headers.entry(HOST).or_insert_with(|| self.host.clone());
         }
+        for (name, value) in said.0 {
+            headers.insert(name, value);
+        }
         *request.headers_mut() = headers;
         request
     }
@@ -212,13 +250,13 @@ impl Head {
 
     /// Brings the headers back for another try, as they were kept.
     pub(crate) fn again(&mut self) {
-        // Otherwise the try ended before it took them.
-        if std::mem::take(&mut self.taken) {
-            self.is_kept = false;
+        let taken = std::mem::take(&mut self.taken);
+        // Otherwise they are as they were: the try ended before it took them, or wrote them from here.
+        if std::mem::take(&mut self.is_kept) || taken {
             self.headers = std::mem::take(&mut self.kept).into_iter().collect_headers();
-            if let Some(protocol) = self.protocol.clone() {
-                self.extensions.insert(protocol);
-            }
+        }
+        if taken && let Some(protocol) = self.protocol.clone() {
+            self.extensions.insert(protocol);
         }
     }
 
@@ -279,7 +317,7 @@ mod tests {
             head.keep();
             head.set_authority("endpoint.test");
             head.keep();
-            let request = head.request(http2, Outgoing::Empty);
+            let request = head.request(http2, Said::nothing(), Outgoing::Empty);
             if sent {
                 head.again()
             } else {
@@ -294,8 +332,8 @@ mod tests {
         for (host, authority) in [(None, "a.test"), (Some("b.test:443"), "b.test:443")] {
             let mut connect = head(host);
             connect.method = Method::CONNECT;
-            assert_eq!(connect.request(false, Outgoing::Empty).uri(), authority);
-            assert_eq!(head(host).request(false, Outgoing::Empty).uri(), "/x");
+            assert_eq!(connect.request(false, Said::nothing(), Outgoing::Empty).uri(), authority);
+            assert_eq!(head(host).request(false, Said::nothing(), Outgoing::Empty).uri(), "/x");
         }
     }
 
@@ -303,7 +341,7 @@ mod tests {
     fn a_request_that_was_not_sent_keeps_its_authority() {
         for (host, http2) in [(Some("b.test"), true), (Some("b.test"), false), (None, true), (None, false)] {
             let mut head = head(host);
-            let request = head.request(http2, Outgoing::Empty);
+            let request = head.request(http2, Said::nothing(), Outgoing::Empty);
             head.take_back(request);
             assert_eq!(head.authority(), host.unwrap_or("a.test"), "{host:?} {http2}");
         }

@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
-use mesh_core::context::{self, RequestContext, TRACEPARENT, TraceContext};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use mesh_core::context::{self, RequestContext, TraceContext};
 use tokio::time::Instant;
-
-use crate::connect::Lease;
 
 /// The request being served, if there is one. Outside of one no trace begins: that is a tracer's to do.
 pub(crate) struct Trace(Option<Arc<RequestContext>>);
@@ -46,18 +44,10 @@ impl Trace {
         self.0.as_ref()?.deadline
     }
 
-    /// Writes the headers of one try. What the application set itself stays.
-    pub(crate) fn write(&self, lease: &Lease, headers: &mut HeaderMap) {
+    /// Gives the headers of one try of a request with these of its `own`. What the application set itself stays.
+    pub(crate) fn each_header<'t>(&'t self, own: &HeaderMap, give: impl FnMut(&'t HeaderName, HeaderValue)) {
         if let Some(served) = &self.0 {
-            served.write_headers(headers);
-        }
-        // Differs in every request: HPACK must not put it into its table. Only that of a connection's first request
-        // goes there, so that the name of the others is sent as a number.
-        if lease.is_http2()
-            && lease.is_reused()
-            && let Some(value) = headers.get_mut(&TRACEPARENT)
-        {
-            value.set_sensitive(true);
+            served.each_header(own, give);
         }
     }
 }

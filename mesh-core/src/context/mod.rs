@@ -142,14 +142,12 @@ impl RequestContext {
         let (mut parent, mut parents, mut trace_state, mut forwarded) = (None, 0, None, Vec::new());
         let mut retried = false;
         for (name, value) in headers {
-            if *name == TRACEPARENT {
-                (parent, parents) = (Some(value), parents + 1);
-            } else if *name == TRACESTATE {
-                trace_state.get_or_insert_with(|| value.clone());
-            } else if FORWARDED.contains(name) {
-                forwarded.push((name.clone(), value.clone()));
-            } else {
-                retried |= says_retry(name, value);
+            // By their text: nearly always the length alone tells that it is another one.
+            match name.as_str() {
+                "traceparent" => (parent, parents) = (Some(value), parents + 1),
+                "tracestate" => _ = trace_state.get_or_insert_with(|| value.clone()),
+                "x-request-id" | "baggage" => forwarded.push((name.clone(), value.clone())),
+                name => retried |= says_retry(name, value),
             }
         }
         // Two of them are ambiguous: the specification says to pass neither on.
@@ -168,24 +166,35 @@ impl RequestContext {
         Self { deadline: None, retried: false, spent, stalled, ..self.clone() }
     }
 
-    /// Writes the headers of a call made for this request: its `traceparent` as it came (a span that nobody records would
-    /// tear the trace), `tracestate`, the forwarded headers and the mark of a retry. What the application set itself stays.
+    /// Writes the headers of a call made for this request, as [`each_header`](Self::each_header) gives them.
     pub fn write_headers(&self, headers: &mut HeaderMap) {
+        let mut given = Vec::new();
+        self.each_header(headers, |name, value| given.push((name, value)));
+        for (name, value) in given {
+            headers.insert(name, value);
+        }
+    }
+
+    /// Gives the headers of a call made for this request which has these of its `own`: its `traceparent` as it came (a span
+    /// that nobody records would tear the trace), `tracestate`, the forwarded headers and the mark of a retry. What the
+    /// application set itself stays.
+    pub fn each_header<'c>(&'c self, own: &HeaderMap, mut give: impl FnMut(&'c HeaderName, HeaderValue)) {
         if let Some(trace) = self.trace
-            && !headers.contains_key(&TRACEPARENT)
+            && !own.contains_key(&TRACEPARENT)
         {
-            headers.insert(&TRACEPARENT, trace.to_header());
+            give(&TRACEPARENT, trace.to_header());
             if let Some(state) = &self.trace_state {
-                headers.insert(&TRACESTATE, state.clone());
+                give(&TRACESTATE, state.clone());
             }
         }
-        for (name, value) in &self.forwarded {
-            if !headers.contains_key(name) {
-                headers.insert(name.clone(), value.clone());
+        for (at, (name, value)) in self.forwarded.iter().enumerate() {
+            let is_given = self.forwarded[..at].iter().any(|(before, _)| before == name);
+            if !is_given && !own.contains_key(name) {
+                give(name, value.clone());
             }
         }
         if self.retried {
-            headers.insert(&RETRIED, HeaderValue::from_static("1"));
+            give(&RETRIED, HeaderValue::from_static("1"));
         }
     }
 }
@@ -215,14 +224,42 @@ pub fn is_of_hop(name: &HeaderName) -> bool {
 
 /// Whether a header says that its request is a retry or made for one, in the words of a mesh client, of
 /// gRPC or of Envoy.
-fn says_retry(name: &HeaderName, value: &HeaderValue) -> bool {
+fn says_retry(name: &str, value: &HeaderValue) -> bool {
     let number = || value.to_str().ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-    *name == RETRIED || (*name == PREVIOUS_ATTEMPTS && number() > 0) || (*name == ATTEMPT_COUNT && number() > 1)
+    match name {
+        "mesh-retried" => true,
+        "grpc-previous-rpc-attempts" => number() > 0,
+        "x-envoy-attempt-count" => number() > 1,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_of_what_is_passed_on_counts_and_what_the_application_set_stays() {
+        let pairs = [("baggage", "a=1"), ("baggage", "a=2"), ("x-request-id", "1")];
+        let headers = pairs.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let mut served = HeaderMap::new();
+        for (name, value) in headers {
+            served.append(name, value);
+        }
+        let context = RequestContext::from_headers(&served);
+        let mut call = HeaderMap::from_iter([(FORWARDED[0].clone(), HeaderValue::from_static("own"))]);
+        context.write_headers(&mut call);
+        let told = (&call["baggage"], &call["x-request-id"]);
+        assert_eq!((call.len(), told), (2, (&HeaderValue::from_static("a=1"), &HeaderValue::from_static("own"))));
+    }
+
+    #[test]
+    fn what_is_read_by_its_text_has_the_names_that_are_written() {
+        let names = [&TRACEPARENT, &TRACESTATE, &RETRIED, &PREVIOUS_ATTEMPTS, &ATTEMPT_COUNT];
+        let read = ["traceparent", "tracestate", "mesh-retried", "grpc-previous-rpc-attempts", "x-envoy-attempt-count"];
+        assert_eq!(names.map(HeaderName::as_str), read);
+        assert_eq!(FORWARDED.each_ref().map(HeaderName::as_str), ["x-request-id", "baggage"]);
+    }
 
     #[test]
     fn a_retry_is_known_in_three_languages_and_marks_what_is_called_for_it() {

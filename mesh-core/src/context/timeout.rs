@@ -77,6 +77,11 @@ impl TimeoutHeader {
         self
     }
 
+    /// Its name and its value.
+    pub fn into_parts(self) -> (&'static HeaderName, HeaderValue) {
+        (self.name, self.value)
+    }
+
     /// Writes it, in place of what is there.
     pub fn write(self, headers: &mut HeaderMap) {
         headers.insert(self.name, self.value);

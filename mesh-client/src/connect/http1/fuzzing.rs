@@ -19,7 +19,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use super::super::custom::Io;
 use super::super::worker::Line;
-use super::{Wire, begin};
+use super::{RequestHead, Wire, begin};
 use crate::body::{Incoming, Outgoing};
 
 /// Of an answer all that there is to see.
@@ -75,8 +75,8 @@ fn ours(method: &Method, raw: &[u8], piece: usize) -> Option<Answer> {
     let (near, far) = duplex(1 << 17);
     let io: Box<dyn Io> = Box::new(near);
     let wire = Wire::new(io.into(), Arc::<Line>::default(), None);
-    let request = Request::builder().method(method).uri("/").body(Outgoing::Empty).ok()?;
-    let mut flight = begin(wire, request).ok()?;
+    let (head, ()) = Request::builder().method(method).uri("/").body(()).ok()?.into_parts();
+    let mut flight = begin(wire, false, &RequestHead::of(&head), Outgoing::Empty).ok()?;
     fed(raw, piece, far, async {
         let answer = std::future::poll_fn(|cx| flight.poll_head(cx)).await.ok()?;
         let Incoming::Http1(body) = answer.body() else { return None };

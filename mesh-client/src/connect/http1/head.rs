@@ -279,41 +279,102 @@ pub(in crate::connect) fn has(value: &HeaderValue, token: &str) -> bool {
     value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
-/// Writes the head of a request; gives how its body follows, and whether its connection may carry another one.
-///
-/// # Errors
-/// Its content-length is not that of its body: who reads it would take a part of one for another request.
-pub(super) fn write(head: &request::Parts, body: &Outgoing, to: &mut Vec<u8>) -> Result<(Sending, bool), Error> {
-    let path = target(&head.uri);
-    to.reserve(64 + path.len() + 48 * head.headers.len());
-    to.extend_from_slice(head.method.as_str().as_bytes());
-    to.extend_from_slice(if path.starts_with(['/', '*']) { b" " } else { b" /" });
-    to.extend_from_slice(path.as_bytes());
-    to.extend_from_slice(b" HTTP/1.1\r\n");
-    // The first line, and only one (RFC 9112, section 3.2).
-    if let Some(host) = head.headers.get(HOST) {
-        line(&HOST, host, to);
+/// The head of a request, from where it is: nothing of it is copied but what is written.
+pub(crate) struct RequestHead<'h> {
+    pub(crate) method: &'h Method,
+    pub(crate) uri: &'h Uri,
+    pub(crate) headers: &'h HeaderMap,
+    /// What `Host` is, where they have none.
+    pub(crate) host: Option<&'h HeaderValue>,
+    /// What is said in place of those of the same name, or beside them; none about the body or the host.
+    pub(crate) beside: &'h [(&'h HeaderName, HeaderValue)],
+}
+
+impl<'h> RequestHead<'h> {
+    /// That of a request with all its headers.
+    pub(crate) fn of(parts: &'h request::Parts) -> Self {
+        let request::Parts { method, uri, headers, .. } = parts;
+        Self { method, uri, headers, host: None, beside: &[] }
     }
-    let (mut keep_alive, mut coded, mut length, mut trailers) = (true, false, Length::Unsaid, false);
-    for (name, value) in &head.headers {
-        if *name == HOST {
-            continue;
-        } else if *name == CONTENT_LENGTH {
-            length = length.also(value);
-            continue;
-        } else if *name == TRANSFER_ENCODING {
-            coded = true;
-            continue;
-        } else if *name == CONNECTION {
-            keep_alive &= !has(value, "close");
-        } else if *name == TRAILER {
-            trailers = true;
+
+    /// Writes it; gives how its body follows, and whether its connection may carry another request.
+    ///
+    /// # Errors
+    /// Its content-length is not that of its body: who reads it would take a part of one for another request.
+    pub(super) fn write(&self, body: &Outgoing, to: &mut Vec<u8>) -> Result<(Sending, bool), Error> {
+        let (path, beside) = (target(self.uri), self.beside);
+        to.reserve(64 + path.len() + 48 * (self.headers.len() + beside.len() + 1));
+        to.extend_from_slice(self.method.as_str().as_bytes());
+        to.extend_from_slice(if path.starts_with(['/', '*']) { b" " } else { b" /" });
+        to.extend_from_slice(path.as_bytes());
+        to.extend_from_slice(b" HTTP/1.1\r\n");
+        // The first line, and only one (RFC 9112, section 3.2).
+        if let Some(host) = self.headers.get(HOST).or(self.host) {
+            line(&HOST, host, to);
         }
-        line(name, value, to);
+        let (mut keep_alive, mut coded, mut length, mut trailers) = (true, false, Length::Unsaid, false);
+        for (name, value) in self.headers {
+            if *name == HOST || beside.iter().any(|(said, _)| *said == name) {
+                continue;
+            } else if *name == CONTENT_LENGTH {
+                length = length.also(value);
+                continue;
+            } else if *name == TRANSFER_ENCODING {
+                coded = true;
+                continue;
+            } else if *name == CONNECTION {
+                keep_alive &= !has(value, "close");
+            } else if *name == TRAILER {
+                trailers = true;
+            }
+            line(name, value, to);
+        }
+        beside.iter().for_each(|(name, value)| line(name, value, to));
+        let sending = self.frame(body, Own { coded, length, trailers }, to)?;
+        to.extend_from_slice(b"\r\n");
+        Ok((sending, keep_alive))
     }
-    let sending = frame(head, body, Own { coded, length, trailers }, to)?;
-    to.extend_from_slice(b"\r\n");
-    Ok((sending, keep_alive))
+
+    /// Writes the lines that frame the body.
+    fn frame(&self, body: &Outgoing, own: Own, to: &mut Vec<u8>) -> Result<Sending, Error> {
+        let (method, headers) = (self.method, self.headers);
+        // What is none is as good as not there.
+        let said = if let Length::Said(length) = own.length { Some(length) } else { None };
+        let exact = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+        if body.is_end_stream() {
+            return match said {
+                Some(said) if said > 0 => Err(Error::Length),
+                // What has none usually says so, where it could have one (RFC 9110, section 8.6).
+                said if said.is_some() || matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
+                    Ok(sized(0, to))
+                }
+                _ => Ok(Sending::Length(0)),
+            };
+        }
+        if !own.coded {
+            return match (said, exact) {
+                (Some(said), Some(exact)) if said != exact => Err(Error::Length),
+                (Some(length), _) | (None, Some(length)) => Ok(sized(length, to)),
+                // Hardly ever is there one, and who reads it may not expect it.
+                (None, None) if matches!(*method, Method::GET | Method::HEAD | Method::CONNECT) => {
+                    Ok(Sending::Length(0))
+                }
+                (None, None) => {
+                    to.extend_from_slice(b"transfer-encoding: chunked\r\n");
+                    Ok(chunked(headers, own.trailers))
+                }
+            };
+        }
+        let codings = headers.get_all(TRANSFER_ENCODING);
+        for value in &codings {
+            line(&TRANSFER_ENCODING, value, to);
+        }
+        let last = codings.iter().next_back().and_then(|value| value.to_str().ok()?.rsplit(',').next());
+        if !last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked")) {
+            to.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        Ok(chunked(headers, own.trailers))
+    }
 }
 
 /// Which headers about its body a request has of its own.
@@ -321,43 +382,6 @@ struct Own {
     coded: bool,
     length: Length,
     trailers: bool,
-}
-
-/// Writes the lines that frame a request's body.
-fn frame(head: &request::Parts, body: &Outgoing, own: Own, to: &mut Vec<u8>) -> Result<Sending, Error> {
-    let (method, headers) = (&head.method, &head.headers);
-    // What is none is as good as not there.
-    let said = if let Length::Said(length) = own.length { Some(length) } else { None };
-    let exact = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
-    if body.is_end_stream() {
-        return match said {
-            Some(said) if said > 0 => Err(Error::Length),
-            // What has none usually says so, where it could have one (RFC 9110, section 8.6).
-            said if said.is_some() || matches!(*method, Method::POST | Method::PUT | Method::PATCH) => Ok(sized(0, to)),
-            _ => Ok(Sending::Length(0)),
-        };
-    }
-    if !own.coded {
-        return match (said, exact) {
-            (Some(said), Some(exact)) if said != exact => Err(Error::Length),
-            (Some(length), _) | (None, Some(length)) => Ok(sized(length, to)),
-            // Hardly ever is there one, and who reads it may not expect it.
-            (None, None) if matches!(*method, Method::GET | Method::HEAD | Method::CONNECT) => Ok(Sending::Length(0)),
-            (None, None) => {
-                to.extend_from_slice(b"transfer-encoding: chunked\r\n");
-                Ok(chunked(headers, own.trailers))
-            }
-        };
-    }
-    let codings = headers.get_all(TRANSFER_ENCODING);
-    for value in &codings {
-        line(&TRANSFER_ENCODING, value, to);
-    }
-    let last = codings.iter().next_back().and_then(|value| value.to_str().ok()?.rsplit(',').next());
-    if !last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked")) {
-        to.extend_from_slice(b"transfer-encoding: chunked\r\n");
-    }
-    Ok(chunked(headers, own.trailers))
 }
 
 fn sized(length: u64, to: &mut Vec<u8>) -> Sending {

@@ -3,7 +3,7 @@ use std::future::poll_fn;
 
 use futures_util::{FutureExt, poll, stream};
 use http::header::{HOST, HeaderName, HeaderValue};
-use http::{StatusCode, Version};
+use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, StreamBody};
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
@@ -48,6 +48,11 @@ fn text(text: &'static str) -> Frame<Bytes> {
 
 fn trailers(all: &[(&'static str, &'static str)]) -> HeaderMap {
     all.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+}
+
+fn begin(wire: Box<Wire>, request: Request<Outgoing>) -> Result<Flight, Unanswered> {
+    let (head, body) = request.into_parts();
+    super::begin(wire, false, &RequestHead::of(&head), body)
 }
 
 /// What the peer sees of a request.
@@ -437,25 +442,48 @@ async fn to_be_reset() -> (TcpStream, TcpStream) {
 }
 
 #[tokio::test]
-async fn nothing_went_out_over_a_connection_that_is_closed_and_the_request_comes_back() {
+async fn nothing_went_out_over_a_connection_that_is_closed_and_the_request_is_as_it_was() {
     let (ours, theirs) = to_be_reset().await;
     drop(theirs);
     ours.readable().await.unwrap();
     let idle = Wire::new(IoStream::Tcp(ours), Lines::default().line(), None);
     let unanswered = begin(idle, request("POST", &[("x-a", "1")], full("pay"))).err().unwrap();
-    let back = unanswered.back.unwrap();
-    assert!(matches!(unanswered.error, Broken::Io(_)) && back.headers()["x-a"] == "1");
+    assert!(matches!(unanswered.error, Broken::Io(_)) && !unanswered.sent);
     // What is in a stream of the application's own nobody knows: it may be TLS, of which a part went out. But for one that has
     // ended before.
     let (idle, theirs) = wire();
     drop(theirs);
-    assert!(begin(idle, request("POST", &[], full("pay"))).err().unwrap().back.is_some());
+    assert!(!begin(idle, request("POST", &[], full("pay"))).err().unwrap().sent);
     let ((read, theirs), (write, _)) = (duplex(1), duplex(1));
     let io: Box<dyn Io> = Box::new(tokio::io::join(read, write));
     let wire = Wire::new(io.into(), Lines::default().line(), None);
     let mut flight = begin(wire, request("POST", &[], full("pay"))).ok().unwrap();
     drop(theirs);
     assert!(matches!(poll_fn(|cx| flight.poll_head(cx)).await, Err(Broken::Io(_))));
+}
+
+#[test]
+fn what_a_try_says_stands_in_place_of_the_requests_own_and_a_host_where_there_is_none() {
+    let (a, host) = (HeaderName::from_static("x-a"), HeaderValue::from_static("given.test"));
+    let beside = [(&a, HeaderValue::from_static("2"))];
+    let written = |headers: &[(&'static str, &'static str)], beside| {
+        let head = RequestHead {
+            method: &Method::GET,
+            uri: &"http://uri.test/a?b".parse().unwrap(),
+            headers: &trailers(headers),
+            host: Some(&host),
+            beside,
+        };
+        let mut bytes = Vec::new();
+        head.write(&Outgoing::Empty, &mut bytes).ok().unwrap();
+        String::from_utf8(bytes).unwrap()
+    };
+    let of = |host: &str, rest: &str| format!("GET /a?b HTTP/1.1\r\nhost: {host}\r\n{rest}\r\n");
+    assert_eq!(written(&[], &[]), of("given.test", ""));
+    assert_eq!(written(&[("host", "own.test")], &[]), of("own.test", ""));
+    assert_eq!(written(&[("x-a", "1"), ("x-b", "1")], &[]), of("given.test", "x-a: 1\r\nx-b: 1\r\n"));
+    assert_eq!(written(&[("x-a", "1"), ("x-b", "1")], &beside), of("given.test", "x-b: 1\r\nx-a: 2\r\n"));
+    assert_eq!(written(&[], &beside), of("given.test", "x-a: 2\r\n"));
 }
 
 #[tokio::test]

@@ -66,10 +66,6 @@ impl Upload {
         Self { body, sending, at: 0, large: Bytes::new(), tail: &[], over, begun: false }
     }
 
-    pub(super) fn into_body(self) -> Outgoing {
-        self.body
-    }
-
     /// Sends on. Ready once all is with the peer, as far as one can tell here.
     ///
     /// # Errors

@@ -61,7 +61,7 @@ impl SharedStream {
         let flight = self.connection.sender.begin(request);
         async move {
             let mut flight = flight?;
-            let answer = poll_fn(|cx| flight.poll_head(cx)).await.map_err(|error| Unanswered { error, back: None })?;
+            let answer = poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent)?;
             self.upload = flight.into_upload().map(worker::send_on);
             Ok(answer)
         }
