@@ -581,12 +581,13 @@ pub const OF_PEER: [&str; 6] = [
 /// Whether a header is [`OF_PEER`], also with `_` for `-`: to what reads headers as CGI does it is the same name.
 #[inline]
 pub fn is_of_peer(name: &HeaderName) -> bool {
+    let name = name.as_str();
     OF_PEER.iter().any(|known| is_called(name, known))
 }
 
 /// With `_` for `-` or without.
-fn is_called(name: &HeaderName, known: &str) -> bool {
-    let name = name.as_str();
+#[inline]
+fn is_called(name: &str, known: &str) -> bool {
     let same = |(known, b): (u8, u8)| known == b || (known == b'-' && b == b'_');
     known.len() == name.len() && known.bytes().zip(name.bytes()).all(same)
 }
@@ -594,7 +595,7 @@ fn is_called(name: &HeaderName, known: &str) -> bool {
 /// Whether neither a token nor an authorizer has a say in a header of a request: those that are fixed
 /// ([`is_fixed_header`]), that tell of the peer ([`OF_PEER`]), and the mesh's mark of a retry, also with `_` for `-`.
 pub fn is_reserved_header(name: &HeaderName) -> bool {
-    is_fixed_header(name) || is_of_peer(name) || is_called(name, RETRIED.as_str())
+    is_fixed_header(name) || is_of_peer(name) || is_called(name.as_str(), RETRIED.as_str())
 }
 
 /// Whether a header frames a message, is of one hop alone, or says where the message goes. Nothing on the way writes

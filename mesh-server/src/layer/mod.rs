@@ -481,7 +481,9 @@ impl InboundLayer {
             record.flag(limited.flag);
             Refused::Limited(limited)
         })?;
-        record.owe(tickets);
+        if !tickets.is_empty() {
+            record.owe(tickets);
+        }
         Ok(())
     }
 
