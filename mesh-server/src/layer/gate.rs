@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
-use http::{Request, header};
+use http::Request;
 use rustls::time_provider::TimeProvider;
 
 use mesh_core::authz::{
@@ -19,6 +19,7 @@ use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
 use mesh_core::policy::{AuthorizationPolicy, InboundListener, InboundTls, JwtAuthentication};
+use mesh_core::target;
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::Refused;
@@ -384,7 +385,7 @@ pub(super) fn view<B>(request: &Request<B>) -> RequestView<'_> {
 
 /// The authority of a request whose target is settled: the URI's, else the only `Host`.
 pub(super) fn authority<B>(request: &Request<B>) -> &str {
-    let host = || request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = || target::host(request.headers()).and_then(|host| host.to_str().ok());
     request.uri().authority().map(|authority| authority.as_str()).or_else(host).unwrap_or_default()
 }
 

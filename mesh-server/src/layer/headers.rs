@@ -22,8 +22,8 @@ pub(super) struct Seen {
     /// The time the caller still waits: `grpc-timeout`, else Envoy's `x-envoy-expected-rq-timeout-ms`. What cannot be
     /// read counts as absent.
     pub(super) timeout: Option<Duration>,
-    /// There is a `Host`.
-    pub(super) host: bool,
+    /// How many `Host` there are.
+    pub(super) hosts: usize,
     /// There is a `Connection`.
     pub(super) connection: bool,
     /// How many values of headers came.
@@ -46,7 +46,7 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
         if *name == header::CONTENT_TYPE {
             kind.get_or_insert(value);
         } else if *name == header::HOST {
-            seen.host = true;
+            seen.hosts += 1;
         } else if *name == header::CONNECTION {
             seen.connection = true;
         } else if *name == context::GRPC_TIMEOUT {

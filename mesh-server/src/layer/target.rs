@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, header};
 
 use mesh_core::matcher::PathCondition;
 use mesh_core::policy::PathMatch;
-use mesh_core::target::{EncodedSlash, MalformedTarget, normalize_authority, normalize_path};
+use mesh_core::target::{self, EncodedSlash, MalformedTarget, normalize_authority, normalize_path};
 
 use super::headers::Seen;
 
@@ -112,7 +112,7 @@ pub(super) fn settle<B>(
     slashes: &Slashes,
     usual: &Usual,
 ) -> Result<(), Unsettled> {
-    let (authority, host) = settled_authority(request, seen.host, usual)?;
+    let (authority, host) = settled_authority(request, seen.hosts, usual)?;
     if seen.connection {
         check_connection(request.headers())?;
     }
@@ -151,20 +151,13 @@ impl Host {
 /// The authority to put in place of the URI's, if that is not in normal form, and what becomes of `Host`.
 fn settled_authority<B>(
     request: &Request<B>,
-    has_host: bool,
+    hosts: usize,
     usual: &Usual,
 ) -> Result<(Option<Authority>, Host), Unsettled> {
-    let host = if has_host {
-        let mut hosts = request.headers().get_all(header::HOST).iter();
-        let host = hosts.next();
-        if hosts.next().is_some() {
-            return Err(Unsettled::Hosts);
-        }
-        host
-    } else {
-        None
-    };
-    let host = host.map(|host| host.as_bytes());
+    if hosts > 1 {
+        return Err(Unsettled::Hosts);
+    }
+    let host = if hosts == 1 { target::host(request.headers()).map(|host| host.as_bytes()) } else { None };
     let Some(authority) = request.uri().authority() else {
         // An empty one says that there is none (RFC 9112, section 3.2).
         let host = match host.filter(|host| !host.is_empty()) {

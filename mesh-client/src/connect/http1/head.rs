@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use httparse::ParserConfig;
 use hyper::ext::ReasonPhrase;
+use mesh_core::target::host;
 use smallvec::SmallVec;
 
 use super::Error;
@@ -309,7 +310,7 @@ impl<'h> RequestHead<'h> {
         to.extend_from_slice(path.as_bytes());
         to.extend_from_slice(b" HTTP/1.1\r\n");
         // The first line, and only one (RFC 9112, section 3.2).
-        if let Some(host) = self.headers.get(HOST).or(self.host) {
+        if let Some(host) = host(self.headers).or(self.host) {
             line(&HOST, host, to);
         }
         let (mut keep_alive, mut coded, mut length, mut trailers) = (true, false, Length::Unsaid, false);
