@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderMap, Request};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Outgoing;
@@ -22,6 +22,15 @@ pub(crate) enum Incoming {
     Http2(Http2Download),
     /// HTTP/1.1, of a request that might have changed the protocol.
     Hyper(hyper::body::Incoming),
+}
+
+impl Incoming {
+    /// Leaves to its connection what held the headers of its request, for those of the next answer.
+    pub(crate) fn leave_room(&mut self, headers: HeaderMap) {
+        if let Self::Http1(body) = self {
+            body.leave_room(headers);
+        }
+    }
 }
 
 /// A request without an answer.

@@ -151,6 +151,15 @@ impl Permit {
         self.retrying.is_some()
     }
 
+    /// One that is there already, see [`Pool::at_hand`]. None where there is fail-fast, which wants to hear of it.
+    pub(crate) fn at_hand(&self, pool: &Pool, grpc: bool, fresh: bool, now: Instant) -> Option<Lease> {
+        let admission = &self.cluster.admission;
+        if admission.fail_fast.is_some() {
+            return None;
+        }
+        pool.at_hand(grpc, fresh, now, admission.room(self.high))
+    }
+
     /// A connection of `pool` to send it on, see [`Pool::acquire`].
     pub(crate) async fn connection(
         &self,

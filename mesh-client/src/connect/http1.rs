@@ -54,6 +54,8 @@ const READ: usize = 8 * 1024;
 const MAX_READ: usize = 128 * 1024;
 /// Bytes of a buffer that stays with an idle connection until it is looked at.
 const MAX_KEPT: usize = 8 * 1024;
+/// Headers for which it keeps room.
+const MAX_ROOM: usize = 24;
 
 /// What is no answer, or no request.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +95,7 @@ pub(super) struct Wire {
     runtime: Option<Handle>,
     /// Once its end is near.
     ending: Option<Owned<()>>,
-    /// Of the answer: in the room of the request's, where that is sent once.
+    /// Of the answer. None is in it while it is waited for, but room, which a request before has left.
     headers: HeaderMap,
     progress: Progress,
     body: Body,
@@ -167,7 +169,7 @@ impl Wire {
 
     /// Frees what the next request can make anew.
     pub(super) fn shrink(&mut self) {
-        (self.read, self.written) = (BytesMut::new(), Vec::new());
+        (self.read, self.written, self.headers) = (BytesMut::new(), Vec::new(), HeaderMap::new());
     }
 
     /// Whether it can be used again, now that the answer has ended; prepares it for that.
@@ -342,14 +344,6 @@ pub(super) fn begin(
 }
 
 impl Flight {
-    /// Takes what held the headers of a request that is sent once, for those of its answer.
-    pub(crate) fn use_room(&mut self, mut headers: HeaderMap) {
-        headers.clear();
-        if let Some(wire) = &mut self.wire {
-            wire.headers = headers;
-        }
-    }
-
     /// Sends the rest of the request, and waits for the head of the answer.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Incoming>, Broken>> {
         let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Error::Incomplete.into())) };
@@ -401,6 +395,16 @@ impl Flight {
 }
 
 impl Download {
+    /// Keeps what held the headers of its request for those of the next answer: one map after the other, and none is made.
+    pub(crate) fn leave_room(&mut self, mut headers: HeaderMap) {
+        if let Source::Wire(wire) = &mut self.0
+            && headers.capacity() <= MAX_ROOM
+        {
+            headers.clear();
+            wire.headers = headers;
+        }
+    }
+
     /// The connection, if the answer has ended and it can be used again.
     pub(super) fn into_wire(self) -> Option<Box<Wire>> {
         let wire = match self.0 {

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED, TRACEPARENT};
 use mesh_core::error::Retry;
@@ -238,7 +238,10 @@ impl Shared<'_> {
             Box::pin(self.first_of_list(launch)).await?
         } else {
             let (pool, permit, began) = (launch.endpoint.pool(), &launch.permit, launch.attempt.started());
-            permit.connection(pool, self.grpc, launch.fresh, began, launch.attempt.waits_at()).await
+            match permit.at_hand(pool, self.grpc, launch.fresh, began) {
+                Some(lease) => Ok(lease),
+                None => permit.connection(pool, self.grpc, launch.fresh, began, launch.attempt.waits_at()).await,
+            }
         };
         launch.reached(lease)?;
         if self.endpoint_host
@@ -366,31 +369,22 @@ impl Shared<'_> {
 
     /// Puts the request on the connection and waits for the answer's head.
     async fn exchange(&self, head: &mut Head, lease: &mut Lease, tried: Tried) -> Result<Response<Incoming>, Lost> {
-        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
         let (http2, reused) = (lease.is_http2(), lease.is_reused());
-        let may_resend = http2 || tried.may_be_refused || (reused && is_idempotent(&head.method));
-        let goes_once = !may_resend && tried.before >= self.attempts;
         let sent = match lease {
             Lease::Sole(connection) if !head.changes_protocol() => {
                 // By a function of its own: what it needs is not held while we wait.
-                match self.write(head, connection, tried, goes_once) {
+                match self.write(head, connection, tried) {
                     Ok(mut flight) => poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent),
                     Err(unanswered) => Err(unanswered),
                 }
             }
             // Boxed: requests that stay HTTP are no larger for it.
             Lease::Sole(connection) => {
-                let request = self.request(head, false, tried, goes_once);
+                let request = self.request(head, (http2, reused), tried);
                 Box::pin(connection.send(request)).await
             }
-            Lease::Shared(stream) => {
-                // Moved on at once: it is large.
-                let mut request = self.request(head, true, tried, goes_once);
-                if reused {
-                    hide_trace(request.headers_mut());
-                }
-                stream.send(request).await
-            }
+            // Made and moved on at once: it is large.
+            Lease::Shared(stream) => stream.send(self.request(head, (http2, reused), tried)).await,
         };
         sent.map_err(|Unanswered { error, sent, back }| {
             if let Some(request) = back {
@@ -401,29 +395,30 @@ impl Shared<'_> {
         })
     }
 
-    /// Writes the request on an HTTP/1.1 connection.
-    fn write(
-        &self,
-        head: &mut Head,
-        connection: &mut SoleConnection,
-        tried: Tried,
-        goes_once: bool,
-    ) -> Result<Http1Flight, Unanswered> {
+    /// Writes the request on an HTTP/1.1 connection. Its head stays as it is.
+    fn write(&self, head: &Head, connection: &mut SoleConnection, tried: Tried) -> Result<Http1Flight, Unanswered> {
         let said = self.said(head, tried);
-        let mut flight = connection.begin(&head.written(&said), self.payload.body())?;
-        if goes_once {
-            flight.use_room(head.into_room());
-        }
-        Ok(flight)
+        connection.begin(&head.written(&said), self.payload.body())
     }
 
-    /// The request of this try.
-    fn request(&self, head: &mut Head, http2: bool, tried: Tried, goes_once: bool) -> Request<Outgoing> {
-        if !goes_once {
+    /// The request of this try over a connection of HTTP/2 or not, that was there before or not.
+    fn request(&self, head: &mut Head, (http2, reused): (bool, bool), tried: Tried) -> Request<Outgoing> {
+        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
+        let may_resend = http2 || tried.may_be_refused || (reused && is_idempotent(&head.method));
+        if may_resend || tried.before < self.attempts {
             head.keep();
         }
         let said = self.said(head, tried);
-        head.request(http2, said, self.payload.body())
+        let mut request = head.request(http2, said, self.payload.body());
+        // A trace differs in every request: HPACK must not put it into its table. Only that of a connection's first request
+        // goes there, so that the name of the others is sent as a number.
+        if http2
+            && reused
+            && let Some(value) = request.headers_mut().get_mut(&TRACEPARENT)
+        {
+            value.set_sensitive(true);
+        }
+        request
     }
 
     /// What this try says beside the request's own headers.
@@ -607,14 +602,6 @@ impl Lost {
             return Cause::TlsHandshake { address, source: Arc::new(refusal) };
         }
         Cause::ConnectionLost { address, source: self.error.into_source(), sent: self.sent }
-    }
-}
-
-/// The trace differs in every request: HPACK must not put it into its table. Only that of a connection's first request
-/// goes there, so that the name of the others is sent as a number.
-fn hide_trace(headers: &mut HeaderMap) {
-    if let Some(value) = headers.get_mut(&TRACEPARENT) {
-        value.set_sensitive(true);
     }
 }
 

@@ -7,6 +7,7 @@ use hyper::ext::Protocol;
 use mesh_core::context::SentHost;
 use mesh_core::matcher::{CompiledRoute, RequestView};
 use mesh_core::policy::{AuthorityRewrite, Forward, WeightedCluster};
+use mesh_core::target::host;
 use smallvec::SmallVec;
 
 use crate::body::Outgoing;
@@ -96,7 +97,7 @@ impl Head {
 
     /// The authority sent: the `Host` header if the application set one, else the URI's.
     pub(crate) fn authority(&self) -> &str {
-        self.headers.get(HOST).unwrap_or(&self.host).to_str().unwrap_or_default()
+        host(&self.headers).unwrap_or(&self.host).to_str().unwrap_or_default()
     }
 
     pub(crate) fn uri(&self) -> &Uri {
@@ -203,9 +204,8 @@ impl Head {
         RequestHead { method, uri, headers, host: Some(host), beside: &said.0 }
     }
 
-    /// The headers, of which nothing is needed any more: it is sent once.
-    pub(crate) fn into_room(&mut self) -> HeaderMap {
-        self.taken = true;
+    /// What holds its headers, which are needed no more.
+    pub(crate) fn room(&mut self) -> HeaderMap {
         std::mem::take(&mut self.headers)
     }
 
@@ -325,6 +325,12 @@ mod tests {
             }
             assert_eq!(head.authority(), "a.test", "{http2} {sent}");
         }
+        // Over HTTP/1.1 it is written from where it is, and nothing is taken.
+        let mut head = head(None);
+        head.keep();
+        head.set_authority("endpoint.test");
+        head.again();
+        assert_eq!(head.authority(), "a.test");
     }
 
     #[test]

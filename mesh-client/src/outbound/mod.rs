@@ -91,7 +91,10 @@ pub(crate) async fn send(
         call.answer(&destination).await
     };
     match answer {
-        Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
+        Ok(Answer::Endpoint(mut response)) => {
+            response.body_mut().leave_room(head.room());
+            Ok(response.map(|body| Body::of(body, exchange)))
+        }
         Ok(Answer::Local(response, flags)) => {
             exchange.flag(flags);
             exchange.answered(response.status(), response.headers());

@@ -5,14 +5,17 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::poll;
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use mesh_client::{Client, Io};
 use mesh_core::health::Standing;
 use mesh_core::policy::{
-    Address, Balancer, CircuitBreakers, Cluster, Discovery, Endpoint, HealthCheck, HealthCheckPace, HealthProbe,
-    HttpProbe, OutlierDetection, PerMillion, Snapshot, UpstreamProtocol,
+    Address, Balancer, CircuitBreakers, Cluster, Discovery, Endpoint, Forward, HealthCheck, HealthCheckPace,
+    HealthProbe, HttpProbe, OutlierDetection, PerMillion, Snapshot, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -111,6 +114,23 @@ fn a_connection_goes_to_requests_of_the_runtime_that_drives_it() {
         }
         assert_eq!(server.connections(), 2, "{protocol:?}: each has its own");
     }
+}
+
+#[test]
+fn an_answer_that_has_to_end_in_time_is_read_by_who_is_on_no_runtime() {
+    let world = World::new();
+    let server = world.server("v1");
+    server.behave(Behaviour::Stall);
+    let forward = Forward { timeout: Some(Duration::from_secs(3600)), ..forward_with(None) };
+    let client = Client::builder(FixedSource::of(TARGET, snapshot_with(forward, super::cluster("test"), &[&server])));
+    let mut answer = pin!(world.on_first(client.build().send(get("/"))).unwrap().into_body());
+    // The beginning of it may be there, and then somebody has to wait.
+    let mut nobody = Context::from_waker(Waker::noop());
+    while let Poll::Ready(frame) = answer.as_mut().poll_frame(&mut nobody) {
+        frame.unwrap().unwrap();
+    }
+    server.release();
+    world.on_first(answer.collect()).unwrap();
 }
 
 #[test]

@@ -462,6 +462,24 @@ async fn nothing_went_out_over_a_connection_that_is_closed_and_the_request_is_as
     assert!(matches!(poll_fn(|cx| flight.poll_head(cx)).await, Err(Broken::Io(_))));
 }
 
+#[tokio::test]
+async fn room_that_a_request_leaves_has_nothing_of_it_and_too_much_of_it_is_not_kept() {
+    let (mut wire, mut theirs) = wire();
+    for (headers, is_kept) in [(1, true), (MAX_ROOM + 1, false)] {
+        let mut flight = begin(wire, get()).ok().unwrap();
+        theirs.write_all(b"HTTP/1.1 204 No Content\r\nx-b: 1\r\n\r\n").await.unwrap();
+        let answer = poll_fn(|cx| flight.poll_head(cx)).await.ok().unwrap();
+        assert_eq!((answer.headers().len(), &answer.headers()["x-b"]), (1, &HeaderValue::from_static("1")));
+        let Incoming::Http1(mut body) = answer.into_body() else { panic!("it is HTTP/1.1") };
+        let names = (0..headers).map(|number| HeaderName::try_from(format!("x-{number}")).unwrap());
+        body.leave_room(names.map(|name| (name, HeaderValue::from_static("of the request"))).collect());
+        wire = body.into_wire().unwrap();
+        assert_eq!((wire.headers.len(), wire.headers.capacity() > 0), (0, is_kept), "{headers}");
+    }
+    wire.shrink();
+    assert_eq!(wire.headers.capacity(), 0);
+}
+
 #[test]
 fn what_a_try_says_stands_in_place_of_the_requests_own_and_a_host_where_there_is_none() {
     let (a, host) = (HeaderName::from_static("x-a"), HeaderValue::from_static("given.test"));
