@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -100,7 +101,7 @@ fn snapshot(ca: &TestCa, protocol: UpstreamProtocol, address: SocketAddr) -> mes
     policy::snapshot_of(cluster, [Endpoint::new(Address::Socket(address))])
 }
 
-/// `/echo` gives back what comes as it comes; `/early` answers before anything has come.
+/// `/echo` gives back what comes as it comes; `/early` answers before anything has come, and `/first` all of it, while it reads on.
 async fn answer<B>(
     request: Request<B>,
     serving: Arc<AtomicUsize>,
@@ -114,6 +115,13 @@ where
         let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
         *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
         return Ok(response);
+    }
+    if request.uri().path() == "/first" {
+        tokio::spawn(async move {
+            let _serving = serving;
+            request.into_body().collect().await.map_err(Into::into).unwrap();
+        });
+        return Ok(Response::new(body_of(CHUNK).boxed_unsync()));
     }
     let body = request.into_body().map_err(move |error| {
         let _ = &serving;
@@ -223,6 +231,29 @@ async fn an_answer_before_the_end_of_the_request_is_the_answer_and_ends_both() {
         let answer = ends.send("/echo", body_of(CHUNK)).await;
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), CHUNK);
     }
+}
+
+/// What holds the request's body while it reads must not be asked for by the end of the answer. Over HTTP/1.1 the request is
+/// written by who reads the answer, which cannot be in it.
+#[test]
+fn a_request_may_read_its_own_answer_to_the_end() {
+    let (done, over) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let ends = Ends::start(UpstreamProtocol::Http2).await;
+            let (give, answer) = tokio::sync::oneshot::channel::<Body>();
+            let reads = async move {
+                let answer = answer.await?.collect().await?;
+                Ok(Frame::data(answer.to_bytes()))
+            };
+            let answer = ends.send("/first", StreamBody::new(Box::pin(stream::once(reads)))).await;
+            give.send(answer.into_body()).unwrap();
+            ends.idle().await;
+        });
+        done.send(()).unwrap();
+    });
+    over.recv_timeout(Duration::from_secs(60)).expect("nobody waits for itself");
 }
 
 /// One chunk, and then nothing for ever.

@@ -285,7 +285,8 @@ impl Receipt {
         match self {
             Self::Whole => true,
             Self::Full(progress) => progress.lock().sent,
-            Self::Stream(stream) => stream.lock().given,
+            // Who has it is reading it still, and may be the one that asks: a request may read its own answer.
+            Self::Stream(stream) => stream.try_lock().is_some_and(|stream| stream.given),
         }
     }
 

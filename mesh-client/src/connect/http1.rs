@@ -398,7 +398,7 @@ impl Download {
     /// Keeps what held the headers of its request for those of the next answer: one map after the other, and none is made.
     pub(crate) fn leave_room(&mut self, mut headers: HeaderMap) {
         if let Source::Wire(wire) = &mut self.0
-            && headers.capacity() <= MAX_ROOM
+            && headers.capacity().max(headers.len()) <= MAX_ROOM
         {
             headers.clear();
             wire.headers = headers;

@@ -572,7 +572,9 @@ impl Lost {
         let unseen =
             |e: &h2::Error| e.is_remote() && (e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM));
         // One that was not sent is another thing.
-        self.sent && self.body.is_none() && find::<h2::Error>(self.error.error()).is_some_and(unseen)
+        // Nor is what an application's own connection is made of.
+        let of_streams = matches!(self.error, Broken::Http2(_));
+        of_streams && self.sent && self.body.is_none() && find::<h2::Error>(self.error.error()).is_some_and(unseen)
     }
 
     /// Whether the request was not looked at for nothing but that the peer closes this connection: it may be as well as ever.

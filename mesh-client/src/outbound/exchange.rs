@@ -93,7 +93,9 @@ impl Hold {
 
     /// Its connection, for when the rest of it is gone: it is large, and not moved for that.
     fn leave(&mut self) -> Left {
-        Left { endpoint: self.endpoint.clone(), lease: self.lease.take(), is_sent: self.receipt.is_sent() }
+        // A stream of HTTP/2 is not used again.
+        let is_sent = matches!(self.lease, Some(Lease::Sole(_))) && self.receipt.is_sent();
+        Left { endpoint: self.endpoint.clone(), lease: self.lease.take(), is_sent }
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::identity::PeerIdentity;
 use crate::jwt::{Claims, Tokens};
+use crate::policy::is_fixed_header;
 
 /// What a served request passes on to the calls made for it. Printed it shows the names alone of what was only passed on.
 #[derive(Clone)]
@@ -177,19 +178,20 @@ impl RequestContext {
 
     /// Gives the headers of a call made for this request which has these of its `own`: its `traceparent` as it came (a span
     /// that nobody records would tear the trace), `tracestate`, the forwarded headers and the mark of a retry. What the
-    /// application set itself stays.
+    /// application set itself stays, and what frames a message or says where it goes is not forwarded.
     pub fn each_header<'c>(&'c self, own: &HeaderMap, mut give: impl FnMut(&'c HeaderName, HeaderValue)) {
-        if let Some(trace) = self.trace
-            && !own.contains_key(&TRACEPARENT)
-        {
+        let trace = self.trace.filter(|_| !own.contains_key(&TRACEPARENT));
+        let traced = trace.is_some();
+        if let Some(trace) = trace {
             give(&TRACEPARENT, trace.to_header());
             if let Some(state) = &self.trace_state {
                 give(&TRACESTATE, state.clone());
             }
         }
         for (at, (name, value)) in self.forwarded.iter().enumerate() {
-            let is_given = self.forwarded[..at].iter().any(|(before, _)| before == name);
-            if !is_given && !own.contains_key(name) {
+            let is_given = self.forwarded[..at].iter().any(|(before, _)| before == name)
+                || (traced && (*name == TRACEPARENT || *name == TRACESTATE));
+            if !is_given && !own.contains_key(name) && !is_fixed_header(name) {
                 give(name, value.clone());
             }
         }
@@ -251,6 +253,25 @@ mod tests {
         context.write_headers(&mut call);
         let told = (&call["baggage"], &call["x-request-id"]);
         assert_eq!((call.len(), told), (2, (&HeaderValue::from_static("a=1"), &HeaderValue::from_static("own"))));
+    }
+
+    #[test]
+    fn what_frames_a_message_is_not_passed_on_and_neither_is_a_second_trace() {
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut context = RequestContext::from_headers(&HeaderMap::new());
+        context.trace = Some(TraceContext::parse(trace).unwrap());
+        let named = |name| (HeaderName::from_static(name), HeaderValue::from_static("1"));
+        let names = ["host", "content-length", "transfer-encoding", "connection", "traceparent", "x-kept"];
+        context.forwarded = names.map(named).into();
+        let mut call = HeaderMap::new();
+        context.write_headers(&mut call);
+        assert_eq!((call.len(), &call["traceparent"]), (2, &HeaderValue::from_static(trace)), "{call:?}");
+        assert!(call.contains_key("x-kept"));
+        // The control: without one of its own it is passed on.
+        context.trace = None;
+        let mut call = HeaderMap::new();
+        context.write_headers(&mut call);
+        assert_eq!(call["traceparent"], "1");
     }
 
     #[test]
