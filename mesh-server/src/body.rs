@@ -1,4 +1,4 @@
-//! The body of a request as services receive it: hyper's, with a limit on how long one that stalls is waited for.
+//! The body of a request as services receive it: hyper's, or an HTTP/2 stream's, with a limit on how long one that stalls is waited for.
 //!
 //! The limit counts while somebody waits for the body, from one frame to the next. It is not for streams that may well be
 //! silent for long, gRPC's over HTTP/2 and what comes after CONNECT, once they were handed to the application.
@@ -13,11 +13,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, Method, Request, Version};
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
 use mesh_core::context;
+use mesh_core::error::BoxError;
 
+use crate::http2::Upload;
 use crate::layer::read_trailers;
 
 /// The body of a request as services behind [`Server::serve`](crate::Server::serve) receive it, and those that a loop of the
@@ -46,6 +47,64 @@ pub(crate) fn with_trailers<B: Send + 'static>(request: &mut Request<B>) -> Opti
     body.downcast_mut::<Body>().filter(|body| !http_body::Body::is_end_stream(*body))
 }
 
+/// What comes over the connection.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Hyper(hyper::body::Incoming),
+    /// Of a stream that has one.
+    Http2(Option<Upload>),
+}
+
+impl From<hyper::body::Incoming> for Incoming {
+    fn from(body: hyper::body::Incoming) -> Self {
+        Self::Hyper(body)
+    }
+}
+
+impl From<Option<Upload>> for Incoming {
+    fn from(body: Option<Upload>) -> Self {
+        Self::Http2(body)
+    }
+}
+
+impl Incoming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Hyper(body) => {
+                let frame = ready!(http_body::Body::poll_frame(Pin::new(body), cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Self::Http2(Some(body)) => {
+                let frame = ready!(body.poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Self::Http2(None) => Poll::Ready(None),
+        }
+    }
+
+    /// Whether there was none from the first.
+    fn is_none(&self) -> bool {
+        match self {
+            Self::Hyper(body) => http_body::Body::is_end_stream(body),
+            Self::Http2(body) => body.is_none(),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => http_body::Body::is_end_stream(body),
+            Self::Http2(body) => body.as_ref().is_none_or(Upload::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => http_body::Body::size_hint(body),
+            Self::Http2(body) => body.as_ref().map_or(SizeHint::with_exact(0), Upload::size_hint),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Ahead {
     // In one piece, however it came: each frame that is kept has its price, and may hold one byte.
@@ -58,9 +117,9 @@ struct Ahead {
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The connection failed, or the peer took the request back.
-    #[error(transparent)]
-    Connection(#[from] hyper::Error),
+    /// The connection failed, or the peer took the request back: as the HTTP library says it, hyper's own or, over HTTP/2, h2.
+    #[error("{0}")]
+    Connection(#[source] BoxError),
     /// Nothing came for so long ([`Config::body_idle_timeout`](crate::Config::body_idle_timeout)).
     #[error("nothing of the request's body came for {0:?}")]
     Stalled(Duration),
@@ -68,12 +127,13 @@ pub enum BodyError {
 
 impl Body {
     /// Takes the body of a request.
-    pub(crate) fn of(request: Request<Incoming>, idle: Option<Duration>) -> Request<Self> {
+    pub(crate) fn of<I: Into<Incoming>>(request: Request<I>, idle: Option<Duration>) -> Request<Self> {
+        let request = request.map(Into::into);
         // A content type alone is only the caller's word: over HTTP/1.1 there is no gRPC.
         let grpc = || request.version() == Version::HTTP_2 && crate::layer::is_grpc(request.headers());
         let silent = request.method() == Method::CONNECT || grpc();
         // Most requests have no body.
-        let idle = idle.filter(|_| !http_body::Body::is_end_stream(request.body()));
+        let idle = idle.filter(|_| !request.body().is_none());
         request.map(|incoming| Self {
             incoming,
             idle,
@@ -140,7 +200,7 @@ impl Body {
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(frame) = http_body::Body::poll_frame(Pin::new(&mut self.incoming), cx) {
+        if let Poll::Ready(frame) = self.incoming.poll_frame(cx) {
             self.waiting = false;
             return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Connection)));
         }
@@ -183,12 +243,12 @@ impl http_body::Body for Body {
         match &self.ahead {
             Some(ahead) if !ahead.data.is_empty() || ahead.trailers.is_some() => false,
             Some(ahead) if ahead.ended => true,
-            _ => http_body::Body::is_end_stream(&self.incoming),
+            _ => self.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = http_body::Body::size_hint(&self.incoming);
+        let rest = self.incoming.size_hint();
         let Some(ahead) = &self.ahead else { return rest };
         let read = ahead.data.len() as u64;
         if ahead.ended {

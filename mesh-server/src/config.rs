@@ -1,5 +1,5 @@
-//! Limits of an inbound server, every one with its default; nothing is left to a library's default but what hyper does not
-//! hand on. Of h2 that is: what small DATA frames that nobody has read yet may cost beside their bytes (256 each, together
+//! Limits of an inbound server, every one with its default; nothing is left to a library's default but what hyper, which may
+//! be in our place ([`Server::http2`](crate::Server::http2)), does not hand on. Of h2 that is: what small DATA frames that nobody has read yet may cost beside their bytes (256 each, together
 //! half of [`Config::connection_window`] and at least 25,600), empty DATA frames (100 in a connection's life) and
 //! CONTINUATION frames (as many as the largest head takes, a quarter more, and at least five), with more of which the connection is closed
 //! with ENHANCE_YOUR_CALM; and the streams that were reset here and are remembered (50, for a second). A test holds each of these

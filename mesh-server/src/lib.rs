@@ -24,6 +24,7 @@ mod ext_authz;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod http2;
 mod inbound;
 mod layer;
 mod listen;
@@ -40,6 +41,7 @@ pub use self::body::{Body, BodyError};
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;
 pub use self::ext_authz::{ExtAuthz, InvalidProvider};
+pub use self::http2::Http2Connection;
 pub use self::inbound::{InboundStats, Refusal};
 pub use self::layer::{InboundBody, InboundLayer, InboundService, Priority, ResponseFuture};
 pub use self::lifecycle::Readiness;

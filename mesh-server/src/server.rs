@@ -10,6 +10,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tower_service::Service;
 
@@ -17,7 +18,7 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::InboundState;
 
 use crate::inbound::{Door, run};
-use crate::{Accepted, Body, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
+use crate::{Accepted, Body, Http2Connection, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
 
 /// The inbound side of the mesh. Cheap to clone; may serve several listeners of the same policy.
 ///
@@ -177,15 +178,39 @@ impl Server {
         self.door.http1.clone()
     }
 
-    /// The same of HTTP/2, with the concurrent streams that the policy of the moment allows: to be asked for each connection.
+    /// Serves HTTP/2 over a connection of [`accept`](Self::accept), or of another acceptor, as [`serve`](Self::serve) does and
+    /// for less than hyper's [`http2`](Self::http2): with the limits of this server's [`Config`](crate::Config), the streams that
+    /// the policy of the moment allows, and the bodies that [`request`](Self::request) makes. [`Accepted::layer`](crate::Accepted::layer)
+    /// or [`inbound_layer`](Self::inbound_layer) is to be around `service`, which is called as it is. Each request is a task of
+    /// its own on the runtime that polls the connection.
+    pub fn serve_http2<T, S, RB>(&self, io: T, service: S) -> Http2Connection<T, S>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+        S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        RB: http_body::Body<Data = Bytes> + Send + 'static,
+        RB::Error: Into<BoxError>,
+    {
+        let streams = self.streams().unwrap_or(self.door.config.max_concurrent_streams);
+        self.door.own_http2.serve(io, streams, service)
+    }
+
+    /// hyper's HTTP/2 with these limits, with the concurrent streams that the policy of the moment allows: to be asked for each connection.
     pub fn http2(&self) -> http2::Builder<TokioExecutor> {
         let mut http2 = self.door.http2.clone();
-        if let InboundState::Ready(listener) = &**self.door.inbound.load()
-            && let Some(streams) = listener.limits.max_concurrent_streams
-        {
+        if let Some(streams) = self.streams() {
             http2.max_concurrent_streams(streams);
         }
         http2
+    }
+
+    /// How many the policy of the moment allows at once, if it says so.
+    fn streams(&self) -> Option<u32> {
+        match &**self.door.inbound.load() {
+            InboundState::Ready(listener) => listener.limits.max_concurrent_streams,
+            InboundState::Pending | InboundState::Failed(_) => None,
+        }
     }
 
     /// The per-request part alone, for an application with an acceptor of its own. What is being served when policy changes

@@ -38,6 +38,7 @@ use mesh_core::source::Watched;
 use super::stay::{Guest, LastChange, Leave, Left, after, aged, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
+use crate::http2::{Dates, Http2};
 use crate::listen::{
     Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash, looks_like_http1,
     refuse_plaintext,
@@ -57,6 +58,8 @@ pub(crate) struct Door {
     /// Of policy, as connections saw it last.
     pub(super) change: Arc<LastChange>,
     pub(crate) http1: http1::Builder,
+    pub(crate) own_http2: Http2,
+    /// For applications with a loop of their own.
     pub(crate) http2: http2::Builder<TokioExecutor>,
 }
 
@@ -78,11 +81,12 @@ impl Door {
         layer: InboundLayer,
         stats: Arc<InboundStats>,
         drain: DrainWatch,
+        dates: Dates,
     ) -> Self {
         let http1 = http1_builder(&config);
-        let http2 = http2_builder(&config);
+        let (own_http2, http2) = (Http2::new(&config, dates), http2_builder(&config));
         let (close, change) = (drain::channel().0, Arc::default());
-        Self { config, inbound, tls, layer, stats, drain, close, change, http1, http2 }
+        Self { config, inbound, tls, layer, stats, drain, close, change, http1, own_http2, http2 }
     }
 
     /// Takes a connection from its first byte to its end.
@@ -104,15 +108,16 @@ impl Door {
 
         let streams = guest.listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
         let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), true);
-        let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
-        let service = service_fn(move |request| service.call(Body::of(request, idle)));
+        let service = layer.layer(service);
         let is_welcome = |known: &_, now: &_, caller: Caller<'_>| self.change.may_ask_on(known, now, caller);
         let mut closing = stay(guest, self.close.watch(), self.inbound.clone(), &self.tls, &self.config, is_welcome);
         let mut left = None;
-        let ended = match version {
+        let ended: Option<Result<(), BoxError>> = match version {
             HttpVersion::Http1 => {
                 let (leash, tether) = leash();
                 io.tether = Some(tether);
+                let (service, idle) = (TowerToHyperService::new(service), self.config.body_idle_timeout);
+                let service = service_fn(move |request| service.call(Body::of(request, idle)));
                 let ended = {
                     let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                     let told = |leave: Leave| {
@@ -121,14 +126,16 @@ impl Door {
                         leave.notice(&self.config)
                     };
                     let over = || layer.give_up();
-                    drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
+                    let ended =
+                        drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config)
+                            .await;
+                    ended.map(|ended| ended.map_err(Into::into))
                 };
                 stay_taken_over(leash, left, closing, self.close.watch().drained(), &self.config).await;
                 ended
             }
             HttpVersion::Http2 => {
-                let mut http2 = self.http2.clone();
-                let connection = http2.max_concurrent_streams(streams).serve_connection(TokioIo::new(io), service);
+                let connection = self.own_http2.serve(io, streams, service);
                 let told = |leave: Leave| {
                     if leave == Leave::Distrusted {
                         layer.turn_away();
@@ -136,7 +143,7 @@ impl Door {
                     Duration::ZERO
                 };
                 let over = || layer.give_up();
-                drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
+                drive(pin!(connection), |c| c.get_mut().leave(), &mut closing, (told, over), &self.config).await
             }
         };
         match ended {

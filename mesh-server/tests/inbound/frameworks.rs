@@ -132,18 +132,22 @@ async fn a_loop_of_the_applications_own_waits_for_no_handshake_that_does_not_com
     serving.abort();
 }
 
-/// A loop around hyper as this server sets it up.
-async fn looped_as_set_up(server: Server, listener: TcpListener) {
+/// A loop around hyper as this server sets it up, or for HTTP/2 this server's `own`.
+async fn looped_as_set_up(server: Server, listener: TcpListener, own: bool) {
     loop {
         let (tcp, peer) = listener.accept().await.unwrap();
         let server = server.clone();
         spawn(async move {
             let Some(connection) = server.accept(tcp, peer).await else { return };
             let hello = get(|| async { "hello" }).post(|body: bytes::Bytes| async { body });
-            let own = server.clone();
-            let service = ServiceBuilder::new().map_request(move |request| own.request(request));
-            let service = service.layer(connection.layer()).service(Router::new().route("/", hello));
-            let service = TowerToHyperService::new(service);
+            let router = Router::new().route("/", hello);
+            if own && connection.is_http2() {
+                let service = ServiceBuilder::new().layer(connection.layer()).service(router);
+                return drop(server.serve_http2(connection, service).await);
+            }
+            let bodies = server.clone();
+            let service = ServiceBuilder::new().map_request(move |request| bodies.request(request));
+            let service = TowerToHyperService::new(service.layer(connection.layer()).service(router));
             let io = TokioIo::new(connection);
             // The other side may be gone: that is seen there.
             let _ = match io.inner().is_http2() {
@@ -162,7 +166,7 @@ async fn a_body_that_stops_coming_is_given_up_in_the_applications_own_loop_too()
         World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("") })).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.address = listener.local_addr().unwrap();
-    let serving = spawn(looped_as_set_up(world.server.clone(), listener));
+    let serving = spawn(looped_as_set_up(world.server.clone(), listener, false));
     let post = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\na";
     let stopped = raw(world.address, post.as_bytes()).await;
     assert!(stopped.starts_with("HTTP/1.1 408"), "{stopped}");
@@ -174,6 +178,12 @@ async fn a_body_that_stops_coming_is_given_up_in_the_applications_own_loop_too()
 
 #[tokio::test]
 async fn a_connection_of_the_applications_own_loop_has_the_policys_streams_and_age() {
+    for own in [false, true] {
+        has_the_policys_streams_and_age(own).await;
+    }
+}
+
+async fn has_the_policys_streams_and_age(own: bool) {
     let mut config = Config::default();
     config.max_concurrent_streams = 50;
     config.max_connection_age = None;
@@ -181,7 +191,7 @@ async fn a_connection_of_the_applications_own_loop_has_the_policys_streams_and_a
         World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("") })).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.address = listener.local_addr().unwrap();
-    let serving = spawn(looped_as_set_up(world.server.clone(), listener));
+    let serving = spawn(looped_as_set_up(world.server.clone(), listener, own));
     // What the server says at the beginning (RFC 9113, 6.5.2): how many streams at once.
     let streams = async || {
         let mut tcp = TcpStream::connect(world.address).await.unwrap();
@@ -202,6 +212,7 @@ async fn a_connection_of_the_applications_own_loop_has_the_policys_streams_and_a
     assert_eq!(streams().await, Some(50), "the control");
     limited(&|limits| limits.max_concurrent_streams = Some(7));
     assert_eq!(streams().await, Some(7));
+    assert_eq!(within(world.plain(Http::Two).await.get("/")).await.unwrap(), (200, "hello".to_owned()));
     // An old one is told to take no further request; until then it is served.
     limited(&|limits| limits.max_connection_age = Some(std::time::Duration::from_millis(20)));
     let mut client = world.plain(Http::One).await;

@@ -24,6 +24,7 @@ mod requests;
 mod rotation;
 mod routes;
 mod rows;
+mod streams;
 mod tcp;
 mod tokens;
 mod trailers;

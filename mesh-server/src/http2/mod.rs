@@ -1,0 +1,201 @@
+//! HTTP/2 connections of the own acceptor, on the library that hyper's own HTTP/2 is made of.
+//!
+//! hyper asks the connection's lock, and the clock, several times for each request and each piece of an answer, as it does not
+//! know how long one will be waited for, and keeps room for bodies of any kind. Here one is asked once.
+//!
+//! ```text
+//! connection: frames → a head → a task of its own: the service → the answer's head, its body, its trailers
+//! ```
+//!
+//! Refuses to know policy, and what bytes are read from.
+
+mod dates;
+mod ear;
+mod exchange;
+mod keepalive;
+mod tunnel;
+mod upload;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{self, Handshake, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Method, Request, Response};
+use hyper::ext::Protocol;
+use hyper::rt::Executor;
+use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tower_service::Service;
+
+use mesh_core::error::BoxError;
+
+pub(crate) use self::dates::Dates;
+use self::ear::Ear;
+use self::exchange::Exchange;
+use self::keepalive::{KeepAlive, Silent};
+use self::tunnel::Tunnel;
+pub(crate) use self::upload::Upload;
+use crate::config::MOST_HEADER_BYTES;
+use crate::{Body, Config};
+
+/// How connections of a server are.
+#[derive(Clone)]
+pub(crate) struct Http2 {
+    builder: server::Builder,
+    interval: Duration,
+    timeout: Duration,
+    body_idle: Option<Duration>,
+    dates: Arc<Dates>,
+}
+
+impl Http2 {
+    pub(crate) fn new(config: &Config, dates: Dates) -> Self {
+        let mut builder = server::Builder::new();
+        builder
+            .max_concurrent_streams(config.max_concurrent_streams)
+            .max_header_list_size(config.max_header_bytes.min(MOST_HEADER_BYTES))
+            .initial_window_size(config.stream_window)
+            .initial_connection_window_size(config.connection_window)
+            .max_frame_size(16 * 1024)
+            .header_table_size(4096)
+            .max_send_buffer_size(config.max_buffer)
+            .max_pending_accept_reset_streams(config.max_pending_resets)
+            .max_local_error_reset_streams(Some(config.max_local_resets))
+            // WebSockets over HTTP/2 (RFC 8441).
+            .enable_connect_protocol();
+        Self {
+            builder,
+            interval: config.keep_alive_interval,
+            timeout: config.keep_alive_timeout,
+            body_idle: config.body_idle_timeout,
+            dates: Arc::new(dates),
+        }
+    }
+
+    /// Serves a connection with as many `streams` at once.
+    pub(crate) fn serve<T, S>(&self, io: T, streams: u32, service: S) -> Http2Connection<T, S>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (io, heard) = Ear::new(io);
+        let handshake = self.builder.clone().max_concurrent_streams(streams).handshake(io);
+        let (dates, body_idle) = (self.dates.clone(), self.body_idle);
+        let keepalive = KeepAlive::new(heard, self.interval, self.timeout);
+        Http2Connection { state: State::Opening(handshake), keepalive, leaving: false, service, body_idle, dates }
+    }
+}
+
+/// A connection of HTTP/2 that is being served ([`Server::serve_http2`](crate::Server::serve_http2)): a future that ends with
+/// it, and is to be polled, or nothing goes over it. Dropped, the connection is closed, and its requests are given up.
+pub struct Http2Connection<T, S> {
+    state: State<T>,
+    keepalive: KeepAlive,
+    // It is to leave, and has not said so yet.
+    leaving: bool,
+    service: S,
+    body_idle: Option<Duration>,
+    dates: Arc<Dates>,
+}
+
+#[allow(clippy::large_enum_variant, reason = "there is one a connection, and no copy is made of it")]
+enum State<T> {
+    Opening(Handshake<Ear<T>, Bytes>),
+    Open(server::Connection<Ear<T>, Bytes>),
+}
+
+// The service is called by clones of it, which are pinned elsewhere.
+impl<T, S> Unpin for Http2Connection<T, S> {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin, S> Http2Connection<T, S> {
+    /// Says that it takes no further requests (GOAWAY in two steps). Those that have come by the time the peer hears of it are
+    /// served, and the connection ends with the last of them.
+    pub fn leave(&mut self) {
+        match &mut self.state {
+            State::Opening(_) => self.leaving = true,
+            State::Open(connection) => connection.graceful_shutdown(),
+        }
+    }
+}
+
+impl<T, S, RB> Http2Connection<T, S>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Service<Request<Body>, Response = Response<RB>, Error: Into<BoxError>, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
+    RB: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    /// Serves a request in a task of its own.
+    fn begin(&self, request: Request<RecvStream>, mut reply: SendResponse<Bytes>) {
+        let (mut head, stream) = request.into_parts();
+        if let Some(protocol) = head.extensions.remove::<h2::ext::Protocol>() {
+            head.extensions.insert(Protocol::from(protocol.as_str()));
+        }
+        let (body, tunnel) = if head.method != Method::CONNECT {
+            (Upload::new(stream, &head.headers), None)
+        } else if upload::length(&head.headers).is_some_and(|length| length > 0) {
+            // It has no body (RFC 9110, section 9.3.6).
+            reply.send_reset(Reason::INTERNAL_ERROR);
+            return;
+        } else {
+            let (tunnel, upgrade) = Tunnel::dig(stream);
+            if let Some(upgrade) = upgrade {
+                head.extensions.insert(upgrade);
+            }
+            (None, Some(Box::new(tunnel)))
+        };
+        let request = Body::of(Request::from_parts(head, body), self.body_idle);
+        TokioExecutor::new().execute(Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone()));
+    }
+}
+
+impl<T, S, RB> Future for Http2Connection<T, S>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Service<Request<Body>, Response = Response<RB>, Error: Into<BoxError>, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
+    RB: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.state {
+                State::Opening(handshake) => {
+                    let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+                    this.keepalive.begin(&mut connection);
+                    if this.leaving {
+                        connection.graceful_shutdown();
+                    }
+                    this.state = State::Open(connection);
+                }
+                State::Open(connection) => {
+                    if this.keepalive.is_over(cx) {
+                        connection.abrupt_shutdown(Reason::NO_ERROR);
+                        // As much of it as the socket takes at once: nobody may be there to read it.
+                        let _ = connection.poll_closed(cx);
+                        return Poll::Ready(Err(Silent.into()));
+                    }
+                    let accepted = connection.poll_accept(cx);
+                    this.keepalive.hear();
+                    match ready!(accepted) {
+                        Some(begun) => {
+                            let (request, reply) = begun?;
+                            this.begin(request, reply);
+                        }
+                        None => return Poll::Ready(Ok(())),
+                    }
+                }
+            }
+        }
+    }
+}
