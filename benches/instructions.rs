@@ -20,6 +20,7 @@ mod rules;
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
@@ -40,6 +41,8 @@ use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;
 use mesh_server::Server;
 use mesh_testkit::{FixedSource, policy};
+use rustls::pki_types::UnixTime;
+use rustls::time_provider::TimeProvider;
 use tokio::io::{DuplexStream, duplex};
 use tokio::runtime::{Handle, Runtime};
 use tower::{Layer, Service, ServiceExt, service_fn};
@@ -224,10 +227,20 @@ fn bare_server(protocol: Protocol) -> DuplexStream {
 fn http_server() -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new());
-    // A new date goes into HPACK's table, where each later one is compared with all before it: what takes more seconds on a
-    // busy machine would need more instructions too.
+    // See [`Standing`].
     server.http2().auto_date_header(false);
     server
+}
+
+/// A clock of the mesh's answers that stands: a new date goes into HPACK's table, where each later one is compared with all
+/// before it, so what takes more seconds on a busy machine would need more instructions too.
+#[derive(Debug)]
+struct Standing;
+
+impl TimeProvider for Standing {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(784_111_777)))
+    }
 }
 
 /// A client with every feature that `overhead` has, whose only endpoint is a server with the same.
@@ -235,28 +248,23 @@ fn client(protocol: Protocol) -> Client {
     let address = ([127, 0, 0, 1], 8080).into();
     let authorization = vec![rules::ten("/", Some(&CALLER.parse().expect("a SPIFFE ID")))];
     let inbound = InboundListener { authorization, ..policy::inbound(address, InboundTls::Permissive) };
-    let layer = Server::builder()
+    let server = Server::builder()
         .inbound(Watched::fixed(InboundState::Ready(Arc::new(inbound))))
         .metrics(Arc::<Metrics>::default())
-        .build()
-        .inbound_layer();
+        .clock(Arc::new(Standing))
+        .build();
+    let layer = server.inbound_layer();
     let connect = move |_| {
         let (ours, theirs) = duplex(PIPE);
         let spiffe_id = CALLER.parse().ok();
         let layer = layer.for_peer(PeerIdentity { spiffe_id, address: ([127, 0, 0, 1], 4000).into() });
-        spawn(async move {
-            let (io, server) = (TokioIo::new(theirs), http_server());
-            match protocol {
-                Protocol::Http1 => {
-                    let service = TowerToHyperService::new(layer.layer(service_fn(echo::http)));
-                    server.serve_connection(io, service).await
-                }
-                Protocol::Grpc => {
-                    let service = TowerToHyperService::new(layer.layer(echo::grpc()));
-                    server.serve_connection(io, service).await
-                }
+        match protocol {
+            Protocol::Http1 => {
+                let service = TowerToHyperService::new(layer.layer(service_fn(echo::http)));
+                spawn(async move { http_server().serve_connection(TokioIo::new(theirs), service).await });
             }
-        });
+            Protocol::Grpc => spawn(server.serve_http2(theirs, layer.layer(echo::grpc()))),
+        }
         std::future::ready(Ok(Box::new(ours) as Box<dyn Io>))
     };
     Client::builder(FixedSource::of(TARGET, snapshot(protocol, address)))
