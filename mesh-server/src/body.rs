@@ -131,9 +131,9 @@ impl Body {
         let request = request.map(Into::into);
         // A content type alone is only the caller's word: over HTTP/1.1 there is no gRPC.
         let grpc = || request.version() == Version::HTTP_2 && crate::layer::is_grpc(request.headers());
-        let silent = request.method() == Method::CONNECT || grpc();
         // Most requests have no body.
         let idle = idle.filter(|_| !request.body().is_none());
+        let silent = idle.is_none() || request.method() == Method::CONNECT || grpc();
         request.map(|incoming| Self {
             incoming,
             idle,
