@@ -182,7 +182,9 @@ impl Server {
     /// for less than hyper's [`http2`](Self::http2): with the limits of this server's [`Config`](crate::Config), the streams that
     /// the policy of the moment allows, and the bodies that [`request`](Self::request) makes. [`Accepted::layer`](crate::Accepted::layer)
     /// or [`inbound_layer`](Self::inbound_layer) is to be around `service`, which is called as it is. Each request is a task of
-    /// its own on the runtime that polls the connection.
+    /// its own on the runtime that polls the connection. Nothing limits here how long the peer may take until it speaks, and
+    /// nobody but the loop ends the connection in peace ([`Http2Connection::leave`]), which is to be called once
+    /// [`Accepted::leaving`](crate::Accepted::leaving) says so.
     pub fn serve_http2<T, S, RB>(&self, io: T, service: S) -> Http2Connection<T, S>
     where
         T: AsyncRead + AsyncWrite + Unpin,

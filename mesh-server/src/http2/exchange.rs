@@ -118,12 +118,16 @@ fn fail(reply: &mut SendResponse<Bytes>, error: BoxError) -> Poll<()> {
     Poll::Ready(())
 }
 
-/// Why a stream is reset whose answer failed: for what another stream was that it depended on, if it did.
+/// Why a stream is reset whose answer failed: for what another stream was that it depended on, if it did, and if that says of
+/// this one that it failed, and not before anybody looked at it.
 fn reason(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            return reason;
+            return match reason {
+                Reason::NO_ERROR | Reason::REFUSED_STREAM => Reason::INTERNAL_ERROR,
+                other => other,
+            };
         }
         cause = error.source();
     }
@@ -152,6 +156,10 @@ fn begin<B: http_body::Body<Data = Bytes>>(
         head.headers.remove(CONTENT_LENGTH);
     } else if body.is_end_stream() || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         empty = true;
+        if head.status == StatusCode::NO_CONTENT {
+            // Nor has it a length (RFC 9110, section 8.6).
+            head.headers.remove(CONTENT_LENGTH);
+        }
     } else {
         empty = head_alone;
         if let Some(length) = body.size_hint().exact() {

@@ -72,6 +72,8 @@ impl KeepAlive {
         if asking.is_set(cx) {
             return false;
         }
+        // An answer that is there counts, however late this task has its turn.
+        asking.take_answer(cx, self.interval);
         while asking.alarm.as_mut().poll(cx).is_ready() {
             if asking.asked {
                 return true;
@@ -88,12 +90,8 @@ impl KeepAlive {
                 return false;
             }
         }
-        // Of a connection that fails its own future tells.
-        if asking.asked && matches!(asking.pings.poll_pong(cx), Poll::Ready(Ok(_))) {
-            asking.asked = false;
-            asking.alarm.as_mut().reset(after(Instant::now(), self.interval));
-            let _ = asking.alarm.as_mut().poll(cx);
-        }
+        // It wakes this task.
+        asking.take_answer(cx, self.interval);
         // A task that has had its turn was not noted, and comes again.
         asking.woken = has_budget_remaining().then(|| cx.waker().clone());
         false
@@ -101,6 +99,15 @@ impl KeepAlive {
 }
 
 impl Asking {
+    fn take_answer(&mut self, cx: &mut Context<'_>, interval: Duration) {
+        // Of a connection that fails its own future tells.
+        if self.asked && matches!(self.pings.poll_pong(cx), Poll::Ready(Ok(_))) {
+            self.asked = false;
+            self.alarm.as_mut().reset(after(Instant::now(), interval));
+            let _ = self.alarm.as_mut().poll(cx);
+        }
+    }
+
     /// Whether nothing has happened that has to be looked at, and this task is woken when it does. A connection is polled
     /// several times for a request.
     fn is_set(&self, cx: &Context<'_>) -> bool {

@@ -180,7 +180,8 @@ where
                 }
                 State::Open(connection) => {
                     if this.keepalive.is_over(cx) {
-                        connection.abrupt_shutdown(Reason::NO_ERROR);
+                        // Its streams end with this, too, and they are not whole.
+                        connection.abrupt_shutdown(Reason::INTERNAL_ERROR);
                         // As much of it as the socket takes at once: nobody may be there to read it.
                         let _ = connection.poll_closed(cx);
                         return Poll::Ready(Err(Silent.into()));

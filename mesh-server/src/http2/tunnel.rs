@@ -172,8 +172,8 @@ impl Ends {
             match ready!(self.incoming.poll_data(cx)) {
                 Some(Ok(read)) => self.read = read,
                 None => break,
+                // Taken back, for whatever reason, it has not come to its end (RFC 9113, section 8.5).
                 Some(Err(error)) => match error.reason() {
-                    Some(Reason::NO_ERROR | Reason::CANCEL) => break,
                     Some(Reason::STREAM_CLOSED) => return Poll::Ready(Err(broken(error))),
                     _ => return Poll::Ready(Err(failed(error))),
                 },

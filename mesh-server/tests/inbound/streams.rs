@@ -27,7 +27,7 @@ use mesh_server::{Body, Config};
 use mesh_testkit::clock;
 
 use crate::kit::{Http, World, policy, spawn, text, within};
-use crate::raw::{self, ACK, PING, PREFACE, SETTINGS, frame, next};
+use crate::raw::{self, ACK, DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame, next};
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
@@ -186,15 +186,21 @@ async fn an_answer_that_fails_resets_its_stream_and_says_why() {
         let why: BoxError = match request.uri().path() {
             "/other" => "disk full".into(),
             "/stream" => h2::Error::from(Reason::ENHANCE_YOUR_CALM).into(),
+            "/enough" => h2::Error::from(Reason::NO_ERROR).into(),
+            "/unseen" => h2::Error::from(Reason::REFUSED_STREAM).into(),
             _ => Caused(Reason::CANCEL.into()).into(),
         };
         Ok::<_, BoxError>(answer(frames([data(b"begun"), Err(why)])))
     });
     let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
     let mut requests = client(&world).await;
-    for (path, reason) in
-        [("/other", Reason::INTERNAL_ERROR), ("/stream", Reason::ENHANCE_YOUR_CALM), ("/caused", Reason::CANCEL)]
-    {
+    for (path, reason) in [
+        ("/other", Reason::INTERNAL_ERROR),
+        ("/stream", Reason::ENHANCE_YOUR_CALM),
+        ("/enough", Reason::INTERNAL_ERROR),
+        ("/unseen", Reason::INTERNAL_ERROR),
+        ("/caused", Reason::CANCEL),
+    ] {
         // What was not written yet is taken back with it.
         let end = match within(requests.send_request(request(Method::GET, path), true).unwrap().0).await {
             Ok(answer) => rest(&mut answer.into_body()).await.1.unwrap_err(),
@@ -306,7 +312,7 @@ enum Told {
 }
 
 /// A server that tells of bodies as they come, and answers before it has read them if the path says so.
-async fn reading() -> (World, mpsc::Receiver<Told>) {
+async fn reading(config: Config) -> (World, mpsc::Receiver<Told>) {
     let (tell, told) = mpsc::channel(1);
     let service = tower::service_fn(move |request: Request<Body>| {
         let tell = tell.clone();
@@ -328,16 +334,16 @@ async fn reading() -> (World, mpsc::Receiver<Told>) {
             text("read")
         }
     });
-    (World::start(policy(InboundTls::Permissive), Config::default(), service).await, told)
+    (World::start(policy(InboundTls::Permissive), config, service).await, told)
 }
 
 #[tokio::test]
-async fn a_body_that_is_taken_back_ends_with_why_unless_it_was_enough() {
-    let (world, mut told) = reading().await;
+async fn a_body_that_is_taken_back_ends_with_why() {
+    let (world, mut told) = reading(Config::default()).await;
     let mut requests = client(&world).await;
     for (reset, want) in [
         (None, None),
-        (Some(Reason::NO_ERROR), None),
+        (Some(Reason::NO_ERROR), Some(Some(Reason::NO_ERROR))),
         (Some(Reason::CANCEL), Some(Some(Reason::CANCEL))),
         (Some(Reason::PROTOCOL_ERROR), Some(Some(Reason::PROTOCOL_ERROR))),
     ] {
@@ -353,7 +359,7 @@ async fn a_body_that_is_taken_back_ends_with_why_unless_it_was_enough() {
 
 #[tokio::test]
 async fn who_is_answered_early_need_not_send_the_rest() {
-    let (world, _told) = reading().await;
+    let (world, _told) = reading(Config::default()).await;
     let mut requests = client(&world).await;
     let (sent, mut stream) = requests.send_request(request(Method::POST, "/early"), false).unwrap();
     let (got, end) = rest(&mut within(sent).await.unwrap().into_body()).await;
@@ -458,11 +464,11 @@ async fn a_tunnel_ends_with_either_end() {
     let (got, end) = rest(&mut incoming).await;
     assert_eq!((got.len(), end.unwrap()), (0, None));
     // Taken back by the peer, while the one waits for bytes and while it waits for room.
-    for (reset, want) in [(Reason::CANCEL, true), (Reason::PROTOCOL_ERROR, false)] {
+    for reset in [Reason::NO_ERROR, Reason::CANCEL, Reason::PROTOCOL_ERROR] {
         let (_incoming, mut outgoing, mut io) = open(&mut requests).await;
         outgoing.send_reset(reset);
         let mut read = Vec::new();
-        assert_eq!(within(io.read_to_end(&mut read)).await.is_ok(), want, "{reset:?}");
+        assert!(within(io.read_to_end(&mut read)).await.is_err(), "{reset:?}");
         within(async { while io.write_all(&[b'x'; 60_000]).await.is_ok() {} }).await;
     }
     let (_incoming, mut outgoing, mut io) = open(&mut requests).await;
@@ -533,4 +539,18 @@ async fn a_silent_peer_is_asked_after_a_minute_and_has_twenty_seconds() {
     assert_eq!(pinged(0, 0).await, (vec![60], 80));
     assert_eq!(pinged(45, 0).await, (vec![105], 125));
     assert_eq!(pinged(45, 2).await, (vec![105, 165, 225], 245));
+}
+
+/// What came of a body before its peer fell silent is not all of it.
+#[tokio::test(start_paused = true)]
+async fn the_body_of_a_peer_that_is_gone_ends_with_an_error() {
+    let mut config = Config::default();
+    config.body_idle_timeout = None;
+    let (world, mut told) = reading(config).await;
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    let head = frame(HEADERS, END_HEADERS, 1, &raw::block(&raw::get("/", &[])));
+    let begun = frame(DATA, 0, 1, b"begun");
+    tcp.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &head, &begun].concat()).await.unwrap();
+    assert_eq!(told.recv().await, Some(Told::Bytes(5)));
+    assert_eq!(told.recv().await, Some(Told::Ended(Some(Some(Reason::INTERNAL_ERROR)))));
 }
