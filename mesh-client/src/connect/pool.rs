@@ -18,7 +18,7 @@ mod shared;
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
 use mesh_core::limit::Waiters;
 use mesh_core::policy::Address;
+use once_cell::race::OnceBox;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::oneshot::{self, error::RecvError};
@@ -51,8 +52,9 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     pub(super) dialer: Arc<Dialer>,
     pub(super) peer: Peer,
-    // Made when there is something to be kept: most endpoints of a large cluster never see a connection.
-    kept: OnceLock<Box<Kept>>,
+    // Made when there is something to be kept: most endpoints of a large cluster never see a connection. A pointer and no
+    // more, for there are as many as endpoints.
+    kept: OnceBox<Kept>,
     // Asked and told by those who dial.
     back_off: Mutex<BackOff>,
     shared: ArcSwapOption<SharedConnections>,
@@ -144,7 +146,7 @@ impl Pool {
         Self {
             dialer,
             peer,
-            kept: OnceLock::new(),
+            kept: OnceBox::new(),
             back_off: Mutex::default(),
             shared: ArcSwapOption::empty(),
             counts: Arc::default(),
