@@ -65,7 +65,8 @@ pub struct Config {
     pub max_concurrent_streams: u32,
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
     /// the application took over (upgrades) count too. One that is slow or silent takes less than 50 KiB, twice what it
-    /// has sent of a head, and what it has sent of its handshake (64 KiB at most). Default 16,384.
+    /// has sent of a head, and what it has sent of its handshake (64 KiB at most); over HTTP/2 some 10 KiB more for each
+    /// CONNECT that has not been answered. Default 16,384.
     pub max_connections: usize,
     /// Age at which a connection is drained, if policy says nothing; varied by ±10 %, so that
     /// connections made together don't end together (gRFC A9). What is in flight has `drain_limit`. Default 1 h, so that
