@@ -96,6 +96,17 @@ fn x2_a_new_stream_asks_anew_where_a_name_has_not_been_answered_by_the_last_one(
     }
 }
 
+/// One that was given `a` and `b` in the state of the world.
+fn holding() -> Machine {
+    let mut ads = Machine::new(Some(Variant::StateOfTheWorld), strict(), 1);
+    ads.subscribe(&[listener("a"), listener("b")]);
+    ads.opened();
+    ads.drain(0);
+    ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+    ads.drain(0);
+    ads
+}
+
 /// What the next stream tells of listeners and routes.
 fn told_next(ads: &mut Machine) -> Vec<String> {
     ads.drain(0);
@@ -107,12 +118,7 @@ fn told_next(ads: &mut Machine) -> Vec<String> {
 #[test]
 fn x2_of_a_list_that_was_refused_the_version_before_says_nothing_to_the_next_stream() {
     for refused in [true, false] {
-        let mut ads = Machine::new(Some(Variant::StateOfTheWorld), strict(), 1);
-        ads.subscribe(&[listener("a"), listener("b")]);
-        ads.opened();
-        ads.drain(0);
-        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
-        ads.drain(0);
+        let mut ads = holding();
         // `a` is deleted, which counts; what is wrong is nobody's.
         let mut without = response(Kind::Listener, "v2", &["b=1", "nobody=1"]);
         if refused {
@@ -123,12 +129,7 @@ fn x2_of_a_list_that_was_refused_the_version_before_says_nothing_to_the_next_str
         assert_eq!(told_next(&mut ads), [if refused { "" } else { "v2" }]);
     }
     for again in [false, true] {
-        let mut ads = Machine::new(Some(Variant::StateOfTheWorld), strict(), 1);
-        ads.subscribe(&[listener("a"), listener("b")]);
-        ads.opened();
-        ads.drain(0);
-        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
-        ads.drain(0);
+        let mut ads = holding();
         ads.respond(Kind::Listener, "v2", &["a=1", "without a name"]);
         assert_eq!(ads.value(&listener("b")), Some("1"), "it may have been that");
         // A sign of life mends nothing; a list does.
@@ -145,12 +146,7 @@ fn x2_of_a_list_that_was_refused_the_version_before_says_nothing_to_the_next_str
 #[test]
 fn x2_what_is_of_another_type_is_there_all_the_same() {
     for foreign in [true, false] {
-        let mut ads = Machine::new(Some(Variant::StateOfTheWorld), strict(), 1);
-        ads.subscribe(&[listener("a"), listener("b")]);
-        ads.opened();
-        ads.drain(0);
-        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
-        ads.drain(0);
+        let mut ads = holding();
         let mut odd = response(Kind::Listener, "v2", if foreign { &["a=1", "b=1"] } else { &["a=1"] });
         if foreign {
             odd.resources[1].body = Some(Body::new("type.googleapis.com/other", b"b=1".to_vec()));
@@ -227,4 +223,31 @@ fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
     ads.close(Some(StreamError::unsupported("no delta")));
     let (variant, first) = open(&mut ads);
     assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, ""));
+}
+
+#[test]
+fn x2_what_had_no_name_is_not_claimed_as_held_whatever_came_after_it() {
+    for unreadable in [true, false] {
+        let mut ads = Machine::of(Variant::StateOfTheWorld);
+        ads.subscribe(&["r", "s"].map(|name| Key::new(Kind::Routes, name)));
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Routes, "v1", &["r=1", "s=1"]);
+        ads.respond(Kind::Routes, "v2", if unreadable { &["without a name"] } else { &["r=2"] });
+        ads.respond(Kind::Routes, "v3", &["s=3"]);
+        assert_eq!(told_next(&mut ads), [if unreadable { "" } else { "v3" }]);
+    }
+}
+
+#[test]
+fn a_control_plane_that_was_asked_for_everything_is_not_rightly_silent() {
+    for refused in [true, false] {
+        let mut ads = holding();
+        let list: &[&str] = if refused { &["a=1", "b=1", "without a name"] } else { &["a=1", "b=1"] };
+        ads.respond(Kind::Listener, "v2", list);
+        assert_eq!(told_next(&mut ads), [if refused { "" } else { "v2" }]);
+        ads.pass(TIMEOUT);
+        // The control: of what is held in its latest version nothing need be said.
+        assert_eq!(ads.ads.sessions()[0].unconfirmed_since.is_some(), refused);
+    }
 }
