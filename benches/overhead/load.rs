@@ -25,11 +25,13 @@ pub(crate) struct Sample {
     pub(crate) cpu_per_request: f64,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
+    /// Nanoseconds that threads of the process were ready and had no CPU: how much else the machine did.
+    pub(crate) kept_waiting: u64,
 }
 
 /// Keeps all workers busy for `time`.
 pub(crate) async fn run(workers: &mut Workers, time: Duration) -> Result<Sample, Error> {
-    let cpu = cpu_nanos()?;
+    let before = Scheduled::now()?;
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     for worker in workers.drain(..) {
@@ -42,13 +44,14 @@ pub(crate) async fn run(workers: &mut Workers, time: Duration) -> Result<Sample,
         all.add(latency)?;
     }
     let elapsed = started.elapsed().as_secs_f64();
-    let cpu = cpu_nanos()? - cpu;
+    let after = Scheduled::now()?;
     let requests = all.len() as f64;
     Ok(Sample {
         requests_per_second: requests / elapsed,
-        cpu_per_request: cpu as f64 / requests,
+        cpu_per_request: (after.cpu - before.cpu) as f64 / requests,
         p50: all.value_at_quantile(0.5) as f64,
         p99: all.value_at_quantile(0.99) as f64,
+        kept_waiting: after.kept_waiting - before.kept_waiting,
     })
 }
 
@@ -72,12 +75,21 @@ pub(crate) fn body() -> Bytes {
     Bytes::from_static(&[b'x'; 100])
 }
 
-/// CPU time of all threads, nanoseconds (Linux: the first field of each thread's schedstat).
-fn cpu_nanos() -> Result<u64, Error> {
-    let mut total = 0;
-    for task in std::fs::read_dir("/proc/self/task")? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-        total += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+/// What all threads had from the scheduler, nanoseconds (Linux: the first two fields of each thread's schedstat).
+struct Scheduled {
+    cpu: u64,
+    kept_waiting: u64,
+}
+
+impl Scheduled {
+    fn now() -> Result<Self, Error> {
+        let mut all = Self { cpu: 0, kept_waiting: 0 };
+        for task in std::fs::read_dir("/proc/self/task")? {
+            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            let mut fields = text.split(' ');
+            all.cpu += fields.next().unwrap_or_default().parse::<u64>()?;
+            all.kept_waiting += fields.next().unwrap_or_default().parse::<u64>()?;
+        }
+        Ok(all)
     }
-    Ok(total)
 }

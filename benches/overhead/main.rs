@@ -42,7 +42,7 @@ struct Args {
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Pairs of runs; the median of their ratios is printed.
+    /// Pairs of runs; the median ratio of the calmer half of them is printed.
     #[arg(long, default_value_t = 11)]
     pairs: usize,
     /// Seconds of each run.
