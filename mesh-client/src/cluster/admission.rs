@@ -33,8 +33,8 @@ pub(crate) struct Permit {
     retrying: Option<Retrying>,
 }
 
-/// A place among the retries in flight: taken when a retry is decided on, so that those that wait for their turn
-/// count, as in Envoy.
+/// A place among the retries in flight, as in Envoy from when a retry is decided on, so that those that wait for their turn
+/// count, to the head of its answer: a stream that goes on for hours is no retry any more.
 pub(crate) struct Retrying {
     cluster: Arc<Cluster>,
     high: bool,
@@ -110,11 +110,10 @@ impl Cluster {
 }
 
 impl Retrying {
-    /// A place for one more retry, if there is one; `own` of those counted are about to end.
-    pub(crate) fn within(cluster: &Arc<Cluster>, own: u32, high: bool) -> Option<Self> {
+    /// A place for one more retry, if there is one.
+    pub(crate) fn within(cluster: &Arc<Cluster>, high: bool) -> Option<Self> {
         let admission = &cluster.admission;
         let (_, most) = admission.retries(high);
-        let most = most.map(|most| most.saturating_add(own));
         let taken = admission.counters.of(high).retries.enter_within(most);
         taken.then(|| Self { cluster: cluster.clone(), high })
     }

@@ -214,7 +214,7 @@ impl Shared<'_> {
         }
         if let Again::Fresh(_) = again {
             // Some of it may have been read: that is a retry, but for the policy's leave.
-            progress.retrying = self.may_replay().then(|| self.retrying(0)).flatten();
+            progress.retrying = self.may_replay().then(|| self.retrying()).flatten();
             return progress.retrying.is_some();
         }
         true
@@ -258,6 +258,7 @@ impl Shared<'_> {
         match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
+                launch.permit.answered();
                 Ok(response)
             }
             Err(lost) => Err(launch.lost(lost, &head.method)),

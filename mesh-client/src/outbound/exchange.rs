@@ -312,8 +312,7 @@ impl Exchange {
     fn hand_on(&mut self, held: Held, answer: Incoming) {
         let Some(mut hold) = self.hold.take() else { return };
         let lease = hold.lease.take();
-        // Its request is over: it is no retry any more, and its body is nobody's.
-        hold.permit.answered();
+        // Its request is over, and its body is nobody's.
         hold.receipt = Receipt::Whole;
         held.keep((hold, self.destination.clone()));
         drop((answer, lease));

@@ -76,7 +76,7 @@ pub(super) async fn send(
                 continue;
             }
         };
-        let (alone, was_retry) = (flying.is_empty(), landed.number > 0);
+        let alone = flying.is_empty();
         race.exchange.over(landed.seen);
         if let Err(Failed { cause: cause @ (Cause::Timeout(_) | Cause::Deadline), .. }) = &landed.outcome {
             // The time of all is over, and this one was under way: what others waited for is not why.
@@ -94,7 +94,7 @@ pub(super) async fn send(
         match shared.retry_for(outcome.as_ref().map(|(response, _)| response), early) {
             None if others && is_bad(shared, &outcome) => outcome.into_iter().for_each(give_up),
             None => return race.stands(outcome, "-"),
-            Some(retries) if race.after(retries, headers(&outcome), was_retry, flying.len()) => {
+            Some(retries) if race.after(retries, headers(&outcome), flying.len()) => {
                 outcome.into_iter().for_each(give_up);
             }
             Some(_) if others => outcome.into_iter().for_each(give_up),
@@ -194,7 +194,7 @@ impl Race<'_, '_> {
 
     /// One more beside others, if body, breaker and budget allow it.
     fn beside(&mut self) -> Option<Hold> {
-        let retrying = self.shared.payload.is_at_hand().then(|| self.shared.retrying(0))??;
+        let retrying = self.shared.payload.is_at_hand().then(|| self.shared.retrying())??;
         let launch = self.further(retrying).ok()?;
         self.shared.charge();
         Some(launch)
@@ -233,15 +233,13 @@ impl Race<'_, '_> {
     }
 
     /// Whether there will be a try after this outcome: if so it has its place, and the budget is charged.
-    fn after(&mut self, retries: &Retries, headers: Option<&HeaderMap>, was_retry: bool, flying: usize) -> bool {
+    fn after(&mut self, retries: &Retries, headers: Option<&HeaderMap>, flying: usize) -> bool {
         let most = self.progress.retried >= self.shared.attempts || flying >= MAX_FLYING;
         if most || self.again.is_some() {
             return false;
         }
         let Some(wait) = self.shared.wait(retries, headers, &mut self.progress) else { return false };
-        // An answer still holds its own place among the retries.
-        let own = u32::from(headers.is_some() && was_retry);
-        let retrying = self.shared.retrying(own).filter(|_| self.can_go_again(flying == 0));
+        let retrying = self.shared.retrying().filter(|_| self.can_go_again(flying == 0));
         self.again = retrying.map(|retrying| Next { at: Instant::now() + wait, retrying });
         // Now, though another try may win meanwhile: of many that fail at once each would find room.
         self.again.iter().for_each(|_| self.shared.charge());

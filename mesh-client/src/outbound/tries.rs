@@ -273,9 +273,7 @@ impl<'t> Shared<'t> {
         }
         let replayable = Some(()).filter(|()| self.payload.can_be_sent_again());
         let wait = replayable.and_then(|()| self.wait(retries, headers, progress)).ok_or("-")?;
-        // An answer still holds its own place among the retries.
-        let own = u32::from(headers.is_some() && progress.retried > 0);
-        let retrying = self.retrying(own).ok_or("UO")?;
+        let retrying = self.retrying().ok_or("UO")?;
         if !self.payload.rewind() {
             return Err("-");
         }
@@ -316,13 +314,13 @@ impl<'t> Shared<'t> {
         self.limit.at().is_none_or(in_time).then_some(wait)
     }
 
-    /// A place for one more retry, if tokens, breaker and budget have one. `own` retries that still count are about to
-    /// end. Once it is sure that the try will be made, the budget is to be [charged](Self::charge).
-    pub(super) fn retrying(&self, own: u32) -> Option<Retrying> {
+    /// A place for one more retry, if tokens, breaker and budget have one. Once it is sure that the try will be made, the
+    /// budget is to be [charged](Self::charge).
+    pub(super) fn retrying(&self) -> Option<Retrying> {
         if self.tokens.is_some_and(|tokens| !tokens.allows()) {
             return None;
         }
-        let retrying = Retrying::within(self.cluster, own, self.high_priority)?;
+        let retrying = Retrying::within(self.cluster, self.high_priority)?;
         self.budget.is_none_or(|budget| budget.allows(Instant::now())).then_some(retrying)
     }
 

@@ -317,6 +317,21 @@ async fn retries_that_wait_for_their_turn_count_in_the_breaker() {
 }
 
 #[tokio::test]
+async fn a_retry_that_is_answered_is_none_any_more_however_long_its_answer() {
+    let server = EchoServer::start("one").await;
+    server.script([Behaviour::Status(503), Behaviour::Stall, Behaviour::Status(503)]);
+    let limited =
+        Cluster { breaker: CircuitBreakers { max_retries: Some(1), ..CircuitBreakers::default() }, ..cluster("test") };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on_503()))), limited, &[&server]));
+    let in_flight = || client.dump().destinations[0].clusters[0].default_priority;
+    let stream = client.send(get("/")).await.unwrap();
+    assert_eq!((stream.status().as_u16(), server.requests()), (200, 2));
+    assert_eq!((in_flight().requests, in_flight().retries), (1, 0), "it is a request up to its end, and no retry");
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "the one place is free");
+    drop(stream);
+}
+
+#[tokio::test]
 async fn a_grpc_call_is_told_its_own_time_and_not_that_of_a_try() {
     let server = EchoServer::start("one").await;
     let retry = RetryPolicy { per_try_timeout: Some(Duration::from_secs(5)), ..retrying(1, on_503()) };
