@@ -1,5 +1,6 @@
 //! A closed loop of requests, and what it cost.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,8 +26,8 @@ pub(crate) struct Sample {
     pub(crate) cpu_per_request: f64,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
-    /// Nanoseconds that threads of the process were ready and had no CPU: how much else the machine did.
-    pub(crate) kept_waiting: u64,
+    /// CPU nanoseconds of other processes meanwhile.
+    pub(crate) others: u64,
 }
 
 /// Keeps all workers busy for `time`.
@@ -48,10 +49,11 @@ pub(crate) async fn run(workers: &mut Workers, time: Duration) -> Result<Sample,
     let requests = all.len() as f64;
     Ok(Sample {
         requests_per_second: requests / elapsed,
-        cpu_per_request: (after.cpu - before.cpu) as f64 / requests,
+        cpu_per_request: (after.own - before.own) as f64 / requests,
         p50: all.value_at_quantile(0.5) as f64,
         p99: all.value_at_quantile(0.99) as f64,
-        kept_waiting: after.kept_waiting - before.kept_waiting,
+        // Those that have ended took their account with them.
+        others: after.others.saturating_sub(before.others),
     })
 }
 
@@ -75,21 +77,35 @@ pub(crate) fn body() -> Bytes {
     Bytes::from_static(&[b'x'; 100])
 }
 
-/// What all threads had from the scheduler, nanoseconds (Linux: the first two fields of each thread's schedstat).
+/// CPU time, nanoseconds.
 struct Scheduled {
-    cpu: u64,
-    kept_waiting: u64,
+    own: u64,
+    /// Of all other processes: what else the machine does.
+    others: u64,
 }
 
 impl Scheduled {
     fn now() -> Result<Self, Error> {
-        let mut all = Self { cpu: 0, kept_waiting: 0 };
-        for task in std::fs::read_dir("/proc/self/task")? {
-            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            let mut fields = text.split(' ');
-            all.cpu += fields.next().unwrap_or_default().parse::<u64>()?;
-            all.kept_waiting += fields.next().unwrap_or_default().parse::<u64>()?;
+        let own = Path::new("/proc/self");
+        let (this, mut others) = (std::process::id().to_string(), 0);
+        for process in std::fs::read_dir("/proc")? {
+            let process = process?;
+            let name = process.file_name();
+            if name.to_str().is_some_and(|name| name != this && name.bytes().all(|b| b.is_ascii_digit())) {
+                // It may have ended meanwhile.
+                others += of_threads(&process.path()).unwrap_or_default();
+            }
         }
-        Ok(all)
+        Ok(Self { own: of_threads(own)?, others })
     }
+}
+
+/// What the scheduler gave all threads of a process (Linux: the first field of each one's schedstat).
+fn of_threads(process: &Path) -> Result<u64, Error> {
+    let mut total = 0;
+    for task in std::fs::read_dir(process.join("task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        total += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(total)
 }

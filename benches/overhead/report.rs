@@ -1,8 +1,8 @@
 //! Medians of paired ratios, as a table or as JSON, beside their goals.
 //!
-//! Of the pairs the calmer half counts: those in which the process waited least for a CPU. Other work on the machine stops
-//! all requests in flight at once for some milliseconds, a handful of times a second, and that handful is the hundredth part
-//! that a p99 begins with: whether it falls on one side or the other is no property of either.
+//! Of the pairs the calmer half counts: those in which other processes used least CPU. Other work on the machine stops all
+//! requests in flight at once for some milliseconds, a handful of times a second, and that handful is the hundredth part that
+//! a p99 begins with: whether it falls on one side or the other is no property of either.
 
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ impl Row {
     /// Median over the calmer pairs of mesh / bare.
     fn ratio(&self, of: fn(&Sample) -> f64) -> f64 {
         let mut pairs: Vec<&Pair> = self.pairs.iter().collect();
-        pairs.sort_by_key(|pair| pair.bare.kept_waiting + pair.mesh.kept_waiting);
+        pairs.sort_by_key(|pair| pair.bare.others + pair.mesh.others);
         pairs.truncate(pairs.len().div_ceil(2));
         let mut ratios: Vec<f64> = pairs.into_iter().map(|pair| of(&pair.mesh) / of(&pair.bare)).collect();
         ratios.sort_by(f64::total_cmp);
