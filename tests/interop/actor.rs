@@ -1,5 +1,6 @@
 //! A server of the kind that gRPC's interop cases play with, for HTTP/1.1 and gRPC on one port: it says its name, and
-//! does as the header `rpc-behavior` of a request asks. No part of the mesh takes part.
+//! does as the header `rpc-behavior` of a request asks. A process of its own, which is told over its standard input. No
+//! part of the mesh takes part.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -15,33 +16,33 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use parking_lot::Mutex;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines, stdin};
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
-use tokio::sync::Notify;
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
 
 use crate::grpc;
 use crate::world::{PATIENCE, eventually};
 
-/// Serves until dropped.
+/// Serves until dropped, which kills it (SIGKILL).
 pub(crate) struct Actor {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
-    role: Arc<Role>,
-    runs: Runs,
+    line: Mutex<Line>,
 }
 
-#[allow(dead_code, reason = "held for what ends with them")]
-enum Runs {
-    Here(JoinSet<()>),
-    /// Killed when it is dropped (SIGKILL).
-    Apart(Child),
+/// To the process and back.
+struct Line {
+    orders: ChildStdin,
+    said: Lines<BufReader<ChildStdout>>,
+    _process: Child,
 }
 
-/// What an actor in a process of its own is told: name and place.
+/// What a process is told at its start: name and place.
 const TOLD: &str = "PSM_ACTOR";
+/// What its words begin with; the test runner has others on the same line.
+const SAYS: &str = "the actor says ";
 
 #[derive(Default)]
 struct Role {
@@ -51,7 +52,7 @@ struct Role {
     kept: AtomicUsize,
     release: Notify,
     /// Tries of each request that heals, by its id.
-    tries: Mutex<HashMap<String, u32>>,
+    tries: parking_lot::Mutex<HashMap<String, u32>>,
 }
 
 impl Actor {
@@ -61,16 +62,6 @@ impl Actor {
 
     /// The same at a place where one was before.
     pub(crate) async fn start_at(name: &'static str, place: SocketAddr) -> Self {
-        let listener = eventually("the port is free", async || TcpListener::bind(place).await.ok()).await;
-        let address = listener.local_addr().unwrap();
-        let (role, mut tasks) = (Arc::<Role>::default(), JoinSet::new());
-        tasks.spawn(accept(listener, name, role.clone()));
-        Self { name, address, role, runs: Runs::Here(tasks) }
-    }
-
-    /// The same as a process, for cases in which servers die. It plays no role but the one that each request asks for.
-    pub(crate) async fn apart(name: &'static str, place: Option<SocketAddr>) -> Self {
-        let place = place.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into());
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "actor::an_actor_of_its_own", "--nocapture"])
             .env(TOLD, format!("{name} {place}"))
@@ -79,44 +70,69 @@ impl Actor {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
-        let serving = async {
-            loop {
-                let line = said.next_line().await.unwrap().expect("it says where it serves");
-                if let Some((_, address)) = line.split_once("serves at ") {
-                    return address.parse().unwrap();
-                }
-            }
-        };
-        let address = tokio::time::timeout(PATIENCE, serving).await.expect("it starts");
-        Self { name, address, role: Arc::default(), runs: Runs::Apart(process) }
+        let said = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut line = Line { orders: process.stdin.take().unwrap(), said, _process: process };
+        let address = line.hear().await.parse().unwrap();
+        Self { name, address, line: Mutex::new(line) }
     }
 
     /// Fails every request from now on, or no more.
-    pub(crate) fn fail(&self, failing: bool) {
-        assert!(matches!(self.runs, Runs::Here(_)), "a process is not told");
-        self.role.failing.store(failing, Relaxed);
+    pub(crate) async fn fail(&self, failing: bool) {
+        self.tell(if failing { "fail" } else { "heal" }).await;
     }
 
     /// Requests kept open now.
-    pub(crate) fn kept(&self) -> usize {
-        self.role.kept.load(Relaxed)
+    pub(crate) async fn kept(&self) -> usize {
+        self.tell("count").await.parse().unwrap()
     }
 
     /// Answers those that are kept open.
-    pub(crate) fn release(&self) {
-        self.role.release.notify_waiters();
+    pub(crate) async fn release(&self) {
+        self.tell("release").await;
+    }
+
+    /// Gives an order, and returns what it says when it has obeyed.
+    async fn tell(&self, order: &str) -> String {
+        let mut line = self.line.lock().await;
+        line.orders.write_all(format!("{order}\n").as_bytes()).await.unwrap();
+        line.hear().await
     }
 }
 
-/// What [`Actor::apart`] runs, until it is killed or whoever began it has gone. By itself it has nothing to do.
+impl Line {
+    async fn hear(&mut self) -> String {
+        let word = async {
+            loop {
+                let line = self.said.next_line().await.unwrap().expect("it is there");
+                if let Some((_, word)) = line.split_once(SAYS) {
+                    return word.to_owned();
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, word).await.expect("it answers")
+    }
+}
+
+/// What an [`Actor`]'s process runs, until it is killed or whoever began it has gone. By itself it has nothing to do.
 #[tokio::test]
 async fn an_actor_of_its_own() {
     let Ok(told) = std::env::var(TOLD) else { return };
     let (name, place) = told.split_once(' ').unwrap();
-    let actor = Actor::start_at(name.to_owned().leak(), place.parse().unwrap()).await;
-    println!("serves at {}", actor.address);
-    let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
+    let place: SocketAddr = place.parse().unwrap();
+    let listener = eventually("the port is free", async || TcpListener::bind(place).await.ok()).await;
+    println!("{SAYS}{}", listener.local_addr().unwrap());
+    let (role, mut tasks) = (Arc::<Role>::default(), JoinSet::new());
+    tasks.spawn(accept(listener, name.to_owned().leak(), role.clone()));
+    let mut orders = BufReader::new(stdin()).lines();
+    while let Ok(Some(order)) = orders.next_line().await {
+        match &*order {
+            "fail" => role.failing.store(true, Relaxed),
+            "heal" => role.failing.store(false, Relaxed),
+            "release" => role.release.notify_waiters(),
+            _ => {}
+        }
+        println!("{SAYS}{}", role.kept.load(Relaxed));
+    }
 }
 
 async fn accept(listener: TcpListener, name: &'static str, role: Arc<Role>) {

@@ -56,6 +56,7 @@ impl Deref for Case {
 
 /// A path that gRPC and HTTP can both have.
 pub(crate) const PATH: &str = "/psm.Test/Unary";
+const EMPTY: &str = "/psm.Test/Empty";
 
 impl Case {
     /// A control plane with these manifests, and a caller.
@@ -183,16 +184,7 @@ const TO_PSM: &str = "route: [{ destination: { host: psm.example.com } }]";
 const TO_OTHER: &str = "route: [{ destination: { host: other.example.com } }]";
 
 pub(crate) async fn actors<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
-    let mut actors = Vec::new();
-    for name in names {
-        actors.push(Actor::start(name).await);
-    }
-    actors.try_into().unwrap_or_else(|_| unreachable!("one for each name"))
-}
-
-/// The same as processes.
-async fn processes<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
-    let all = futures_util::future::join_all(names.map(|name| Actor::apart(name, None))).await;
+    let all = futures_util::future::join_all(names.map(Actor::start)).await;
     all.try_into().unwrap_or_else(|_| unreachable!("one for each name"))
 }
 
@@ -210,7 +202,7 @@ async fn baseline_and_round_robin_01_03() {
 #[tokio::test]
 async fn affinity_04_05() {
     for protocol in BOTH {
-        let mut all = processes(["a", "b", "c"]).await.map(Some);
+        let mut all = actors(["a", "b", "c"]).await.map(Some);
         let servers: Vec<_> = all.iter().flatten().collect();
         let hash = "loadBalancer: { consistentHash: { httpHeaderName: x-user } }, \
                     outlierDetection: { consecutive5xxErrors: 1, baseEjectionTime: 60s, maxEjectionPercent: 100 }";
@@ -256,7 +248,7 @@ async fn affinity_04_one_connection_and_a_server_that_refuses_to_serve() {
         assert_eq!((mine.len(), connected(&case)), (1, 1), "{protocol:?}: {mine:?}");
         // It is there and takes connections, but serves nobody.
         let refuses = [&a, &b, &c].into_iter().find(|actor| mine.contains_key(actor.name)).unwrap();
-        refuses.fail(true);
+        refuses.fail(true).await;
         eventually("the others carry its requests", async || {
             let report = case.calls(20, &jason).await;
             (report.len() == 1 && report != mine && report.keys().all(|who| who.len() == 1)).then_some(())
@@ -287,42 +279,52 @@ async fn change_backend_service_07() {
 #[tokio::test]
 async fn circuit_breaking_08() {
     for protocol in BOTH {
-        let [a] = actors(["a"]).await;
-        let limit = |most: u32| policy(&format!("connectionPool: {{ http: {{ http2MaxRequests: {most} }} }}"));
-        let case = Case::new(protocol, &[psm(&[&a]), limit(50)]).await;
-        case.becomes(5, &["a"]).await;
-        let kept = |count: usize| {
-            futures_util::future::join_all((0..count).map(|_| case.call_with(PATH, &[("rpc-behavior", "keep-open")])))
+        // HTTP/1.1 has a connection for each, and so many files not everybody may open.
+        let of = |count: usize| if protocol == Protocol::Grpc { count } else { count / 10 };
+        let [a, b] = actors(["a", "b"]).await;
+        let limits = |unary: usize, empty: usize| {
+            let limit = |most| format!("connectionPool: {{ http: {{ http2MaxRequests: {most} }} }}");
+            let other = policy(&limit(of(empty))).1.replace("psm", "other");
+            ("rule.yaml", format!("{}---\n{other}", policy(&limit(of(unary))).1))
         };
-        let (mut first, mut second) = (Box::pin(kept(80)), Box::pin(kept(80)));
-        let settles = |most: usize| {
-            let a = &a;
-            async move {
-                eventually("what is in flight settles", async || (a.kept() == most).then_some(())).await;
-            }
+        let other = ("other.yaml", hosted("other", &[(&b, "app: other")]));
+        let table = routes(&format!("{{ match: [{{ uri: {{ exact: {EMPTY} }} }}], {TO_OTHER} }}\n{{ {TO_PSM} }}"));
+        let case = Case::new(protocol, &[psm(&[&a]), other, table, limits(500, 1000)]).await;
+        case.becomes(5, &["a"]).await;
+        let caller = &case.caller;
+        let kept = |path: &'static str, count: usize| {
+            let call = move |_| caller.call_with(path, &[("rpc-behavior", "keep-open")]);
+            Box::pin(futures_util::future::join_all((0..of(count)).map(call)))
+        };
+        let (mut unary, mut empty, mut more) = (kept(PATH, 800), kept(EMPTY, 1200), kept(PATH, 800));
+        let settles = |at: &'static str, actor| async move {
+            eventually(at, async || (Actor::kept(actor).await == of(at.parse().unwrap())).then_some(())).await;
         };
         tokio::select! {
-            outcomes = &mut first => unreachable!("they are kept open: {outcomes:?}"),
-            () = settles(50) => {}
+            outcomes = &mut unary => unreachable!("they are kept open: {outcomes:?}"),
+            outcomes = &mut empty => unreachable!("they are kept open: {outcomes:?}"),
+            _ = async { tokio::join!(settles("500", &a), settles("1000", &b)) } => {}
         }
-        assert_eq!(case.call().await, Err(case.status(503, 14)), "one more");
-        case.world.apply("rule.yaml", &limit(80).1);
+        let full = Err(case.status(503, 14));
+        assert_eq!((case.call().await, case.call_with(EMPTY, &[]).await), (full.clone(), full), "one more of each");
+        case.world.apply("rule.yaml", &limits(800, 1000).1);
         // The new limit holds for what comes now, and what is in flight counts on.
         let raised = async {
             eventually("the limit is raised", async || case.call().await.ok()).await;
             tokio::select! {
-                outcomes = &mut second => unreachable!("they are kept open: {outcomes:?}"),
-                () = settles(80) => {}
+                outcomes = &mut more => unreachable!("they are kept open: {outcomes:?}"),
+                () = settles("800", &a) => {}
             }
         };
         tokio::select! {
-            outcomes = &mut first => unreachable!("they are kept open: {outcomes:?}"),
+            outcomes = &mut unary => unreachable!("they are kept open: {outcomes:?}"),
+            outcomes = &mut empty => unreachable!("they are kept open: {outcomes:?}"),
             () = raised => {}
         }
-        a.release();
-        let (first, second) = futures_util::future::join(first, second).await;
-        let answered = |of: &[Outcome]| of.iter().filter(|outcome| outcome.is_ok()).count();
-        assert_eq!((answered(&first), answered(&second)), (50, 30), "{protocol:?}");
+        tokio::join!(a.release(), b.release());
+        let (unary, empty, more) = futures_util::future::join3(unary, empty, more).await;
+        let answered = [unary, empty, more].map(|of| of.iter().filter(|outcome| outcome.is_ok()).count());
+        assert_eq!(answered, [of(500), of(1000), of(300)], "{protocol:?}");
     }
 }
 
@@ -347,12 +349,14 @@ async fn failover_11_and_gentle_failover_40() {
         let case = Case::new(protocol, &[tiers(&[&a, &b, &c], &[&s]), policy(FAILOVER)]).await;
         case.becomes(60, &["a", "b", "c"]).await;
         // Two of three fail: a third is left, of which Envoy makes 1.4 times as much; the rest goes on.
-        a.fail(true);
-        b.fail(true);
+        a.fail(true).await;
+        b.fail(true).await;
         case.becomes(60, &["c", "s"]).await;
-        c.fail(true);
+        c.fail(true).await;
         case.becomes(60, &["s"]).await;
-        [&a, &b, &c].iter().for_each(|actor| actor.fail(false));
+        for actor in [&a, &b, &c] {
+            actor.fail(false).await;
+        }
         case.becomes(60, &["a", "b", "c"]).await;
     }
 }
@@ -364,7 +368,7 @@ async fn failover_11_one_primary_down_sends_nothing_to_the_secondary() {
         let case = Case::new(protocol, &[tiers(&[&a, &b, &c, &d, &e], &[&s]), policy(FAILOVER)]).await;
         case.becomes(60, &["a", "b", "c", "d", "e"]).await;
         // Four of five are left, of which Envoy makes 1.4 times as much: that is all of it.
-        a.fail(true);
+        a.fail(true).await;
         eventually("it is left", async || {
             let report = case.calls(60, &[]).await;
             assert!(!report.contains_key("s"), "{protocol:?}: {report:?}");
@@ -372,8 +376,8 @@ async fn failover_11_one_primary_down_sends_nothing_to_the_secondary() {
         })
         .await;
         // The control: two of five are left, which is too few.
-        b.fail(true);
-        c.fail(true);
+        b.fail(true).await;
+        c.fail(true).await;
         case.becomes(60, &["d", "e", "s"]).await;
     }
 }
@@ -381,7 +385,7 @@ async fn failover_11_one_primary_down_sends_nothing_to_the_secondary() {
 #[tokio::test]
 async fn secondary_locality_gets_requests_on_primary_failure_36() {
     for protocol in BOTH {
-        let [a, b, s, t] = processes(["a", "b", "s", "t"]).await;
+        let [a, b, s, t] = actors(["a", "b", "s", "t"]).await;
         let case = Case::new(protocol, &[tiers(&[&a, &b], &[&s, &t]), policy(FAILOVER)]).await;
         case.becomes(20, &["a", "b"]).await;
         let places = [("a", a.address), ("b", b.address)];
@@ -389,7 +393,7 @@ async fn secondary_locality_gets_requests_on_primary_failure_36() {
         case.becomes(60, &["s", "t"]).await;
         let mut back = Vec::new();
         for (name, place) in places {
-            back.push(Actor::apart(name, Some(place)).await);
+            back.push(Actor::start_at(name, place).await);
         }
         case.becomes(60, &["a", "b"]).await;
         // The second choice is idle.
@@ -401,7 +405,7 @@ async fn secondary_locality_gets_requests_on_primary_failure_36() {
 #[tokio::test]
 async fn secondary_locality_gets_no_requests_on_partial_primary_failure_37() {
     for protocol in BOTH {
-        let [a, b, c, d, s, t] = processes(["a", "b", "c", "d", "s", "t"]).await;
+        let [a, b, c, d, s, t] = actors(["a", "b", "c", "d", "s", "t"]).await;
         let case = Case::new(protocol, &[tiers(&[&a, &b, &c, &d], &[&s, &t]), policy(FAILOVER)]).await;
         case.becomes(40, &["a", "b", "c", "d"]).await;
         // Half of the first choice is taken out by whoever knows, as gRPC's control plane does, and dies.
@@ -429,9 +433,9 @@ async fn outlier_detection_16() {
                     { consecutive5xxErrors: 3, interval: 500ms, baseEjectionTime: 2s, maxEjectionPercent: 50 }";
         let case = Case::new(protocol, &[psm(&[&a, &b, &c]), policy(rule)]).await;
         case.becomes(30, &["a", "b", "c"]).await;
-        b.fail(true);
+        b.fail(true).await;
         case.becomes(60, &["a", "c"]).await;
-        b.fail(false);
+        b.fail(false).await;
         case.becomes(30, &["a", "b", "c"]).await;
     }
 }
@@ -626,9 +630,9 @@ async fn timeout_34() {
         // The other route has no limit: it waits until it is let go.
         let (late, other, ()) =
             tokio::join!(case.call_with(PATH, &kept), case.call_with("/psm.Test/Other", &kept), async {
-                eventually("the first is given up", async || (a.kept() == 2).then_some(())).await;
-                eventually("the first is given up", async || (a.kept() == 1).then_some(())).await;
-                a.release();
+                eventually("the first is given up", async || (a.kept().await == 2).then_some(())).await;
+                eventually("the first is given up", async || (a.kept().await == 1).then_some(())).await;
+                a.release().await;
             });
         assert_eq!((late, other.as_deref()), (Err(case.status(504, 4)), Ok("a")), "{protocol:?}");
         // The application's own limit is shorter: of two that begin together it is the first to be over.
@@ -644,7 +648,7 @@ async fn timeout_34() {
 #[tokio::test]
 async fn backends_restart_35() {
     for protocol in BOTH {
-        let [a, b] = processes(["a", "b"]).await;
+        let [a, b] = actors(["a", "b"]).await;
         let case = Case::new(protocol, &[psm(&[&a, &b]), policy("loadBalancer: { simple: ROUND_ROBIN }")]).await;
         case.becomes(20, &["a", "b"]).await;
         let places = [("a", a.address), ("b", b.address)];
@@ -652,7 +656,7 @@ async fn backends_restart_35() {
         assert!(case.call().await.is_err());
         let mut back = Vec::new();
         for (name, place) in places {
-            back.push(Actor::apart(name, Some(place)).await);
+            back.push(Actor::start_at(name, place).await);
         }
         case.becomes(20, &["a", "b"]).await;
         let report = case.calls(100, &[]).await;

@@ -271,15 +271,15 @@ async fn outlier_detection_16_every_two_seconds_by_twenty_requests() {
         let (address, _plane) = Puppet::start(said).await;
         let caller = caller(address, protocol, |client| client).await;
         caller.becomes(30, &["a", "b", "c"]).await;
-        b.fail(true);
+        b.fail(true).await;
         caller.becomes(90, &["a", "c"]).await;
-        b.fail(false);
+        b.fail(false).await;
         caller.becomes(90, &["a", "b", "c"]).await;
         // Control: to who has made fewer requests it is as good as the others.
         let (few, many) = (self::caller(address, protocol, |client| client), self::caller(address, protocol, |c| c));
         let (few, many) = (few.await, many.await);
         few.becomes(3, &["a", "b", "c"]).await;
-        b.fail(true);
+        b.fail(true).await;
         many.becomes(90, &["a", "c"]).await;
         let report = few.calls(3, &[]).await;
         let unavailable = if protocol == Protocol::Grpc { "14" } else { "503" };
@@ -304,9 +304,9 @@ async fn timeout_34_by_the_longest_life_of_a_stream() {
         // The other method waits on, until it is let go.
         let (limited, other, ()) =
             tokio::join!(caller.call_with(PATH, &kept), caller.call_with("/psm.Test/Other", &kept), async {
-                eventually("both are kept", async || (a.kept() == 2).then_some(())).await;
-                eventually("the first is given up", async || (a.kept() == 1).then_some(())).await;
-                a.release();
+                eventually("both are kept", async || (a.kept().await == 2).then_some(())).await;
+                eventually("the first is given up", async || (a.kept().await == 1).then_some(())).await;
+                a.release().await;
             });
         assert_eq!((limited, other.as_deref()), (late.clone(), Ok("a")), "{protocol:?}");
         // The application's second is over before the stream's three.
