@@ -1,6 +1,6 @@
 //! Limits of an inbound server, every one with its default; nothing is left to a library's default but what hyper, which may
 //! be in our place ([`Server::http2`](crate::Server::http2)), does not hand on. Of h2 that is: what small DATA frames that nobody has read yet may cost beside their bytes (256 each, together
-//! half of [`Config::connection_window`] and at least 25,600), empty DATA frames (100 in a connection's life) and
+//! a 32nd of [`Config::connection_window`] and at least 25,600; with hyper in our place half of it), empty DATA frames (100 in a connection's life) and
 //! CONTINUATION frames (as many as the largest head takes, a quarter more, and at least five), with more of which the connection is closed
 //! with ENHANCE_YOUR_CALM; and the streams that were reset here and are remembered (50, for a second). A test holds each of these
 //! numbers but the second.
@@ -80,8 +80,9 @@ pub struct Config {
     pub keep_alive_timeout: Duration,
     /// Flow-control window of an HTTP/2 stream, bytes. Default 1 MiB.
     pub stream_window: u32,
-    /// Flow-control window of an HTTP/2 connection, bytes. Default 1 MiB: the most a slow handler makes
-    /// this process buffer for one connection.
+    /// Flow-control window of an HTTP/2 connection, bytes: the most that slow handlers together make this process buffer for
+    /// one connection. Default 16 MiB: a request's body waits for others only where sixteen streams' windows of theirs are
+    /// full of what their handlers do not read. With no more than `stream_window`, one such handler holds up all others.
     pub connection_window: u32,
     /// Bytes buffered for sending on one HTTP/2 stream, and in each direction on an HTTP/1 connection
     /// (there at least 8 KiB). Default 400 KiB.
@@ -142,7 +143,7 @@ impl Default for Config {
             keep_alive_interval: Duration::from_secs(60),
             keep_alive_timeout: Duration::from_secs(20),
             stream_window: 1 << 20,
-            connection_window: 1 << 20,
+            connection_window: 1 << 24,
             max_buffer: 400 * 1024,
             max_pending_resets: 20,
             max_local_resets: 1024,

@@ -68,10 +68,13 @@ async fn neighbours_are_served(stalled: usize, connection_window: Option<u32>) -
 fn who_does_not_read_holds_up_nobody_on_the_same_connection_r19() {
     // Nothing is drawn.
     each_seed(1, || async {
-        assert!(neighbours_are_served(1, None).await);
-        assert!(neighbours_are_served(2, None).await);
-        // Control: with no more room for all together than for one, one holds up all.
+        for stalled in [1, 2, 3, 8, 64] {
+            assert!(neighbours_are_served(stalled, None).await, "{stalled}");
+        }
+        // Control: with no more room for all together than for one, one holds up all, and three where it is that of two.
         assert!(!neighbours_are_served(1, Some(65_535)).await);
+        assert!(neighbours_are_served(2, Some(5 << 20)).await);
+        assert!(!neighbours_are_served(3, Some(5 << 20)).await);
     });
 }
 

@@ -24,10 +24,17 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::settings::{Observed, Said};
 use crate::body::{AT_ONCE, Broken, Incoming, Outgoing, Unanswered};
 
-/// Bytes that the peer may send on a stream, and on the connection, before they are read, where policy says nothing. The
-/// least that HTTP/2 begins with would have a fast peer wait for us at each 64 KiB.
+/// Bytes that the peer may send on a stream before they are read, where policy says nothing. The least that HTTP/2 begins
+/// with would have a fast peer wait for us at each 64 KiB.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
+/// The same for all streams of a connection together: the most there is (RFC 9113, section 6.9.1), so that the windows of
+/// its streams are what bounds them. One that a few streams fill has who reads slowly hold up all the others; gRPC gives
+/// such room back as bytes arrive, which comes to the same. What a connection may hold is so much for each of its streams
+/// that nobody reads, of which the peer says how many there may be, and policy (`max_concurrent_streams`).
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// What DATA frames of less than 256 bytes that nobody has read may cost beside their bytes, for a frame 256 less these.
+/// h2 would derive half of the connection's window from that, which is no bound any more.
+const SMALL_FRAMES: usize = 64 * 1024 * 1024;
 /// Bytes of a frame, and of an answer's headers.
 const MAX_FRAME: u32 = 16 * 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
@@ -76,6 +83,7 @@ pub(super) async fn handshake(
     builder
         .initial_window_size(options.initial_stream_window.unwrap_or(STREAM_WINDOW))
         .initial_connection_window_size(options.initial_connection_window.unwrap_or(CONNECTION_WINDOW))
+        .data_frame_budget(SMALL_FRAMES)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
         .max_send_buffer_size(MAX_BUFFERED)

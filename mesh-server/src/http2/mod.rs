@@ -61,6 +61,7 @@ impl Http2 {
             .max_header_list_size(config.max_header_bytes.min(MOST_HEADER_BYTES))
             .initial_window_size(config.stream_window)
             .initial_connection_window_size(config.connection_window)
+            .data_frame_budget(small_frames(config))
             .max_frame_size(16 * 1024)
             .header_table_size(4096)
             .max_send_buffer_size(config.max_buffer)
@@ -88,6 +89,13 @@ impl Http2 {
         let keepalive = KeepAlive::new(heard, self.interval, self.timeout);
         Http2Connection { state: State::Opening(handshake), keepalive, leaving: false, service, body_idle, dates }
     }
+}
+
+/// What DATA frames of less than 256 bytes that nobody has read may cost beside their bytes: of memory that no window
+/// bounds. h2 would take half of the connection's window, by which one that lets sixteen handlers be slow would let a peer
+/// waste as much.
+fn small_frames(config: &Config) -> usize {
+    (config.connection_window as usize / 32).max(25_600)
 }
 
 /// A connection of HTTP/2 that is being served ([`Server::serve_http2`](crate::Server::serve_http2)): a future that ends with

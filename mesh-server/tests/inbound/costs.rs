@@ -491,7 +491,7 @@ fn without_a_limit_on_streams_one_connection_takes_more_than_ten_floods_r30() {
 #[test]
 fn with_a_larger_window_as_many_frames_of_one_byte_are_no_flood_r30() {
     let mut config = Config::default();
-    config.connection_window = 1 << 24;
+    config.connection_window = 1 << 28;
     let served = Silent::new(config);
     let (_, flood) = floods().into_iter().find(|(what, _)| *what == "DATA of one byte").unwrap();
     let all = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &flood].concat();

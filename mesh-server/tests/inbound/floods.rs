@@ -190,7 +190,7 @@ async fn what_is_left_to_h2_is_what_the_configuration_says() {
     headers[0].1 = "POST";
     let head = frame(HEADERS, END_HEADERS, 1, &block(&headers));
     let data = |payload: &[u8], times: usize| [head.clone(), frame(DATA, 0, 1, payload).repeat(times)].concat();
-    // Small DATA frames that nobody has read: 256 bytes each, half of the window together.
+    // Small DATA frames that nobody has read: 256 bytes each, a 32nd of the window together.
     for (window, most) in [(Config::default().connection_window, (1 << 19) / 255), (40_000, 25_600 / 255)] {
         let mut config = Config::default();
         config.connection_window = window;
