@@ -34,6 +34,7 @@ mod names;
 mod outage;
 mod pages;
 mod probe;
+mod profile;
 mod puppet;
 mod quarter;
 mod reload;

@@ -40,7 +40,7 @@ pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
     };
     let mut routes: Vec<Route> =
         profile.spec.routes.iter().flat_map(|route| profile_routes(route, &forward, hashed)).collect();
-    routes.push(forward_all(DEFAULT_ROUTE, forward));
+    routes.push(forward_all(DEFAULT_ROUTE, Forward { retry: Some(no_retries()), ..forward }));
     // Linkerd counts by route whatever a profile has routes for, and the rest together.
     routes.iter_mut().for_each(|route| route.stat_prefix.clone_from(&route.name));
     let retries = profile.spec.routes.iter().any(|route| route.retryable);
@@ -102,16 +102,23 @@ fn profile_routes<'a>(route: &'a ProfileRoute, to: &'a Forward, hashed: bool) ->
     route.matches.iter().map(move |matcher| {
         let mut forward = to.clone();
         forward.timeout = route.timeout;
-        if route.retryable {
-            let on = RetryOn { classified_failure: true, ..RetryOn::default() };
-            let mut retry = RetryPolicy::new(MAX_ATTEMPTS, on);
-            retry.avoid_previous_hosts &= !hashed;
-            forward.retry = Some(retry);
-        }
+        forward.retry = Some(match route.retryable {
+            true => {
+                let on = RetryOn { classified_failure: true, ..RetryOn::default() };
+                RetryPolicy { avoid_previous_hosts: !hashed, ..RetryPolicy::new(MAX_ATTEMPTS, on) }
+            }
+            false => no_retries(),
+        });
         let action = RouteAction::Forward(Box::new(forward));
         let response_classes = route.classes.clone();
         Route { name: route.name.clone(), response_classes, ..Route::new(matcher.clone(), action) }
     })
+}
+
+/// What a profile means that does not say `isRetryable`: a client that is told nothing would send what is idempotent once
+/// more where its connection closes.
+fn no_retries() -> RetryPolicy {
+    RetryPolicy::new(0, RetryOn::default())
 }
 
 /// Linkerd's budget for a profile that has none.
