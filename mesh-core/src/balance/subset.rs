@@ -7,9 +7,6 @@ use twox_hash::XxHash64;
 
 use crate::policy::{Balancer, Endpoints, LocalityEndpoints};
 
-/// Clients whose parts together cover every endpoint equally often.
-const LOT: u64 = 64;
-
 /// The part of `endpoints` that `balancer` asks for, in each priority by itself; all of them if it asks
 /// for none. `client` tells the clients of a fleet apart: for deterministic subsetting its number,
 /// counted from 0 (a StatefulSet's ordinal), for random subsetting any number of its own.
@@ -17,47 +14,42 @@ const LOT: u64 = 64;
 /// Random (gRFC A68): the endpoints whose addresses hash lowest with the client's number. Stable, but
 /// some endpoints are in many more parts than others.
 ///
-/// Deterministic: every 64 clients form a lot with an order of the endpoints of its own. Each client
-/// takes the endpoints on a stretch of the lot's circle of hashes; stretches are as long as asked for on
-/// average and begin at even distances, the next client always farthest from those before it. So each
-/// lot, and each part of one, covers all endpoints nearly equally often, whatever the number of clients,
-/// and an endpoint that goes is missed only by the clients that had it. The price: parts differ in size,
-/// but have at least half of it.
+/// Deterministic: clients of successive numbers form lots that share all endpoints out among themselves,
+/// as in Google's SRE book, so that of however many clients the first ones have each endpoint equally
+/// often, or once more. There a lot's shares are slices of a shuffled list, all of which change with its length; here a
+/// lot is a power of two, and divides by halves: an endpoint's hash says in which half it stays, unless
+/// one of them would have less than its due. So an endpoint that goes is missed by the clients that had
+/// it, and by hardly any other. The price: parts differ in size. They are as large as asked for on average, those of a
+/// lot between half and twice as large, and each a third smaller or half as large again at most.
 pub fn subset(endpoints: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> Arc<Endpoints> {
-    let (size, key): (u32, fn(&str, u64) -> u64) = match balancer {
+    let (size, choose): (u32, Choose) = match balancer {
         Balancer::RandomSubsetting { size, .. } => (*size, random),
-        Balancer::DeterministicSubsetting { size, .. } => (*size, along_the_circle),
+        Balancer::DeterministicSubsetting { size, .. } => (*size, share),
         _ => return endpoints.clone(),
     };
     let size = size.max(1) as usize;
-    let mut keys: Vec<(u32, u64)> = Vec::new();
-    for group in &endpoints.localities {
-        keys.extend(group.endpoints.iter().map(|e| (group.priority, key(&e.address.to_string(), client))));
-    }
+    let mut chosen: Vec<Vec<bool>> =
+        endpoints.localities.iter().map(|group| vec![false; group.endpoints.len()]).collect();
     let mut priorities: Vec<u32> = endpoints.localities.iter().map(|group| group.priority).collect();
     priorities.sort_unstable();
     priorities.dedup();
-    let bound = |priority: u32| {
-        let mut own: Vec<u64> = keys.iter().filter(|(p, _)| *p == priority).map(|(_, key)| *key).collect();
-        own.sort_unstable();
-        let count = match balancer {
-            Balancer::DeterministicSubsetting { .. } if size < own.len() => {
-                let stretch = (size as f64 / own.len() as f64 * 2_f64.powi(64)) as u64;
-                own.partition_point(|key| *key < stretch).max(size.div_ceil(2))
-            }
-            _ => size,
-        };
-        // The highest key that is in.
-        own.get(count.min(own.len()).wrapping_sub(1)).copied().unwrap_or(0)
-    };
-    let bounds: Vec<(u32, u64)> = priorities.into_iter().map(|priority| (priority, bound(priority))).collect();
-    let mut keys = keys.into_iter();
-    let localities = endpoints.localities.iter().map(|group| {
-        let bound = bounds.iter().find(|(priority, _)| *priority == group.priority).map_or(0, |(_, bound)| *bound);
-        let own = group.endpoints.iter().zip(keys.by_ref());
-        let chosen = own.filter(|(_, (_, key))| *key <= bound).map(|(endpoint, _)| endpoint.clone()).collect();
+    for priority in priorities {
+        let groups = endpoints.localities.iter().enumerate().filter(|(_, group)| group.priority == priority);
+        let own = groups.flat_map(|(place, group)| (0..group.endpoints.len()).map(move |index| (place, index)));
+        let own: Vec<(usize, usize)> = own.collect();
+        let address =
+            |(place, index): &(usize, usize)| endpoints.localities[*place].endpoints[*index].address.to_string();
+        let addresses: Vec<String> = own.iter().map(address).collect();
+        for kept in choose(&addresses, size, client) {
+            let (place, index) = own[kept];
+            chosen[place][index] = true;
+        }
+    }
+    let localities = endpoints.localities.iter().zip(chosen).map(|(group, chosen)| {
+        let kept = group.endpoints.iter().zip(chosen).filter(|(_, chosen)| *chosen);
         let LocalityEndpoints { locality, priority, weight, .. } = group;
-        LocalityEndpoints { locality: locality.clone(), priority: *priority, weight: *weight, endpoints: chosen }
+        let endpoints = kept.map(|(endpoint, _)| endpoint.clone()).collect();
+        LocalityEndpoints { locality: locality.clone(), priority: *priority, weight: *weight, endpoints }
     });
     let localities = localities.collect();
     Arc::new(Endpoints {
@@ -68,13 +60,58 @@ pub fn subset(endpoints: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> A
     })
 }
 
-fn random(address: &str, client: u64) -> u64 {
-    XxHash64::oneshot(client, address.as_bytes())
+/// Which of these addresses a client has, about so many.
+type Choose = fn(&[String], usize, u64) -> Vec<usize>;
+
+fn random(addresses: &[String], size: usize, client: u64) -> Vec<usize> {
+    let keyed = addresses.iter().enumerate().map(|(place, address)| (hash(address, client), place));
+    let mut all: Vec<(u64, usize)> = keyed.collect();
+    all.sort_unstable();
+    all.into_iter().take(size).map(|(_, place)| place).collect()
 }
 
-/// How far an endpoint is from the beginning of the client's stretch.
-fn along_the_circle(address: &str, client: u64) -> u64 {
-    // 0, 1/2, 1/4, 3/4, 1/8, ...: van der Corput's sequence, which any beginning of is spread evenly.
-    let start = (client % LOT).reverse_bits();
-    XxHash64::oneshot(client / LOT, address.as_bytes()).wrapping_sub(start)
+/// The share of a client in what its lot divides.
+fn share(addresses: &[String], size: usize, client: u64) -> Vec<usize> {
+    if addresses.len() <= size {
+        return (0..addresses.len()).collect();
+    }
+    let halvings = halvings(addresses.len(), size, client);
+    // What each client of the lot has at least and at most. Somebody who has nothing reaches nobody.
+    let mean = addresses.len() as f64 / f64::from(1_u32 << halvings);
+    let (least, most) = (((mean * 0.65) as usize).max(1), (mean * 1.5).ceil() as usize);
+    let mut own: Vec<usize> = (0..addresses.len()).collect();
+    for left in (0..halvings).rev() {
+        // Each place where a lot divides has an order of its own, which the lots of half the size have as well.
+        let node = ((client >> left >> 1) << 6) | u64::from(left);
+        let mut keyed: Vec<(u64, usize)> = own.iter().map(|place| (hash(&addresses[*place], node), *place)).collect();
+        let by_hash = keyed.iter().filter(|(key, _)| *key < 1 << 63).count();
+        let each = 1_usize << left;
+        let first = by_hash.clamp(
+            (each * least).max(keyed.len().saturating_sub(each * most)),
+            (each * most).min(keyed.len() - each * least),
+        );
+        keyed.select_nth_unstable(first - 1);
+        let rest = keyed.split_off(first);
+        let kept = if (client >> left) & 1 == 0 { keyed } else { rest };
+        own = kept.into_iter().map(|(_, place)| place).collect();
+    }
+    own
+}
+
+/// How often the lot of a client divides. One divides once more or less than another, so that parts are on average as large
+/// as asked for: a further endpoint changes that for few lots and not for all at once.
+fn halvings(endpoints: usize, size: usize, client: u64) -> u32 {
+    let clients = endpoints as f64 / size as f64;
+    let largest = clients.log2().ceil().clamp(1.0, 31.0) as u32;
+    let times = f64::from(1_u32 << largest) / clients;
+    // 1/2, 0, 3/4, 1/4, 7/8, ...: spread evenly, whichever number of lots there are.
+    let drawn = ((client >> largest).reverse_bits() >> 11) as f64 / 2_f64.powi(53);
+    let drawn = (drawn + 0.5).fract();
+    let halvings = if times + drawn >= 2.0 { largest - 1 } else { largest };
+    // Not more clients than endpoints.
+    halvings.min(endpoints.ilog2())
+}
+
+fn hash(address: &str, seed: u64) -> u64 {
+    XxHash64::oneshot(seed, address.as_bytes())
 }

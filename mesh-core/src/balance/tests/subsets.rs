@@ -37,11 +37,43 @@ fn unevenness(all: &Arc<Endpoints>, balancer: &Balancer, clients: impl Iterator<
     *connections.values().max().unwrap() as f64 / mean
 }
 
+/// Endpoints and the size of a part.
+const CASES: [(u16, u32); 10] =
+    [(300, 20), (100, 5), (50, 10), (300, 60), (7, 2), (33, 32), (17, 1), (2, 1), (400, 3), (64, 8)];
+
+/// By how much the numbers of clients differ that endpoints have, for each number of clients of the fleet.
+fn differences(endpoints: u16, balancer: &Balancer) -> Vec<usize> {
+    let all = fleet(&(1..=endpoints).collect::<Vec<_>>());
+    let mut clients: std::collections::HashMap<_, usize> = all.iter().map(|e| (e.address.clone(), 0)).collect();
+    let counted = (0..300).map(|client| {
+        for address in part(&all, balancer, client) {
+            *clients.get_mut(&address).unwrap() += 1;
+        }
+        clients.values().max().unwrap() - clients.values().min().unwrap()
+    });
+    counted.collect()
+}
+
+/// A lot of clients shares all endpoints out among itself (Google's SRE book): whole lots make no difference at all, and
+/// one that is not complete makes one of one.
 #[test]
-fn every_endpoint_has_about_as_many_clients_as_the_others() {
-    let backends: Vec<u16> = (1..=300).collect();
-    let all = fleet(&backends);
-    for (size, clients) in [(20, 500), (20, CLIENTS), (60, 300)] {
+fn whatever_the_number_of_clients_endpoints_have_equally_many_or_one_more() {
+    for (endpoints, size) in CASES {
+        let differences = differences(endpoints, &deterministic(size));
+        assert!(differences.iter().all(|by| *by <= 1), "{size} of {endpoints}: {differences:?}");
+        assert!(
+            size * 2 > u32::from(endpoints) || differences.contains(&0),
+            "{size} of {endpoints}: some lots are whole"
+        );
+    }
+    let control = differences(300, &random(20));
+    assert!(control.iter().any(|by| *by > 1), "control: at random they differ by more");
+}
+
+#[test]
+fn the_busiest_endpoint_has_hardly_more_clients_than_the_mean() {
+    let all = fleet(&(1..=300).collect::<Vec<_>>());
+    for (size, clients) in [(20, 70), (20, 500), (20, CLIENTS), (60, 300)] {
         let uneven = unevenness(&all, &deterministic(size), 0..clients);
         assert!(uneven <= 1.15, "{clients} clients with {size} of 300: busiest is {uneven:.2} of the mean");
     }
@@ -51,16 +83,45 @@ fn every_endpoint_has_about_as_many_clients_as_the_others() {
 
 #[test]
 fn a_part_is_about_as_large_as_asked_for() {
-    let backends: Vec<u16> = (1..=300).collect();
-    let all = fleet(&backends);
-    let sizes: Vec<usize> = (0..CLIENTS).map(|client| part(&all, &deterministic(20), client).len()).collect();
-    let mean = sizes.iter().sum::<usize>() as f64 / CLIENTS as f64;
-    assert!((mean - 20.0).abs() < 1.0, "{mean}");
-    assert!(sizes.iter().all(|size| (10..=40).contains(size)), "{sizes:?}");
+    for (endpoints, size) in CASES {
+        let all = fleet(&(1..=endpoints).collect::<Vec<_>>());
+        let sizes: Vec<usize> = (0..512).map(|client| part(&all, &deterministic(size), client).len()).collect();
+        let (mean, size) = (sizes.iter().sum::<usize>() as f64 / 512.0, f64::from(size));
+        // Where there are several lots of them.
+        let lots = 512.0 * size / f64::from(endpoints);
+        assert!(size == 1.0 || lots < 8.0 || (mean / size - 1.0).abs() < 0.1, "{size} of {endpoints}: {mean}");
+        let most = (2.0 * 1.5 * size).ceil() as usize;
+        let least = ((0.5 * 0.65 * size) as usize).max(1);
+        assert!(sizes.iter().all(|size| (least..=most).contains(size)), "{size} of {endpoints}: {sizes:?}");
+    }
+    let all = fleet(&(1..=300).collect::<Vec<_>>());
     assert!((0..100).all(|client| part(&all, &random(20), client).len() == 20));
     assert_eq!(part(&all, &random(500), 1).len(), 300);
     assert_eq!(part(&all, &deterministic(500), 1).len(), 300);
     assert!(Arc::ptr_eq(&subset(&all, &Balancer::RoundRobin, 1), &all));
+    assert_eq!(part(&fleet(&[]), &deterministic(1), 1).len(), 0);
+}
+
+#[test]
+fn endpoints_that_go_one_after_the_other_move_little_more_than_their_own_connections() {
+    for (endpoints, size) in [(300, 20), (100, 5), (50, 10), (64, 8)] {
+        let (mut lost, mut moved) = (0, 0);
+        // Through all that a lot may divide into.
+        let step = if endpoints > 100 { 5 } else { 1 };
+        for gone in (0..endpoints / 2).step_by(step) {
+            let (before, after) =
+                ((gone + 1..=endpoints).collect::<Vec<_>>(), (gone + 2..=endpoints).collect::<Vec<_>>());
+            let (before, after) = (fleet(&before), fleet(&after));
+            for client in 0..64 {
+                let (old, new) =
+                    (part(&before, &deterministic(size), client), part(&after, &deterministic(size), client));
+                lost += usize::from(old.contains(&address(gone + 1)));
+                moved += old.symmetric_difference(&new).count();
+            }
+        }
+        // The least: who had it closes one and opens another.
+        assert!(moved <= 2 * (2 * lost), "{size} of {endpoints}: {moved} closed and opened for {lost} lost");
+    }
 }
 
 #[test]
