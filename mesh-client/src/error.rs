@@ -127,12 +127,21 @@ pub enum Cause {
         /// When somebody may try again.
         left: Duration,
     },
-    /// The TLS handshake failed, or TLS could not be set up as the policy says.
+    /// The TLS handshake failed.
     #[error("{address}: {source}")]
     TlsHandshake {
         /// Where to.
         address: Address,
         /// What TLS said.
+        source: Source,
+    },
+    /// TLS cannot be set up here as the policy says: a file that cannot be read, a name that is none, roots that were not
+    /// given yet. That says nothing of the endpoint, and nothing is sent.
+    #[error("{address}: {source}")]
+    TlsSetup {
+        /// Where to.
+        address: Address,
+        /// What is missing.
         source: Source,
     },
     /// The peer proved another identity than the policy expects.
@@ -377,6 +386,11 @@ impl Cause {
         )
     }
 
+    /// Whether it is for what this process lacks that no connection can be made, whoever is at the other end.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::NoIdentity { .. } | Self::TlsSetup { .. })
+    }
+
     /// What failed, in the words of the first half of the line.
     fn what(&self) -> &'static str {
         match self {
@@ -394,6 +408,7 @@ impl Cause {
             Self::ConnectTimeout { .. } => "connection timed out",
             Self::BackingOff { last, .. } | Self::Queued { last, .. } => last.what(),
             Self::TlsHandshake { .. } => "TLS failed",
+            Self::TlsSetup { .. } => "TLS cannot be set up",
             Self::WrongPeerIdentity { .. } => "wrong peer identity",
             Self::NoIdentity { .. } => "no certificate of our own",
             Self::PlaintextToStrict { .. } => "plaintext to a strict peer",
@@ -429,7 +444,7 @@ impl Cause {
             Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
             Self::ConnectTimeout { .. } => Code::CONNECT_TIMEOUT,
             Self::BackingOff { last, .. } | Self::Queued { last, .. } => last.code(),
-            Self::TlsHandshake { .. } => Code::TLS_HANDSHAKE,
+            Self::TlsHandshake { .. } | Self::TlsSetup { .. } => Code::TLS_HANDSHAKE,
             Self::WrongPeerIdentity { .. } => Code::WRONG_PEER_IDENTITY,
             Self::NoIdentity { .. } => Code::NO_IDENTITY,
             Self::PlaintextToStrict { .. } => Code::PLAINTEXT_TO_STRICT,
@@ -463,6 +478,7 @@ impl Cause {
             | Self::PlaintextToStrict { .. }
             | Self::HttpsToPlaintext { .. } => Blame::Configuration,
             Self::NoIdentity { .. }
+            | Self::TlsSetup { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
             | Self::Queued { .. }
@@ -514,6 +530,7 @@ impl Cause {
             | Self::ConnectTimeout { .. }
             | Self::BackingOff { .. }
             | Self::TlsHandshake { .. }
+            | Self::TlsSetup { .. }
             | Self::WrongPeerIdentity { .. }
             | Self::NoIdentity { .. }
             | Self::PlaintextToStrict { .. }

@@ -217,7 +217,7 @@ impl Tls {
 
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
     pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector<'_>>, Cause> {
-        let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
+        let failed = |e: Setup| Cause::TlsSetup { address: peer.address.clone(), source: Arc::new(e) };
         match &self.policy {
             UpstreamTls::Disable | UpstreamTls::Auto(_) | UpstreamTls::Mesh(_) | UpstreamTls::Roots(_) => {
                 self.in_hand(peer, alpn)
@@ -257,7 +257,7 @@ impl Tls {
     fn by_roots(&self, tls: &RootsTls, peer: &Peer, alpn: Alpn) -> Result<Connector<'_>, Cause> {
         let Some(trusted) = self.identities.trusted(tls.instance.as_deref()).load() else {
             let source = Arc::new(Setup::NothingGiven);
-            return Err(Cause::TlsHandshake { address: peer.address.clone(), source });
+            return Err(Cause::TlsSetup { address: peer.address.clone(), source });
         };
         let of = (None, trusted.clone());
         let make = |provider: &Arc<CryptoProvider>| match trusted.any() {
@@ -286,7 +286,7 @@ impl Tls {
         make: impl FnOnce(&Arc<CryptoProvider>) -> Result<ClientConfig, InvalidIdentity>,
     ) -> Result<Connector<'_>, Cause> {
         let of = Material::Provided(generation, trusted.clone());
-        let failed = |source: Source| Cause::TlsHandshake { address: peer.address.clone(), source };
+        let failed = |source: Source| Cause::TlsSetup { address: peer.address.clone(), source };
         let provider = self.provider.as_ref().ok_or_else(|| failed(Arc::new(Setup::NoProvider)))?;
         let config = match self.kept(alpn, &of) {
             Some(config) => config,

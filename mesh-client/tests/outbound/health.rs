@@ -20,6 +20,7 @@ use mesh_core::policy::{
     HealthCheckPace, HealthCheckTarget, HealthProbe, HttpProbe, LocalityBalancing, LocalityEndpoints, OutlierDetection,
     PerMillion, RetryOn, RetryPolicy, SlowStart, Snapshot, TcpProbe,
 };
+use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use tokio::time::{Instant, interval, timeout};
@@ -564,6 +565,32 @@ async fn checks_use_the_clusters_mutual_tls() {
     }
     assert_eq!(server.received().len(), 1);
     assert_eq!(server.received()[0].peer.as_ref().unwrap().as_str(), "spiffe://cluster.local/ns/default/sa/web");
+}
+
+/// That says nothing of who is to be checked.
+#[tokio::test]
+async fn a_check_that_cannot_be_made_for_want_of_a_certificate_takes_nobody_out() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    let (give, identity) = Watched::channel(None);
+    let secure = Cluster {
+        health_checks: vec![check(HealthProbe::Http(HttpProbe::get("/healthz")))],
+        ..policy::mtls_cluster("test", &[])
+    };
+    let source = FixedSource::of(TARGET, policy::snapshot_of(secure, [server.endpoint()]));
+    let client = Client::builder(source).crypto(crypto()).identity(identity).build();
+    client.explain(&Request::get(format!("http://{TARGET}/")).body(()).unwrap());
+    for _ in 0..3 {
+        for _ in 0..500 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(standings(&client), [Standing::Unchecked]);
+        jump(10 * SECOND).await;
+    }
+    // The control: they are made.
+    give.publish(Some(ca.identity("default", "web")));
+    jump(10 * SECOND).await;
+    stand(&client, &[Standing::Good]).await;
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ mod subsets;
 mod tcp;
 mod telemetry;
 mod tls;
+mod tls_setup;
 mod unix;
 mod upgrades;
 mod waiting;

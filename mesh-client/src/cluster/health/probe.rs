@@ -46,23 +46,26 @@ pub(super) struct Patient {
 
 /// Why a check was not passed.
 pub(super) struct Refusal {
-    outcome: CheckOutcome,
+    // None = it could not be made.
+    outcome: Option<CheckOutcome>,
     why: String,
 }
 
 impl Refusal {
     fn failed(why: impl fmt::Display) -> Self {
-        Self { outcome: CheckOutcome::Failed, why: why.to_string() }
+        Self { outcome: Some(CheckOutcome::Failed), why: why.to_string() }
     }
 
     fn denied(why: impl fmt::Display) -> Self {
-        Self { outcome: CheckOutcome::Denied, why: why.to_string() }
+        Self { outcome: Some(CheckOutcome::Denied), why: why.to_string() }
     }
 }
 
 impl From<Cause> for Refusal {
     fn from(cause: Cause) -> Self {
-        Self::failed(cause)
+        let ours = cause.is_ours();
+        let failed = Self::failed(cause);
+        Self { outcome: failed.outcome.filter(|_| !ours), ..failed }
     }
 }
 
@@ -96,8 +99,8 @@ impl Prober {
         Patient { peer, host: target.host.clone(), pool: None }
     }
 
-    /// Checks once. The text says why it was not passed.
-    pub(super) async fn check(&self, patient: &mut Patient) -> (CheckOutcome, String) {
+    /// Checks once; `None`: it could not be made, for what is missing here. The text says why it was not passed.
+    pub(super) async fn check(&self, patient: &mut Patient) -> (Option<CheckOutcome>, String) {
         let outcome = match timeout(self.policy.timeout, self.ask(patient)).await {
             Ok(outcome) => outcome,
             Err(_) => {
@@ -110,7 +113,7 @@ impl Prober {
             patient.pool = None;
         }
         match outcome {
-            Ok(()) => (CheckOutcome::Passed, String::new()),
+            Ok(()) => (Some(CheckOutcome::Passed), String::new()),
             Err(Refusal { outcome, why }) => (outcome, why),
         }
     }
@@ -148,7 +151,8 @@ impl Prober {
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
         let pool = patient.pool.get_or_insert_with(|| Pool::new(self.dialer.clone(), patient.peer.clone()));
         for fresh in [false, true] {
-            let mut lease = pool.acquire(false, fresh, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await?;
+            let mut lease =
+                pool.acquire(false, fresh, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await?;
             let outgoing = body.clone().map_or(Outgoing::Empty, |bytes| Outgoing::Full(Some(bytes), None));
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {
@@ -401,7 +405,7 @@ mod tests {
     fn statuses_are_judged_by_their_ranges() {
         let probe = HttpProbe { expected: vec![(200, 204)], retriable: vec![(500, 503)], ..HttpProbe::get("/") };
         let outcome = |probe: &HttpProbe, status| judge(probe, StatusCode::from_u16(status).unwrap()).err();
-        let outcome = |probe: &HttpProbe, status| outcome(probe, status).map(|refusal| refusal.outcome);
+        let outcome = |probe: &HttpProbe, status| outcome(probe, status).and_then(|refusal| refusal.outcome);
         for (status, want) in [
             (200, None),
             (204, None),

@@ -74,7 +74,7 @@ struct Check {
     address: Address,
     place: usize,
     patient: Patient,
-    outcome: CheckOutcome,
+    outcome: Option<CheckOutcome>,
     why: String,
 }
 
@@ -197,9 +197,18 @@ impl Owner {
     fn take(&mut self, check: Result<Check, Aborted>, changed: &mut Vec<Address>) {
         // Its endpoint is gone.
         let Ok(Check { address, place, patient, outcome, why }) = check else { return };
-        self.series.checked(outcome == CheckOutcome::Passed);
-        for change in self.roster.lock().checked(&address, place, outcome) {
-            self.note(&address, Some(change), &why, changed);
+        match outcome {
+            Some(outcome) => {
+                self.series.checked(outcome == CheckOutcome::Passed);
+                for change in self.roster.lock().checked(&address, place, outcome) {
+                    self.note(&address, Some(change), &why, changed);
+                }
+            }
+            // That says nothing of the endpoint.
+            None => {
+                let cluster = self.policy.name.as_str();
+                tracing::warn!(cluster, endpoint = %address, reason = why, "health check could not be made");
+            }
         }
         self.begin(address, place, patient);
     }
