@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Cluster;
 use super::breakers::{Counters, InFlight};
 use super::fail_fast::FailFast;
-use crate::connect::{Connections, Full, Lease, Pool, Room};
+use crate::connect::{Connections, Full, Lease, Needs, Pool, Room};
 use crate::env::Env;
 use crate::error::Cause;
 
@@ -151,19 +151,19 @@ impl Permit {
     }
 
     /// One that is there already, see [`Pool::at_hand`]. None where there is fail-fast, which wants to hear of it.
-    pub(crate) fn at_hand(&self, pool: &Pool, grpc: bool, fresh: bool, now: Instant) -> Option<Lease> {
+    pub(crate) fn at_hand(&self, pool: &Pool, needs: Needs, fresh: bool, now: Instant) -> Option<Lease> {
         let admission = &self.cluster.admission;
         if admission.fail_fast.is_some() {
             return None;
         }
-        pool.at_hand(grpc, fresh, now, admission.room(self.high))
+        pool.at_hand(needs, fresh, now, admission.room(self.high))
     }
 
     /// A connection of `pool` to send it on, see [`Pool::acquire`].
     pub(crate) async fn connection(
         &self,
         pool: &Pool,
-        grpc: bool,
+        needs: Needs,
         fresh: bool,
         now: Instant,
         at: &mut Option<Full>,
@@ -173,12 +173,12 @@ impl Permit {
         let waiting = |served| self.cluster.wait(self.high, served);
         match &admission.fail_fast {
             // Nothing is put aside here: what waits for a connection is held once.
-            None => pool.acquire(grpc, fresh, now, room, waiting, at).await,
+            None => pool.acquire(needs, fresh, now, room, waiting, at).await,
             // Boxed: requests without it are no larger for it.
             Some(fail_fast) => {
                 Box::pin(async {
-                    let found = pool.acquire(grpc, fresh, now, room, waiting, at);
-                    fail_fast.bound(&self.cluster.policy.name, || pool.at_hand(grpc, fresh, now, room), found).await
+                    let found = pool.acquire(needs, fresh, now, room, waiting, at);
+                    fail_fast.bound(&self.cluster.policy.name, || pool.at_hand(needs, fresh, now, room), found).await
                 })
                 .await
             }

@@ -97,6 +97,23 @@ pub(crate) enum Want {
     Either,
 }
 
+/// What a request asks of its connection, beyond what its cluster says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Nothing.
+    Nothing,
+    /// HTTP/2: it is a gRPC call.
+    Http2,
+    /// HTTP/1.1 where there is a choice: its connection is to become something else than HTTP.
+    Http1,
+}
+
+impl Needs {
+    pub(crate) fn of(grpc: bool) -> Self {
+        if grpc { Self::Http2 } else { Self::Nothing }
+    }
+}
+
 /// Makes the connections of one cluster.
 pub(crate) struct Dialer {
     options: ConnectionOptions,
@@ -170,14 +187,13 @@ impl Dialer {
         self.open.get()
     }
 
-    /// What a request needs: gRPC is HTTP/2 whatever the cluster says.
-    pub(crate) fn want(&self, grpc: bool, peer: &Peer) -> Want {
-        match self.options.protocol {
-            _ if grpc => Want::Http2,
-            UpstreamProtocol::Http1 => Want::Http1,
-            UpstreamProtocol::Http2 => Want::Http2,
-            UpstreamProtocol::Alpn if self.tls.applies_to(peer) => Want::Either,
-            UpstreamProtocol::Alpn => Want::Http1,
+    /// What a request is sent over: gRPC is HTTP/2 whatever the cluster says.
+    pub(crate) fn want(&self, needs: Needs, peer: &Peer) -> Want {
+        match (needs, self.options.protocol) {
+            (Needs::Http2, _) | (_, UpstreamProtocol::Http2) => Want::Http2,
+            (_, UpstreamProtocol::Http1) | (Needs::Http1, UpstreamProtocol::Alpn) => Want::Http1,
+            (Needs::Nothing, UpstreamProtocol::Alpn) if self.tls.applies_to(peer) => Want::Either,
+            (Needs::Nothing, UpstreamProtocol::Alpn) => Want::Http1,
         }
     }
 

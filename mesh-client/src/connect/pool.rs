@@ -41,7 +41,7 @@ pub(crate) use self::counts::{Connections, Full, OpenGuard, PER_HOST, Room};
 pub(crate) use self::shared::SharedStream;
 use self::shared::{MAX_SHUT, Next, SharedConnections, Slots, is_done, is_live};
 use super::back_off::BackOff;
-use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
+use super::{Connection, Dialer, IoStream, Needs, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::body::Incoming;
 use crate::error::Cause;
 
@@ -101,6 +101,7 @@ type Queued<'p> = (Turn<'p>, Instant);
 /// A connection being made, whoever waits for it.
 struct Dial {
     runtime: Id,
+    want: Want,
     task: Made,
 }
 
@@ -191,8 +192,8 @@ impl Pool {
     }
 
     /// A connection that is there already and that nobody waits for, with the same words as [`acquire`](Self::acquire).
-    pub(crate) fn at_hand(&self, grpc: bool, fresh: bool, now: Instant, room: Room) -> Option<Lease> {
-        let want = self.dialer.want(grpc, &self.peer);
+    pub(crate) fn at_hand(&self, needs: Needs, fresh: bool, now: Instant, room: Room) -> Option<Lease> {
+        let want = self.dialer.want(needs, &self.peer);
         // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
         if (fresh && want != Want::Http2) || self.counts.is_awaited(want, room) {
             return None;
@@ -206,19 +207,19 @@ impl Pool {
     /// limit that keeps the request waiting, while one does: who gives up can tell.
     pub(crate) async fn acquire<G>(
         &self,
-        grpc: bool,
+        needs: Needs,
         fresh: bool,
         now: Instant,
         room: Room,
         waiting: impl FnOnce(u32) -> Result<G, Cause>,
         at: &mut Option<Full>,
     ) -> Result<Lease, Cause> {
-        if let Some(lease) = self.at_hand(grpc, fresh, now, room) {
+        if let Some(lease) = self.at_hand(needs, fresh, now, room) {
             return Ok(lease);
         }
         // Boxed: what waits or dials is far larger than a request that finds a connection, and rare.
         Box::pin(async {
-            let want = self.dialer.want(grpc, &self.peer);
+            let want = self.dialer.want(needs, &self.peer);
             let behind = self.counts.is_awaited(want, room);
             // Until it has a connection, whether that is being made or in use by others: as Envoy counts.
             let _pending = waiting(if behind { self.served(want, room) } else { 0 })?;
@@ -235,8 +236,8 @@ impl Pool {
     ///
     /// # Errors
     /// There is none, and none can be made.
-    pub(crate) async fn warm(&self, grpc: bool, room: Room) -> Result<(), Cause> {
-        let want = self.dialer.want(grpc, &self.peer);
+    pub(crate) async fn warm(&self, needs: Needs, room: Room) -> Result<(), Cause> {
+        let want = self.dialer.want(needs, &self.peer);
         let here = here();
         let has_idle =
             || self.kept.get().is_some_and(|kept| kept.idle.lock().iter().any(|sole| is_of(here, sole.runtime)));
@@ -383,7 +384,7 @@ impl Pool {
             {
                 return Ok(lease);
             }
-            if let Some(dial) = self.orphan(here) {
+            if let Some(dial) = self.orphan(want, here) {
                 break dial;
             }
             if let Some(open) = self.further(room) {
@@ -439,10 +440,10 @@ impl Pool {
         }
     }
 
-    /// The one of them that was begun first, of those that this runtime drives.
-    fn orphan(&self, runtime: Option<Id>) -> Option<Dial> {
+    /// The one of them that was begun first, of those that serve and that this runtime drives.
+    fn orphan(&self, want: Want, runtime: Option<Id>) -> Option<Dial> {
         let mut orphans = self.kept.get()?.orphans.lock();
-        let first = orphans.iter().position(|dial| is_of(runtime, dial.runtime))?;
+        let first = orphans.iter().position(|dial| dial.want == want && is_of(runtime, dial.runtime))?;
         Some(orphans.remove(first))
     }
 
@@ -550,7 +551,7 @@ impl Pool {
             Waiters::given_back();
             counts.made_room();
         });
-        Dial { runtime: here.id(), task: Made { told, _task: task } }
+        Dial { runtime: here.id(), want, task: Made { told, _task: task } }
     }
 
     fn is_worn(&self, connection: &SoleConnection) -> bool {

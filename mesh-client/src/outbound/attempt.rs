@@ -26,7 +26,7 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
-use crate::connect::{Http1Error, Http1Flight, Lease, SoleConnection, refusal};
+use crate::connect::{Http1Error, Http1Flight, Lease, Needs, SoleConnection, refusal};
 use crate::env::Env;
 use crate::error::{Cause, Source, find};
 use crate::router::Retries;
@@ -41,6 +41,8 @@ const MAX_UNREACHED: u32 = 5;
 const MAX_UNSENT: u32 = 3;
 /// A connection that closes so soon after a request went out was being closed when it did.
 const CLOSE_RACE: Duration = Duration::from_secs(1);
+const NO_UPGRADE: &str = "the request asks for another protocol than HTTP (Upgrade), which HTTP/2 has no words for, and the \
+                          cluster's protocol is HTTP/2";
 /// How long after a try's begin a server may still be about to look at our certificate.
 const REFUSAL: Duration = Duration::from_secs(10);
 
@@ -140,6 +142,8 @@ struct Tried {
     before: u32,
     /// It is a retry, the policy's or not.
     is_retry: bool,
+    /// Its connection may be something else than HTTP after it.
+    changes: bool,
     /// Its connection is new, and the server may yet refuse our certificate: over HTTP/1.1 that takes the place of the answer.
     may_be_refused: bool,
 }
@@ -233,17 +237,27 @@ impl Shared<'_> {
             launch.attempt.held_back();
             return Err(Cause::HttpsToPlaintext { address: launch.endpoint.address().clone() }.into());
         }
+        // What asks for another protocol than HTTP has to be HTTP/1.1. A tunnel may be a stream of HTTP/2.
+        let changes = !self.grpc && head.changes_protocol();
+        let upgrades = changes && head.method != Method::CONNECT;
+        let needs = if upgrades { Needs::Http1 } else { Needs::of(self.grpc) };
         let lease = if launch.first && self.picks_first() {
             // Boxed: requests of other clusters are no larger for it.
-            Box::pin(self.first_of_list(launch)).await?
+            Box::pin(self.first_of_list(launch, needs)).await?
         } else {
             let (pool, permit, began) = (launch.endpoint.pool(), &launch.permit, launch.attempt.started());
-            match permit.at_hand(pool, self.grpc, launch.fresh, began) {
+            match permit.at_hand(pool, needs, launch.fresh, began) {
                 Some(lease) => Ok(lease),
-                None => permit.connection(pool, self.grpc, launch.fresh, began, launch.attempt.waits_at()).await,
+                None => permit.connection(pool, needs, launch.fresh, began, launch.attempt.waits_at()).await,
             }
         };
         launch.reached(lease)?;
+        if upgrades && launch.lease.as_ref().is_some_and(Lease::is_http2) {
+            // Without the headers that ask for it, it would be another request.
+            launch.lease = None;
+            launch.attempt.held_back();
+            return Err(Cause::UnsupportedAction(NO_UPGRADE).into());
+        }
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()
         {
@@ -254,7 +268,7 @@ impl Shared<'_> {
         let lease = launch.lease.as_mut().expect("it was reached");
         launch.receipt = self.payload.receipt();
         let may_be_refused = !lease.is_http2() && !lease.is_reused() && launch.endpoint.pool().is_encrypted();
-        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry(), may_be_refused };
+        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry(), may_be_refused, changes };
         match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
@@ -372,7 +386,7 @@ impl Shared<'_> {
     async fn exchange(&self, head: &mut Head, lease: &mut Lease, tried: Tried) -> Result<Response<Incoming>, Lost> {
         let (http2, reused) = (lease.is_http2(), lease.is_reused());
         let sent = match lease {
-            Lease::Sole(connection) if !head.changes_protocol() => {
+            Lease::Sole(connection) if !tried.changes => {
                 // By a function of its own: what it needs is not held while we wait.
                 match self.write(head, connection, tried) {
                     Ok(mut flight) => poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent),

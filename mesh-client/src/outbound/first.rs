@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::attempt::{Again, Failed, Shared};
 use super::exchange::Hold;
 use super::warm;
-use crate::connect::Lease;
+use crate::connect::{Lease, Needs};
 use crate::error::Cause;
 
 /// Endpoints of a list that are connected to beside the first.
@@ -37,20 +37,20 @@ impl Shared<'_> {
     ///
     /// # Errors
     /// Another one of the list stood first: the request goes there, and so do those that come after it.
-    pub(super) async fn first_of_list(&self, hold: &mut Hold) -> Result<Result<Lease, Cause>, Failed> {
+    pub(super) async fn first_of_list(&self, hold: &mut Hold, needs: Needs) -> Result<Result<Lease, Cause>, Failed> {
         let began = hold.attempt.started();
         let (pool, permit) = (hold.endpoint.pool(), &hold.permit);
         let passed = {
-            let own = permit.connection(pool, self.grpc, hold.fresh, began, hold.attempt.waits_at());
+            let own = permit.connection(pool, needs, hold.fresh, began, hold.attempt.waits_at());
             tokio::select! {
                 biased;
                 lease = own => return Ok(lease),
-                () = self.another(hold.index) => began.elapsed(),
+                () = self.another(hold.index, needs) => began.elapsed(),
             }
         };
         if hold.attempt.waits_at().is_some() {
             // It answers, and has no room.
-            return Ok(permit.connection(pool, self.grpc, hold.fresh, began, hold.attempt.waits_at()).await);
+            return Ok(permit.connection(pool, needs, hold.fresh, began, hold.attempt.waits_at()).await);
         }
         hold.attempt.connected(false);
         hold.attempt.not_sent();
@@ -61,7 +61,7 @@ impl Shared<'_> {
     }
 
     /// Ends when one of the list's next has a connection. Those before it are passed over from now on.
-    async fn another(&self, index: usize) {
+    async fn another(&self, index: usize, needs: Needs) {
         sleep(ATTEMPT_DELAY).await;
         let mut order: SmallVec<[usize; 8]> = [index].into_iter().collect();
         while order.len() <= MAX_BESIDE {
@@ -73,7 +73,7 @@ impl Shared<'_> {
         }
         let endpoint = |index: usize| self.cluster.endpoint(&self.members, index, self.env);
         let connect = async |index: usize| {
-            warm::one(self.cluster.clone(), endpoint(index), self.grpc, self.env.clone()).await.map(|()| index)
+            warm::one(self.cluster.clone(), endpoint(index), needs, self.env.clone()).await.map(|()| index)
         };
         let Ok(first) = first_of(order[1..].iter().copied(), connect).await else {
             // There is but the one.

@@ -7,6 +7,7 @@ use mesh_core::id::Target;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Endpoint};
+use crate::connect::Needs;
 use crate::destination::Destinations;
 use crate::env::Env;
 use crate::error::{Cause, Error};
@@ -42,7 +43,7 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
             endpoints.extend(usable.map(|index| (Arc::clone(cluster), cluster.endpoint(&members, index, env))));
         }
     }
-    let dials = endpoints.into_iter().map(|(cluster, endpoint)| one(cluster, endpoint, grpc, env.clone()));
+    let dials = endpoints.into_iter().map(|(cluster, endpoint)| one(cluster, endpoint, Needs::of(grpc), env.clone()));
     let mut dials = stream::iter(dials).buffer_unordered(AT_ONCE);
     let mut warmed = Warmed::default();
     while let Some(dialled) = dials.next().await {
@@ -58,10 +59,10 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
 pub(super) async fn one(
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
-    grpc: bool,
+    needs: Needs,
     env: Arc<Env>,
 ) -> Result<(), Cause> {
-    let result = endpoint.pool().warm(grpc, cluster.admission().room(false)).await;
+    let result = endpoint.pool().warm(needs, cluster.admission().room(false)).await;
     match &result {
         Ok(()) => endpoint.load().reached(),
         Err(Cause::BackingOff { .. }) => {}

@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, Version};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use mesh_client::Client;
 use mesh_core::error::{Code, Fault};
-use mesh_core::policy::{Address, CircuitBreakers, Cluster, Endpoint};
-use mesh_testkit::policy;
+use mesh_core::policy::{
+    Address, CircuitBreakers, Cluster, Endpoint, Forward, OriginatedTls, UpstreamProtocol, UpstreamTls,
+};
+use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, policy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{TARGET, client_of, cluster, fetch, get};
+use super::{TARGET, client_of, cluster, fetch, get, snapshot_with};
 
 /// Reads the head of a request.
 async fn head(io: &mut TcpStream) -> String {
@@ -185,5 +188,57 @@ async fn an_offer_of_http2_without_tls_or_one_that_the_connection_does_not_name_
         };
         let both = async { tokio::join!(serve, ask) };
         tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    }
+}
+
+/// A server of ordinary TLS that speaks both, and a cluster for it.
+async fn both(protocol: UpstreamProtocol) -> (EchoServer, Cluster, tempfile::NamedTempFile) {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
+    let tls = ca.server_showing(ca.certified(&spec), &[b"h2", b"http/1.1"]);
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    let file = roots.path().to_str().unwrap().to_owned();
+    let originated = OriginatedTls {
+        sni: Some("api.test".into()),
+        auto_host_sni: false,
+        subject_alt_names: Vec::new(),
+        ca_file: Some(file),
+        insecure_skip_verify: false,
+    };
+    let mut cluster = Cluster { tls: UpstreamTls::Simple(originated), ..cluster("test") };
+    cluster.connection.protocol = protocol;
+    (EchoServer::start_tls("api", tls).await, cluster, roots)
+}
+
+/// HTTP/2 has no words for it: without them it would be a plain request.
+#[tokio::test]
+async fn what_asks_for_another_protocol_is_sent_over_http1_or_not_at_all() {
+    for protocol in [UpstreamProtocol::Alpn, UpstreamProtocol::Http2] {
+        let (server, cluster, _roots) = both(protocol).await;
+        let snapshot = snapshot_with(Forward::to("test".into()), cluster, &[&server]);
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(mesh_testkit::crypto()).build();
+        // The control: others go over HTTP/2, before it and after it.
+        fetch(&client, "/").await.unwrap();
+        let answer = client.send(websocket()).await;
+        fetch(&client, "/").await.unwrap();
+        let seen = server.received();
+        let versions: Vec<_> = seen.iter().map(|request| request.version).collect();
+        match protocol {
+            UpstreamProtocol::Alpn => {
+                assert!(answer.is_ok(), "{answer:?}");
+                assert_eq!(versions, [Version::HTTP_2, Version::HTTP_11, Version::HTTP_2]);
+                assert_eq!(seen[1].headers["upgrade"], "websocket");
+            }
+            _ => {
+                let error = answer.unwrap_err();
+                assert_eq!(error.code(), Code::UNSUPPORTED_ACTION, "{error}");
+                assert!(error.to_string().contains("the cluster's protocol is HTTP/2"), "{error}");
+                assert_eq!(versions, [Version::HTTP_2, Version::HTTP_2]);
+                let dump = client.dump();
+                let endpoint = &dump.destinations[0].clusters[0].endpoints[0];
+                assert_eq!(endpoint.in_flight, 0);
+            }
+        }
     }
 }

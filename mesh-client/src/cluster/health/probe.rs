@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{Incoming, Outgoing};
-use crate::connect::{Dialer, Lease, Peer, Pool, Room, Want};
+use crate::connect::{Dialer, Lease, Needs, Peer, Pool, Room, Want};
 use crate::error::Cause;
 
 /// Bytes of an answer that are read, so that its connection can be used again.
@@ -152,7 +152,7 @@ impl Prober {
         let pool = patient.pool.get_or_insert_with(|| Pool::new(self.dialer.clone(), patient.peer.clone()));
         for fresh in [false, true] {
             let mut lease =
-                pool.acquire(false, fresh, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await?;
+                pool.acquire(Needs::Nothing, fresh, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await?;
             let outgoing = body.clone().map_or(Outgoing::Empty, |bytes| Outgoing::Full(Some(bytes), None));
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {

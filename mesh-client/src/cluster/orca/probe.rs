@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::ask;
 use crate::cluster::Endpoint;
-use crate::connect::{Lease, Room};
+use crate::connect::{Lease, Needs, Room};
 
 /// Bytes of an answer that are read, so that its connection can be used again.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -42,7 +42,7 @@ async fn ask(endpoint: &Endpoint, room: Room) -> Option<Heard> {
     let pool = endpoint.pool();
     // Whoever has to wait for a connection learns that the endpoint is busy; and requests come first.
     let room = Room { patience: Some(Duration::ZERO), ..room };
-    let mut lease = pool.acquire(false, false, Instant::now(), room, |_| Ok(()), &mut None).await.ok()?;
+    let mut lease = pool.acquire(Needs::Nothing, false, Instant::now(), room, |_| Ok(()), &mut None).await.ok()?;
     let request = ask::probe(endpoint, lease.is_http2()).ok()?;
     let response = ask::send(pool, &mut lease, request).await.ok()?;
     let report = orca::read(response.headers());

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::ask;
 use crate::cluster::Endpoint;
-use crate::connect::{Lease, Pool, Room};
+use crate::connect::{Lease, Needs, Pool, Room};
 use crate::env::Env;
 
 /// gRPC's for connections.
@@ -63,8 +63,10 @@ async fn try_follow(
     heard: &mut bool,
 ) -> Result<End, End> {
     let broken = |why: &dyn std::fmt::Display| End::Broken(why.to_string());
-    let mut lease =
-        pool.acquire(true, false, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await.map_err(|e| broken(&e))?;
+    let mut lease = pool
+        .acquire(Needs::Http2, false, Instant::now(), Room::ANY, |_| Ok(()), &mut None)
+        .await
+        .map_err(|e| broken(&e))?;
     if let Lease::Sole(_) = lease {
         return Err(End::Unknown("it speaks HTTP/1.1 only".to_owned()));
     }

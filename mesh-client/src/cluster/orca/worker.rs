@@ -19,7 +19,7 @@ use super::stream::listen;
 use super::{Heed, Listening};
 use crate::cluster::{Cluster, Endpoint};
 use crate::connect::worker::{Owned, spawn};
-use crate::connect::{Pool, Want};
+use crate::connect::{Needs, Pool, Want};
 use crate::env::Env;
 
 /// Probes of one cluster under way at once.
@@ -103,7 +103,7 @@ impl Streams {
 /// Where requests go over HTTP/1.1, the stream needs connections of its own, which are counted apart.
 fn own_connections(cluster: &Cluster, endpoint: &Endpoint) -> Option<Pool> {
     let (dialer, peer) = (&cluster.dialer, endpoint.pool().peer());
-    (dialer.want(false, peer) == Want::Http1).then(|| {
+    (dialer.want(Needs::Nothing, peer) == Want::Http1).then(|| {
         let options = ConnectionOptions { protocol: UpstreamProtocol::Http2, ..dialer.options().clone() };
         Pool::new(Arc::new(dialer.with(options)), peer.clone())
     })
