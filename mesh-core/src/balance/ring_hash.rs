@@ -19,9 +19,9 @@ pub struct RingHash {
     len: usize,
 }
 
-/// Largest ring whatever the settings: 1 MiB. gRPC stops at 4096; more candidates than this get one
-/// entry each.
-const LARGEST: u64 = 1 << 16;
+/// Largest ring whatever the settings, which Envoy's is by default: 128 MiB, that only weights very far
+/// apart or a large least size make. gRPC stops at 4096. More candidates than this get one entry each.
+const LARGEST: u64 = 1 << 23;
 
 impl RingHash {
     /// A ring of at least `min_size` entries, and at most `max_size` where that leaves one entry for
@@ -55,6 +55,11 @@ impl RingHash {
         }
         ring.sort_unstable();
         Self { ring: ring.into(), len }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.ring.len()
     }
 
     #[cfg(test)]

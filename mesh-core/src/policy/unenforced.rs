@@ -6,10 +6,10 @@
 
 use super::{
     AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
-    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, InboundRoutes, Instances, JwtKeys, Listener, LocalRateLimit, LocalityBalancing,
-    LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch,
-    Unenforced, VirtualHost, WeightedCluster,
+    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HashSource, HttpFilter,
+    HttpFilterKind, InboundLimits, InboundListener, InboundRoutes, Instances, JwtKeys, Listener, LocalRateLimit,
+    LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction,
+    RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -45,12 +45,21 @@ const CLUSTER: &[Line<Cluster>] = &[
     ),
 ];
 
-const ROUTE: &[Line<Forward>] = &[line(
-    "to.header",
-    "a client asks for the clusters that it reads the names of: a request whose header names one that no other route of the \
-     destination names, or none, fails",
-    |forward| matches!(forward.to, ClusterChoice::Header(_)),
-)];
+const ROUTE: &[Line<Forward>] = &[
+    line(
+        "to.header",
+        "a client asks for the clusters that it reads the names of: a request whose header names one that no other route of \
+         the destination names, or none, fails",
+        |forward| matches!(forward.to, ClusterChoice::Header(_)),
+    ),
+    // As with a sidecar, which has one application's connections. A gateway takes a header or a cookie.
+    line(
+        "hash.source_address",
+        "all requests of a client have one source, itself, and go where that hashes to; whose requests it passes on is not \
+         looked at",
+        |forward| forward.hash.iter().any(|policy| policy.source == HashSource::SourceAddress),
+    ),
+];
 
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
