@@ -37,7 +37,14 @@ pub fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
 
 /// The time in an [`EXPECTED_TIMEOUT`]; zero is none, as in Envoy.
 pub fn expected_timeout(value: &HeaderValue) -> Option<Duration> {
-    let millis = value.to_str().ok()?.parse().ok()?;
+    // By hand: nearly every request has one, and reading it as text first costs three times as much.
+    let text = value.as_bytes();
+    let digits = text.strip_prefix(b"+").unwrap_or(text);
+    let next = |sum: u64, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    };
+    let millis = if digits.is_empty() { None } else { digits.iter().try_fold(0, next) }?;
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
@@ -139,6 +146,30 @@ mod tests {
             assert_eq!(expected_timeout(&headers[&EXPECTED_TIMEOUT]), Some(plain), "{left:?}");
         }
         assert_eq!(expected_timeout(&HeaderValue::from_static("0")), None);
+    }
+
+    #[test]
+    fn milliseconds_are_read_as_any_number_is() {
+        let texts = [
+            "2000",
+            "+5",
+            "+",
+            "",
+            "-1",
+            "1.5",
+            "5 ",
+            " 5",
+            "0",
+            "007",
+            "1e3",
+            "99999999999999999999",
+            "18446744073709551615",
+        ];
+        for text in texts {
+            let read = text.parse().ok().filter(|millis| *millis > 0).map(Duration::from_millis);
+            assert_eq!(expected_timeout(&HeaderValue::from_static(text)), read, "{text}");
+        }
+        assert_eq!(expected_timeout(&HeaderValue::from_bytes(b"5\xff").unwrap()), None);
     }
 
     #[test]

@@ -20,9 +20,7 @@ use bytes::Bytes;
 use futures_util::stream::StreamExt;
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
-use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -35,6 +33,7 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
+use super::http1::Calls;
 use super::stay::{Guest, LastChange, Leave, Left, after, aged, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
@@ -116,8 +115,7 @@ impl Door {
             HttpVersion::Http1 => {
                 let (leash, tether) = leash();
                 io.tether = Some(tether);
-                let (service, idle) = (TowerToHyperService::new(service), self.config.body_idle_timeout);
-                let service = service_fn(move |request| service.call(Body::of(request, idle)));
+                let service = Calls { service, idle: self.config.body_idle_timeout };
                 let ended = {
                     let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                     let told = |leave: Leave| {

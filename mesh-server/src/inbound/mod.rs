@@ -2,6 +2,7 @@
 //! serves it, `raw` does so where it carries no requests, `stay` says how long, `peers` counts those of one address, `stats` counts what was refused.
 
 mod connection;
+mod http1;
 mod peers;
 mod raw;
 mod stats;

@@ -71,8 +71,12 @@ fn has_encoded_slash(path: &str) -> bool {
 pub(super) struct Usual(OnceLock<Box<str>>);
 
 impl Usual {
+    fn is(&self, authority: &[u8]) -> bool {
+        self.0.get().is_some_and(|usual| usual.as_bytes() == authority)
+    }
+
     fn normal<'a>(&self, authority: &'a str) -> Result<Cow<'a, str>, MalformedTarget> {
-        if self.0.get().is_some_and(|usual| **usual == *authority) {
+        if self.is(authority.as_bytes()) {
             return Ok(Cow::Borrowed(authority));
         }
         let normal = normalize_authority(authority)?;
@@ -161,6 +165,7 @@ fn settled_authority<B>(
     let Some(authority) = request.uri().authority() else {
         // An empty one says that there is none (RFC 9112, section 3.2).
         let host = match host.filter(|host| !host.is_empty()) {
+            Some(host) if usual.is(host) => Host::Stays,
             Some(host) => Host::of(std::str::from_utf8(host).map_err(|_| MalformedTarget::Authority)?, usual)?,
             None => Host::Stays,
         };
