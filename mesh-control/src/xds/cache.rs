@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use super::account::{Account, Charge, ENTRY};
 use super::encoded::{Encoded, Version};
+use super::naming::Naming;
 use super::{HOSTS, Kind, Resource, Resources, subject};
 use crate::translate::NodeScope;
 
@@ -367,7 +368,8 @@ impl Cache {
         }
         // Outside the lock, for it may be large. Whoever comes second throws its copy away.
         let any = resource.encode(&scope.node);
-        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &any, &scope.account));
+        let naming = Naming::of(resource, &scope.account);
+        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &any, naming, &scope.account));
         let mut contents = self.contents.lock();
         match known(&contents).filter(|known| known.name == key.name) {
             Some(known) => known,

@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::Resource;
 use super::account::{Account, Charge, ENCODED};
+use super::naming::Naming;
 use crate::translate::NodeScope;
 
 /// A resource, encoded once and shared by every stream that is sent it.
@@ -20,6 +21,8 @@ pub(crate) struct Encoded {
     pub(crate) version: Version,
     /// A `google.protobuf.Any`, encoded.
     pub(crate) any: Bytes,
+    /// The clusters that it names.
+    pub(super) naming: Naming,
     /// Paid by whoever had it made.
     _charge: Charge,
 }
@@ -31,10 +34,10 @@ pub(crate) struct Encoded {
 pub(crate) struct Version(u64);
 
 impl Encoded {
-    pub(crate) fn new(name: Arc<str>, version: Version, any: &Any, account: &Arc<Account>) -> Self {
+    pub(crate) fn new(name: Arc<str>, version: Version, any: &Any, naming: Naming, account: &Arc<Account>) -> Self {
         let any: Bytes = any.encode_to_vec().into();
         let charge = Charge::new(account, ENCODED + any.len());
-        Self { name, version, any, _charge: charge }
+        Self { name, version, any, naming, _charge: charge }
     }
 }
 

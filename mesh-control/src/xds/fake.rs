@@ -1,11 +1,14 @@
 //! Resources written down by a test.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Cluster, DropOverload, Endpoints, HeaderPolicy, Listener, PerMillion, RouteConfiguration, RouteSource, VirtualHost,
+    Cluster, DropOverload, Endpoints, Forward, HeaderPolicy, Listener, PerMillion, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteSource, TcpForward, TcpShare, VirtualHost,
 };
 
 use super::{Cache, Kind, Resource, Resources, Touched};
@@ -34,6 +37,24 @@ impl Fake {
         };
         self.0.insert((kind, name.to_owned()), resource);
         self
+    }
+
+    /// The same of a listener or routes that send something to these clusters.
+    pub(super) fn naming(self, kind: Kind, name: &str, edition: u32, clusters: &[&str]) -> Self {
+        let mut fake = self.with(kind, name, edition);
+        let clusters = clusters.iter().map(|cluster| ClusterName::new(*cluster));
+        match fake.0.get_mut(&(kind, name.to_owned())) {
+            Some(Resource::Listener(listener)) => {
+                let shares: Vec<_> = clusters.map(|name| TcpShare::new(name, NonZeroU32::MIN)).collect();
+                listener.tcp = (!shares.is_empty()).then(|| TcpForward::split(shares).expect("a few shares"));
+            }
+            Some(Resource::Routes(routes)) => {
+                let route = |name| Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(Forward::to(name))));
+                routes.virtual_hosts[0].routes = clusters.map(route).collect();
+            }
+            other => panic!("{other:?} names nothing"),
+        }
+        fake
     }
 
     pub(super) fn without(mut self, kind: Kind, name: &str) -> Self {

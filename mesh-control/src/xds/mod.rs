@@ -13,6 +13,7 @@ mod decode;
 mod encoded;
 mod federated;
 mod message;
+mod naming;
 mod nodes;
 mod scope;
 mod service;

@@ -26,6 +26,7 @@ mod known;
 mod request;
 mod returned;
 mod status;
+mod uses;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use prost::Message;
 use tokio::time::Instant;
 
 use self::known::{Held, Type};
+use self::uses::Needed;
 use super::cache::{Mailbox, Seat};
 use super::encoded::Encoded;
 use super::message::{self, DeltaResource, DeltaResponse, StateResponse};
@@ -205,26 +207,38 @@ impl Session {
         }
     }
 
-    /// Takes away what vanished, once the client has accepted all listeners and routes that it was sent: while it goes on with
-    /// older ones, those may name what vanished.
+    /// Takes away what vanished, once the client has answered all listeners and routes that it was sent. What older ones may name
+    /// with which it goes on stays.
     fn take_away(&mut self, now: Instant) -> Option<Response> {
-        let names_it = |kind: Kind| {
-            let ty = &self.types[kind.index()];
-            ty.in_flight.is_some() || ty.refuses()
-        };
-        if [Kind::Listener, Kind::Routes].into_iter().any(names_it) {
+        let waits = |kind: &Kind| self.types[kind.index()].in_flight.is_some();
+        let is_due = |kind: &Kind| !self.types[kind.index()].vanished.is_empty() && !self.waits(*kind);
+        if [Kind::Listener, Kind::Routes].iter().any(waits) || ![Kind::Cluster, Kind::Endpoints].iter().any(is_due) {
             return None;
         }
-        let kind =
-            [Kind::Cluster, Kind::Endpoints].into_iter().find(|kind| !self.types[kind.index()].vanished.is_empty())?;
-        if self.waits(kind) {
-            return None;
+        let needed = self.needed_by_older()?;
+        for kind in [Kind::Cluster, Kind::Endpoints] {
+            if self.waits(kind) {
+                return None;
+            }
+            let vanished = &mut self.types[kind.index()].vanished;
+            let gone: Vec<_> = vanished.extract_if(.., |name| !needed.contains(kind, name)).collect();
+            if gone.is_empty() {
+                continue;
+            }
+            if kind == Kind::Cluster && self.form == Form::State {
+                self.let_endpoints_go(&gone);
+            }
+            return self.send(kind, Plan { gone, ..Plan::default() }, now);
         }
-        let gone: Vec<_> = std::mem::take(&mut self.types[kind.index()].vanished).into_iter().collect();
-        if kind == Kind::Cluster && self.form == Form::State {
-            self.let_endpoints_go(&gone);
-        }
-        self.send(kind, Plan { gone, ..Plan::default() }, now)
+        None
+    }
+
+    /// The clusters that a client may use which goes on with older listeners or routes than it was sent; `None` = it may be any.
+    fn needed_by_older(&self) -> Option<Needed> {
+        let mut needed = Needed::default();
+        let referrers = [Kind::Listener, Kind::Routes].map(|kind| &self.types[kind.index()]);
+        let lags = referrers.iter().any(|ty| ty.lags());
+        (!lags || referrers.iter().all(|ty| ty.add_needed(&mut needed))).then_some(needed)
     }
 
     /// Looks at what is due of a type; forgets what needs no response. Clusters and endpoints that
@@ -251,7 +265,10 @@ impl Session {
                 }
             }
             match (now, known.held.version()) {
-                (Some(now), Some(held)) if now.version == held => continue,
+                (Some(now), Some(held)) if now.version == held => {
+                    ty.uses.is_that(&name, &now.naming);
+                    continue;
+                }
                 (Some(now), _) => plan.make.push(now),
                 (None, _) if known.held.is_some() && (self.form == Form::Delta || kind.is_full_state()) => {
                     if matches!(kind, Kind::Cluster | Kind::Endpoints) && !is_awaited {
@@ -357,6 +374,7 @@ impl Session {
         for encoded in &resources {
             let held = if everything { Held::Bytes(encoded.clone()) } else { Held::Version(encoded.version) };
             ty.sent(&encoded.name, held);
+            ty.uses.sent(&encoded.name, &encoded.naming);
         }
         ty.vanished.extend(brought_back);
         ty.awaits(self.form, before, resources.iter().map(|encoded| encoded.name.clone()).collect());

@@ -2,7 +2,7 @@
 //!
 //! Bytes become requests of a client, in either form of the protocol, revisions of the configuration, and the moments at
 //! which responses are taken. A model of the client, written from the protocol's words, knows what it has asked for, been
-//! sent and answered. In the end it keeps the rules, and must then have what it asks for. As an Envoy it then answers
+//! sent and answered, and of what it refused it goes on with some: no cluster is taken from it that this names. In the end it keeps the rules, and must then have what it asks for. As an Envoy it then answers
 //! clusters once it has their endpoints, and must not be sent listeners and routes before.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,7 +61,8 @@ const LIMITS: Limits = Limits {
 /// The session broke a rule of the protocol, or the client does not get what it asks for.
 pub fn session(bytes: &[u8]) {
     let mut bytes = bytes.iter().copied();
-    let mut world = World::new(bytes.next().unwrap_or_default());
+    let setting = bytes.next().unwrap_or_default();
+    let mut world = World::new(setting);
     while let Some(event) = bytes.next() {
         if world.event(event, &mut bytes).is_err() {
             // The stream ends with the refusal.
@@ -70,14 +71,30 @@ pub fn session(bytes: &[u8]) {
         world.check();
     }
     // An Envoy may ask for the endpoints of more clusters than it may name.
-    let (settled, is_envoy) = (world.settle(), world.is_envoy());
+    let (mut settled, is_envoy) = (world.settle(), world.is_envoy());
+    if setting & 32 != 0 && settled.is_ok() {
+        settled = world.refuse_for_good().and_then(|()| world.settle());
+    }
     assert!(settled.is_ok() || is_envoy, "{settled:?}");
     world.leave();
+}
+
+/// What a client has in use of a listener or routes.
+struct Used {
+    /// The clusters that it names.
+    names: BTreeSet<String>,
+    /// It is what the client was sent last, and accepted.
+    is_newest: bool,
+    /// There is none any more: what is left of it counts while something else is refused, in favour of which it may be used.
+    is_gone: bool,
 }
 
 /// What the client knows of one type.
 #[derive(Default)]
 struct Type {
+    used: BTreeMap<String, Used>,
+    /// Of the response that is not answered yet: what each names, or that it is gone.
+    offered: Vec<(String, Option<BTreeSet<String>>)>,
     asked: bool,
     named: bool,
     wildcard: bool,
@@ -104,6 +121,8 @@ struct World {
     /// The edition of each resource of the next revision.
     editions: BTreeMap<(Kind, &'static str), u32>,
     published: Fake,
+    /// What listeners and routes of it name.
+    names: BTreeMap<(Kind, &'static str), BTreeSet<String>>,
     /// Everything that was ever published.
     ever: BTreeSet<(Kind, &'static str, Vec<u8>)>,
     /// Whether the client said that it has clusters of an earlier stream, and whether it was sent none since.
@@ -115,6 +134,8 @@ struct World {
     late: bool,
     /// Clusters that an Envoy was sent anew and has no endpoints for.
     warming: BTreeSet<String>,
+    /// The client refuses listeners and routes.
+    refuses: bool,
 }
 
 impl World {
@@ -134,6 +155,7 @@ impl World {
             revision: 1,
             editions: BTreeMap::new(),
             published: Fake::default(),
+            names: BTreeMap::new(),
             ever: BTreeSet::new(),
             returned: (false, false),
             types: Default::default(),
@@ -141,6 +163,7 @@ impl World {
             now: Instant::now(),
             late: false,
             warming: BTreeSet::new(),
+            refuses: false,
         };
         if setting & 16 != 0 {
             let all = Kind::ALL.into_iter().flat_map(|kind| REAL.map(|name| ((kind, name), 1)));
@@ -212,8 +235,14 @@ impl World {
         for kind in Kind::ALL {
             for name in REAL {
                 let before = std::mem::take(&mut self.published);
-                self.published = match self.editions.get(&(kind, name)) {
-                    Some(edition) => before.with(kind, name, *edition),
+                let edition = self.editions.get(&(kind, name)).copied();
+                self.published = match edition {
+                    Some(edition) if names_clusters(kind) => {
+                        let named = REAL[edition as usize % REAL.len()];
+                        self.names.insert((kind, name), [named.to_owned()].into());
+                        before.naming(kind, name, edition, &[named])
+                    }
+                    Some(edition) => before.with(kind, name, edition),
                     None => before.without(kind, name),
                 };
             }
@@ -293,13 +322,49 @@ impl World {
         if answers {
             (ty.waiting, ty.refused) = (false, refusal);
             ty.older.clear();
+            ty.take(refusal);
         }
+        // One that answers something older counts for nothing, with a state of the world.
+        let counts = self.form == Form::Delta || nonce.is_empty() || nonce == self.types[kind.index()].nonce;
+        self.comes_with(kind, &asked, &has_already, has && counts);
+        let ty = &mut self.types[kind.index()];
         match self.form {
             Form::State if nonce.is_empty() || nonce == ty.nonce => ty.state(kind, asked),
             Form::State => {}
             Form::Delta => ty.delta(kind, &asked, &dropped, has_already),
         }
         Ok(())
+    }
+
+    /// Whatever the client has from an earlier stream: unless it says that it is what there is, it may name anything.
+    fn comes_with(&mut self, kind: Kind, asked: &[String], already: &BTreeMap<String, String>, has: bool) {
+        let is_first = !self.types[kind.index()].asked;
+        let concerns = kind == Kind::Routes || kind == Kind::Listener && !self.is_envoy();
+        if !concerns || !is_first || !has {
+            return;
+        }
+        for name in asked.iter().filter(|name| *name != "*") {
+            let now = self.now(kind, name);
+            let is_newest = self.form == Form::Delta && now.as_deref() == already.get(name).map(String::as_bytes);
+            let named = self.names.iter().find(|((of, known), _)| *of == kind && known == name).map(|(_, names)| names);
+            let names = match named.filter(|_| is_newest) {
+                Some(names) => names.clone(),
+                None => REAL.map(str::to_owned).into(),
+            };
+            let is_gone = now.is_none();
+            self.types[kind.index()].used.insert(name.clone(), Used { names, is_newest, is_gone });
+        }
+    }
+
+    /// A cluster is taken from the client that is no more: nothing names it that is in use in the place of something newer.
+    fn is_needless(&self, cluster: &str) {
+        let refuses = self.session.status(false).iter().any(|status| !status.refused.is_empty());
+        for kind in [Kind::Listener, Kind::Routes] {
+            for (name, used) in &self.types[kind.index()].used {
+                let needs = !used.is_newest && used.names.contains(cluster) && (refuses || !used.is_gone);
+                assert!(!needs, "{cluster} is taken away, and {kind} {name:?} in use names it");
+            }
+        }
     }
 
     /// What a client that was connected before would say to have of it: what there is, or something else.
@@ -310,11 +375,32 @@ impl World {
         }
     }
 
-    /// Accepts the last response of a type, with the subscription that stands.
+    /// Answers the last response of a type, with the subscription that stands.
     fn answer(&mut self, kind: Kind) -> Result<(), Refused> {
         let ty = &self.types[kind.index()];
         let names = if self.form == Form::State { ty.names.clone() } else { Vec::new() };
-        self.request(kind, ty.nonce.clone(), names, Vec::new(), None, false)
+        let refuses = self.refuses && names_clusters(kind);
+        let error = refuses.then(|| Status { message: "no".to_owned(), ..Status::default() });
+        self.request(kind, ty.nonce.clone(), names, Vec::new(), error, false)
+    }
+
+    /// Listeners and routes change and the client refuses them all, while one cluster after the other vanishes.
+    fn refuse_for_good(&mut self) -> Result<(), Refused> {
+        self.refuses = true;
+        for gone in REAL {
+            let referrers = self.editions.iter_mut().filter(|((kind, _), _)| names_clusters(*kind));
+            referrers.for_each(|(_, edition)| *edition += 1);
+            self.editions.remove(&(Kind::Cluster, gone));
+            self.publish();
+            for _ in 0..SETTLED {
+                self.answer_all()?;
+                if !self.take() {
+                    break;
+                }
+            }
+        }
+        self.refuses = false;
+        Ok(())
     }
 
     /// What the control plane would send under a name now: a version, or bytes.
@@ -389,10 +475,12 @@ impl World {
             let brought_back = (may_know || awaited) && now.is_none() && self.ever.iter().any(was);
             assert!(kept || brought_back || now.as_ref() == Some(held), "{kind} {name}: not what there is");
         }
+        let is_first_list = self.returned.1 && kind == Kind::Cluster;
         self.returned.1 &= kind != Kind::Cluster;
         let names: BTreeSet<&String> = sent.iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), sent.len(), "a name twice in one response");
         let ty = &mut self.types[kind.index()];
+        let before: Vec<String> = ty.held.keys().cloned().collect();
         if let Response::Delta(r) = response {
             for name in &r.removed_resources {
                 assert!(
@@ -411,6 +499,11 @@ impl World {
             assert!(!names.contains(name), "{name} is sent and missing");
             ty.lose(name);
         }
+        let lost: Vec<String> = before.into_iter().filter(|name| !ty.held.contains_key(name)).collect();
+        let gone = lost.iter().map(|name| (name.clone(), None));
+        let named = |name: &str| self.names.iter().find(|((of, known), _)| *of == kind && *known == name);
+        let offered = sent.iter().map(|(name, _)| (name.clone(), named(name).map(|(_, names)| names.clone())));
+        ty.offered = if names_clusters(kind) { gone.chain(offered).collect() } else { Vec::new() };
         for (name, held) in sent {
             ty.absent.remove(&name);
             let before = ty.held.insert(name.clone(), held);
@@ -420,6 +513,9 @@ impl World {
                 Kind::Cluster | Kind::Listener | Kind::Routes => {}
             }
         }
+        let vanished =
+            lost.iter().filter(|name| kind == Kind::Cluster && !is_first_list && self.now(kind, name).is_none());
+        vanished.for_each(|name| self.is_needless(name));
         let [clusters, endpoints, ..] = &self.types;
         self.warming.retain(|name| clusters.held.contains_key(name) && !endpoints.absent.contains(name));
     }
@@ -531,6 +627,24 @@ impl Type {
         self.wildcard || self.explicit.contains(name)
     }
 
+    /// The client has answered: it uses all of it, or, of what it refused, every second one if there are several.
+    fn take(&mut self, refused: bool) {
+        let offered = std::mem::take(&mut self.offered);
+        let alone = offered.len() == 1;
+        for (place, (name, names)) in offered.into_iter().enumerate() {
+            let takes = !refused || !alone && place % 2 == 0;
+            match (names, takes) {
+                (Some(names), true) => _ = self.used.insert(name, Used { names, is_newest: !refused, is_gone: false }),
+                (None, true) if !refused => _ = self.used.remove(&name),
+                (names, _) => {
+                    if let Some(used) = self.used.get_mut(&name) {
+                        (used.is_newest, used.is_gone) = (false, names.is_none());
+                    }
+                }
+            }
+        }
+    }
+
     fn lose(&mut self, name: &str) {
         self.held.remove(name);
         self.absent.insert(name.to_owned());
@@ -538,7 +652,8 @@ impl Type {
 
     /// What the client no longer asks for it forgets.
     fn forget(&mut self) {
-        let Self { wildcard, explicit, held, absent, .. } = self;
+        let Self { wildcard, explicit, held, absent, used, .. } = self;
+        used.retain(|name, _| *wildcard || explicit.contains(name));
         held.retain(|name, _| *wildcard || explicit.contains(name));
         absent.retain(|name| explicit.contains(name));
     }
@@ -568,6 +683,10 @@ impl Type {
         }
         self.forget();
     }
+}
+
+fn names_clusters(kind: Kind) -> bool {
+    matches!(kind, Kind::Listener | Kind::Routes)
 }
 
 fn name_of(error: &ResourceError) -> String {

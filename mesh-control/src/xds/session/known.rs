@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::Form;
+use super::uses::{Needed, Uses};
 use crate::xds::Kind;
 use crate::xds::encoded::{Encoded, Version};
 use crate::xds::nodes::NackStatus;
@@ -24,6 +25,8 @@ pub(super) struct Type {
     pub(super) due: BTreeSet<Arc<str>>,
     /// What the client has and does not exist any more, to be taken away in the end.
     pub(super) vanished: BTreeSet<Arc<str>>,
+    /// Of listeners and routes: what the client may use of them.
+    pub(super) uses: Uses,
     /// Something of a refused response was accepted since or is gone: what is left of it goes again.
     pub(super) renew: bool,
     /// A response is owed even if there is nothing to say.
@@ -182,6 +185,22 @@ impl Type {
         self.known.values().any(Known::is_refused)
     }
 
+    /// Whether the client goes on with something older than there is: it refused that, or no client takes it.
+    pub(super) fn lags(&self) -> bool {
+        self.refuses() || !self.unsent.is_empty()
+    }
+
+    /// Adds the clusters that are named by what the client goes on with in the place of what there is, or of what was taken away;
+    /// false = it may be any.
+    pub(super) fn add_needed(&self, needed: &mut Needed) -> bool {
+        let whole = self.unsent.contains_key(&None);
+        let has = |name: &Arc<str>| {
+            let has = self.known.get(name).is_some_and(|known| known.held.version().is_some() && !known.is_refused());
+            has && !whole && !self.unsent.contains_key(&Some(name.clone()))
+        };
+        !self.uses.are_unknown(self.known.keys()) && self.uses.add_to(needed, |name| !has(name))
+    }
+
     /// Once something of a refused response is accepted or gone, all that is left of it goes again: the client may have taken
     /// none of it, and says only of the whole what it thinks. What is merely other goes alone until it is accepted, or a
     /// resource that changes and stays bad would cost the whole each time. A list of everything is owed as it is.
@@ -243,11 +262,21 @@ impl Type {
     pub(super) fn answered(&mut self, answer: Answer) {
         let skipped = std::mem::take(&mut self.overtaken).into_iter().flat_map(|(_, names)| names);
         let names: Vec<_> = self.in_flight.take().into_iter().flatten().chain(skipped).collect();
+        if answer == Answer::Accepted {
+            // With it what it takes away, and what was taken away before.
+            self.uses.retain(|name| self.known.contains_key(name));
+        }
         self.mark(names, answer);
     }
 
     fn mark(&mut self, names: Vec<Arc<str>>, answer: Answer) {
+        let alone = names.len() == 1;
         for name in names {
+            match answer {
+                Answer::Accepted => self.uses.accepted(&name),
+                Answer::Refused => self.uses.refused(&name, alone),
+                Answer::None | Answer::Again => {}
+            }
             if let Some(known) = self.known.get_mut(&name) {
                 self.renew |= known.answer == Answer::Again && answer == Answer::Accepted;
                 known.answer = answer;

@@ -62,6 +62,7 @@ impl Session {
     pub(crate) fn state_request(&mut self, request: DiscoveryRequest) -> Result<Outcome, Refused> {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
         let mut outcome = Outcome::default();
+        let names_clusters = self.may_name_clusters(kind);
         let ty = &mut self.types[kind.index()];
         if request.response_nonce == ty.nonce {
             outcome = ty.take_answer(request.error_detail.as_ref());
@@ -71,8 +72,13 @@ impl Session {
         }
         // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
-        if first && kind == Kind::Cluster && !request.version_info.is_empty() {
-            self.came_back = Some(request.version_info);
+        if first && !request.version_info.is_empty() {
+            if names_clusters {
+                ty.uses.come_back();
+            }
+            if kind == Kind::Cluster {
+                self.came_back = Some(request.version_info);
+            }
         }
         ty.named |= !request.resource_names.is_empty();
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
@@ -257,6 +263,7 @@ impl Session {
                 ty.renew |= ty.known.values().any(|known| !known.explicit && known.is_in_question());
                 ty.known.retain(|_, known| known.explicit);
                 let known = &ty.known;
+                ty.uses.retain(|name| known.contains_key(name));
                 ty.due.retain(|name| known.contains_key(name));
                 ty.vanished.retain(|name| known.contains_key(name));
             }
@@ -264,6 +271,15 @@ impl Session {
         }
         self.types[kind.index()].wildcard = on;
         Ok(())
+    }
+
+    /// Whether a resource of this type may name clusters, in whatever version. A proxy's listeners name their routes alone.
+    fn may_name_clusters(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Cluster | Kind::Endpoints => false,
+            Kind::Listener => self.scope().dialect != Dialect::Envoy,
+            Kind::Routes => true,
+        }
     }
 
     /// The client may have forgotten what it asks for again.
@@ -280,6 +296,7 @@ impl Session {
 
     /// The client has this from an earlier stream. What the wildcard does not cover is kept until it is taken away.
     fn already_has(&mut self, kind: Kind, name: Arc<str>, held: Held) -> Result<(), Refused> {
+        let names_clusters = self.may_name_clusters(kind);
         let ty = &mut self.types[kind.index()];
         let is_known = ty.known.contains_key(&name);
         if !is_known && !ty.wildcard {
@@ -290,6 +307,9 @@ impl Session {
         }
         let known = ty.known.entry(name.clone()).or_default();
         *known = Known { held, answer: Answer::Accepted, ..std::mem::take(known) };
+        if names_clusters {
+            ty.uses.has_already(&name);
+        }
         ty.due.insert(name);
         if is_known { Ok(()) } else { self.afford() }
     }
@@ -303,6 +323,7 @@ impl Type {
 
     fn forget(&mut self, name: &Arc<str>) {
         self.look_again(|unsent| unsent == name);
+        self.uses.forget(name);
         self.renew |= self.known.remove(name).is_some_and(|known| known.is_in_question());
         self.due.remove(name);
         self.vanished.remove(name);

@@ -229,14 +229,14 @@ fn a_vanished_cluster_goes_after_the_routes_that_named_it() {
     }
 }
 
-/// A client with routes to `v1` and `v2`, and the next revision, of which `v2` is gone and `also` changed.
+/// A client with a listener and routes to `v1` and `v2`, and the next revision, of which `v2` is gone and `also` changed.
 fn about_to_lose_a_cluster(form: Form, also: &[Kind]) -> (Arc<Cache>, Client, Fake) {
     let before = Fake::default()
         .with(Kind::Cluster, "v1", 1)
         .with(Kind::Cluster, "v2", 1)
         .with(Kind::Endpoints, "v2", 1)
-        .with(Kind::Listener, "reviews", 1)
-        .with(Kind::Routes, "reviews", 1);
+        .naming(Kind::Listener, "reviews", 1, &["v1", "v2"])
+        .naming(Kind::Routes, "reviews", 1, &["v1", "v2"]);
     let cache = before.cache();
     let mut client = Client::new(&cache, form);
     client.ask(Kind::Cluster, &["v1", "v2"]);

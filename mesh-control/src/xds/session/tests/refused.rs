@@ -170,3 +170,247 @@ fn what_stood_in_a_list_of_everything_goes_again_once_the_client_lets_go_of_some
         assert!(client.status(Kind::Listener).refused.is_empty(), "{form:?}");
     }
 }
+
+/// The clusters that a client has.
+fn clusters(client: &Client) -> Vec<String> {
+    let has = client.status(Kind::Cluster).resources.unwrap();
+    has.into_iter().filter(|found| !found.version.is_empty()).map(|found| found.name).collect()
+}
+
+/// A client that asks for all clusters, for these listeners and these routes.
+fn asking(cache: &Arc<Cache>, form: Form, dialect: Dialect, listeners: &[&str], routes: &[&str]) -> Client {
+    let scope = NodeScope { dialect, ..NodeScope::default() };
+    let mut client = Client::of(scope, cache, form, false, Limits::default());
+    client.ask(Kind::Cluster, &["*"]);
+    for (kind, names) in [(Kind::Listener, listeners), (Kind::Routes, routes)] {
+        if !names.is_empty() {
+            client.ask(kind, names);
+        }
+    }
+    client.settle();
+    client
+}
+
+/// Refuses all of this type and accepts the rest, until nothing more comes.
+fn settle_refusing(client: &mut Client, refused: Kind) {
+    while let Some(seen) = client.next() {
+        client.answer(seen.kind, (seen.kind == refused).then_some("no"));
+    }
+}
+
+fn with_clusters(names: &[&str]) -> Fake {
+    names.iter().fold(Fake::default(), |fake, name| fake.with(Kind::Cluster, name, 1))
+}
+
+#[test]
+fn who_refuses_something_for_good_keeps_what_its_older_version_names_and_no_more() {
+    for form in BOTH {
+        for kind in [Kind::Listener, Kind::Routes] {
+            let of = |there_are: &[&str], edition, named: &[&str]| {
+                with_clusters(there_are).naming(kind, "r", edition, named)
+            };
+            let cache = of(&["a", "b", "c"], 1, &["a", "b"]).cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &["r"], &["r"]);
+            of(&["a"], 2, &["a"]).publish(&cache, "2");
+            settle_refusing(&mut client, kind);
+            assert_eq!(clusters(&client), ["a", "b"], "{form:?} {kind}: nothing in use names `c`");
+            // Whatever comes of it: of what it was sent since it has taken nothing.
+            of(&["d"], 3, &["d"]).publish(&cache, "3");
+            settle_refusing(&mut client, kind);
+            of(&["e"], 4, &["e"]).publish(&cache, "4");
+            settle_refusing(&mut client, kind);
+            assert_eq!(clusters(&client), ["a", "b", "e"], "{form:?} {kind}");
+            // The control: what is mended keeps nothing.
+            of(&["e"], 5, &["e"]).publish(&cache, "5");
+            client.settle();
+            assert_eq!(clusters(&client), ["e"], "{form:?} {kind}");
+        }
+    }
+}
+
+#[test]
+fn of_what_was_refused_together_any_may_be_in_use() {
+    for form in BOTH {
+        for together in [true, false] {
+            let of = |there_are: &[&str], edition, named: &[&str]| {
+                let fake = with_clusters(there_are).with(Kind::Routes, "s", if together { edition } else { 1 });
+                fake.naming(Kind::Routes, "r", edition, named)
+            };
+            let cache = of(&["a", "b"], 1, &["a"]).cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &[], &["r", "s"]);
+            of(&["b"], 2, &["b"]).publish(&cache, "2");
+            settle_refusing(&mut client, Kind::Routes);
+            of(&["c"], 3, &["c"]).publish(&cache, "3");
+            settle_refusing(&mut client, Kind::Routes);
+            let kept: &[&str] = if together { &["a", "b", "c"] } else { &["a", "c"] };
+            assert_eq!(clusters(&client), kept, "{form:?}");
+        }
+    }
+}
+
+#[test]
+fn with_more_versions_than_are_told_apart_anything_may_be_in_use() {
+    for changes in [2, 10] {
+        let of = |clusters: &[&str], edition: u32| {
+            let named = edition.to_string();
+            with_clusters(clusters).with(Kind::Routes, "s", edition).naming(Kind::Routes, "r", edition, &[&named])
+        };
+        let cache = of(&["a", "b"], 1).cache();
+        let mut client = asking(&cache, Form::Delta, Dialect::Proxyless, &[], &["r", "s"]);
+        for edition in 2..2 + changes {
+            of(&["a", "b"], edition).publish(&cache, &edition.to_string());
+            settle_refusing(&mut client, Kind::Routes);
+        }
+        of(&["a"], 20).publish(&cache, "20");
+        settle_refusing(&mut client, Kind::Routes);
+        assert_eq!(clusters(&client).len(), if changes > 4 { 2 } else { 1 });
+    }
+}
+
+#[test]
+fn an_envoy_that_refuses_a_listener_for_good_keeps_no_cluster_for_that() {
+    for form in BOTH {
+        for came_back in [false, true] {
+            let of = |there_are: &[&str], edition, named: &[&str]| {
+                let fake = with_clusters(there_are).with(Kind::Listener, "l", edition);
+                there_are.iter().fold(fake, |fake, name| fake.with(Kind::Endpoints, name, 1)).naming(
+                    Kind::Routes,
+                    "r",
+                    edition,
+                    named,
+                )
+            };
+            let cache = of(&["a", "b"], 1, &["a", "b"]).cache();
+            let mut client = asking(&cache, form, Dialect::Envoy, &[], &[]);
+            came_back_with(&mut client, Kind::Listener, "l", came_back);
+            came_back_with(&mut client, Kind::Routes, "r", false);
+            client.ask(Kind::Endpoints, &["a", "b"]);
+            settle_refusing(&mut client, Kind::Listener);
+            of(&["a"], 2, &["a"]).publish(&cache, "2");
+            settle_refusing(&mut client, Kind::Listener);
+            assert_eq!(client.status(Kind::Listener).refused, ["l"], "{form:?}");
+            assert_eq!(clusters(&client), ["a"], "{form:?} {came_back}");
+            assert_eq!(client.status(Kind::Cluster).due + client.status(Kind::Endpoints).due, 0, "{form:?}");
+        }
+    }
+}
+
+/// Asks for something that the client has from an earlier stream, if it `came_back`, in a version that nobody knows.
+fn came_back_with(client: &mut Client, kind: Kind, name: &str, came_back: bool) {
+    if !came_back {
+        return client.ask(kind, &[name]);
+    }
+    if client.session.form() == Form::State {
+        return resumed::first_request(client, kind, &[name], "7");
+    }
+    came_back_as(client, kind, name, "7");
+}
+
+/// The same with delta, in this version.
+fn came_back_as(client: &mut Client, kind: Kind, name: &str, version: &str) {
+    client.names[kind.index()] = vec![name.to_owned()];
+    let request = DeltaDiscoveryRequest {
+        type_url: kind.type_url().to_owned(),
+        resource_names_subscribe: vec![name.to_owned()],
+        initial_resource_versions: [(name.to_owned(), version.to_owned())].into(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    client.session.delta_request(request).unwrap();
+}
+
+#[test]
+fn what_a_client_has_from_an_earlier_stream_and_goes_on_with_may_name_anything() {
+    for form in BOTH {
+        for (kind, came_back) in [(Kind::Listener, true), (Kind::Routes, true), (Kind::Listener, false)] {
+            let of = |there_are: &[&str], edition| with_clusters(there_are).naming(kind, "r", edition, &["a"]);
+            let cache = of(&["a", "b"], 1).cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &[], &[]);
+            came_back_with(&mut client, kind, "r", came_back);
+            settle_refusing(&mut client, kind);
+            of(&["a"], 2).publish(&cache, "2");
+            settle_refusing(&mut client, kind);
+            let kept: &[&str] = if came_back { &["a", "b"] } else { &["a"] };
+            assert_eq!(clusters(&client), kept, "{form:?} {kind}");
+            // Once it accepts one, that is known.
+            of(&["a"], 3).publish(&cache, "3");
+            client.settle();
+            assert_eq!(clusters(&client), ["a"], "{form:?} {kind}");
+        }
+    }
+}
+
+#[test]
+fn what_a_client_has_from_an_earlier_stream_names_what_it_named_if_its_version_is_known() {
+    for is_known in [true, false] {
+        let of = |there_are: &[&str], edition| with_clusters(there_are).naming(Kind::Routes, "r", edition, &["a"]);
+        let cache = of(&["a", "b"], 1).cache();
+        let mut before = asking(&cache, Form::Delta, Dialect::Proxyless, &[], &["r"]);
+        let version = before.status(Kind::Routes).resources.unwrap().remove(0).version;
+        drop(before.next());
+        let mut client = asking(&cache, Form::Delta, Dialect::Proxyless, &[], &[]);
+        came_back_as(&mut client, Kind::Routes, "r", if is_known { &version } else { "7" });
+        settle_refusing(&mut client, Kind::Routes);
+        of(&["a"], 2).publish(&cache, "2");
+        settle_refusing(&mut client, Kind::Routes);
+        let kept: &[&str] = if is_known { &["a"] } else { &["a", "b"] };
+        assert_eq!(clusters(&client), kept);
+    }
+}
+
+#[test]
+fn routes_that_are_gone_keep_what_they_named_while_a_client_that_refuses_something_asks_for_them() {
+    for form in BOTH {
+        let of = |there_are: &[&str], edition| with_clusters(there_are).with(Kind::Listener, "l", edition);
+        let cache = of(&["a", "b"], 1).naming(Kind::Routes, "r", 1, &["b"]).cache();
+        let mut client = asking(&cache, form, Dialect::Proxyless, &["l"], &["r"]);
+        of(&["a"], 2).publish(&cache, "2");
+        settle_refusing(&mut client, Kind::Listener);
+        assert_eq!(clusters(&client), ["a", "b"], "{form:?}: the older listener may need its routes");
+        client.ask(Kind::Routes, &[]);
+        settle_refusing(&mut client, Kind::Listener);
+        assert_eq!(clusters(&client), ["a"], "{form:?}");
+    }
+}
+
+#[test]
+fn a_listener_that_went_in_a_refused_list_keeps_what_it_names() {
+    for accepted in [false, true] {
+        let all = with_clusters(&["a", "b"]).naming(Kind::Listener, "l", 1, &["b"]).with(Kind::Listener, "m", 1);
+        let cache = all.clone().with(Kind::Listener, "n", 1).cache();
+        let mut client = asking(&cache, Form::State, Dialect::Proxyless, &["*"], &[]);
+        let fewer = all.without(Kind::Listener, "l").with(Kind::Listener, "m", 2).with(Kind::Listener, "n", 1);
+        fewer.clone().publish(&cache, "2");
+        settle_refusing(&mut client, Kind::Listener);
+        if accepted {
+            fewer.clone().with(Kind::Listener, "m", 3).publish(&cache, "3");
+            client.settle();
+            fewer.clone().with(Kind::Listener, "m", 4).publish(&cache, "4");
+            settle_refusing(&mut client, Kind::Listener);
+        }
+        fewer.without(Kind::Cluster, "b").with(Kind::Listener, "m", 5).publish(&cache, "5");
+        settle_refusing(&mut client, Kind::Listener);
+        let kept: &[&str] = if accepted { &["a"] } else { &["a", "b"] };
+        assert_eq!(clusters(&client), kept);
+    }
+}
+
+#[test]
+fn what_was_too_large_to_send_keeps_what_the_version_before_it_names() {
+    for form in BOTH {
+        for is_sent in [false, true] {
+            let of = |there_are: &[&str], edition, named: &[&str]| {
+                with_clusters(there_are).naming(Kind::Routes, "r", edition, named)
+            };
+            let cache = of(&["a", "b", "c"], 1, &["a", "b"]).cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &[], &["r"]);
+            if !is_sent {
+                client.session.limits.largest_response = 150;
+            }
+            of(&["a"], 2, &["a"; 9]).publish(&cache, "2");
+            client.settle();
+            assert_eq!(client.status(Kind::Routes).unsent.is_some(), !is_sent, "{form:?}");
+            let kept: &[&str] = if is_sent { &["a"] } else { &["a", "b"] };
+            assert_eq!(clusters(&client), kept, "{form:?}");
+        }
+    }
+}
