@@ -33,6 +33,7 @@ mod selected;
 mod tokens;
 mod unannounced;
 mod unnamed;
+mod view;
 mod virtual_services;
 
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +50,7 @@ pub(crate) use self::catalog::Changed;
 pub(crate) use self::keep::{kept, settle, with_kept};
 pub use self::proxy::ProxyListener;
 use self::rules::Rules;
+pub(crate) use self::view::View;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
 use crate::jwks::Keys;

@@ -118,6 +118,11 @@ pub(super) fn join<'a>(rules: &[&'a Rule]) -> Joined<'a> {
 }
 
 impl<'a> Joined<'a> {
+    /// The policy for all ports and subsets, before theirs.
+    pub(super) fn whole(&self) -> Option<&'a TrafficPolicy> {
+        self.policy
+    }
+
     /// The subset of that name.
     pub(super) fn subset(&self, name: &str) -> Option<&'a Subset> {
         self.subsets.iter().find(|subset| subset.name == name).copied()

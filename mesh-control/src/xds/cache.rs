@@ -10,8 +10,10 @@
 //! Refuses to know the protocol: a stream has a [`Seat`] and finds there what is due.
 
 mod seat;
+mod views;
 
 pub(crate) use self::seat::Seat;
+use self::views::{Seen, Views};
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +48,7 @@ pub(crate) struct Cache {
     inner: Mutex<Inner>,
     /// Bytes by content: nodes of different scopes that see the same resource share them.
     contents: Mutex<Contents>,
+    views: Views,
     evaluated: AtomicU64,
 }
 
@@ -164,6 +167,13 @@ struct Worlds {
     coming: Option<Arc<dyn Resources>>,
 }
 
+/// What a name stands for in one scope.
+enum Made {
+    /// Somebody had it made already.
+    Known(Arc<Encoded>),
+    New(Version, Box<Resource>),
+}
+
 /// What became of an entry.
 type Fresh = (Option<Arc<Encoded>>, Key);
 
@@ -194,12 +204,15 @@ impl Cache {
             last_scope: 0,
             last_seat: 0,
         };
-        Arc::new(Self { inner: Mutex::new(inner), contents: Mutex::default(), evaluated: AtomicU64::new(0) })
+        let (contents, views, evaluated) = (Mutex::default(), Views::default(), AtomicU64::new(0));
+        Arc::new(Self { inner: Mutex::new(inner), contents, views, evaluated })
     }
 
     /// Remembers what an earlier run served.
     pub(crate) fn remember(&self, resources: Arc<dyn Resources>) {
-        self.inner.lock().former.push_back(Former { since: None, resources });
+        let mut inner = self.inner.lock();
+        self.views.clear();
+        inner.former.push_back(Former { since: None, resources });
     }
 
     /// The revision served.
@@ -234,6 +247,7 @@ impl Cache {
             Touched::Subjects(subjects) => subjects.contains(HOSTS),
         };
         let (version, resources) = (version.into(), resources.clone());
+        self.views.clear();
         inner.turn += 1;
         inner.coming = Some(Coming { version, resources, hosts, fresh: Vec::new(), wildcards: Vec::new() });
         let stale = |key: &Key| {
@@ -259,9 +273,9 @@ impl Cache {
             .into_iter()
             .filter_map(|stale| {
                 let Stale { key, scope, before } = stale;
-                let made = self.evaluate(resources, &scope.node, key.kind, &key.name);
-                (made.as_ref().map(|(version, _)| *version) != before)
-                    .then(|| (made.map(|(version, resource)| self.share(&key, &scope, version, &resource)), key))
+                let made = self.evaluate(resources, &scope.node, &key);
+                (made.as_ref().map(Made::version) != before)
+                    .then(|| (made.map(|made| self.share(&key, &scope, made)), key))
             })
             .collect();
         for wildcard in &mut wildcards {
@@ -333,16 +347,20 @@ impl Cache {
         }
     }
 
-    fn evaluate(
-        &self,
-        resources: &dyn Resources,
-        scope: &NodeScope,
-        kind: Kind,
-        name: &str,
-    ) -> Option<(Version, Resource)> {
+    /// What a node of `scope` is told under a name; `None` = it does not exist.
+    fn evaluate(&self, resources: &dyn Resources, scope: &NodeScope, key: &Key) -> Option<Made> {
+        let seen = Seen::by(resources, scope, key);
+        let version = seen.as_ref().and_then(|seen| self.views.get(seen));
+        if let Some(known) = version.and_then(|version| self.contents.lock().get(key, version)) {
+            return Some(Made::Known(known));
+        }
         self.evaluated.fetch_add(1, Ordering::Relaxed);
-        let resource = resources.resource(scope, kind, name)?;
-        Some((Version::of(&resource, scope), resource))
+        let resource = resources.resource(scope, key.kind, &key.name)?;
+        let version = Version::of(&resource, scope);
+        if let Some(seen) = seen {
+            self.views.insert(seen, version);
+        }
+        Some(Made::New(version, Box::new(resource)))
     }
 
     /// What a name stands for, and what it will if that is something else.
@@ -355,28 +373,39 @@ impl Cache {
     }
 
     fn make(&self, resources: &dyn Resources, scope: &Scoped, key: &Key) -> Option<Arc<Encoded>> {
-        let (version, resource) = self.evaluate(resources, &scope.node, key.kind, &key.name)?;
-        Some(self.share(key, scope, version, &resource))
+        let made = self.evaluate(resources, &scope.node, key)?;
+        Some(self.share(key, scope, made))
     }
 
     /// The bytes of that content: those that exist, or new ones.
-    fn share(&self, key: &Key, scope: &Scoped, version: Version, resource: &Resource) -> Arc<Encoded> {
-        let at = (key.kind, version);
-        let known = |contents: &Contents| contents.by_version.get(&at).and_then(Weak::upgrade);
-        if let Some(known) = known(&self.contents.lock()).filter(|known| known.name == key.name) {
+    fn share(&self, key: &Key, scope: &Scoped, made: Made) -> Arc<Encoded> {
+        let (version, resource) = match made {
+            Made::Known(known) => return known,
+            Made::New(version, resource) => (version, resource),
+        };
+        if let Some(known) = self.contents.lock().get(key, version) {
             return known;
         }
         // Outside the lock, for it may be large. Whoever comes second throws its copy away.
         let any = resource.encode(&scope.node);
-        let naming = Naming::of(resource, &scope.account);
+        let naming = Naming::of(&resource, &scope.account);
         let encoded = Arc::new(Encoded::new(key.name.clone(), version, &any, naming, &scope.account));
         let mut contents = self.contents.lock();
-        match known(&contents).filter(|known| known.name == key.name) {
+        match contents.get(key, version) {
             Some(known) => known,
             None => {
-                contents.by_version.insert(at, Arc::downgrade(&encoded));
+                contents.by_version.insert((key.kind, version), Arc::downgrade(&encoded));
                 encoded
             }
+        }
+    }
+}
+
+impl Made {
+    fn version(&self) -> Version {
+        match self {
+            Self::Known(known) => known.version,
+            Self::New(version, _) => *version,
         }
     }
 }
@@ -484,6 +513,12 @@ impl Mailbox {
 }
 
 impl Contents {
+    /// The bytes of that content, under that name.
+    fn get(&self, key: &Key, version: Version) -> Option<Arc<Encoded>> {
+        let known = self.by_version.get(&(key.kind, version)).and_then(Weak::upgrade);
+        known.filter(|known| known.name == key.name)
+    }
+
     /// Forgets what nobody holds any more, once that may be half of it.
     fn sweep(&mut self) {
         if self.by_version.len() > self.sweep_at {

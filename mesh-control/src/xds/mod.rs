@@ -38,7 +38,7 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 use mesh_discovery::codec;
 
-use crate::translate::{Dialect, NodeScope, ProxyListener, World};
+use crate::translate::{Dialect, NodeScope, ProxyListener, View, World};
 
 /// The four kinds of resource, in the order in which a change is pushed: what is referred to comes
 /// before what refers to it (make before break).
@@ -128,6 +128,11 @@ pub(crate) trait Resources: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// On what of its scope it depends what such a node is told under `name`. Default: on all of it.
+    fn view(&self, _scope: &NodeScope, _kind: Kind, _name: &str) -> Option<View> {
+        None
+    }
+
     /// Why such a node is not told anything under `name`, and what to do.
     fn why_missing(&self, _scope: &NodeScope, kind: Kind, name: &str) -> String {
         format!("there is no {kind} {name:?}")
@@ -188,6 +193,13 @@ impl Resources for World {
             Kind::Cluster => self.proxy_clusters(scope),
             Kind::Listener => self.proxy_listeners(scope),
             Kind::Endpoints | Kind::Routes => Vec::new(),
+        }
+    }
+
+    fn view(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<View> {
+        match kind {
+            Kind::Cluster | Kind::Endpoints => World::view(self, scope, &federated::plain(kind, name)),
+            Kind::Listener | Kind::Routes => None,
         }
     }
 

@@ -2,8 +2,13 @@
 
 use futures_util::FutureExt;
 
+use mesh_core::id::Locality;
+
 use super::super::fake::Fake;
 use super::*;
+use crate::model::Model;
+use crate::registry::Registration;
+use crate::translate::{Dialect, World};
 
 fn scope(namespace: &str) -> NodeScope {
     NodeScope::namespace(namespace)
@@ -177,4 +182,39 @@ fn who_comes_while_a_revision_is_made_has_the_one_before_until_all_of_it_is_ther
     assert_eq!(late.cover(Kind::Cluster).iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "c"]);
     drop((seat, late));
     assert_eq!(cache.size().0, 0, "nothing is left of them");
+}
+
+#[test]
+fn what_scopes_see_alike_of_a_large_service_is_made_once() {
+    for endpoints in [100u8, 10] {
+        let world = |zone: &str| -> Arc<dyn Resources> {
+            let member = |n: u8| Registration {
+                locality: Locality { zone: if n == 0 { zone } else { "a" }.to_owned(), ..Locality::default() },
+                address: ([10, 0, 0, n], 80).into(),
+                ..crate::registry::tests::registration(1)
+            };
+            Arc::new(World::build(&Model::default(), &(0..endpoints).map(member).collect::<Vec<_>>()))
+        };
+        let cache = Cache::new("1".to_owned(), world("a"));
+        let asked = world("a").wildcard(&NodeScope { dialect: Dialect::Envoy, ..scope("n0") }, Kind::Cluster).remove(0);
+        let mut seats: Vec<_> = (0..10).map(|n| cache.seat(scope(&format!("n{n}")), &Arc::default())).collect();
+        let kinds = [Kind::Cluster, Kind::Endpoints];
+        let has = |seat: &Seat, kind| seat.resource(kind, &asked.as_str().into()).unwrap();
+        seats.iter_mut().for_each(|seat| kinds.iter().for_each(|kind| _ = seat.subscribe(*kind, &asked)));
+        // The control: of a few endpoints the view is not worth a look.
+        let made = if endpoints == 100 { 2 } else { 20 };
+        assert_eq!(cache.evaluated(), made);
+        let before = kinds.map(|kind| has(&seats[0], kind));
+
+        let host = asked.rsplit_once('|').unwrap().1.to_owned();
+        cache.publish("2".to_owned(), &world("b"), &Touched::Subjects([host].into()));
+        assert_eq!(cache.evaluated(), 2 * made);
+        assert_eq!(cache.views.len(), if endpoints == 100 { 2 } else { 0 }, "nothing of the revision before");
+        for seat in &seats {
+            assert_eq!(due(seat), [asked.as_str()], "its endpoints");
+            assert!(Arc::ptr_eq(&has(seat, Kind::Cluster), &before[0]));
+            assert!(Arc::ptr_eq(&has(seat, Kind::Endpoints), &has(&seats[0], Kind::Endpoints)));
+            assert!(has(seat, Kind::Endpoints).version != before[1].version);
+        }
+    }
 }
