@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::cascade::SubscriptionId;
 use crate::xds::contain::contained;
-use crate::xds::message::{Body, Name};
+use crate::xds::message::{Body, Name, Variant};
 
 /// What the control plane said last (the states of gRFC A88).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -95,6 +95,8 @@ pub(crate) struct Good<V> {
     pub(crate) value: V,
     /// Version under which it came.
     pub(crate) version: Name,
+    /// In which variant: in the other one the version means nothing.
+    variant: Variant,
     /// Who gave it.
     pub(super) server: ServerId,
     /// Of the bytes it was decoded from: the same bytes are not decoded again. The bytes themselves
@@ -213,6 +215,7 @@ impl Users {
 /// A resource of a response, before anybody has looked inside.
 pub(super) struct Offer<'a> {
     pub(super) version: &'a Name,
+    pub(super) variant: Variant,
     pub(super) body: &'a Body,
     pub(super) digest: Digest,
     pub(super) server: ServerId,
@@ -246,11 +249,11 @@ impl<V> Entry<V> {
         !matches!(self.users, Users::Nobody)
     }
 
-    /// The version that `server` need not send again. What is complained of is asked for anew:
+    /// The version that `server` need not send again, with delta. What is complained of is asked for anew:
     /// it may have gone back to what is held, and would say nothing of it.
     pub(super) fn undoubted(&self, server: ServerId) -> Option<&Name> {
         let good = self.good.as_ref().filter(|good| good.server == server && self.failure.is_none())?;
-        (!good.version.is_empty()).then_some(&good.version)
+        (good.variant == Variant::Delta && !good.version.is_empty()).then_some(&good.version)
     }
 
     /// Whether what is held is not what `server` said last, or nothing is, though it may have said something.
@@ -278,7 +281,8 @@ impl<V: PartialEq> Entry<V> {
 
     /// Takes what an earlier run held; the first that a control plane says replaces it.
     pub(super) fn restore(&mut self, value: V, version: Name, now: Instant) {
-        self.good = Some(Box::new(Good { value, version, server: SAVED, digest: Digest::default(), since: now }));
+        let (variant, digest) = (Variant::StateOfTheWorld, Digest::default());
+        self.good = Some(Box::new(Good { value, version, variant, server: SAVED, digest, since: now }));
     }
 
     /// The control plane that gave the value in use; none if no control plane of this run did.
@@ -315,6 +319,7 @@ impl<V: PartialEq> Entry<V> {
         if let Some(good) = self.good.as_mut().filter(|good| good.digest == offer.digest) {
             let moved = std::mem::replace(&mut good.server, offer.server) != offer.server;
             good.version.clone_from(offer.version);
+            good.variant = offer.variant;
             self.standing = Standing::Acked;
             self.failure = None;
             return Ok(Taken::Same { changed: moved });
@@ -349,14 +354,14 @@ impl<V: PartialEq> Entry<V> {
         }
         self.standing = Standing::Acked;
         self.failure = None;
-        let (server, digest, version) = (offer.server, offer.digest, offer.version.clone());
+        let (server, digest, version, variant) = (offer.server, offer.digest, offer.version.clone(), offer.variant);
         if let Some(good) = self.good.as_mut().filter(|_| same) {
             // An equal value in other bytes keeps its place, so that its readers see no change.
             let moved = good.server != server;
-            (good.server, good.digest, good.version) = (server, digest, version);
+            (good.server, good.digest, good.version, good.variant) = (server, digest, version, variant);
             return Ok(Taken::Same { changed: moved });
         }
-        let good = Good { value, version, server, digest, since: offer.now };
+        let good = Good { value, version, variant, server, digest, since: offer.now };
         Ok(Taken::New { before: self.good.replace(Box::new(good)) })
     }
 

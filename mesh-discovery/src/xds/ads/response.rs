@@ -255,10 +255,12 @@ impl<C: Codec> Ads<C> {
         }
         entry.round = round.number;
         let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
-        let features = sessions[usize::from(round.server)].features;
+        let session = &sessions[usize::from(round.server)];
+        let features = session.features;
         let own = round.own_version(entry, &resource.version);
         let offer = Offer {
             version: own.as_ref().unwrap_or(&round.version),
+            variant: session.variant,
             body,
             digest: digest(&body.bytes, features.trusted_xds_server),
             server: round.server,

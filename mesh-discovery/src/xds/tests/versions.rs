@@ -251,3 +251,50 @@ fn a_control_plane_that_was_asked_for_everything_is_not_rightly_silent() {
         assert_eq!(ads.ads.sessions()[0].unconfirmed_since.is_some(), refused);
     }
 }
+
+#[test]
+fn x2_a_version_of_one_variant_is_not_claimed_in_the_other_after_a_stream_that_was_answered_in_part() {
+    for all in [false, true] {
+        let mut ads = Machine::new(None, ServerFeatures::default(), 1);
+        ads.subscribe(&[listener("a"), listener("b"), Key::new(Kind::Routes, "r")]);
+        let open = |ads: &mut Machine| {
+            let variant = ads.ads.variant(0, ads.now);
+            ads.opened();
+            (variant, ads.drain(0))
+        };
+        let answer = |ads: &mut Machine, version: &str, all: bool| {
+            ads.respond(Kind::Listener, version, if all { &["a=1", "b=1"] } else { &["a=1"] });
+            if all {
+                ads.respond(Kind::Routes, version, &["r=1"]);
+            }
+            ads.drain(0);
+        };
+        open(&mut ads);
+        ads.close(Some(StreamError::unsupported("no delta")));
+        assert_eq!(open(&mut ads).0, Variant::StateOfTheWorld);
+        answer(&mut ads, "w1", true);
+        ads.close(None);
+
+        // It has delta now, and answers for `a` alone.
+        ads.now += Duration::from_secs(600);
+        let (variant, asked) = open(&mut ads);
+        assert!(variant == Variant::Delta && asked.iter().all(|request| initial(request).is_empty()), "{asked:?}");
+        answer(&mut ads, "d1", all);
+        ads.close(None);
+        let (variant, asked) = open(&mut ads);
+        let claimed: Vec<_> = asked.iter().flat_map(initial).collect();
+        // The control: what came in this variant is.
+        let (one, every) = ([("a", "d1")], [("a", "d1"), ("b", "d1"), ("r", "d1")]);
+        assert_eq!((variant, &claimed[..]), (Variant::Delta, if all { &every[..] } else { &one[..] }));
+
+        // And back.
+        ads.close(Some(StreamError::unsupported("no delta")));
+        for versions in [["", ""], if all { ["w2", "w2"] } else { ["", ""] }] {
+            let (variant, asked) = open(&mut ads);
+            assert_eq!(variant, Variant::StateOfTheWorld);
+            assert_eq!(asked.iter().map(version).collect::<Vec<_>>(), versions);
+            answer(&mut ads, "w2", all);
+            ads.close(None);
+        }
+    }
+}
