@@ -11,7 +11,9 @@ use mesh_discovery::xds::{SnapshotConfig, Variant, XdsClient};
 use mesh_testkit::clock;
 
 use crate::inbound::{ADDRESS, listener, serves, serving};
-use crate::plane::{BOTH, Mood, Plane, client_of, cluster_named, endpoints_of, goes_to, ports, route_to};
+use crate::plane::{
+    BOTH, Mood, Plane, becomes, client_of, cluster_named, destination, endpoints_of, goes_to, ports, route_to,
+};
 
 /// A client that keeps what it knows in this folder, as by default.
 fn keeping(variant: Variant, planes: &[&Plane], folder: &Path) -> XdsClient {
@@ -110,5 +112,40 @@ async fn r08_a_job_of_a_few_seconds_leaves_a_snapshot_and_one_that_ends_in_order
         // There is nothing to say of what nobody vouches for, and nobody waits for it.
         client.save().await;
         assert_eq!(client.status().snapshot.unwrap().writes, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r05_a_restart_joins_nothing_that_two_control_planes_gave_to_two_runs() {
+    for (variant, apart) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (Plane::with("x", 10), Plane::with("x", 11));
+        let planes = [&first, &second];
+        first.put_all([destination("d:80", "q"), route_to("q", "x")]);
+        let client = keeping(variant, &planes, folder.path());
+        let mut both = ["a:80", "d:80"].map(|name| client.destination(&name.parse().unwrap()));
+        for state in &mut both {
+            goes_to(state, 10).await;
+        }
+        client.save().await;
+        drop((client, both));
+        // The next run asks for one of them, and hears of the second control plane alone.
+        if apart {
+            first.is(Mood::Down);
+        }
+        let client = keeping(variant, &planes, folder.path());
+        let (mut state, of_last) = (client.destination(&"a:80".parse().unwrap()), if apart { 11 } else { 10 });
+        goes_to(&mut state, of_last).await;
+        second.sees("it is asked, or nobody need be", |plane| !apart || plane.asked(codec::ENDPOINTS) == ["x"]).await;
+        let client = restarted(client, variant, &planes, folder.path()).await;
+        goes_to(&mut client.destination(&"a:80".parse().unwrap()), of_last).await;
+        // The routes of the one with the clusters of the other are nobody's configuration.
+        let mut joined = client.destination(&"d:80".parse().unwrap());
+        if apart {
+            becomes(&mut joined, "nobody can be asked", |state| matches!(state, DestinationState::Unreachable(_)))
+                .await;
+        } else {
+            goes_to(&mut joined, 10).await;
+        }
     }
 }

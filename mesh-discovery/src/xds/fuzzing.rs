@@ -128,7 +128,7 @@ impl Book {
         let all = self.0.iter().filter(|((server, generation, ..), _)| (*server, *generation) == (EARLIER, 0));
         let record = |((.., kind, name), body): (&(_, _, Kind, String), &Body)| {
             let until = now.checked_add(SAVED_FOR);
-            let record = Record { version: "0".into(), body: body.clone(), confirmed: 0, since: None, until };
+            let record = Record { giver: 0, version: "0".into(), body: body.clone(), confirmed: 0, since: None, until };
             (Key::new(*kind, name.as_str()), record)
         };
         all.map(record).collect()

@@ -13,6 +13,7 @@
 mod authority;
 mod entry;
 mod response;
+mod restored;
 mod session;
 mod ttl;
 mod unasked;
@@ -129,6 +130,8 @@ pub(crate) struct Ads<C: Codec> {
     saved: Option<Saved>,
     /// When the first of that is too old.
     saved_until: Option<Instant>,
+    /// Whose that is, by authority.
+    saved_givers: HashMap<u16, u64>,
     /// What of it came into use, some of which has been answered for meanwhile.
     restored: BTreeSet<Key>,
     /// Some of it may be of no use any more since it was looked through.
@@ -161,71 +164,12 @@ impl<C: Codec> Ads<C> {
             clock: now,
             saved: None,
             saved_until: None,
+            saved_givers: HashMap::new(),
             restored: BTreeSet::new(),
             saved_is_due: false,
             unasked: Unasked::default(),
             given_up: Vec::new(),
         }
-    }
-
-    /// Takes what an earlier run held; none of it begins to serve once it is too old.
-    pub(crate) fn restore(&mut self, saved: Saved) {
-        self.saved_is_due = true;
-        self.keep(saved);
-    }
-
-    /// Whether there is something of an earlier run.
-    pub(crate) fn is_restored(&self) -> bool {
-        self.saved.is_some()
-    }
-
-    /// Lets go what an earlier run held, once everything wanted has been answered by who vouches for it; what is of an
-    /// authority whose control plane does not yet may still be of use. Asked after every response, so it looks through all of
-    /// that only when a control plane has come to vouch for what it gives, or the last of it has been answered for.
-    fn let_saved_go(&mut self) {
-        if self.saved.is_none() || !self.is_confirmed() {
-            return;
-        }
-        while let Some(key) = self.restored.first() {
-            if self.entry(key).is_some_and(|entry| entry.is_from(SAVED)) {
-                return;
-            }
-            self.restored.pop_first();
-            self.saved_is_due = true;
-        }
-        if !std::mem::take(&mut self.saved_is_due) {
-            return;
-        }
-        let (saved, gone): (Saved, Saved) = self.saved.take().unwrap_or_default().into_iter().partition(|(key, _)| {
-            let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
-            authority.is_some_and(|authority| !self.sessions[usize::from(authority.active_server())].vouches())
-        });
-        self.unasked.add(gone.into_iter().filter(|(key, _)| !self.entries[key.kind.index()].contains_key(&key.name)));
-        self.keep(saved);
-    }
-
-    fn keep(&mut self, saved: Saved) {
-        self.saved_until = saved.values().filter_map(|record| record.until).min();
-        self.saved = Some(saved).filter(|saved| !saved.is_empty());
-        if self.saved.is_none() {
-            self.restored.clear();
-        }
-    }
-
-    /// What an earlier run held that no control plane has spoken of, whether it may still serve or not.
-    pub(crate) fn saved(&self) -> impl Iterator<Item = (&Key, &Record)> {
-        self.saved.iter().flatten().chain(self.unasked.iter())
-    }
-
-    /// Whether the next response is a reason to look through that.
-    #[cfg(test)]
-    pub(crate) fn looks_through_saved(&self) -> bool {
-        self.saved_is_due
-    }
-
-    /// How much is in use that no control plane of this run has given.
-    pub(crate) fn saved_in_use(&self) -> usize {
-        self.entries().filter(|(.., entry)| entry.is_from(SAVED)).count()
     }
 
     /// Wants a resource for a subscription. Gives its name as everybody shares it, and what is known of it: it may be

@@ -14,6 +14,7 @@ use crate::bootstrap::name::normalise;
 use crate::xds::contain::contained;
 use crate::xds::kind::{Key, Kind};
 use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, Variant};
+use crate::xds::saved::Record;
 
 /// Longest text of the reasons in a NACK, in bytes.
 const MAX_ERROR: usize = 8 << 10;
@@ -60,6 +61,8 @@ struct Replaced<V> {
     body: Body,
     /// What was in use before.
     before: Option<Box<Good<V>>>,
+    /// On disk, if an earlier run held that.
+    record: Option<Record>,
 }
 
 impl<V> Round<V> {
@@ -199,12 +202,16 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn refuse(&mut self, key: &Key, reason: &str) -> bool {
         let Some(round) = self.open.as_mut().filter(|round| round.kind == key.kind) else { return false };
         let Some(at) = round.taken.iter().position(|taken| taken.name == key.name) else { return false };
-        let Replaced { name, body, before } = round.taken.swap_remove(at);
+        let Replaced { name, body, before, record } = round.taken.swap_remove(at);
         let Some(entry) = self.entries[key.kind.index()].get_mut(&name) else { return false };
         let reason = format!("{} {name} is refused: {reason}", key.kind);
         round.is_news = true;
         round.problems.add(&name, &reason);
         entry.refuse(reason, &body, before, round.strict, round.now);
+        if let Some(record) = record.filter(|_| entry.is_from(SAVED)) {
+            // It is in use again, and the next run is to have it, too.
+            self.saved.get_or_insert_default().insert(key.clone(), record);
+        }
         self.changed.push(key.clone());
         true
     }
@@ -300,10 +307,10 @@ impl<C: Codec> Ads<C> {
             && let Some((name, _)) = entries.get_key_value(name.as_ref())
         {
             let key = Key::new(kind, name.clone());
-            if is_given && let Some(saved) = saved {
-                saved.remove(&key);
-            }
-            round.taken.extend(replaced.map(|before| Replaced { name: key.name.clone(), body: body.clone(), before }));
+            let record = saved.as_mut().filter(|_| is_given).and_then(|saved| saved.remove(&key));
+            let replaced =
+                replaced.map(|before| Replaced { name: key.name.clone(), body: body.clone(), before, record });
+            round.taken.extend(replaced);
             if seen {
                 changed.push(key);
             }

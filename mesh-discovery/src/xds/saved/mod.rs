@@ -1,8 +1,8 @@
 //! The last good configuration on disk, for a start while no control plane can be reached.
 //!
 //! ```text
-//! "mesh xDS snapshot 3\n" | written, seconds | of whom | count | records … | HMAC-SHA256 of all before
-//! record: type | confirmed, seconds | name | version | resource
+//! "mesh xDS snapshot 4\n" | written, seconds | of whom | count | records … | HMAC-SHA256 of all before
+//! record: type | whose | confirmed, seconds | name | version | resource
 //! ```
 //! Numbers are little endian, texts and resources have their length before them. Opt-in. Each resource
 //! serves until its own control plane has spoken of it, and grows old by itself, from when that one last vouched for it: one
@@ -29,7 +29,7 @@ use super::kind::{Key, Kind};
 use super::message::{Body, Name};
 use crate::bootstrap::Bootstrap;
 
-const MAGIC: &[u8] = b"mesh xDS snapshot 3\n";
+const MAGIC: &[u8] = b"mesh xDS snapshot 4\n";
 
 /// Bytes of the HMAC.
 const TAG: usize = 32;
@@ -89,6 +89,8 @@ pub(super) type Saved = HashMap<Key, Record>;
 /// A resource as it is kept.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
+    /// The [mark] of the control plane that gave it.
+    pub(super) giver: u64,
     pub(super) version: Name,
     pub(super) body: Body,
     /// When its control plane last vouched for it, in seconds since the Unix epoch.
@@ -173,9 +175,14 @@ pub(super) fn owner(bootstrap: &Bootstrap) -> u128 {
     XxHash3_128::oneshot(text.as_bytes())
 }
 
-/// The file's bytes.
+/// What stands for a control plane, by its address: two of one authority may say different things under one name.
+pub(super) fn mark(server: &str) -> u64 {
+    XxHash3_128::oneshot(server.as_bytes()) as u64
+}
+
+/// The file's bytes. Of each resource type, giver, when it was confirmed, name, version and content.
 pub(super) fn encode<'a>(
-    resources: impl Iterator<Item = (Kind, u64, &'a str, &'a str, &'a [u8])>,
+    resources: impl Iterator<Item = (Kind, u64, u64, &'a str, &'a str, &'a [u8])>,
     key: &hmac::Key,
     owner: u128,
     written: u64,
@@ -186,8 +193,9 @@ pub(super) fn encode<'a>(
     let count = out.len();
     out.extend([0; 4]);
     let mut records = 0u32;
-    for (kind, confirmed, name, version, bytes) in resources {
+    for (kind, giver, confirmed, name, version, bytes) in resources {
         out.push(kind.index() as u8);
+        out.extend(giver.to_le_bytes());
         out.extend(confirmed.to_le_bytes());
         for part in [name.as_bytes(), version.as_bytes(), bytes] {
             out.extend((part.len() as u32).to_le_bytes());
@@ -284,6 +292,7 @@ fn decode(
     for _ in 0..records {
         let [kind] = *take(&mut rest).ok_or_else(damaged)?;
         let kind = *Kind::ALL.get(usize::from(kind)).ok_or_else(damaged)?;
+        let giver = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
         let confirmed = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
         let name = text(&mut rest).ok_or_else(damaged)?;
         let version = text(&mut rest).ok_or_else(damaged)?;
@@ -295,8 +304,14 @@ fn decode(
         }
         oldest = oldest.max(age);
         let until = now.checked_add(max_age.saturating_sub(age));
-        let record =
-            Record { version, body: Body::new(kind.type_url(), bytes), confirmed, since: now.checked_sub(age), until };
+        let record = Record {
+            giver,
+            version,
+            body: Body::new(kind.type_url(), bytes),
+            confirmed,
+            since: now.checked_sub(age),
+            until,
+        };
         saved.insert(Key::new(kind, name), record);
     }
     match left_out {
@@ -371,7 +386,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        let records = [(Kind::Cluster, 1_000, "x", "v1", &b"one"[..]), (Kind::Endpoints, 1_000, "x", "", b"")];
+        let records = [(Kind::Cluster, 5, 1_000, "x", "v1", &b"one"[..]), (Kind::Endpoints, 6, 1_000, "x", "", b"")];
         encode(records.into_iter(), &key(), 7, 1_000)
     }
 
@@ -389,7 +404,8 @@ mod tests {
     fn what_is_written_is_read_until_it_is_too_old() {
         let (age, saved) = decode(&sample(), 7, 1_060, DAY).unwrap();
         assert_eq!((age, saved.len()), (Duration::from_secs(60), 2));
-        let Record { version, body, .. } = &saved[&Key::new(Kind::Cluster, "x")];
+        let Record { giver, version, body, .. } = &saved[&Key::new(Kind::Cluster, "x")];
+        assert_eq!(*giver, 5);
         assert_eq!((&**version, &*body.type_url, &body.bytes[..]), ("v1", Kind::Cluster.type_url(), &b"one"[..]));
         let error = decode(&sample(), 7, 1_001 + 86_400, DAY).unwrap_err();
         assert!(error.contains("old"), "{error}");
@@ -401,7 +417,7 @@ mod tests {
 
     #[test]
     fn each_resource_grows_old_by_itself() {
-        let record = |name: &'static str, confirmed| (Kind::Cluster, confirmed, name, "v1", &b"one"[..]);
+        let record = |name: &'static str, confirmed| (Kind::Cluster, 5, confirmed, name, "v1", &b"one"[..]);
         let mixed = [record("fresh", 100_000), record("old", 40_000), record("ahead", 200_000)];
         let file = encode(mixed.into_iter(), &key(), 7, 100_000);
         let now = Instant::now();
@@ -489,7 +505,7 @@ mod tests {
         assert!(none.is_none() && account.error.is_none(), "there is none yet");
         let (key, us) = (account.key.unwrap(), owner(&bootstrap));
         let written = |key: &hmac::Key| {
-            encode([(Kind::Cluster, wall_clock(), "x", "v1", &b"one"[..])].into_iter(), key, us, wall_clock())
+            encode([(Kind::Cluster, 1, wall_clock(), "x", "v1", &b"one"[..])].into_iter(), key, us, wall_clock())
         };
         replace(&config("a").path, &written(&key)).unwrap();
         assert!(open("a").1.is_some_and(|saved| saved.len() == 1), "control: who wrote it reads it after a restart");

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
-use super::{Account, Record, encode, replace};
+use super::{Account, Record, encode, mark, replace};
 use crate::cascade::{Cascade, Published, Unsettled};
 use crate::xds::ads::{Ads, Entry, SAVED, ServerId};
 use crate::xds::kind::Key;
@@ -133,6 +133,7 @@ impl Saver {
 #[derive(Clone)]
 struct Held {
     key: Key,
+    giver: u64,
     version: Name,
     confirmed: u64,
     content: Content,
@@ -175,6 +176,7 @@ impl Look<'_> {
         let unanswered = |(key, _): &(&Key, &Record)| self.ads.entry(key).is_none_or(|entry| entry.giver().is_none());
         let of_before = self.ads.saved().filter(unanswered).map(|(key, record)| Held {
             key: key.clone(),
+            giver: record.giver,
             version: record.version.clone(),
             confirmed: record.confirmed,
             content: Content::Bytes(record.body.bytes.clone()),
@@ -189,6 +191,7 @@ impl Look<'_> {
         let doubted = entry.failure.as_ref().map(|failure| failure.doubted);
         self.is_kept(key).then(|| Held {
             key: key.clone(),
+            giver: self.mark(giver),
             version: good.version.clone(),
             confirmed: self.confirmed(giver, doubted),
             content: Content::Value(good.value.value.clone()),
@@ -216,15 +219,21 @@ impl Look<'_> {
     fn published(&self, key: &Key, value: Value, unsettled: &Unsettled<'_>) -> Option<Held> {
         let entry = self.ads.entry(key);
         let newest = entry.and_then(|entry| entry.good.as_ref()).filter(|good| good.value.value == value);
+        let authority = self.ads.authority_of(&key.name)?;
+        let origin = unsettled.giver(authority)?;
+        let giver = if origin == SAVED { self.ads.saved_giver(authority)? } else { self.mark(origin) };
         if newest.is_some() {
-            // What an earlier run held is kept as it was.
-            return self.newest(key, entry?);
+            // What an earlier run held is kept as it was. Where two gave the same, it is of the one who gave what it stands with.
+            return Some(Held { giver, ..self.newest(key, entry?)? });
         }
         // Since when something else has been there.
         let replaced = entry.and_then(|entry| Some(entry.good.as_ref()?.since)).unwrap_or(self.now);
-        let giver = unsettled.giver(self.ads.authority_of(&key.name)?)?;
-        let confirmed = self.confirmed(giver, Some(replaced));
-        Some(Held { key: key.clone(), version: Name::default(), confirmed, content: Content::Value(value) })
+        let confirmed = self.confirmed(origin, Some(replaced));
+        Some(Held { key: key.clone(), giver, version: Name::default(), confirmed, content: Content::Value(value) })
+    }
+
+    fn mark(&self, giver: ServerId) -> u64 {
+        mark(&self.ads.sessions()[usize::from(giver)].server)
     }
 
     /// When it was last vouched for what a control plane gave, if it has been in doubt since.
@@ -252,7 +261,7 @@ fn file(held: &[Held], key: &hmac::Key, owner: u128, seconds: u64) -> Vec<u8> {
     let records = held
         .iter()
         .zip(&bodies)
-        .map(|(Held { key, version, confirmed, .. }, body)| (key.kind, *confirmed, &*key.name, &**version, &body[..]));
+        .map(|(held, body)| (held.key.kind, held.giver, held.confirmed, &*held.key.name, &*held.version, &body[..]));
     encode(records, key, owner, seconds)
 }
 

@@ -360,7 +360,7 @@ async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
 
         // Control run: a damaged file is refused with its reason, and nothing serves.
         drop(client);
-        std::fs::write(&path, b"mesh xDS snapshot 3\nnonsense that is long enough to end with something").unwrap();
+        std::fs::write(&path, b"mesh xDS snapshot 4\nnonsense that is long enough to end with something").unwrap();
         let (client, _server) = client_with(variant, &path);
         assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
         let error = loop {

@@ -151,7 +151,7 @@ fn fetched_keys_grow_no_younger_by_a_restart() {
         ] {
             let mut ads = Machine::of(variant);
             let body = Body::new(Kind::Routes.type_url(), b"a=0".to_vec());
-            let record = Record { version: "v0".into(), body, confirmed: 0, since, until: None };
+            let record = Record { giver: 0, version: "v0".into(), body, confirmed: 0, since, until: None };
             ads.ads.restore(Saved::from([(key.clone(), record)]));
             ads.ads.pass(start);
             ads.subscribe(std::slice::from_ref(&key));

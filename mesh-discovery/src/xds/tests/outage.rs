@@ -1,6 +1,6 @@
 //! What is let go of while no control plane speaks is there for whoever wants it again.
 
-use super::super::kind::Kind;
+use super::super::kind::{Key, Kind};
 use super::super::message::{Body, StreamError, Variant};
 use super::super::saved::{Record, Saved};
 use super::machine::{BOTH, Machine, TIMEOUT, listener, response};
@@ -110,6 +110,7 @@ fn what_is_left_of_an_earlier_run_is_looked_through_no_more_than_there_is_news_o
     let mut ads = Machine::apart(Variant::Delta);
     let until = Some(ads.now + 1000 * TIMEOUT);
     let record = |body: &str| Record {
+        giver: 0,
         version: "v0".into(),
         body: Body::new(Kind::Listener.type_url(), body.as_bytes().to_vec()),
         confirmed: 0,
@@ -136,4 +137,48 @@ fn what_is_left_of_an_earlier_run_is_looked_through_no_more_than_there_is_news_o
     ads.drain(1);
     ads.take(1, response(Kind::Listener, "w1", &[&format!("{}=1", other.replace("/b", "/d"))]));
     assert!(!ads.ads.is_restored());
+}
+
+#[test]
+fn what_is_refused_for_what_it_brings_about_gives_its_place_on_disk_back() {
+    for (variant, refused) in BOTH.into_iter().flat_map(|variant| [(variant, true), (variant, false)]) {
+        let mut ads = Machine::of(variant);
+        ads.ads.restore([record_of(listener("a"), 1, 0), record_of(listener("b"), 1, 0)].into());
+        ads.subscribe(&[listener("a"), listener("b")]);
+        ads.opened();
+        ads.drain(0);
+        ads.ads.response(0, response(Kind::Listener, "v1", &["a=1"]), ads.now);
+        if refused {
+            assert!(ads.ads.refuse(&listener("a"), "what rests on it cannot be made"));
+        }
+        ads.ads.conclude();
+        // What rests on it stays in use.
+        let value = ads.entry(&listener("a")).value().map(String::as_str);
+        assert_eq!(value, Some(if refused { "0" } else { "1" }));
+        let kept = ads.ads.saved().any(|(key, _)| *key == listener("a"));
+        assert_eq!(kept, refused, "{variant:?}: what is in use, the next run is to have");
+    }
+}
+
+/// What an earlier run was given by this control plane, and when it heard of that last.
+fn record_of(key: Key, giver: u64, confirmed: u64) -> (Key, Record) {
+    let body = Body::new(key.kind.type_url(), format!("{}=0", key.name).into_bytes());
+    let record = Record { giver, version: "v0".into(), body, confirmed, since: None, until: None };
+    (key, record)
+}
+
+#[test]
+fn r05_of_what_earlier_runs_were_given_by_two_control_planes_that_serves_whose_was_heard_of_last() {
+    let other = "xdstp://other/envoy.config.listener.v3.Listener/c";
+    for two in [true, false] {
+        let mut ads = Machine::of(Variant::Delta);
+        let of_a = if two { 1 } else { 2 };
+        let all = [("a", of_a, 5), ("b", 2, 9), (other, 1, 1)];
+        let record = |(name, giver, confirmed)| record_of(listener(name), giver, confirmed);
+        ads.ads.restore(all.map(record).into());
+        assert_eq!(ads.ads.saved().count(), 3, "for the next run all of it is there");
+        ads.subscribe(&["a", "b", other].map(listener));
+        let has = |name| ads.value(&listener(name)).is_some();
+        assert_eq!([has("a"), has("b"), has(other)], [!two, true, true], "authorities stand for themselves");
+    }
 }

@@ -528,7 +528,7 @@ fn saved(texts: &[&str], until: Instant) -> Saved {
 fn saved_of(kind: Kind, texts: &[&str], until: Instant) -> Saved {
     let record = |text: &&str| {
         let body = Body::new(kind.type_url(), text.as_bytes().to_vec());
-        let record = Record { version: "v0".into(), body, confirmed: 0, since: None, until: Some(until) };
+        let record = Record { giver: 0, version: "v0".into(), body, confirmed: 0, since: None, until: Some(until) };
         (Key::new(kind, &text[..1]), record)
     };
     texts.iter().map(record).collect()
