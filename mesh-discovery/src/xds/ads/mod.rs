@@ -431,6 +431,8 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>, now: Instant) -> Retry {
         self.clock = now;
         let was_open = self.sessions[usize::from(server)].connected;
+        // What ends in order and owes nothing has been silent rightly, for a shorter time than that takes to be understood.
+        let in_order = error.is_none() && self.owed(server).is_none();
         let good = self.disconnected(server, error.is_some());
         let session = &mut self.sessions[usize::from(server)];
         session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());
@@ -445,7 +447,7 @@ impl<C: Codec> Ads<C> {
             session.failing = None;
             return Retry::AtOnce;
         }
-        session.is_mute |= was_open;
+        session.is_mute |= was_open && !in_order;
         session.last_error = Some(error.to_string());
         self.unreachable(server, error);
         Retry::Later

@@ -64,7 +64,7 @@ pub(crate) struct Session {
     pub(super) strange: Option<Instant>,
     /// Why the last attempts came to nothing; cleared by the first response of a stream, or its right silence.
     pub(crate) failing: Option<StreamError>,
-    /// The last stream ended before an answer.
+    /// The last stream ended before an answer that it owed, or not in order.
     pub(super) is_mute: bool,
     /// Why it counted as unreachable when it was last let go; cleared as the above is.
     pub(super) past_failure: Option<StreamError>,

@@ -205,3 +205,35 @@ fn why_a_control_plane_is_away_is_known_after_an_attempt_that_nobody_waited_for(
         assert_eq!(reason.is_some_and(|reason| reason.contains("refused")), !well, "{variant:?}");
     }
 }
+
+#[test]
+fn a_quiet_stream_that_ends_in_order_is_no_reason_to_give_the_next_one_no_time() {
+    let broken = || Some(StreamError::new("broken"));
+    let all = [(None, false), (broken(), false), (None, true)];
+    for (variant, (error, owes)) in BOTH.into_iter().flat_map(|variant| all.clone().map(|it| (variant, it))) {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.drain(0);
+        assert_eq!(ads.close(broken()), Retry::Soon);
+        if owes {
+            ads.subscribe(&[listener("b")]);
+        }
+        // It is the greatest age of a connection, say, that comes before the end of the probation.
+        ads.opened();
+        ads.drain(0);
+        ads.pass(Duration::from_secs(1));
+        assert_eq!(ads.close(error.clone()), Retry::Later);
+        ads.opened();
+        ads.drain(0);
+        ads.subscribe(&[listener("late")]);
+        let is_lost = |ads: &Machine| matches!(ads.known(&listener("late")), Known::Lost(..));
+        assert_eq!(is_lost(&ads), error.is_some() || owes, "{variant:?} {error:?} {owes}");
+        // It has no more time than any.
+        ads.drain(0);
+        ads.pass(TIMEOUT);
+        assert!(is_lost(&ads) || ads.missing(&listener("late")).is_some());
+    }
+}
