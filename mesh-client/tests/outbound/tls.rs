@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use http::Request;
 use mesh_client::{Client, ClientBuilder, Io};
 use mesh_core::error::{Blame, Code, Fault, Retry};
 use mesh_core::id::{SpiffeId, TrustDomain};
@@ -759,4 +760,27 @@ async fn s65_a_wildcard_stands_for_one_label() {
 fn a_client_needs_no_runtime_to_be_built() {
     let source: Arc<FixedSource> = FixedSource::new();
     drop(Client::builder(source).build());
+}
+
+#[tokio::test]
+async fn what_connections_need_that_are_open_already_no_request_lacks_and_none_is_said_to() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    let (publisher, identity) = Watched::channel(Some(ca.identity("default", "web")));
+    let client = || {
+        let mut secure = policy::mtls_cluster("test", &[]);
+        secure.connection.protocol = UpstreamProtocol::Http2;
+        builder(secure, &server).identity(identity.clone()).build()
+    };
+    let explained =
+        |client: &Client| client.explain(&Request::get(format!("http://{TARGET}/")).body(()).unwrap()).error;
+    let (connected, other) = (client(), client());
+    assert_eq!(fetch(&connected, "/").await.unwrap().status(), 200);
+    publisher.publish(None);
+    assert_eq!(explained(&connected), None);
+    assert_eq!(fetch(&connected, "/").await.unwrap().status(), 200);
+    // The control: one that has no connection yet.
+    assert_eq!(fetch(&other, "/").await.unwrap_err().code(), Code::NO_IDENTITY);
+    let said = explained(&other).unwrap();
+    assert!(said.starts_with(&Code::NO_IDENTITY.to_string()), "{said}");
 }
