@@ -504,7 +504,7 @@ fn options(env: &Env, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<C
         }
         (Choice::Header(header, slots), _) => {
             let name = head.headers.get(header).and_then(|value| value.to_str().ok()).map(ClusterName::new);
-            let slot = name.as_ref().and_then(|name| Some((name, slots.get(name)?)));
+            let slot = name.as_ref().and_then(|name| Some((name, &slots.get(name)?.0)));
             slot.map(|(name, slot)| option(env, 1, name, slot)).into_iter().collect()
         }
         _ => Vec::new(),

@@ -128,7 +128,7 @@ pub(crate) enum Choice {
     /// Drawn by weight; in the order of the policy's entries.
     Weighted(Box<[Share]>),
     /// Named by a request header; all there are.
-    Header(HeaderName, BTreeMap<ClusterName, Slot>),
+    Header(HeaderName, BTreeMap<ClusterName, (Slot, Arc<[Filter]>)>),
 }
 
 /// One entry of a weighted split.
@@ -321,7 +321,7 @@ impl Router {
             Choice::Header(name, slots) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
                 match slots.get(&ClusterName::new(wanted)) {
-                    Some(slot) => Ok(plain(slot.cluster(env)?)),
+                    Some((slot, filters)) => Ok(Chosen { filters, ..plain(slot.cluster(env)?) }),
                     None => Err(Cause::NoCluster {
                         cluster: wanted.into(),
                         reason: format!("named by header {name}, and this destination has no such cluster").into(),
@@ -510,27 +510,27 @@ impl Plan {
                     Choice::Weighted(shares.map(|entry| share(slot(&entry.name, &labels(entry)), entry)).collect())
                 }
                 ClusterChoice::Header(header) => {
-                    let slots = clusters.keys().map(|name| (name.clone(), slot(name, &forward.metadata_match)));
-                    Choice::Header(header.clone(), slots.collect())
+                    let named = clusters.keys().map(|name| {
+                        let own =
+                            if per_cluster { compiler.compile(filters, Some(name), of_route) } else { all.clone() };
+                        (name.clone(), (slot(name, &forward.metadata_match), own))
+                    });
+                    Choice::Header(header.clone(), named.collect())
                 }
             },
             RouteAction::Redirect(_) | RouteAction::DirectResponse(_) | RouteAction::NonForwarding => Choice::None,
         };
         // Without attempts too: the time for one try counts for the only one.
         let retry = route.retry().map(|policy| Retries::new(policy, route));
-        let hash = match &route.route().action {
-            RouteAction::Forward(forward) => HashRules::new(&forward.hash),
-            _ => HashRules::default(),
-        };
         let session = session(filters, |name| own.get(name).map(|own| &**own));
-        let (cors, mirrors, told, high_priority) = match &route.route().action {
+        let (hash, cors, mirrors, told, high_priority) = match &route.route().action {
             RouteAction::Forward(forward) => {
                 // Copies want nothing, as in Envoy.
                 let mirrors = forward.mirrors.iter().map(|mirror| slot(&mirror.cluster, &Labels::new())).collect();
                 let (cors, told) = (forward.cors.as_deref().map(CorsRules::new), forward.timeout.and_then(Told::new));
-                (cors, mirrors, told, forward.high_priority)
+                (HashRules::new(&forward.hash), cors, mirrors, told, forward.high_priority)
             }
-            _ => (None, Box::default(), None, false),
+            _ => (HashRules::default(), None, Box::default(), None, false),
         };
         let changes_headers = header_policies(route, None).next().is_some();
         Self {

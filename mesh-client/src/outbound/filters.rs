@@ -85,7 +85,7 @@ pub(crate) struct RoutePlace {
 enum Policy {
     RateLimit(LocalRateLimit),
     Throttle(AdmissionControl),
-    /// Of this cluster: others have a latency of their own. `None` = whichever a header names.
+    /// Of this cluster: others have a latency of their own. `None` = where nothing is forwarded.
     Concurrency(AdaptiveConcurrency, Option<ClusterName>),
 }
 

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, prefix, read, snapshot_with};
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, prefix, read, server_of, snapshot_with};
 
 fn filtered(kind: HttpFilterKind, server: &EchoServer) -> Snapshot {
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[server]);
@@ -279,6 +279,39 @@ async fn adaptive_concurrency_is_each_clusters_own() {
     // The control: what went to the full one was refused.
     let refused = answers.iter().filter(|answer| matches!(answer, Err(Code::CONCURRENCY_LIMITED))).count();
     assert!(served > 0 && refused > 0 && served + refused == 60, "{answers:?}");
+}
+
+#[tokio::test]
+async fn adaptive_concurrency_is_each_clusters_own_where_a_header_names_it() {
+    let (v1, v2) = (EchoServer::start("v1").await, EchoServer::start("v2").await);
+    let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+    let policy = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..Default::default() };
+    let named = Forward { to: ClusterChoice::Header(HeaderName::from_static("x-cluster")), ..Forward::to("".into()) };
+    let routes = policy::routes([policy::forward(RouteMatch::any(), named)]);
+    let clusters = [(cluster("v1"), vec![v1.endpoint()]), (cluster("v2"), vec![v2.endpoint()])];
+    let mut snapshot = policy::snapshot(routes, clusters);
+    let kind = HttpFilterKind::AdaptiveConcurrency(Some(policy));
+    Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "limit".into(), kind }];
+    let (client, _) = client_of(snapshot);
+    let to = |name: &'static str| {
+        let mut request = get("/");
+        request.headers_mut().insert("x-cluster", HeaderValue::from_static(name));
+        client.send(request)
+    };
+    v1.behave(Behaviour::Hold);
+    let mut full = pin!(to("v1"));
+    let others = async {
+        v1.wait_for_requests(1).await;
+        let other = read(to("v2").await.unwrap()).await;
+        (to("v1").await.map(drop), other)
+    };
+    let (same, other) = tokio::select! {
+        biased;
+        _ = &mut full => unreachable!("it is held"),
+        answers = others => answers,
+    };
+    assert_eq!(same.unwrap_err().code(), Code::CONCURRENCY_LIMITED, "the control");
+    assert_eq!(server_of(&other.unwrap()), "v2");
 }
 
 #[tokio::test]
