@@ -14,10 +14,10 @@ use http_body::{Body as HttpBody, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use mesh::{Body, Client};
-use mesh_client::Breakers;
-use mesh_core::policy::{Address, Endpoint, InboundState, InboundTls, UpstreamProtocol};
+use mesh_client::{Breakers, Cause};
+use mesh_core::policy::{Address, Endpoint, Forward, InboundState, InboundTls, RouteMatch, UpstreamProtocol};
 use mesh_core::source::Watched;
-use mesh_server::Server;
+use mesh_server::{Config, Server};
 use mesh_testkit::{FixedSource, TestCa, policy};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -53,6 +53,10 @@ impl Drop for Serving {
 
 impl Ends {
     async fn start(protocol: UpstreamProtocol) -> Self {
+        Self::with(protocol, Config::default(), |_| {}).await
+    }
+
+    async fn with(protocol: UpstreamProtocol, config: Config, change: impl FnOnce(&mut Forward)) -> Self {
         let (ca, serving) = (TestCa::new(), Arc::<AtomicUsize>::default());
         let listener = TcpListener::bind(FREE).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -60,12 +64,13 @@ impl Ends {
             .identity(ca.watched("default", "server"))
             .crypto(mesh_testkit::crypto())
             .inbound(Watched::fixed(InboundState::Ready(Arc::new(policy::inbound(address, InboundTls::Strict)))))
+            .config(config)
             .build();
         let counted = serving.clone();
         let app = tower::service_fn(move |request| answer(request, counted.clone()));
         tokio::spawn(async move { server.serve(listener, app).await });
         let breakers = Breakers::default();
-        let client = Client::builder(FixedSource::of("echo:80", snapshot(&ca, protocol, address)))
+        let client = Client::builder(FixedSource::of("echo:80", snapshot(&ca, protocol, address, change)))
             .identity(ca.watched("default", "client"))
             .crypto(mesh_testkit::crypto())
             .breakers(breakers.clone())
@@ -95,13 +100,22 @@ impl Ends {
     }
 }
 
-fn snapshot(ca: &TestCa, protocol: UpstreamProtocol, address: SocketAddr) -> mesh_core::policy::Snapshot {
+fn snapshot(
+    ca: &TestCa,
+    protocol: UpstreamProtocol,
+    address: SocketAddr,
+    change: impl FnOnce(&mut Forward),
+) -> mesh_core::policy::Snapshot {
     let mut cluster = policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]);
     cluster.connection.protocol = protocol;
-    policy::snapshot_of(cluster, [Endpoint::new(Address::Socket(address))])
+    let mut forward = Forward::to(cluster.name.clone());
+    change(&mut forward);
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    policy::snapshot(routes, [(cluster, vec![Endpoint::new(Address::Socket(address))])])
 }
 
-/// `/echo` gives back what comes as it comes; `/early` answers before anything has come, and `/first` all of it, while it reads on.
+/// `/echo` gives back what comes as it comes; `/early` answers before anything has come, and `/first` all of it, while it reads
+/// on, as do `/broken`, whose answer breaks off, and `/silent`, whose answer does not go on. `/unread` neither reads nor answers.
 async fn answer<B>(
     request: Request<B>,
     serving: Arc<AtomicUsize>,
@@ -119,9 +133,30 @@ where
     if request.uri().path() == "/first" {
         tokio::spawn(async move {
             let _serving = serving;
-            request.into_body().collect().await.map_err(Into::into).unwrap();
+            let _ = request.into_body().collect().await;
         });
         return Ok(Response::new(body_of(CHUNK).boxed_unsync()));
+    }
+    if let "/broken" | "/silent" = request.uri().path() {
+        let breaks = request.uri().path() == "/broken";
+        let (hear, heard) = tokio::sync::oneshot::channel();
+        let chunk = stream::once(async { Ok(Frame::data(Bytes::from_static(BEGUN))) });
+        // Not before its beginning was read.
+        let rest = stream::once(async move {
+            let _ = heard.await;
+            if breaks { Err("broken".into()) } else { std::future::pending().await }
+        });
+        tokio::spawn(async move {
+            let (_serving, mut body) = (serving, Box::pin(request.into_body()));
+            let _ = body.frame().await;
+            let _ = hear.send(());
+            let _ = body.collect().await;
+        });
+        return Ok(Response::new(StreamBody::new(Box::pin(chunk.chain(rest))).boxed_unsync()));
+    }
+    if request.uri().path() == "/unread" {
+        let _held = (serving, request);
+        return std::future::pending().await;
     }
     let body = request.into_body().map_err(move |error| {
         let _ = &serving;
@@ -233,27 +268,84 @@ async fn an_answer_before_the_end_of_the_request_is_the_answer_and_ends_both() {
     }
 }
 
-/// What holds the request's body while it reads must not be asked for by the end of the answer. Over HTTP/1.1 the request is
-/// written by who reads the answer, which cannot be in it.
+/// How the answer ends that its own request reads, and what it is told of that.
+type Ending = (&'static str, fn(&mut Forward), fn(Option<&Cause>) -> bool);
+
+/// What comes of an answer that is not whole.
+const BEGUN: &[u8] = b"begun";
+const SOON: Duration = Duration::from_millis(200);
+
+const ENDINGS: [Ending; 4] = [
+    ("/first", |_| {}, |cause| cause.is_none()),
+    ("/broken", |_| {}, |cause| matches!(cause, Some(Cause::ConnectionLost { .. }))),
+    ("/silent", |forward| forward.timeout = Some(SOON), |cause| matches!(cause, Some(Cause::Timeout(_)))),
+    ("/silent", |forward| forward.idle_timeout = Some(SOON), |cause| matches!(cause, Some(Cause::IdleTimeout(_)))),
+];
+
+/// What is locked while the application is asked for more of its request must not be asked for by the end of the answer: who
+/// is asked may be who reads that.
+async fn reads_its_own_answer(protocol: UpstreamProtocol, (path, policy, is_told): Ending) {
+    let ends = Ends::with(protocol, Config::default(), policy).await;
+    let (give, answer) = tokio::sync::oneshot::channel::<Body>();
+    let (pass, passed) = tokio::sync::oneshot::channel::<Body>();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let read = Arc::<AtomicUsize>::default();
+    let count = |read: &AtomicUsize, frame: &Frame<Bytes>| {
+        read.fetch_add(frame.data_ref().map_or(0, Bytes::len), Relaxed);
+    };
+    let counted = read.clone();
+    let begins = async move {
+        let mut body = answer.await?;
+        count(&counted, &body.frame().await.unwrap()?);
+        pass.send(body).unwrap();
+        Ok(Frame::data(Bytes::from_static(b"begun")))
+    };
+    let counted = read.clone();
+    let reads = async move {
+        let mut body = passed.await?;
+        let end = loop {
+            match body.frame().await {
+                Some(Ok(frame)) => count(&counted, &frame),
+                Some(Err(error)) => break Err(error),
+                None => break Ok(()),
+            }
+        };
+        tell.send(end).unwrap();
+        Ok(Frame::data(Bytes::from_static(b"read")))
+    };
+    let body = StreamBody::new(Box::pin(stream::once(begins).chain(stream::once(reads))));
+    let answer = ends.send(path, body).await;
+    give.send(answer.into_body()).unwrap();
+    match (told.await, protocol) {
+        (Ok(end), _) => assert!(is_told(end.as_ref().err().map(|error| error.cause())), "{protocol:?} {path}: {end:?}"),
+        // There the request is over with its answer, and so is what is in it: it was not asked any more.
+        (Err(_), UpstreamProtocol::Http1) if path != "/silent" => {}
+        (Err(_), _) => panic!("{protocol:?} {path}: it is told"),
+    }
+    assert_eq!(read.load(Relaxed), if path == "/first" { CHUNK } else { BEGUN.len() }, "{protocol:?} {path}");
+    ends.idle().await;
+}
+
 #[test]
-fn a_request_may_read_its_own_answer_to_the_end() {
-    let (done, over) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let ends = Ends::start(UpstreamProtocol::Http2).await;
-            let (give, answer) = tokio::sync::oneshot::channel::<Body>();
-            let reads = async move {
-                let answer = answer.await?.collect().await?;
-                Ok(Frame::data(answer.to_bytes()))
-            };
-            let answer = ends.send("/first", StreamBody::new(Box::pin(stream::once(reads)))).await;
-            give.send(answer.into_body()).unwrap();
-            ends.idle().await;
+fn a_request_may_read_its_own_answer_to_whichever_end() {
+    let begin = |protocol, ending| {
+        let (done, over) = std::sync::mpsc::channel();
+        // Who waits for himself is left behind.
+        std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(reads_its_own_answer(protocol, ending));
+            done.send(()).unwrap();
         });
-        done.send(()).unwrap();
-    });
-    over.recv_timeout(Duration::from_secs(60)).expect("nobody waits for itself");
+        over
+    };
+    let cases = PROTOCOLS.into_iter().flat_map(|protocol| (0..ENDINGS.len()).map(move |ending| (protocol, ending)));
+    let begun: Vec<_> =
+        cases.map(|(protocol, ending)| ((protocol, ending), begin(protocol, ENDINGS[ending]))).collect();
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let left =
+        |over: &std::sync::mpsc::Receiver<()>| over.recv_timeout(end - std::time::Instant::now().min(end)).is_err();
+    let waiting: Vec<_> = begun.iter().filter(|(_, over)| left(over)).map(|(case, _)| case).collect();
+    assert!(waiting.is_empty(), "nobody waits for himself, nor fails: {waiting:?}");
 }
 
 /// One chunk, and then nothing for ever.
@@ -292,7 +384,9 @@ async fn an_answer_given_up_ends_the_upload_at_both_ends() {
 #[tokio::test]
 async fn an_upload_without_window_to_begin_with_ends_with_its_own_answer_and_no_other() {
     const OTHERS: usize = 8;
-    let ends = Ends::start(UpstreamProtocol::Http2).await;
+    let mut config = Config::default();
+    config.connection_window = config.stream_window;
+    let ends = Ends::with(UpstreamProtocol::Http2, config, |_| {}).await;
     let settle = || async {
         for _ in 0..500 {
             tokio::task::yield_now().await;

@@ -6,8 +6,10 @@
 use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -38,7 +40,7 @@ pub(crate) enum Payload {
     /// Bytes in memory: sent again by cloning a pointer.
     Full(Bytes, OnceLock<Arc<Mutex<Progress>>>),
     /// Anything else, with a buffer of what was already sent.
-    Stream(Arc<Mutex<Stream>>),
+    Stream(Arc<Streamed>),
 }
 
 /// How far bytes in memory have gone, where somebody asks.
@@ -47,8 +49,37 @@ pub(crate) struct Progress {
     sent: bool,
 }
 
-/// A streaming body and what a further try needs of its beginning.
-pub(crate) struct Stream {
+/// A streaming body, and what others than its reader ask of it: that without a lock, for the body is locked while the
+/// application is asked for more, and who asks may be the application, whose request may read its own answer.
+pub(crate) struct Streamed {
+    told: Told,
+    body: Mutex<Stream>,
+}
+
+/// What is known of a streaming body while it is being read.
+#[derive(Default)]
+struct Told {
+    // Of the last tries, a bit each: it was given all of it.
+    given: AtomicU64,
+    // Number of the try that begins next.
+    tries: AtomicU8,
+    // More of it was asked for, and is not there yet.
+    waits: AtomicBool,
+    // Of these, which are not under way any more.
+    left: AtomicU64,
+    // The try that is the last, and one more; 0 = there may be another one.
+    last: AtomicU8,
+    failed: OnceLock<Source>,
+    // Since when somebody asks when something moves, and nanoseconds from then to when last something did.
+    watched: OnceLock<Instant>,
+    moved: AtomicU64,
+}
+
+/// Tries that are told apart: those of a hedged request that are under way at once are fewer.
+const TRIES: u8 = 64;
+
+/// What a further try needs of a body's beginning, and the rest of it.
+struct Stream {
     body: Inner,
     hint: SizeHint,
     sent: SmallVec<[Bytes; 2]>,
@@ -58,17 +89,12 @@ pub(crate) struct Stream {
     lost: bool,
     // The last of `sent` is beyond the limit: it was only looked at, and is not kept when it has gone out.
     excess: bool,
+    // Chunks that were in `sent` once: who has not been given them cannot go on.
+    gone: usize,
     ended: bool,
     trailers: Option<HeaderMap>,
-    // The try that began last was given all of it.
-    given: bool,
-    // More of it was asked for, and is not there yet.
-    waits: bool,
     // Which try may read: an older one that still holds the body is cut off.
     turn: u32,
-    failed: Option<Source>,
-    // When last something moved; `None` = nobody asks.
-    moved: Option<Instant>,
 }
 
 enum Inner {
@@ -76,6 +102,8 @@ enum Inner {
     // Kept as they are: both are boxes or small already.
     Tonic(tonic::body::Body),
     Response(super::Body),
+    // All there was of it is kept, or nobody reads on.
+    Nothing,
 }
 
 /// The body of one try.
@@ -85,18 +113,26 @@ pub(crate) enum Outgoing {
     /// Bytes in memory; slice by slice if somebody asks how far they are.
     Full(Option<Bytes>, Option<Arc<Mutex<Progress>>>),
     /// One reading of a stream, from its beginning.
-    Stream {
-        /// The stream, shared with other tries.
-        stream: Arc<Mutex<Stream>>,
-        /// Whose turn this is.
-        turn: u32,
-        /// Chunks of `sent` already given.
-        at: usize,
-        /// Bytes given.
-        given: u64,
-        /// Trailers given.
-        done: bool,
-    },
+    Stream(Reading),
+}
+
+/// How far one try is with a stream that it shares with others.
+pub(crate) struct Reading {
+    stream: Arc<Streamed>,
+    // Whose turn this is.
+    turn: u32,
+    place: Place,
+}
+
+struct Place {
+    // Chunks of `sent` already given.
+    at: usize,
+    // Bytes given.
+    given: u64,
+    // Which try this is.
+    number: u8,
+    // Trailers given.
+    done: bool,
 }
 
 impl Payload {
@@ -128,24 +164,7 @@ impl Payload {
         };
         // What cannot fit is not buffered in the first place.
         let limit = if hint.lower() > limit as u64 { 0 } else { limit };
-        let (sent, sent_len, lost, ended) = (SmallVec::new(), 0, false, false);
-        let (trailers, turn, failed, moved) = (None, 0, None, None);
-        Self::Stream(Arc::new(Mutex::new(Stream {
-            body,
-            hint,
-            sent,
-            sent_len,
-            limit,
-            lost,
-            excess: false,
-            ended,
-            trailers,
-            given: false,
-            waits: false,
-            turn,
-            failed,
-            moved,
-        })))
+        Self::Stream(Arc::new(Streamed::new(Stream::new(body, hint, limit))))
     }
 
     /// The body of one try, from its beginning. Every try but the first needs a [`rewind`](Self::rewind).
@@ -160,11 +179,11 @@ impl Payload {
                 Outgoing::Full(Some(bytes.clone()), watched)
             }
             Self::Stream(stream) => {
-                let mut state = stream.lock();
+                let state = stream.body.lock();
                 // Nobody asks for what is not there.
-                state.given = state.is_given(0, false);
-                state.waits = false;
-                Outgoing::Stream { stream: stream.clone(), turn: state.turn, at: 0, given: 0, done: false }
+                let mut place = Place { at: 0, given: 0, number: 0, done: false };
+                place.number = stream.told.begins(state.is_given(&place));
+                Outgoing::Stream(Reading { stream: stream.clone(), turn: state.turn, place })
             }
         }
     }
@@ -175,7 +194,7 @@ impl Payload {
         match self {
             Self::Empty | Self::Full(..) => true,
             Self::Stream(stream) => {
-                let mut state = stream.lock();
+                let mut state = stream.body.lock();
                 // Once all of it is kept, readers do not come in each other's way.
                 if !state.lost && !state.is_kept() {
                     state.turn += 1;
@@ -189,7 +208,7 @@ impl Payload {
     pub(crate) fn can_be_sent_again(&self) -> bool {
         match self {
             Self::Empty | Self::Full(..) => true,
-            Self::Stream(stream) => !stream.lock().lost,
+            Self::Stream(stream) => !stream.body.lock().lost,
         }
     }
 
@@ -197,26 +216,27 @@ impl Payload {
     pub(crate) fn is_at_hand(&self) -> bool {
         match self {
             Self::Empty | Self::Full(..) => true,
-            Self::Stream(stream) => stream.lock().is_kept(),
+            Self::Stream(stream) => stream.body.lock().is_kept(),
         }
     }
 
     /// Takes from the application what it has ready, up to the limit: nearly always a whole message.
     pub(crate) fn read_ahead(&self) {
         if let Self::Stream(stream) = self {
-            stream.lock().read_ahead(MAX_AHEAD);
+            stream.read_ahead(MAX_AHEAD);
         }
     }
 
     /// The same body for another request, if all of it [is at hand](Self::is_at_hand) and that is at most `limit`
-    /// bytes: the copy holds them as long as it takes.
+    /// bytes: the copy holds them as long as it takes, and shares nothing else.
     pub(crate) fn copy(&self, limit: usize) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
             Self::Full(bytes, _) => (bytes.len() <= limit).then(|| Self::Full(bytes.clone(), OnceLock::new())),
             Self::Stream(stream) => {
-                let small = self.is_at_hand() && stream.lock().sent_len <= limit;
-                small.then(|| Self::Stream(stream.clone()))
+                let state = stream.body.lock();
+                let small = state.is_kept() && state.sent_len <= limit;
+                small.then(|| Self::Stream(Arc::new(Streamed::new(state.copy()))))
             }
         }
     }
@@ -229,7 +249,7 @@ impl Payload {
                 watched.get_or_init(|| Arc::new(Mutex::new(Progress { moved: Instant::now(), sent: false })));
             }
             Self::Stream(stream) => {
-                stream.lock().moved.get_or_insert_with(Instant::now);
+                stream.told.watched.get_or_init(Instant::now);
             }
         }
     }
@@ -239,7 +259,7 @@ impl Payload {
         match self {
             Self::Empty => None,
             Self::Full(_, watched) => watched.get().map(|watched| watched.lock().moved),
-            Self::Stream(stream) => stream.lock().moved,
+            Self::Stream(stream) => stream.told.moved(),
         }
     }
 
@@ -247,16 +267,16 @@ impl Payload {
     pub(crate) fn failure(&self) -> Option<Source> {
         match self {
             Self::Empty | Self::Full(..) => None,
-            Self::Stream(stream) => stream.lock().failed.clone(),
+            Self::Stream(stream) => stream.told.failed.get().cloned(),
         }
     }
 
-    /// Tells later whether it was sent as a whole.
+    /// Tells later whether the [body](Self::body) that is taken next was sent as a whole.
     pub(crate) fn receipt(&self) -> Receipt {
         match self {
             Self::Empty => Receipt::Whole,
             Self::Full(_, watched) => watched.get().map_or(Receipt::Whole, |watched| Receipt::Full(watched.clone())),
-            Self::Stream(stream) => Receipt::Stream(stream.clone()),
+            Self::Stream(stream) => Receipt::Stream(stream.clone(), stream.told.tries.load(Ordering::Relaxed)),
         }
     }
 }
@@ -264,8 +284,8 @@ impl Payload {
 impl Outgoing {
     /// Looks whether the end follows the first frame, as in a unary call: then both go out in one.
     pub(crate) fn look_ahead(&self) {
-        if let Self::Stream { stream, .. } = self {
-            stream.lock().read_ahead(MESSAGE);
+        if let Self::Stream(reading) = self {
+            reading.stream.read_ahead(MESSAGE);
         }
     }
 }
@@ -276,8 +296,8 @@ pub(crate) enum Receipt {
     Whole,
     /// In slices.
     Full(Arc<Mutex<Progress>>),
-    /// As it comes.
-    Stream(Arc<Mutex<Stream>>),
+    /// As it comes, by this try.
+    Stream(Arc<Streamed>, u8),
 }
 
 impl Receipt {
@@ -285,8 +305,7 @@ impl Receipt {
         match self {
             Self::Whole => true,
             Self::Full(progress) => progress.lock().sent,
-            // Who has it is reading it still, and may be the one that asks: a request may read its own answer.
-            Self::Stream(stream) => stream.try_lock().is_some_and(|stream| stream.given),
+            Self::Stream(stream, number) => stream.told.is_given(*number),
         }
     }
 
@@ -294,10 +313,22 @@ impl Receipt {
     pub(crate) fn waits_for_caller(&self) -> bool {
         match self {
             Self::Whole | Self::Full(_) => false,
-            Self::Stream(stream) => {
-                let stream = stream.lock();
-                stream.waits && !stream.given
-            }
+            Self::Stream(stream, number) => stream.told.waits.load(Ordering::Relaxed) && !stream.told.is_given(*number),
+        }
+    }
+
+    /// This try is the last: what was kept for another one is let go.
+    pub(crate) fn stands(&self) {
+        let Self::Stream(stream, number) = self else { return };
+        // Before the look at who has left, which is noted before the look at this.
+        stream.told.last.store(number + 1, Ordering::SeqCst);
+        if stream.told.left.load(Ordering::SeqCst) & (1 << number) != 0 {
+            stream.let_go();
+        } else if stream.told.is_given(*number)
+            && let Some(mut state) = stream.body.try_lock()
+        {
+            // Who reads it still does so himself, and is not waited for.
+            state.forget();
         }
     }
 
@@ -305,7 +336,7 @@ impl Receipt {
     pub(crate) fn failure(&self) -> Option<Source> {
         match self {
             Self::Whole | Self::Full(_) => None,
-            Self::Stream(stream) => stream.lock().failed.clone(),
+            Self::Stream(stream, _) => stream.told.failed.get().cloned(),
         }
     }
 
@@ -314,7 +345,7 @@ impl Receipt {
         match self {
             Self::Whole => None,
             Self::Full(progress) => Some(progress.lock().moved),
-            Self::Stream(stream) => stream.lock().moved,
+            Self::Stream(stream, _) => stream.told.moved(),
         }
     }
 }
@@ -335,12 +366,140 @@ impl std::error::Error for RequestBodyError {}
 #[error("another try took over the request body")]
 struct Superseded;
 
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let (told, number) = (&self.stream.told, self.place.number);
+        told.left.fetch_or(1 << number, Ordering::SeqCst);
+        if told.last.load(Ordering::SeqCst) == number + 1 {
+            self.stream.let_go();
+        }
+    }
+}
+
+impl Told {
+    /// Another try begins; gives its number.
+    fn begins(&self, is_given: bool) -> u8 {
+        let number = self.tries.load(Ordering::Relaxed);
+        self.tries.store((number + 1) % TRIES, Ordering::Relaxed);
+        match is_given {
+            true => self.gives(number),
+            false if self.is_given(number) => drop(self.given.fetch_and(!(1 << number), Ordering::Release)),
+            false => {}
+        }
+        if self.left.load(Ordering::Relaxed) & (1 << number) != 0 {
+            self.left.fetch_and(!(1 << number), Ordering::Relaxed);
+        }
+        self.waits.store(false, Ordering::Relaxed);
+        number
+    }
+
+    /// A try was given all of it.
+    fn gives(&self, number: u8) {
+        self.given.fetch_or(1 << number, Ordering::Release);
+    }
+
+    fn is_given(&self, number: u8) -> bool {
+        self.given.load(Ordering::Acquire) & (1 << number) != 0
+    }
+
+    /// There is no further try.
+    fn is_last(&self) -> bool {
+        self.last.load(Ordering::Relaxed) != 0
+    }
+
+    fn moves(&self) {
+        if let Some(watched) = self.watched.get() {
+            let after = u64::try_from(watched.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.moved.store(after, Ordering::Relaxed);
+        }
+    }
+
+    fn moved(&self) -> Option<Instant> {
+        self.watched.get().map(|watched| *watched + Duration::from_nanos(self.moved.load(Ordering::Relaxed)))
+    }
+}
+
+impl Place {
+    fn pass(&mut self, data: &Bytes) {
+        self.at += 1;
+        self.given += data.len() as u64;
+    }
+}
+
+impl Streamed {
+    fn new(body: Stream) -> Self {
+        Self { told: Told::default(), body: Mutex::new(body) }
+    }
+
+    /// Nobody reads any more: the application's body is dropped. What waits for the end of its answer holds this, and the
+    /// body may be who has that.
+    fn let_go(&self) {
+        let Some(mut state) = self.body.try_lock() else { return };
+        state.forget();
+        state.gone = usize::MAX;
+        let body = std::mem::replace(&mut state.body, Inner::Nothing);
+        drop(state);
+        drop(body);
+    }
+
+    /// Takes what is ready, up to `most` frames.
+    fn read_ahead(&self, most: usize) {
+        let mut state = self.body.lock();
+        // Whoever reads on registers a waker of its own.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        // Counted as well, for a body may have no end of empty chunks.
+        for _ in 0..most {
+            // At the limit the end may be next.
+            if state.ended || state.lost || state.limit == 0 || state.sent_len > state.limit {
+                return;
+            }
+            let Poll::Ready(frame) = state.poll_inner(&mut cx) else { return };
+            match frame {
+                None => state.ended = true,
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        if !data.is_empty() {
+                            state.sent_len += data.len();
+                            state.sent.push(data);
+                            // However large it is: it is held until it has gone out, as by who gave it, and no longer.
+                            state.excess = state.sent_len > state.limit;
+                        }
+                        state.ended = state.inner_ended();
+                    }
+                    Err(frame) => {
+                        state.trailers = frame.into_trailers().ok();
+                        state.ended = true;
+                    }
+                },
+                Some(Err(error)) => {
+                    state.lost = true;
+                    let _ = self.told.failed.set(error.0);
+                }
+            }
+        }
+    }
+}
+
 impl Stream {
+    fn new(body: Inner, hint: SizeHint, limit: usize) -> Self {
+        let (sent, sent_len, gone, turn, trailers) = (SmallVec::new(), 0, 0, 0, None);
+        let (lost, excess, ended) = (false, false, false);
+        Self { body, hint, sent, sent_len, limit, lost, excess, gone, ended, trailers, turn }
+    }
+
+    /// One that has all of it, of one that [keeps](Self::is_kept) all.
+    fn copy(&self) -> Self {
+        let (sent, sent_len, trailers) = (self.sent.clone(), self.sent_len, self.trailers.clone());
+        let new = Self::new(Inner::Nothing, self.hint.clone(), self.limit);
+        Self { sent, sent_len, trailers, ended: true, ..new }
+    }
+
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let frame = match &mut self.body {
             Inner::Boxed(body) => ready!(Pin::new(body).poll_frame(cx)),
             Inner::Tonic(body) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(Into::into)),
             Inner::Response(body) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(Into::into)),
+            Inner::Nothing => None,
         };
         Poll::Ready(frame.map(|frame| frame.map_err(|error: BoxError| RequestBodyError(error.into()))))
     }
@@ -350,6 +509,7 @@ impl Stream {
             Inner::Boxed(body) => body.is_end_stream(),
             Inner::Tonic(body) => body.is_end_stream(),
             Inner::Response(body) => body.is_end_stream(),
+            Inner::Nothing => true,
         }
     }
 
@@ -358,50 +518,69 @@ impl Stream {
         self.ended && !self.lost && !self.excess
     }
 
-    /// Whether who was given `at` chunks, and the trailers if `done`, was given all.
-    fn is_given(&self, at: usize, done: bool) -> bool {
-        self.ended && (self.lost || at >= self.sent.len()) && (done || self.trailers.is_none())
+    /// Whether who is there was given all.
+    fn is_given(&self, place: &Place) -> bool {
+        self.ended && place.at >= self.sent.len().max(self.gone) && (place.done || self.trailers.is_none())
     }
 
-    /// Takes what is ready, up to `most` frames.
-    fn read_ahead(&mut self, most: usize) {
-        // Whoever reads on registers a waker of its own.
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        // Counted as well, for a body may have no end of empty chunks.
-        for _ in 0..most {
-            // At the limit the end may be next.
-            if self.ended || self.lost || self.limit == 0 || self.sent_len > self.limit {
-                return;
+    /// What is there without asking the application; `None`: it is to be asked.
+    fn at_hand(&mut self, told: &Told, place: &mut Place) -> Option<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        if let Some(data) = self.sent.get(place.at).filter(|_| !self.lost) {
+            let data = data.clone();
+            place.pass(&data);
+            if self.excess && place.at == self.sent.len() {
+                self.forget();
             }
-            let Poll::Ready(frame) = self.poll_inner(&mut cx) else { return };
-            match frame {
-                None => self.ended = true,
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        if !data.is_empty() {
-                            self.sent_len += data.len();
-                            self.sent.push(data);
-                            // However large it is: it is held until it has gone out, as by who gave it, and no longer.
-                            self.excess = self.sent_len > self.limit;
-                        }
-                        self.ended = self.inner_ended();
+            told.moves();
+            self.tell(told, place);
+            return Some(Some(Ok(Frame::data(data))));
+        }
+        if let Some(failed) = told.failed.get() {
+            return Some(Some(Err(RequestBodyError(failed.clone()))));
+        }
+        if self.ended {
+            let trailers = if place.done { None } else { self.trailers.clone() };
+            place.done = true;
+            self.tell(told, place);
+            return Some(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        None
+    }
+
+    /// Notes what the application gave.
+    fn note(&mut self, told: &Told, place: &mut Place, frame: Option<&Result<Frame<Bytes>, RequestBodyError>>) {
+        match frame {
+            None => self.ended = true,
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    // There may be no end of empty ones.
+                    if !data.is_empty() {
+                        self.keep(data);
+                        place.pass(data);
                     }
-                    Err(frame) => {
-                        self.trailers = frame.into_trailers().ok();
-                        self.ended = true;
-                    }
-                },
-                Some(Err(error)) => {
-                    self.lost = true;
-                    self.failed = Some(error.0);
+                    self.ended = self.inner_ended();
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    self.trailers = Some(trailers.clone());
+                    self.ended = true;
+                    place.done = true;
                 }
             }
+            Some(Err(error)) => {
+                // A failed body cannot be read again.
+                self.lost = true;
+                let _ = told.failed.set(error.0.clone());
+            }
         }
+        self.tell(told, place);
     }
 
-    fn moves(&mut self) {
-        if let Some(moved) = &mut self.moved {
-            *moved = Instant::now();
+    /// Tells who waits for it that all was given.
+    fn tell(&mut self, told: &Told, place: &Place) {
+        if self.is_given(place) {
+            told.gives(place.number);
+            if told.is_last() {
+                self.forget();
+            }
         }
     }
 
@@ -411,9 +590,15 @@ impl Stream {
             self.sent_len += data.len();
             self.sent.push(data.clone());
         } else {
-            self.lost = true;
-            self.sent.clear();
+            self.forget();
         }
+    }
+
+    /// Nobody begins anew.
+    fn forget(&mut self) {
+        self.lost = true;
+        self.gone = self.gone.max(self.sent.len());
+        self.sent = SmallVec::new();
     }
 }
 
@@ -422,78 +607,40 @@ impl HttpBody for Outgoing {
     type Error = RequestBodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
-        let (stream, turn, at, given, done) = match self.get_mut() {
+        let Reading { stream, turn, place } = match self.get_mut() {
             Self::Empty => return Poll::Ready(None),
             Self::Full(left, watched) => {
                 return Poll::Ready(next_of(left, watched.as_deref()).map(|data| Ok(Frame::data(data))));
             }
-            Self::Stream { stream, turn, at, given, done } => (stream, turn, at, given, done),
+            Self::Stream(reading) => reading,
         };
-        let mut state = stream.lock();
-        if state.turn != *turn {
+        let Streamed { told, body } = &**stream;
+        let mut state = body.lock();
+        if state.turn != *turn || place.at < state.gone {
             return Poll::Ready(Some(Err(RequestBodyError(Arc::new(Superseded)))));
         }
-        if let Some(data) = state.sent.get(*at).filter(|_| !state.lost) {
-            *at += 1;
-            *given += data.len() as u64;
-            let data = data.clone();
-            if state.excess && *at == state.sent.len() {
-                state.lost = true;
-                state.sent.clear();
-            }
-            state.moves();
-            state.waits = false;
-            state.given = state.is_given(*at, *done);
-            return Poll::Ready(Some(Ok(Frame::data(data))));
+        if let Some(frame) = state.at_hand(told, place) {
+            return Poll::Ready(frame);
         }
-        if let Some(failed) = &state.failed {
-            return Poll::Ready(Some(Err(RequestBodyError(failed.clone()))));
-        }
-        if state.ended {
-            let trailers = if *done { None } else { state.trailers.clone() };
-            (*done, state.given) = (true, true);
-            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        if !state.lost && told.is_last() {
+            state.forget();
         }
         // Asked by who has room for it; a look ahead is nobody's wait.
-        state.waits = true;
+        told.waits.store(true, Ordering::Relaxed);
         let frame = ready!(state.poll_inner(cx));
-        state.waits = false;
-        state.moves();
-        match frame {
-            None => {
-                (state.ended, state.given) = (true, true);
-                Poll::Ready(None)
-            }
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    state.keep(data);
-                    *at += 1;
-                    *given += data.len() as u64;
-                    state.ended = state.inner_ended();
-                } else if let Some(trailers) = frame.trailers_ref() {
-                    state.trailers = Some(trailers.clone());
-                    state.ended = true;
-                    *done = true;
-                }
-                state.given = state.is_given(*at, *done);
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                // A failed body cannot be read again.
-                state.lost = true;
-                state.failed = Some(error.0.clone());
-                Poll::Ready(Some(Err(error)))
-            }
-        }
+        told.waits.store(false, Ordering::Relaxed);
+        told.moves();
+        state.note(told, place, frame.as_ref());
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
             Self::Full(left, _) => left.is_none(),
-            Self::Stream { stream, turn, at, done, .. } => {
-                let state = stream.lock();
-                state.turn == *turn && state.is_given(*at, *done)
+            Self::Stream(Reading { stream, turn, place }) => {
+                let state = stream.body.lock();
+                state.turn == *turn && state.is_given(place)
             }
         }
     }
@@ -502,12 +649,12 @@ impl HttpBody for Outgoing {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(left, _) => SizeHint::with_exact(left.as_ref().map_or(0, |left| left.len() as u64)),
-            Self::Stream { stream, given, .. } => {
-                let whole = &stream.lock().hint;
+            Self::Stream(Reading { stream, place, .. }) => {
+                let whole = &stream.body.lock().hint;
                 let mut left = SizeHint::new();
-                left.set_lower(whole.lower().saturating_sub(*given));
+                left.set_lower(whole.lower().saturating_sub(place.given));
                 if let Some(upper) = whole.upper() {
-                    left.set_upper(upper.saturating_sub(*given).max(left.lower()));
+                    left.set_upper(upper.saturating_sub(place.given).max(left.lower()));
                 }
                 left
             }
@@ -543,143 +690,4 @@ fn in_memory(mut full: Full<Bytes>) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use futures_util::stream;
-    use http_body_util::StreamBody;
-
-    use super::*;
-
-    #[test]
-    fn a_body_of_endless_empty_chunks_is_not_read_ahead_for_ever() {
-        let empty = stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::new())));
-        let payload = Payload::new(StreamBody::new(empty), 1024);
-        payload.read_ahead();
-        assert!(!payload.is_at_hand());
-        // The control: what ends is at hand then, and what is larger than the limit is not copied.
-        let chunks = stream::iter((0..4).map(|_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 300])))));
-        let payload = Payload::new(StreamBody::new(chunks), 1200);
-        payload.read_ahead();
-        assert_eq!((payload.copy(1200).is_some(), payload.copy(1199).is_some()), (true, false));
-    }
-
-    #[tokio::test]
-    async fn a_message_is_at_hand_with_its_end_and_one_beyond_the_limit_is_not_kept() {
-        let payload = |bytes: usize, frames: usize| {
-            let frame = move |_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; bytes])));
-            Payload::new(StreamBody::new(stream::iter((0..frames).map(frame))), 1024)
-        };
-        // Bytes of a frame, frames; whether the last comes with the end, and whether it can be sent again afterwards.
-        for (bytes, frames, ends, again) in
-            [(100, 1, true, true), (100, 5, false, true), (1024, 1, true, true), (1025, 1, false, false)]
-        {
-            let payload = payload(bytes, frames);
-            let mut body = payload.body();
-            body.look_ahead();
-            let mut sent = 0;
-            while let Some(frame) = body.frame().await {
-                sent += frame.unwrap().into_data().unwrap().len();
-                assert_eq!(body.is_end_stream(), ends, "{frames} of {bytes}");
-            }
-            assert_eq!((sent, payload.can_be_sent_again()), (bytes * frames, again), "{frames} of {bytes}");
-        }
-    }
-
-    /// A body that says with its last chunk that it was the last.
-    fn chunks(sizes: &'static [usize]) -> Payload {
-        struct Chunks(&'static [usize]);
-
-        impl HttpBody for Chunks {
-            type Data = Bytes;
-            type Error = Infallible;
-
-            fn poll_frame(
-                mut self: Pin<&mut Self>,
-                _: &mut Context<'_>,
-            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-                let Some((first, rest)) = self.0.split_first() else { return Poll::Ready(None) };
-                self.0 = rest;
-                Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![b'x'; *first])))))
-            }
-
-            fn is_end_stream(&self) -> bool {
-                self.0.is_empty()
-            }
-        }
-
-        Payload::new(Chunks(sizes), 1024)
-    }
-
-    fn kept(payload: &Payload) -> usize {
-        let Payload::Stream(stream) = payload else { unreachable!("it is one") };
-        stream.lock().sent.iter().map(Bytes::len).sum()
-    }
-
-    #[tokio::test]
-    async fn what_is_read_ahead_beyond_the_limit_is_not_at_hand_and_goes_out_once() {
-        for (sizes, at_hand) in [(&[1000, 4096][..], false), (&[1000, 24], true)] {
-            let payload = chunks(sizes);
-            payload.read_ahead();
-            assert_eq!(payload.is_at_hand(), at_hand, "{sizes:?}: nobody is to read it side by side");
-            // An earlier try has not gone as far as that; the next one takes over.
-            let mut earlier = payload.body();
-            assert_eq!(earlier.frame().await.unwrap().unwrap().into_data().unwrap().len(), 1000);
-            assert!(payload.rewind());
-            assert_eq!(earlier.frame().await.unwrap().is_ok(), at_hand, "{sizes:?}");
-            let mut later = payload.body();
-            let mut sent = 0;
-            while let Some(frame) = later.frame().await {
-                sent += frame.unwrap().into_data().unwrap().len();
-            }
-            assert_eq!((sent, kept(&payload)), (sizes.iter().sum(), if at_hand { 1024 } else { 0 }));
-            assert_eq!((payload.rewind(), payload.can_be_sent_again()), (at_hand, at_hand));
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_read_ahead_is_sent_when_it_has_been_given() {
-        let trailing = StreamBody::new(stream::iter([
-            Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"a"))),
-            Ok(Frame::trailers(HeaderMap::new())),
-        ]));
-        for (payload, frames) in [
-            (chunks(&[1000, 24]), 2),
-            (chunks(&[1000, 4096]), 2),
-            (chunks(&[2000]), 1),
-            (Payload::new(trailing, 1024), 2),
-            (chunks(&[]), 0),
-        ] {
-            payload.read_ahead();
-            for _ in 0..if payload.is_at_hand() { 2 } else { 1 } {
-                let (mut body, receipt) = (payload.body(), payload.receipt());
-                for frame in 0..frames {
-                    assert!(!receipt.is_sent() && !body.is_end_stream(), "{frame} of {frames} were given");
-                    body.frame().await.unwrap().unwrap();
-                }
-                assert!(receipt.is_sent() && body.is_end_stream() && body.frame().await.is_none());
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn bytes_in_memory_move_slice_by_slice_where_somebody_looks() {
-        let bytes = Bytes::from(vec![b'x'; 2 * SLICE + 1]);
-        let payload = Payload::new(Full::new(bytes.clone()), 1024);
-        // Without, they go as they are.
-        assert_eq!(payload.body().frame().await.unwrap().unwrap().into_data().unwrap(), bytes);
-        payload.watch();
-        let (mut body, receipt) = (payload.body(), payload.receipt());
-        assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
-        let mut sent = Vec::new();
-        while let Some(frame) = {
-            assert_eq!(receipt.is_sent(), sent.len() == bytes.len());
-            tokio::time::advance(std::time::Duration::from_secs(1)).await;
-            body.frame().await
-        } {
-            sent.extend_from_slice(&frame.unwrap().into_data().unwrap());
-            assert_eq!((payload.moved(), receipt.moved()), (Some(Instant::now()), Some(Instant::now())));
-        }
-        assert_eq!((sent.len(), body.is_end_stream()), (bytes.len(), true));
-    }
-}
+mod tests;

@@ -227,8 +227,9 @@ impl Exchange {
         self.flags = flags;
     }
 
-    /// Notes the head of the answer. The rest happens at its end.
+    /// Notes the head of the answer, after which there is no further try. The rest happens at its end.
     pub(crate) fn answered(&mut self, status: http::StatusCode, headers: &HeaderMap) {
+        self.hold.iter().for_each(|hold| hold.receipt.stands());
         self.outcome.code = status.as_u16();
         self.outcome.flags = self.flags;
         if self.outcome.grpc {
