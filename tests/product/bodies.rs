@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame};
@@ -346,6 +347,51 @@ fn a_request_may_read_its_own_answer_to_whichever_end() {
         |over: &std::sync::mpsc::Receiver<()>| over.recv_timeout(end - std::time::Instant::now().min(end)).is_err();
     let waiting: Vec<_> = begun.iter().filter(|(_, over)| left(over)).map(|(case, _)| case).collect();
     assert!(waiting.is_empty(), "nobody waits for himself, nor fails: {waiting:?}");
+}
+
+/// Whether a body goes to and fro beside so many that no handler reads.
+async fn passes_beside(stalled: usize, config: Config) -> bool {
+    let ends = Ends::with(UpstreamProtocol::Http2, config, |_| {}).await;
+    let mut unread = FuturesUnordered::new();
+    for _ in 0..stalled {
+        unread.push(ends.send("/unread", endless()));
+    }
+    let settle = async {
+        for _ in 0..500 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let neighbour = async {
+        settle.await;
+        assert_eq!(ends.serving.load(Relaxed), stalled, "control: all are under way");
+        let answer = ends.send("/echo", body_of(4 * MIB)).await;
+        let read = answer.into_body().collect().await.unwrap().to_bytes().len();
+        assert_eq!(ends.client.dump().destinations[0].clusters[0].open_connections, 1, "they share a connection");
+        read == 4 * MIB
+    };
+    // Of those nobody answers.
+    let all = async { while unread.next().await.is_some() {} };
+    tokio::select! {
+        biased;
+        passed = neighbour => passed,
+        () = async { all.await; std::future::pending().await } => unreachable!("they go on"),
+    }
+}
+
+#[tokio::test]
+async fn uploads_that_no_handler_reads_hold_up_no_other_on_the_same_connection() {
+    for stalled in [1, 3, 8] {
+        assert!(passes_beside(stalled, Config::default()).await);
+    }
+    // Control: with no more room for all together than for one, one holds up all.
+    let mut config = Config::default();
+    config.connection_window = config.stream_window;
+    let held_up = passes_beside(1, config);
+    tokio::select! {
+        biased;
+        _ = held_up => panic!("it is held up"),
+        () = async { for _ in 0..5000 { tokio::task::yield_now().await; } } => {}
+    }
 }
 
 /// One chunk, and then nothing for ever.
