@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::{Future, IntoFuture};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use mesh_core::source::Watched;
 use mesh_discovery::registration::{Announcement, Registration};
 use mesh_server::{Config, LoadReporter, RawConnection, Server, lifecycle};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::authorizers::Authorizers;
@@ -161,7 +162,7 @@ impl<S> Serve<S> {
         if self.announced.is_some() && address.ip().is_unspecified() {
             return Err(ServeError::NoAddress(address));
         }
-        let policy = inner.inbound.inbound(address);
+        let (policy, lame_duck) = (inner.inbound.inbound(address), self.config.lame_duck);
         let mut builder = Server::builder()
             .identity(inner.identities.clone())
             .crypto(inner.crypto.clone())
@@ -185,7 +186,7 @@ impl<S> Serve<S> {
         // Where no policy comes from anywhere, none is passed by.
         let hold = inner.control.as_ref().map(|_| inner.listeners.hold(&inner.readiness, bound));
         let serving = serve(builder.build(), self.listener, self.service);
-        let attendance = attend(&mesh, announcement, policy, hold, self.signals);
+        let attendance = attend(&mesh, announcement, policy, hold, self.signals, lame_duck);
         tokio::pin!(serving, attendance);
         tokio::select! {
             served = &mut serving => {
@@ -200,13 +201,18 @@ impl<S> Serve<S> {
     }
 }
 
-/// Announces the process when its policy is there; withdraws it when the drain begins. Looks for other listeners meanwhile.
+/// How long nothing is closed yet because the control plane has not confirmed that it sends nobody here any more.
+const WITHDRAWAL: Duration = Duration::from_secs(2);
+
+/// Announces the process when its policy is there; withdraws it when the drain begins, until the lame duck's time is over where
+/// the control plane is away. Looks for other listeners meanwhile.
 async fn attend(
     mesh: &Mesh,
     announcement: Option<Announcement>,
     policy: Watched<InboundState>,
     hold: Option<Hold>,
     signals: bool,
+    lame_duck: Duration,
 ) {
     let watched = async {
         match &hold {
@@ -241,10 +247,16 @@ async fn attend(
     }
     // Withdrawn before anything is closed: who asks the control plane from now on is sent elsewhere.
     mesh.inner().readiness.drain();
-    if let Some(Some(registration)) = registration {
-        registration.withdraw().await;
-    }
+    let Some(Some(registration)) = registration else { return mesh.begin_shutdown() };
+    let mut withdrawal = pin!(registration.withdraw());
+    let confirmed = timeout(WITHDRAWAL, &mut withdrawal).await.is_ok();
     mesh.begin_shutdown();
+    if !confirmed && timeout(lame_duck, withdrawal).await.is_err() {
+        tracing::warn!(
+            target: "mesh::lifecycle",
+            "the control plane could not be told that this process leaves: it goes on naming it for its grace period"
+        );
+    }
 }
 
 async fn announce_when_ready(

@@ -101,6 +101,7 @@ async fn a_certificate_renewed_while_the_control_plane_is_dead_costs_no_request_
             eventually("the new endpoint is known", known).await;
             // It may have to wait until it is connected again to say so, and serves on.
             server.withdraw();
+            server.unregistered(&world).await;
             gone.push(std::mem::replace(&mut server, next));
             out.more(20).await;
             into.more(20).await;

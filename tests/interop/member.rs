@@ -50,7 +50,14 @@ impl Server {
         Self::open(world, service, labels, name, Duration::from_secs(60)).await
     }
 
-    async fn open(world: &World, service: &str, labels: &str, name: &'static str, lame_duck: Duration) -> Self {
+    /// The same for another time.
+    pub(crate) async fn open(
+        world: &World,
+        service: &str,
+        labels: &str,
+        name: &'static str,
+        lame_duck: Duration,
+    ) -> Self {
         let mesh = join(world, service, labels).await;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -64,6 +71,16 @@ impl Server {
         let listed = format!("\"{}\"", self.address);
         eventually("the server is registered", async || {
             world.debug("/registrations").await.contains(&listed).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the control plane does not name it any more. Of one that has not been withdrawn it would do so for 40 s after a
+    /// restart, which is longer than anybody waits here.
+    pub(crate) async fn unregistered(&self, world: &World) {
+        let listed = format!("\"{}\"", self.address);
+        eventually("the server is withdrawn", async || {
+            (!world.debug("/registrations").await.contains(&listed)).then_some(())
         })
         .await;
     }

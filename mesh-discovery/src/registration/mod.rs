@@ -3,7 +3,8 @@
 //!
 //! The announcement is repeated on every new connection. A connection that breaks leaves the endpoint
 //! in place for the control plane's grace period, so a short break goes unnoticed; an orderly end
-//! withdraws it at once. Refuses to know whether anybody listens at the address.
+//! withdraws it at once, or as soon as the control plane is back if it is away. Refuses to know whether anybody
+//! listens at the address.
 
 #[cfg(test)]
 mod tests;
@@ -44,12 +45,13 @@ impl Registration {
         self.state.clone()
     }
 
-    /// Withdraws the endpoint and waits until the control plane has confirmed it; without a connection
-    /// there is nothing to confirm and it returns at once.
+    /// Withdraws the endpoint and waits until the control plane has confirmed it. While that is away it is tried again and
+    /// again, for it keeps what it knew across a restart: whoever has no more time drops the future. Where the control plane
+    /// cannot know of the endpoint, there is nothing to take back and it returns at once.
     pub async fn withdraw(self) {
         let (done, confirmed) = oneshot::channel();
         if self.withdraw.send(done).is_ok() {
-            // An error means the task ended without a word from the control plane: nothing to wait for.
+            // An error means that the task ended: nobody is left who could tell the control plane.
             let _ = confirmed.await;
         }
     }

@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -108,6 +109,51 @@ async fn without_a_control_plane_a_withdrawal_has_nothing_to_wait_for() {
     let registration = announce(reviews(), connector(port, None), &Handle::current());
     assert_eq!(**registration.state().load(), RegistrationState::Pending);
     registration.withdraw().await;
+}
+
+/// The control plane keeps what it knows across its restart.
+#[tokio::test]
+async fn a_withdrawal_while_the_control_plane_is_away_reaches_it_when_it_is_back() {
+    for is_noticed in [true, false] {
+        let (registry, mut heard) = registry();
+        let serving = serve(RegistryServiceServer::new(registry.clone()), None, 0).await;
+        let port = serving.port;
+        let registration = announce(reviews(), connector(port, None), &Handle::current());
+        assert!(is_announcement(heard.recv().await.unwrap()));
+        let mut state = registration.state();
+        state.wait_for(|state| *state == RegistrationState::Accepted).await;
+        drop(serving);
+        if is_noticed {
+            state.wait_for(|state| *state == RegistrationState::Pending).await;
+        }
+        let mut withdrawal = pin!(registration.withdraw());
+        let failing = async {
+            state.wait_for(|state| *state == RegistrationState::Pending).await;
+            yield_often().await;
+        };
+        tokio::select! {
+            biased;
+            () = &mut withdrawal => panic!("nobody has confirmed it"),
+            () = failing => {}
+        }
+        let _serving = serve(RegistryServiceServer::new(registry), None, port).await;
+        withdrawal.await;
+        assert!(is_announcement(heard.recv().await.unwrap()), "it is the stream's endpoint that is withdrawn");
+        assert!(matches!(heard.try_recv(), Ok(Action::Withdraw(_))));
+    }
+}
+
+#[tokio::test]
+async fn what_was_refused_is_not_withdrawn() {
+    let (registry, mut heard) = registry();
+    registry.refuse.lock().push("namespace default is not yours");
+    let serving = serve(RegistryServiceServer::new(registry), None, 0).await;
+    let registration = announce(reviews(), connector(serving.port, None), &Handle::current());
+    let mut state = registration.state();
+    state.wait_for(|state| *state != RegistrationState::Pending).await;
+    drop(serving);
+    registration.withdraw().await;
+    assert!(is_announcement(heard.recv().await.unwrap()) && heard.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! connecting ──▶ announced ──(stream ends, refused)──▶ waiting ──▶ connecting …
-//!      any state ──withdraw──▶ told the control plane, if connected ──▶ end
+//!      any state ──withdraw──▶ nobody can know of us ──▶ end
+//!                          └──▶ connecting ──▶ announced ──▶ withdrawn ──▶ end
+//!                                   └──(failed)──▶ again, until nobody waits any more
 //! ```
 #![allow(clippy::disallowed_methods, reason = "the one spawn of this module, through an owned handle")]
 
+use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -23,79 +26,140 @@ use crate::proto::registry::{AnnounceRequest, AnnounceResponse, Announcement, Re
 
 /// Waits between connections.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Longest wait for the confirmation of a withdrawal.
+/// The same of a process that leaves: a lame duck has seconds, and few leave at once.
+const LEAVING_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
+/// Longest wait for each step of a withdrawal, before it is tried over another connection.
 const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Announces an endpoint on `runtime` until the answer is dropped or withdrawn.
 pub fn announce(announcement: Announcement, connector: Connector, runtime: &Handle) -> Registration {
     let (publisher, state) = Watched::channel(RegistrationState::Pending);
     let (withdraw, withdrawn) = oneshot::channel();
-    let worker = AbortOnDrop(runtime.spawn(run(announcement, connector, publisher, withdrawn)));
+    let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let announcer =
+        Announcer { announcement, connector, publisher, withdrawn, leaving: None, may_be_known: false, backoff };
+    let worker = AbortOnDrop(runtime.spawn(announcer.run()));
     Registration { state, withdraw, _worker: worker }
 }
 
-/// Tells when to withdraw, and whom to tell that it is done.
-type Withdrawn = oneshot::Receiver<oneshot::Sender<()>>;
-/// What a [`Withdrawn`] gave.
-type Farewell = Result<oneshot::Sender<()>, oneshot::error::RecvError>;
-
-async fn run(
+struct Announcer {
     announcement: Announcement,
     connector: Connector,
     publisher: Publisher<RegistrationState>,
-    mut withdrawn: Withdrawn,
-) {
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let mut random = fastrand::Rng::new();
-    loop {
-        let connected = tokio::select! {
-            connected = connector.connect() => connected.map_err(|e| e.to_string()),
-            // Announced nowhere: there is nothing to take back.
-            _ = &mut withdrawn => return,
-        };
-        let ended = match connected {
-            Ok(connection) => attend(connection, &announcement, &publisher, &mut withdrawn, &mut backoff).await,
-            Err(error) => Some(error),
-        };
-        let Some(why) = ended else { return };
-        tracing::warn!(service = %announcement.service, error = %why, "not registered with the control plane");
-        if *publisher.load_full() == RegistrationState::Accepted {
-            publisher.publish(RegistrationState::Pending);
-        }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.next(random.f64())) => {}
-            _ = &mut withdrawn => return,
-        }
-    }
+    /// Tells when to withdraw, and whom to tell that it is done.
+    withdrawn: oneshot::Receiver<oneshot::Sender<()>>,
+    /// What that gave.
+    leaving: Option<oneshot::Sender<()>>,
+    /// The control plane has heard of us and not refused us: the endpoint may be in its table and on its disk, whatever became of
+    /// the connection.
+    may_be_known: bool,
+    backoff: Backoff,
 }
 
-/// Announces on a connection and stays until the stream ends (gives why) or the withdrawal is done (gives
-/// nothing).
-async fn attend(
-    connection: Connection,
-    announcement: &Announcement,
-    publisher: &Publisher<RegistrationState>,
-    withdrawn: &mut Withdrawn,
-    backoff: &mut Backoff,
-) -> Option<String> {
-    let mut opening = pin!(Open::begin(connection, announcement));
-    // From here on the control plane may know of us, answered or not: a withdrawal has to reach it.
-    let (opened, farewell) = tokio::select! {
-        opened = &mut opening => (opened, None),
-        farewell = &mut *withdrawn => {
-            (timeout(WITHDRAWAL_TIMEOUT, opening).await.unwrap_or_else(|late| Err(late.to_string())), Some(farewell))
+impl Announcer {
+    async fn run(mut self) {
+        let mut random = fastrand::Rng::new();
+        loop {
+            let Some(why) = self.once().await else { break };
+            tracing::warn!(service = %self.announcement.service, error = %why, "not registered with the control plane");
+            if *self.publisher.load_full() == RegistrationState::Accepted {
+                self.publisher.publish(RegistrationState::Pending);
+            }
+            if self.leaving.is_some() && !self.may_be_known {
+                break;
+            }
+            let wait = self.backoff.next(random.f64());
+            let was_leaving = self.leaving.is_some();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.withdrawal(), if !was_leaving => {}
+            }
         }
-    };
-    let stream = match (opened, farewell) {
-        (Ok(stream), None) => stream,
-        (Ok(stream), Some(farewell)) => {
-            stream.withdraw(farewell).await;
-            return None;
+        if let Some(done) = self.leaving.take() {
+            let _ = done.send(());
         }
-        (Err(_), Some(_)) => return None,
-        (Err(error), None) => return Some(error),
-    };
-    stream.hold(publisher, withdrawn, backoff).await
+    }
+
+    /// Waits for the word to withdraw, which is kept.
+    async fn withdrawal(&mut self) {
+        if self.leaving.is_some() {
+            return;
+        }
+        match (&mut self.withdrawn).await {
+            Ok(done) => {
+                self.leaving = Some(done);
+                self.backoff = Backoff::new(LEAVING_BACKOFF.0, LEAVING_BACKOFF.1);
+            }
+            // Dropped: the task is about to be stopped.
+            Err(_) => pending().await,
+        }
+    }
+
+    /// One connection, from the first try to its end (gives why) or to the end of the withdrawal (gives nothing).
+    async fn once(&mut self) -> Option<String> {
+        let connected = loop {
+            let connector = self.connector.clone();
+            let connecting = connector.connect();
+            if self.leaving.is_some() {
+                // Known nowhere: there is nothing to take back.
+                if !self.may_be_known {
+                    return None;
+                }
+                break timeout(WITHDRAWAL_TIMEOUT, connecting)
+                    .await
+                    .map(|connected| connected.map_err(|e| e.to_string()));
+            }
+            tokio::select! {
+                connected = connecting => break Ok(connected.map_err(|e| e.to_string())),
+                () = self.withdrawal() => {}
+            }
+        };
+        let connection = match connected {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Some(error),
+            Err(late) => return Some(late.to_string()),
+        };
+        let mut opening = pin!(Open::begin(connection, self.announcement.clone()));
+        // From here on the control plane may know of us, answered or not: a withdrawal has to reach it.
+        let opened = tokio::select! {
+            opened = &mut opening => opened,
+            () = self.withdrawal() => {
+                timeout(WITHDRAWAL_TIMEOUT, opening).await.unwrap_or_else(|late| Err(late.to_string()))
+            }
+        };
+        match opened {
+            Ok(stream) => {
+                self.may_be_known = true;
+                self.hold(stream).await
+            }
+            Err(error) => Some(error),
+        }
+    }
+
+    async fn hold(&mut self, mut stream: Open) -> Option<String> {
+        loop {
+            tokio::select! {
+                answer = stream.answers.message() => match answer {
+                    Ok(Some(AnnounceResponse { accepted: true, reason })) => {
+                        if !reason.is_empty() {
+                            tracing::warn!(?reason, "registered, and the control plane has something to say of it");
+                        }
+                        stream.unanswered = stream.unanswered.saturating_sub(1);
+                        self.backoff.reset();
+                        self.publisher.publish(RegistrationState::Accepted);
+                    }
+                    Ok(Some(AnnounceResponse { reason, .. })) => {
+                        self.may_be_known = false;
+                        self.publisher.publish(RegistrationState::Refused(reason.as_str().into()));
+                        return Some(format!("refused: {reason}"));
+                    }
+                    Ok(None) => return Some("the control plane closed the stream".to_owned()),
+                    Err(status) => return Some(status_text(&status)),
+                },
+                () = self.withdrawal() => return stream.withdraw().await,
+            }
+        }
+    }
 }
 
 /// An announcing stream; the connection closes with it.
@@ -108,61 +172,30 @@ struct Open {
 }
 
 impl Open {
-    async fn begin(connection: Connection, announcement: &Announcement) -> Result<Self, String> {
+    async fn begin(connection: Connection, announcement: Announcement) -> Result<Self, String> {
         let mut client = RegistryServiceClient::with_origin(connection.clone(), connection.origin());
         let (requests, outgoing) = mpsc::channel(2);
-        requests.try_send(AnnounceRequest::announce(announcement.clone())).expect("the channel is new and empty");
+        requests.try_send(AnnounceRequest::announce(announcement)).expect("the channel is new and empty");
         let answers = client.announce(ReceiverStream::new(outgoing)).await.map_err(|status| status_text(&status))?;
         Ok(Self { requests, answers: answers.into_inner(), unanswered: 1, _connection: connection })
     }
 
-    async fn hold(
-        mut self,
-        publisher: &Publisher<RegistrationState>,
-        withdrawn: &mut Withdrawn,
-        backoff: &mut Backoff,
-    ) -> Option<String> {
-        loop {
-            tokio::select! {
-                answer = self.answers.message() => match answer {
-                    Ok(Some(AnnounceResponse { accepted: true, reason })) => {
-                        if !reason.is_empty() {
-                            tracing::warn!(?reason, "registered, and the control plane has something to say of it");
-                        }
-                        self.unanswered = self.unanswered.saturating_sub(1);
-                        backoff.reset();
-                        publisher.publish(RegistrationState::Accepted);
-                    }
-                    Ok(Some(AnnounceResponse { reason, .. })) => {
-                        publisher.publish(RegistrationState::Refused(reason.as_str().into()));
-                        return Some(format!("refused: {reason}"));
-                    }
-                    Ok(None) => return Some("the control plane closed the stream".to_owned()),
-                    Err(status) => return Some(status_text(&status)),
-                },
-                farewell = &mut *withdrawn => {
-                    self.withdraw(farewell).await;
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// Takes the announcement back and waits for the answer to that, or for the end of the stream.
-    async fn withdraw(mut self, farewell: Farewell) {
+    /// Takes the announcement back. Gives why that has not been confirmed.
+    async fn withdraw(mut self) -> Option<String> {
         let confirmation = async {
             if self.requests.send(AnnounceRequest::withdraw()).await.is_err() {
-                return;
+                return false;
             }
             self.unanswered += 1;
             while self.unanswered > 0 && matches!(self.answers.message().await, Ok(Some(_))) {
                 self.unanswered -= 1;
             }
+            self.unanswered == 0
         };
-        // Late or not, the process goes.
-        let _ = timeout(WITHDRAWAL_TIMEOUT, confirmation).await;
-        if let Ok(done) = farewell {
-            let _ = done.send(());
+        match timeout(WITHDRAWAL_TIMEOUT, confirmation).await {
+            Ok(true) => None,
+            Ok(false) => Some("the stream ended before the withdrawal was confirmed".to_owned()),
+            Err(_) => Some("the withdrawal has not been confirmed in time".to_owned()),
         }
     }
 }
