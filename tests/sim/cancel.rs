@@ -438,7 +438,7 @@ impl Resolve for Slow {
     fn addresses<'r>(&'r self, _: &'r str) -> Resolving<'r, IpAddr> {
         Box::pin(async {
             clock::pass(TICK).await;
-            Ok(Resolved { records: vec![self.0], ttl: None })
+            Ok(Resolved { records: vec![self.0], ttl: None, lacks: None })
         })
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_core::policy::{Address, DnsBackoff, DnsFamily, DnsOptions};
-use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
+use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -29,6 +29,8 @@ use crate::env::Random;
 
 /// How long an answer without a TTL is used.
 const WITHOUT_TTL: Duration = Duration::from_secs(30);
+/// The longest for which one is used that lacks a family.
+const WITHOUT_A_FAMILY: Duration = Duration::from_secs(30);
 /// The shortest time between two look-ups that policy may ask for (Envoy takes no less): it would be one without a pause.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// The longest time for which any answer is used.
@@ -79,6 +81,8 @@ pub(crate) struct Answer<T> {
     pub(crate) records: Arc<[T]>,
     /// Why the last look-up failed, if it did.
     pub(crate) failure: Option<ResolveError>,
+    /// The family for which it was not answered: what there is of it is the last good.
+    lacks: Option<(Family, ResolveError)>,
     /// When it is looked up next.
     pub(crate) until: Instant,
     looked: Instant,
@@ -118,11 +122,19 @@ impl Names {
             return Answer::fixed(ip);
         }
         let family = self.options.family;
-        self.current(&self.hosts, host, patience, |resolver| {
+        self.current(&self.hosts, host, patience, |resolver, last_good| {
+            let last_good = last_good.clone();
             Box::pin(async move {
                 let mut found = resolver.addresses(host).await?;
+                if let Some((lacking, _)) = found.lacks {
+                    found.records.extend(last_good.iter().filter(|ip| Family::of(ip) == lacking));
+                }
                 choose(&mut found.records, family);
-                Ok(found)
+                match found.lacks {
+                    // What was wanted may be what is lacking.
+                    Some((_, failure)) if found.records.is_empty() => Err(failure),
+                    _ => Ok(found),
+                }
             })
         })
         .await
@@ -196,12 +208,16 @@ impl Names {
         sleep_until(looked + self.min_refresh).await;
     }
 
-    /// The names whose last look-up failed, and why.
+    /// The names whose last look-up failed, or that of one family, and why.
     pub(crate) fn failures(&self) -> Vec<String> {
         fn of<T>(table: &Table<T>) -> Vec<String> {
             let table = table.lock();
-            let failed = table.iter().filter_map(|(name, entry)| Some((name, entry.answer.lock().failure.clone()?)));
-            failed.map(|(name, failure)| format!("{name}: {failure}")).collect()
+            let told = |(name, entry): (&Arc<str>, &Arc<Entry<T>>)| {
+                let answer = entry.answer.lock();
+                let lacking = || answer.lacks.as_ref().map(|(family, why)| format!("{name}: {family}: {why}"));
+                answer.failure.as_ref().map(|failure| format!("{name}: {failure}")).or_else(lacking)
+            };
+            table.iter().filter_map(told).collect()
         }
         let mut failures = of(&self.hosts);
         failures.extend(of(&self.services));
@@ -219,7 +235,7 @@ impl Names {
         table: &Table<T>,
         name: &str,
         patience: Duration,
-        look_up: impl Fn(&'r dyn Resolve) -> Resolving<'r, T>,
+        look_up: impl Fn(&'r dyn Resolve, &Arc<[T]>) -> Resolving<'r, T>,
     ) -> Answer<T>
     where
         T: Clone,
@@ -252,7 +268,7 @@ impl Names {
         name: &str,
         began: Instant,
         patience: Duration,
-        look_up: impl Fn(&'r dyn Resolve) -> Resolving<'r, T>,
+        look_up: impl Fn(&'r dyn Resolve, &Arc<[T]>) -> Resolving<'r, T>,
     ) -> Option<Answer<T>> {
         if let Some(answer) = self.holding(entry) {
             return Some(answer);
@@ -284,7 +300,8 @@ impl Names {
             // The resolver may keep an answer for as long as we do.
             self.resolver.forget(name);
         }
-        let result = timeout_at(until, look_up(&*self.resolver)).await.unwrap_or(Err(ResolveError::Timeout));
+        let result =
+            timeout_at(until, look_up(&*self.resolver, &old.records)).await.unwrap_or(Err(ResolveError::Timeout));
         let answer = self.settle(name, old, result, Instant::now());
         *entry.answer.lock() = answer.clone();
         Some(answer)
@@ -310,12 +327,19 @@ impl Names {
         now: Instant,
     ) -> Answer<T> {
         let failure = match result {
-            Ok(Resolved { records, ttl }) if !records.is_empty() => {
+            Ok(Resolved { records, ttl, lacks }) if !records.is_empty() => {
                 if old.failures > 0 {
                     tracing::info!(target: "mesh::dns", name, "the name resolves again");
                 }
-                let until = now + self.holds_for(ttl);
-                return Answer { records: records.into(), failure: None, until, looked: now, failures: 0 };
+                let mut holds = self.holds_for(ttl);
+                if let Some((family, error)) = &lacks {
+                    holds = holds.min(WITHOUT_A_FAMILY);
+                    if old.lacks != lacks {
+                        tracing::warn!(target: "mesh::dns", name, %family, %error, "no answer for one family; its last good one stays");
+                    }
+                }
+                let until = now + holds;
+                return Answer { records: records.into(), failure: None, lacks, until, looked: now, failures: 0 };
             }
             // A name that has nothing behind it any more: most often a mistake or a moment in a restart.
             Ok(_) => ResolveError::NoRecords,
@@ -329,7 +353,7 @@ impl Names {
         let span = again.base.saturating_mul(1 << old.failures.min(16)).min(again.max).min(LONGEST);
         let wait = (span / 2 + self.up_to(span / 2)).max(SHORTEST);
         let failures = old.failures.saturating_add(1);
-        Answer { records: old.records, failure: Some(failure), until: now + wait, looked: now, failures }
+        Answer { failure: Some(failure), until: now + wait, looked: now, failures, ..old }
     }
 
     /// How long a good answer is used.
@@ -369,7 +393,8 @@ fn choose(addresses: &mut Vec<IpAddr>, family: DnsFamily) {
 impl<T> Answer<T> {
     fn fixed(record: T) -> Self {
         let now = Instant::now();
-        Self { records: Arc::new([record]), failure: None, until: now + LONGEST, looked: now, failures: 0 }
+        let records = Arc::new([record]);
+        Self { records, failure: None, lacks: None, until: now + LONGEST, looked: now, failures: 0 }
     }
 }
 
@@ -385,6 +410,6 @@ impl<T> Default for Entry<T> {
     fn default() -> Self {
         let now = Instant::now();
         // Holds for no time at all.
-        Self::new(Answer { records: Arc::new([]), failure: None, until: now, looked: now, failures: 0 })
+        Self::new(Answer { records: Arc::new([]), failure: None, lacks: None, until: now, looked: now, failures: 0 })
     }
 }

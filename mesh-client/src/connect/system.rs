@@ -49,7 +49,10 @@ impl Resolve for SystemResolver {
                     records.push(address.ip());
                 }
             }
-            if records.is_empty() { Err(ResolveError::NoRecords) } else { Ok(Resolved { records, ttl: None }) }
+            if records.is_empty() {
+                return Err(ResolveError::NoRecords);
+            }
+            Ok(Resolved { records, ttl: None, lacks: None })
         })
     }
 }

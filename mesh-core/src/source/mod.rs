@@ -9,7 +9,7 @@ mod resolve;
 mod watched;
 
 pub use self::identities::{Identities, Paired, Trusted};
-pub use self::resolve::{Resolve, ResolveError, Resolved, Resolving, Service};
+pub use self::resolve::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
 pub use self::watched::{Publisher, Watched};
 
 use std::net::SocketAddr;

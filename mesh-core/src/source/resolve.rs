@@ -38,6 +38,34 @@ pub struct Resolved<T> {
     pub records: Vec<T>,
     /// How long they may be used from now on (the TTL left). `None` = the resolver does not know.
     pub ttl: Option<Duration>,
+    /// Of addresses the family for which there was no answer while the other one had records, and why: whoever asks keeps the
+    /// last good ones of that family. Having none is an answer.
+    pub lacks: Option<(Family, ResolveError)>,
+}
+
+/// A family of IP addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4: `A` records.
+    V4,
+    /// IPv6: `AAAA` records.
+    V6,
+}
+
+impl Family {
+    /// That of an address.
+    pub fn of(ip: &IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 /// One SRV record.

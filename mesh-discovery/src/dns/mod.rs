@@ -1,12 +1,16 @@
 //! A DNS resolver of our own (feature `dns`): the port [`Resolve`] over hickory, with TTLs, SRV records and a
 //! cache, which the system's resolver does not give.
 //!
+//! The two families of addresses are two look-ups of each name: one that is not answered holds the other up for no longer than
+//! RFC 8305 has it, and one that fails is told apart from one that has no records.
+//!
 //! Refuses to know what the addresses are for, and keeps no answer beyond its TTL: that is the asker's part.
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +19,18 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::rr::{IntoName, Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
-use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
+use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3).
+const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
+/// The same the other way round: RFC 8305 would not wait, but hosts without IPv6 are many and can do nothing with what is there.
+const WAIT_FOR_IPV4: Duration = Duration::from_secs(1);
+/// How long an address stands for itself.
+const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// Looks names up over DNS, in the hosts file first. Needs a Tokio runtime. Clones share cache and limits.
 ///
@@ -33,6 +45,13 @@ use tokio::sync::Semaphore;
 pub struct DnsResolver {
     resolver: TokioResolver,
     places: Arc<Semaphore>,
+    search: Arc<Search>,
+}
+
+/// Where names that are not complete are looked for.
+struct Search {
+    domains: Vec<Name>,
+    ndots: usize,
 }
 
 /// Settings of a [`DnsResolver`]; all have defaults.
@@ -76,6 +95,75 @@ impl DnsResolver {
     async fn place(&self) -> tokio::sync::SemaphorePermit<'_> {
         self.places.acquire().await.expect("the semaphore is never closed")
     }
+
+    /// Both families of one name.
+    async fn both(&self, name: Name) -> Result<Resolved<IpAddr>, ResolveError> {
+        let v6 = self.of_family(name.clone(), RecordType::AAAA);
+        let v4 = self.of_family(name, RecordType::A);
+        tokio::pin!(v6, v4);
+        let (v6, v4) = tokio::select! {
+            biased;
+            v6 = &mut v6 => {
+                let v4 = beside(&v6, WAIT_FOR_IPV4, v4).await;
+                (v6, v4)
+            }
+            v4 = &mut v4 => {
+                let v6 = beside(&v4, RESOLUTION_DELAY, v6).await;
+                (v6, v4)
+            }
+        };
+        join(v6, v4)
+    }
+
+    async fn of_family(&self, name: Name, kind: RecordType) -> Addresses {
+        let found = self.resolver.lookup(name, kind).await.map_err(|error| failure(&error))?;
+        let addresses: Vec<_> = found.answers().iter().filter_map(|record| record.data.ip_addr()).collect();
+        if addresses.is_empty() { Err(ResolveError::NoRecords) } else { Ok((addresses, found.valid_until())) }
+    }
+}
+
+/// The addresses of one family, at least one, and until when they hold.
+type Addresses = Result<(Vec<IpAddr>, Instant), ResolveError>;
+
+/// The other family, for which nobody waits any longer than `delay` if the first one to come has addresses.
+async fn beside(first: &Addresses, delay: Duration, other: impl Future<Output = Addresses>) -> Addresses {
+    match first {
+        Ok(_) => timeout(delay, other).await.unwrap_or(Err(ResolveError::Timeout)),
+        Err(_) => other.await,
+    }
+}
+
+/// IPv6 first (RFC 6724).
+fn join(v6: Addresses, v4: Addresses) -> Result<Resolved<IpAddr>, ResolveError> {
+    use ResolveError::{NoRecords, NotFound};
+    let ((records, until), lacks) = match (v6, v4) {
+        (Ok((mut v6, of_v6)), Ok((v4, of_v4))) => {
+            v6.extend(v4);
+            ((v6, of_v6.min(of_v4)), None)
+        }
+        (Ok(v6), Err(error)) => (v6, Some((Family::V4, error))),
+        (Err(error), Ok(v4)) => (v4, Some((Family::V6, error))),
+        // One that says that there is nothing says less than one that failed: there may be something.
+        (Err(NotFound), Err(error)) | (Err(NoRecords), Err(error)) | (Err(error), Err(_)) => return Err(error),
+    };
+    let lacks = lacks.filter(|(_, error)| !matches!(error, NoRecords | NotFound));
+    Ok(Resolved { records, ttl: Some(left(until)), lacks })
+}
+
+impl Search {
+    /// The names that `name` may stand for, in the order in which they are tried: the first one that has addresses is it.
+    fn names(&self, mut name: Name) -> Vec<Name> {
+        if name.is_fqdn() {
+            return vec![name];
+        }
+        let is_first = usize::from(name.num_labels()) > self.ndots || name.is_localhost();
+        // One that is too long together is none.
+        let mut names: Vec<_> =
+            self.domains.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).collect();
+        name.set_fqdn(true);
+        names.insert(if is_first { 0 } else { names.len() }, name);
+        names
+    }
 }
 
 impl DnsResolverBuilder {
@@ -104,7 +192,9 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// Times a query is sent. Default: `/etc/resolv.conf`'s, else 2.
+    /// How often a query is put to the servers, each time for [`timeout`](Self::timeout) at most: the first time and those
+    /// after a silence. Over UDP each of these times sends it up to three times, a third of a second or more apart, as
+    /// long as no answer comes. Default: `/etc/resolv.conf`'s, else 2.
     pub fn attempts(mut self, times: usize) -> Self {
         self.attempts = Some(times);
         self
@@ -141,14 +231,16 @@ impl DnsResolverBuilder {
         }
         options.ndots = self.ndots.unwrap_or(options.ndots);
         options.timeout = self.timeout.unwrap_or(options.timeout);
-        // hickory counts the attempts after the first.
-        options.attempts = self.attempts.map_or(options.attempts, |times| times.saturating_sub(1));
+        // hickory counts those after the first, and takes what the file says of all of them for that.
+        options.attempts = self.attempts.unwrap_or(options.attempts).saturating_sub(1);
         options.negative_min_ttl = Some(self.negative_ttl);
         options.negative_max_ttl = Some(self.negative_ttl);
+        let domains = domain.iter().chain(&search).cloned().collect();
+        let search_list = Arc::new(Search { domains, ndots: options.ndots });
         let config = ResolverConfig::from_parts(domain, search, servers);
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
         let resolver = builder.build().map_err(|error| invalid("resolver", error))?;
-        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)) })
+        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)), search: search_list })
     }
 }
 
@@ -167,9 +259,20 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
 impl Resolve for DnsResolver {
     fn addresses<'r>(&'r self, host: &'r str) -> Resolving<'r, IpAddr> {
         Box::pin(async move {
+            if let Ok(ip) = host.parse() {
+                return Ok(Resolved { records: vec![ip], ttl: Some(FOREVER), lacks: None });
+            }
+            let name = host.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
             let _place = self.place().await;
-            let found = self.resolver.lookup_ip(host).await.map_err(|error| failure(&error))?;
-            resolved(found.iter().collect(), found.valid_until())
+            let mut failed = ResolveError::NotFound;
+            // Both families of one name before the next one is tried: they are to be those of one host.
+            for name in self.search.names(name) {
+                match self.both(name).await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failed = error,
+                }
+            }
+            Err(failed)
         })
     }
 
@@ -188,7 +291,11 @@ impl Resolve for DnsResolver {
                 }),
                 _ => None,
             });
-            resolved(services.collect(), found.valid_until())
+            let records: Vec<_> = services.collect();
+            if records.is_empty() {
+                return Err(ResolveError::NoRecords);
+            }
+            Ok(Resolved { records, ttl: Some(left(found.valid_until())), lacks: None })
         })
     }
 
@@ -199,11 +306,9 @@ impl Resolve for DnsResolver {
     }
 }
 
-fn resolved<T>(records: Vec<T>, until: Instant) -> Result<Resolved<T>, ResolveError> {
-    if records.is_empty() {
-        return Err(ResolveError::NoRecords);
-    }
-    Ok(Resolved { records, ttl: Some(until.saturating_duration_since(Instant::now())) })
+/// The time from now on.
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
 }
 
 fn failure(error: &NetError) -> ResolveError {

@@ -79,6 +79,65 @@ async fn each_failure_is_told_apart() {
     assert!(resolver.addresses("not a name").await.is_err());
 }
 
+/// A name server or something on the way that ignores queries for one family: nothing would be found before its time is over.
+#[tokio::test]
+async fn a_family_that_is_not_answered_does_not_hold_up_the_other() {
+    let server = DnsServer::start().await;
+    let resolver = DnsResolver::builder().server(server.address()).timeout(Duration::from_secs(3600)).build().unwrap();
+    for (silent, want) in [(Family::V6, "10.0.0.1"), (Family::V4, "fd00::1")] {
+        server.set("a.test", &["fd00::1", "10.0.0.1"], 60);
+        server.break_family("a.test", silent, DnsFault::Silence);
+        resolver.forget("a.test");
+        let found = resolver.addresses("a.test").await.unwrap();
+        assert_eq!((texts(&found), found.lacks), (vec![want.to_owned()], Some((silent, ResolveError::Timeout))));
+        // It is asked for anew where the other one is kept.
+        server.set("a.test", &["fd00::1", "10.0.0.1"], 60);
+        let found = resolver.addresses("a.test").await.unwrap();
+        assert_eq!((texts(&found).len(), found.lacks), (2, None));
+    }
+}
+
+#[tokio::test]
+async fn a_family_that_fails_is_told_apart_from_one_without_records() {
+    let server = DnsServer::start().await;
+    server.set("a.test", &["fd00::1", "10.0.0.1"], 60);
+    server.break_family("a.test", Family::V4, DnsFault::ServerFailure);
+    server.set("one.test", &["fd00::1"], 60);
+    server.set("careless.test", &["fd00::1", "10.0.0.1"], 60);
+    server.break_family("careless.test", Family::V4, DnsFault::NotFound);
+    let resolver = quick(&server).build().unwrap();
+    for (name, is_lacking) in [("a.test", true), ("one.test", false), ("careless.test", false)] {
+        let found = resolver.addresses(name).await.unwrap();
+        assert_eq!(texts(&found), ["fd00::1"], "{name}");
+        let failed = |lacks: &(Family, ResolveError)| matches!(lacks, (Family::V4, ResolveError::Failed(_)));
+        assert_eq!(
+            (found.lacks.is_some(), found.lacks.is_none_or(|lacks| failed(&lacks))),
+            (is_lacking, true),
+            "{name}"
+        );
+    }
+    // There may be some.
+    server.set("none.test", &[], 60);
+    server.break_family("none.test", Family::V6, DnsFault::ServerFailure);
+    assert!(matches!(resolver.addresses("none.test").await, Err(ResolveError::Failed(_))));
+}
+
+#[tokio::test]
+async fn a_query_that_nobody_answers_is_put_as_often_as_it_is_said() {
+    let server = DnsServer::start().await;
+    server.break_name("silent.test", DnsFault::Silence);
+    // Too short for it to be sent a second time within one.
+    let with = || DnsResolver::builder().server(server.address()).timeout(Duration::from_millis(50));
+    let mut before = 0;
+    for (resolver, times) in [(with(), 2), (with().attempts(1), 1), (with().attempts(3), 3)] {
+        assert_eq!(resolver.build().unwrap().addresses("silent.test").await, Err(ResolveError::Timeout));
+        // For each family.
+        server.wait_for_queries(before + 2 * times).await;
+        assert_eq!(server.queries(), before + 2 * times, "{times}");
+        before = server.queries();
+    }
+}
+
 #[tokio::test]
 async fn no_such_name_is_kept_for_a_moment_whatever_the_zone_says() {
     let server = DnsServer::start().await;
@@ -128,6 +187,11 @@ async fn short_names_are_searched_and_dots_decide_where_first() {
     {
         assert_eq!(texts(&searching(ndots).addresses(name).await.unwrap()), [want], "{name} with ndots {ndots}");
     }
+    // The families of one name are those of one host.
+    server.set("a", &["fd00::1"], 60);
+    assert_eq!(texts(&searching(1).addresses("a").await.unwrap()), ["10.0.0.1"]);
+    assert_eq!(texts(&searching(1).addresses("a.").await.unwrap()), ["fd00::1"]);
+    server.break_name("a", DnsFault::NotFound);
     // Control: nothing is searched by itself.
     assert_eq!(quick(&server).build().unwrap().addresses("a").await, Err(ResolveError::NotFound));
     assert!(quick(&server).search("not a domain..").build().is_err());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
+use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
 
 /// Names as the test sets them; what was not set does not exist.
 pub struct FakeResolver {
@@ -30,8 +30,19 @@ impl FakeResolver {
 
     /// From now on `host` has these addresses for `ttl`; an empty list is one.
     pub fn set(&self, host: &str, addresses: &[&str], ttl: Option<Duration>) {
+        self.set_lacking(host, addresses, ttl, None);
+    }
+
+    /// The same where one family was not answered for.
+    pub fn set_lacking(
+        &self,
+        host: &str,
+        addresses: &[&str],
+        ttl: Option<Duration>,
+        lacks: Option<(Family, ResolveError)>,
+    ) {
         let records = addresses.iter().map(|ip| ip.parse().unwrap_or_else(|e| panic!("{ip}: {e}"))).collect();
-        self.hosts.lock().insert(host.to_owned(), Some(Ok(Resolved { records, ttl })));
+        self.hosts.lock().insert(host.to_owned(), Some(Ok(Resolved { records, ttl, lacks })));
     }
 
     /// From now on looking `host` up fails.
@@ -53,7 +64,7 @@ impl FakeResolver {
             port,
         };
         let records = services.iter().map(service).collect();
-        self.services.lock().insert(name.to_owned(), Some(Ok(Resolved { records, ttl })));
+        self.services.lock().insert(name.to_owned(), Some(Ok(Resolved { records, ttl, lacks: None })));
     }
 
     /// How often it was asked.

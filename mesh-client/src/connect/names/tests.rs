@@ -189,6 +189,36 @@ async fn policy_says_which_families_are_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_family_that_is_not_answered_keeps_its_last_good_addresses() {
+    let resolver = FakeResolver::new();
+    let names = names(&resolver);
+    let after = async |family: Option<Family>| {
+        resolver.set(HOST, &["fd00::1", "10.0.0.1"], Some(5 * SECOND));
+        pass(3600 * SECOND).await;
+        assert_eq!(names.addresses(HOST, PATIENCE).await.records.len(), 2);
+        let left = if family == Some(Family::V6) { "10.0.0.2" } else { "fd00::2" };
+        resolver.set_lacking(HOST, &[left], Some(3600 * SECOND), family.map(|family| (family, ResolveError::Timeout)));
+        pass(5 * SECOND).await;
+        let answer = names.addresses(HOST, PATIENCE).await;
+        (texts(&answer), (answer.until - Instant::now()).as_secs(), names.failures())
+    };
+    let of = |ips: &[&str]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let told = |text: &str| vec![format!("{HOST}: {text}: no DNS server answered in time")];
+    assert_eq!(after(Some(Family::V4)).await, (of(&["fd00::2", "10.0.0.1"]), 30, told("IPv4")));
+    assert_eq!(after(Some(Family::V6)).await, (of(&["10.0.0.2", "fd00::1"]), 30, told("IPv6")));
+    // Control: to have none is an answer.
+    assert_eq!(after(None).await, (of(&["fd00::2"]), 3600, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_policy_wants_and_was_not_answered_is_a_failure() {
+    let resolver = FakeResolver::new();
+    let names = names_with(&resolver, DnsOptions { family: DnsFamily::V4Only, ..DnsOptions::default() });
+    resolver.set_lacking(HOST, &["fd00::1"], None, Some((Family::V4, ResolveError::Timeout)));
+    assert_eq!(names.addresses(HOST, PATIENCE).await.failure, Some(ResolveError::Timeout));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_does_not_wait_for_someone_who_has_more_patience() {
     let resolver = FakeResolver::new();
     resolver.set(HOST, &["10.0.0.1"], Some(SECOND));

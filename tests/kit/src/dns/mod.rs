@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_core::source::Family;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -35,9 +36,15 @@ pub enum DnsFault {
 
 /// What is known, by name in lower case without the last dot.
 struct Zone {
-    names: Mutex<HashMap<String, Result<Vec<Record>, DnsFault>>>,
+    names: Mutex<HashMap<String, Known>>,
     queries: watch::Sender<u64>,
     over_tcp: watch::Sender<u64>,
+}
+
+struct Known {
+    records: Result<Vec<Record>, DnsFault>,
+    /// What becomes of queries for the addresses of one family.
+    of_family: Option<(Family, DnsFault)>,
 }
 
 impl DnsServer {
@@ -81,6 +88,12 @@ impl DnsServer {
         self.put(name, Err(fault));
     }
 
+    /// From now on `name` misbehaves where its addresses of this family are asked for. It has to be set before.
+    pub fn break_family(&self, name: &str, family: Family, fault: DnsFault) {
+        let mut names = self.zone.names.lock();
+        names.get_mut(&name.to_ascii_lowercase()).expect("a name that was set").of_family = Some((family, fault));
+    }
+
     /// Queries so far: two for a look-up of addresses, one for each family.
     pub fn queries(&self) -> u64 {
         *self.zone.queries.borrow()
@@ -96,8 +109,8 @@ impl DnsServer {
         self.zone.queries.subscribe().wait_for(|n| *n >= count).await.expect("the sender is ours");
     }
 
-    fn put(&self, name: &str, known: Result<Vec<Record>, DnsFault>) {
-        self.zone.names.lock().insert(name.to_ascii_lowercase(), known);
+    fn put(&self, name: &str, records: Result<Vec<Record>, DnsFault>) {
+        self.zone.names.lock().insert(name.to_ascii_lowercase(), Known { records, of_family: None });
     }
 }
 
@@ -107,7 +120,11 @@ impl Zone {
         let query = Query::read(message)?;
         self.queries.send_modify(|n| *n += 1);
         let names = self.names.lock();
-        let outcome = match names.get(&query.name) {
+        let known = names.get(&query.name).map(|known| match (known.of_family, query.family()) {
+            (Some((broken, fault)), Some(family)) if broken == family => Err(fault),
+            _ => known.records.as_ref().map_err(|fault| *fault),
+        });
+        let outcome = match known {
             Some(Ok(records)) => Outcome::Records(records),
             None | Some(Err(DnsFault::NotFound)) => Outcome::NotFound,
             Some(Err(DnsFault::ServerFailure)) => Outcome::ServerFailure,

@@ -48,6 +48,16 @@ async fn names_fail_as_they_are_told() {
     }
 }
 
+#[tokio::test]
+async fn one_family_of_a_name_fails_alone() {
+    let server = DnsServer::start().await;
+    server.set("a.test", &["10.1.2.3", "::1"], 60);
+    server.break_family("A.test", Family::V6, DnsFault::ServerFailure);
+    assert_eq!((ask(&server, "a.test", 1).await[3] & 15, ask(&server, "a.test", 28).await[3] & 15), (0, 2));
+    server.set("a.test", &["10.1.2.3", "::1"], 60);
+    assert_eq!(ask(&server, "a.test", 28).await[3] & 15, 0);
+}
+
 #[test]
 fn what_is_no_query_is_not_answered() {
     for message in [

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use mesh_core::source::Family;
+
 /// Bytes of an answer over UDP: what fits without EDNS.
 pub(super) const UDP_LIMIT: usize = 512;
 /// Bytes of an answer over TCP.
@@ -62,6 +64,15 @@ impl<'m> Query<'m> {
         let kind = u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?);
         let question = message.get(12..at + 4)?;
         Some(Self { id: [message[0], message[1]], question, name: labels.join("."), kind })
+    }
+
+    /// Of which family addresses are asked for, if any are.
+    pub(super) fn family(&self) -> Option<Family> {
+        match self.kind {
+            A => Some(Family::V4),
+            AAAA => Some(Family::V6),
+            _ => None,
+        }
     }
 
     /// The answer; too long, it says so and is empty.
