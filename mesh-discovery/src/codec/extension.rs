@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::core::v3::{Metadata, TypedExtensionConfig};
 use envoy_types::pb::google::protobuf::{Any, ListValue, Struct, Value, value::Kind};
 use prost::Message;
 
+use super::parts;
 use super::report::{At, Report};
 use crate::proto::policy::METADATA_KEY;
 
@@ -91,25 +92,30 @@ pub(super) fn typed(name: &str, type_url: &str, message: &impl Message) -> Typed
     TypedExtensionConfig { name: name.to_owned(), typed_config: Some(pack(type_url, message)) }
 }
 
-/// The type an `Any` stands for: the wrapped one if it is a `TypedStruct`.
+/// The type an `Any` stands for: the wrapped one if it is a `TypedStruct` that says nothing. One that says something is of a
+/// type of its own, which nobody here knows: JSON is for extensions that bring their own reading of it.
 pub(super) fn type_of(any: &Any) -> String {
     if TYPED_STRUCTS.contains(&any.type_url.as_str())
         && let Ok(wrapped) = TypedStruct::decode(any.value.as_slice())
+        && wrapped.value.is_none_or(|value| value.fields.is_empty())
     {
         return wrapped.type_url;
     }
     any.type_url.clone()
 }
 
-/// Decodes the bytes of an `Any` whose type has been looked at. A `TypedStruct` is taken only if it says
-/// nothing: JSON is for filters that bring their own reading of it, and none here does.
+/// Decodes the bytes of an `Any` whose type has been looked at.
 pub(super) fn unpack<M: Message + Default>(any: &Any, at: &At<'_>, report: &mut Report) -> Option<M> {
     if TYPED_STRUCTS.contains(&any.type_url.as_str()) {
-        let wrapped = TypedStruct::decode(any.value.as_slice()).unwrap_or_default();
-        if wrapped.value.is_none_or(|value| value.fields.is_empty()) {
-            return Some(M::default());
+        // Where no type was asked for, what it says must not be lost.
+        if type_of(any) == any.type_url {
+            report.problem(at, "a TypedStruct that says something is not supported here");
+            return None;
         }
-        report.problem(at, format!("{} given as a TypedStruct is not supported", type_of(any)));
+        return Some(M::default());
+    }
+    if let Err(reason) = parts::check(&any.value) {
+        report.problem(at, reason);
         return None;
     }
     match M::decode(any.value.as_slice()) {

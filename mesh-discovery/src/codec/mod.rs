@@ -55,6 +55,7 @@ mod listener;
 mod locality;
 mod matcher;
 mod outlier;
+pub(crate) mod parts;
 mod plain;
 mod rate_limit;
 mod report;
@@ -262,6 +263,7 @@ pub(crate) fn decode_endpoints_sharing(
     nothing: &Arc<EndpointMetadata>,
 ) -> Result<Decoded<Endpoints>, DecodeError> {
     if resource.type_url == ENDPOINTS
+        && parts::check(resource.bytes).is_ok()
         && let Some(value) = plain::read(resource.bytes, nothing)
     {
         return Ok(Decoded { value, unenforced: Vec::new(), providers: Vec::new() });
@@ -306,6 +308,9 @@ fn decode<P: Message + Default, T>(
     };
     if resource.type_url != type_url {
         return refuse(format!("the type is {:?}, {type_url:?} was expected", resource.type_url));
+    }
+    if let Err(reason) = parts::check(resource.bytes) {
+        return refuse(reason);
     }
     let proto = match P::decode(resource.bytes) {
         Ok(proto) => proto,

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use crate::codec::parts::field;
+
 /// The name that a resource gives itself: field 1 of all four types. Reads nothing else of the protobuf
 /// and copies nothing.
 pub(super) fn peek(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
@@ -26,38 +28,6 @@ pub(super) fn peek(mut bytes: &[u8]) -> Option<Cow<'_, str>> {
 pub(super) fn has_at_most(max: usize, mut bytes: &[u8]) -> bool {
     let fields = std::iter::from_fn(|| field(&mut bytes));
     fields.take(max + 1).count() <= max
-}
-
-/// Takes the first field: its tag and its bytes, none for a number and for the limits of a group.
-fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
-    let tag = varint(bytes)?;
-    let length = match tag & 7 {
-        0 => {
-            varint(bytes)?;
-            0
-        }
-        1 => 8,
-        2 => usize::try_from(varint(bytes)?).ok()?,
-        3 | 4 => 0,
-        5 => 4,
-        _ => return None,
-    };
-    let (field, rest) = bytes.split_at_checked(length)?;
-    *bytes = rest;
-    Some((tag, field))
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(first & 0x7f) << shift;
-        if first & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]

@@ -127,18 +127,24 @@ fn l2_the_filter_chain_a39() {
     let router = |m: &hcm::HttpConnectionManager| m.http_filters[0].clone();
     listener("two routers", |m| m.http_filters.push(router(m)), &Says::Refused(&[&first, &second]));
     listener("the router is not the last", |m| m.http_filters.push(some(url::FAULT, false)), &Says::Refused(&[&first]));
-    let wrapped = |value: Vec<u8>| {
+    let wrapped = |value: Vec<u8>, optional: bool| {
         let any = Any { type_url: "type.googleapis.com/xds.type.v3.TypedStruct".into(), value };
         move |m: &mut hcm::HttpConnectionManager| {
-            m.http_filters.insert(0, codec::filter::encode("fault", any, false));
+            m.http_filters.insert(0, codec::filter::encode("some", any, optional));
         }
     };
     // Field 1 is the wrapped type, field 2 its JSON.
     let mut named = vec![10, url::FAULT.len() as u8];
     named.extend(url::FAULT.bytes());
-    listener("a TypedStruct that says nothing", wrapped(named.clone()), &Says::Taken);
+    listener("a TypedStruct that says nothing", wrapped(named.clone(), false), &Says::Taken);
     named.extend([18, 5, 10, 3, 10, 1, b'x']);
-    listener("a TypedStruct that says something", wrapped(named), &Says::Refused(&[&first]));
+    listener("one that says something is unknown", wrapped(named.clone(), false), &Says::Refused(&[&first]));
+    listener("and skipped if it is optional", wrapped(named.clone(), true), &Says::Reported(&["filters[0] some"]));
+    // Where nobody looks at the type, nothing that it says is lost.
+    let mut report = codec::Report::new("cluster", "c");
+    let any = Any { type_url: "type.googleapis.com/xds.type.v3.TypedStruct".into(), value: named };
+    assert_eq!(extension::unpack::<HttpFault>(&any, &codec::At::ROOT, &mut report), None);
+    assert!(!report.is_clean());
 }
 
 #[test]
