@@ -116,16 +116,16 @@ fn note_router(proto: &Router, at: &At<'_>, report: &mut Report) {
     });
 }
 
-/// What of a connection manager neither side obeys. What it says of the forms of a request's target each side tells itself.
-pub(super) fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+/// What of a connection manager a client does not obey. What it says of the forms of a request's target is told apart.
+pub(super) fn note_client(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
     consider!(manager, at, report, HttpConnectionManager {
         read: [
             http_filters, common_http_protocol_options, http2_protocol_options, xff_num_trusted_hops,
             original_ip_detection_extensions, route_specifier, normalize_path, merge_slashes,
             path_with_escaped_slashes_action, path_normalization_options, strip_trailing_host_dot,
         ],
-        // Statistics and logs; limits and habits of the HTTP library; what a proxy tells its peers of itself;
-        // and what concerns proxies between the caller and us, of whom there are none.
+        // Statistics and logs; limits and habits of connections from callers, of whom there are none: the caller is the
+        // application itself; what a proxy tells its peers of itself, and what concerns other proxies.
         idle: [
             codec_type, stat_prefix, add_user_agent, http1_safe_max_connection_duration, http_protocol_options,
             http3_protocol_options, server_name, server_header_transformation, max_request_headers_kb,
@@ -143,6 +143,61 @@ pub(super) fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report:
         scheme_header_transformation => "the scheme stays as it is",
         stream_idle_timeout => "only routes set idle timeouts",
         request_timeout => "requests have the time that routes give them",
+        access_log => "access logs follow the process's own settings",
+        early_header_mutation_extensions => "headers change by routes alone",
+        upgrade_configs => "upgrades follow the process's own rules",
+        local_reply_config => "local answers stay as they are",
+        strip_matching_host_port => "the authority's port takes part in matching",
+        strip_port_mode => "the authority's port takes part in matching",
+    });
+}
+
+/// The same of a server, to which it is about its callers and its application.
+pub(super) fn note_server(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+    consider!(manager, at, report, HttpConnectionManager {
+        read: [
+            http_filters, common_http_protocol_options, http2_protocol_options, xff_num_trusted_hops,
+            original_ip_detection_extensions, route_specifier, normalize_path, merge_slashes,
+            path_with_escaped_slashes_action, path_normalization_options, strip_trailing_host_dot,
+        ],
+        // Statistics and logs; what is so anyway; and what is about other proxies, of whom there are none, or a protocol
+        // that is not spoken.
+        idle: [
+            stat_prefix, access_log_flush_interval, flush_access_log_on_new_request, access_log_options,
+            http1_safe_max_connection_duration, http3_protocol_options, preserve_external_request_id, skip_xff_append,
+            internal_address_config, represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+            add_proxy_protocol_connection_state,
+        ],
+        codec_type => "HTTP/1.1 and HTTP/2 are both taken",
+        http_protocol_options => "HTTP/1.1 follows the server's own rules",
+        max_request_headers_kb => "the size of a request's head has the server's own limit",
+        request_headers_timeout => "the time of a request's head has the server's own limit",
+        stream_flush_timeout => "streams have the server's own limits of time",
+        stream_idle_timeout => "streams have the server's own limits of time",
+        request_timeout => "requests have the time that their callers give them",
+        drain_timeout => "draining follows the server's own settings",
+        drain_timeout_jitter => "draining follows the server's own settings",
+        delayed_close_timeout => "connections are closed by the server's own rules",
+        stream_error_on_invalid_http_message => "what breaks the protocol's rules is met by the server's own",
+        typed_header_validation_config => "headers are checked by the server's own rules",
+        proxy_100_continue => "the server answers expectations itself",
+        server_name => "the server header is the application's own",
+        server_header_transformation => "the server header is the application's own",
+        via => "no via header is added",
+        add_user_agent => "the user-agent header stays as it is",
+        use_remote_address => "x-forwarded-for stays as it is, and nothing is decided by it",
+        append_x_forwarded_port => "no x-forwarded-port header is added",
+        forward_proto_config => "x-forwarded-proto stays as it is",
+        proxy_status_config => "no proxy-status header is added",
+        append_local_overload => "no x-envoy-local-overloaded header is added",
+        generate_request_id => "request ids are passed on as they come, and none is made",
+        request_id_extension => "request ids are passed on as they come, and none is made",
+        always_set_request_id_in_response => "request ids are not told in answers",
+        forward_client_cert_details => "x-forwarded-client-cert is taken away: the library tells the application its caller",
+        set_current_client_cert_details => "x-forwarded-client-cert is taken away: the library tells the application its caller",
+        forward_client_cert_matcher => "x-forwarded-client-cert is taken away: the library tells the application its caller",
+        tracing => "sampling and tags are the tracer's own",
+        scheme_header_transformation => "the scheme stays as it is",
         access_log => "access logs follow the process's own settings",
         early_header_mutation_extensions => "headers change by routes alone",
         upgrade_configs => "upgrades follow the process's own rules",

@@ -32,7 +32,7 @@ use super::inbound_route::{self, Change, Changes, Host, Read, Table, merge, part
 use super::listener::{self, Proto};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
-use super::{authorization, common, concurrency, filter, jwt, rate_limit, tls};
+use super::{authorization, common, concurrency, filter, jwt, parts, rate_limit, tls};
 use crate::proto::policy::InboundPolicy;
 
 /// Values of `transport_protocol`.
@@ -318,8 +318,8 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
         for filter in filters.iter().filter(|filter| filter.type_url == url::JWT) {
             let at = at.item("http_filters", filter.index);
             // One that cannot be read is refused below.
-            let read = JwtProto::decode(filter.config.value.as_slice());
-            read.iter().for_each(|proto| jwt::check_route(proto, &at, report));
+            let read = parts::check(&filter.config.value).map(|()| JwtProto::decode(filter.config.value.as_slice()));
+            read.iter().flatten().for_each(|proto| jwt::check_route(proto, &at, report));
         }
     }
     let mut filters = Filters { list: filters, ours, known: HashMap::new(), routed: HashMap::new(), bytes: 0 };
@@ -509,8 +509,11 @@ fn decode_filter(
 }
 
 fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
-    filter::note_manager(manager, at, report);
+    filter::note_server(manager, at, report);
     note_forms(manager, at, report);
+    if let Some(http2) = &manager.http2_protocol_options {
+        note_http2(http2, &at.field("http2_protocol_options"), report);
+    }
     if let Some(common) = &manager.common_http_protocol_options {
         consider!(common, &at.field("common_http_protocol_options"), report, HttpProtocolOptions {
             read: [max_connection_duration, headers_with_underscores_action],
@@ -522,6 +525,32 @@ fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repor
             max_requests_per_connection => "connections take any number of requests",
         });
     }
+}
+
+fn note_http2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) {
+    consider!(proto, at, report, Http2ProtocolOptions {
+        read: [max_concurrent_streams],
+        // Habits of a codec that its peers do not notice.
+        idle: [
+            hpack_table_size, allow_metadata, max_metadata_size, use_oghttp2_codec, enable_huffman_encoding,
+            custom_settings_parameters,
+        ],
+        initial_stream_window_size => "windows are the server's own",
+        initial_connection_window_size => "windows are the server's own",
+        allow_connect => "upgrades follow the process's own rules",
+        connection_keepalive => "peers are pinged as the server's own settings say",
+        max_outbound_frames => "floods have the server's own limits",
+        max_outbound_control_frames => "floods have the server's own limits",
+        max_consecutive_inbound_frames_with_empty_payload => "floods have the server's own limits",
+        max_inbound_priority_frames_per_stream => "floods have the server's own limits",
+        max_inbound_window_update_frames_per_data_frame_sent => "floods have the server's own limits",
+        stream_reset_burst => "floods have the server's own limits",
+        stream_reset_rate => "floods have the server's own limits",
+        max_header_field_size_kb => "the size of a request's head has the server's own limit",
+        stream_error_on_invalid_http_messaging => "what breaks the protocol's rules is met by the server's own",
+        override_stream_error_on_invalid_http_message => "what breaks the protocol's rules is met by the server's own",
+        disallow_obs_text => "headers are checked by the server's own rules",
+    });
 }
 
 /// A server brings path and authority to one form before anything looks at them, and never asks whether it should: what says

@@ -108,7 +108,8 @@ pub(super) fn decode(
         report,
         Proto {
             read: [providers, rules, filter_state_rules, bypass_cors_preflight, requirement_map],
-            idle: [strip_failure_response, stat_prefix],
+            idle: [stat_prefix],
+            strip_failure_response => "the answer to who is refused says which demand was not met",
         }
     );
     if proto.filter_state_rules.is_some() {

@@ -105,7 +105,7 @@ fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
 }
 
 fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
-    filter::note_manager(manager, at, report);
+    filter::note_client(manager, at, report);
     let as_they_are = [
         (manager.normalize_path.is_some(), "normalize_path"),
         (manager.merge_slashes, "merge_slashes"),

@@ -172,8 +172,9 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
             timeout, idle_timeout, retry_policy, request_mirror_policies, priority, hash_policy, cors, hedge_policy,
             max_stream_duration, cluster_specifier, host_rewrite_specifier,
         ],
-        // The status of a failure for want of a cluster is 503 for all; what only the fields beside them need.
-        idle: [cluster_not_found_response_code, include_vh_rate_limits, max_internal_redirects],
+        // What only the fields beside them need.
+        idle: [include_vh_rate_limits, max_internal_redirects],
+        cluster_not_found_response_code => "for want of a cluster calls fail as unavailable (503)",
         flush_timeout => "the idle timeout covers flushing",
         early_data_policy => "requests are not sent in early data",
         retry_policy_typed_config => "retry extensions are not known",

@@ -12,6 +12,7 @@ mod generate_cluster;
 mod generate_inbound;
 mod golden;
 mod hostile;
+mod ignored;
 mod law;
 mod recorded;
 mod refusals;
