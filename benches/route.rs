@@ -20,8 +20,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_core::id::{ClusterName, Workload};
 use mesh_core::matcher::{RequestView, RouteTable};
 use mesh_core::policy::{
-    Cluster, CookieMatcher, Forward, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, QueryMatcher, Route,
-    RouteAction, RouteConfiguration, RouteMatch, Snapshot, StringMatch, StringMatcher,
+    Cluster, CookieMatcher, Forward, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, QueryMatch,
+    QueryMatcher, Route, RouteAction, RouteConfiguration, RouteMatch, Snapshot, StringMatch, StringMatcher,
 };
 
 use self::nanos::Nanos;
@@ -59,7 +59,7 @@ fn conditions() -> RouteTable {
         let header = HeaderMatcher { name, value, invert: false, treat_missing_as_empty: false };
         route.matcher = RouteMatch {
             headers: vec![header],
-            query: vec![QueryMatcher { name: "page".to_owned(), value: Some(text("[0-9]+")) }],
+            query: vec![QueryMatcher { name: "page".to_owned(), value: QueryMatch::Text(text("[0-9]+")) }],
             cookies: vec![CookieMatcher { name: "edition".to_owned(), value: text("v[0-9]"), invert: false }],
             ..RouteMatch::any()
         };

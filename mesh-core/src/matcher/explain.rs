@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::{HostHit, Miss, RequestView, RouteTable};
 use crate::policy::{
-    CookieMatcher, HeaderMatch, HeaderMatcher, PathMatch, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
+    CookieMatcher, HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, QueryMatcher, RouteMatch, StringMatch,
+    StringMatcher,
 };
 
 /// The walk of one request through a route table.
@@ -141,7 +142,11 @@ fn header(policy: &HeaderMatcher) -> String {
 }
 
 fn query(policy: &QueryMatcher) -> String {
-    let condition = policy.value.as_ref().map_or_else(|| "present".to_owned(), text);
+    let condition = match &policy.value {
+        QueryMatch::Text(matcher) => text(matcher),
+        QueryMatch::Present(true) => "present".to_owned(),
+        QueryMatch::Present(false) => "absent".to_owned(),
+    };
     format!("query parameter {:?} is not as asked: {condition}", policy.name)
 }
 

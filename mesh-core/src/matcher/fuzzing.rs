@@ -11,8 +11,8 @@ use super::host::HostIndex;
 use super::{HeaderCondition, RequestView, RouteTable, reference};
 use crate::id::Workload;
 use crate::policy::{
-    Domain, Forward, HeaderKey, HeaderMatch, HeaderMatcher, HeaderPolicy, PathMatch, Pattern, QueryMatcher, Route,
-    RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
+    Domain, Forward, HeaderKey, HeaderMatch, HeaderMatcher, HeaderPolicy, PathMatch, Pattern, QueryMatch, QueryMatcher,
+    Route, RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
 };
 use crate::target::normalize_authority;
 
@@ -172,7 +172,7 @@ impl Choose<'_> {
         match self.below(6) {
             0 => matcher.headers.push(self.matcher()),
             1 => matcher.methods.push("GET".to_owned()),
-            2 => matcher.query.push(QueryMatcher { name: "a".to_owned(), value: None }),
+            2 => matcher.query.push(QueryMatcher { name: "a".to_owned(), value: QueryMatch::Present(self.flag()) }),
             3 => matcher.fraction = Some(crate::policy::PerMillion::new(500_000)),
             4 => matcher.port = Some(80 + u16::from(self.flag())),
             _ => {}

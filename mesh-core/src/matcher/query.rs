@@ -3,33 +3,50 @@
 use std::borrow::Cow;
 
 use super::TextCondition;
-use crate::policy::QueryMatcher;
+use crate::policy::{QueryMatch, QueryMatcher};
 
 #[derive(Debug)]
 pub(super) struct QueryCondition {
     name: Box<[u8]>,
-    /// None = present is enough.
-    value: Option<TextCondition>,
+    value: Value,
+}
+
+#[derive(Debug)]
+enum Value {
+    Text(TextCondition),
+    Present(bool),
 }
 
 impl QueryCondition {
     pub(super) fn new(policy: &QueryMatcher) -> Self {
-        Self { name: policy.name.as_bytes().into(), value: policy.value.as_ref().map(TextCondition::new) }
+        let value = match &policy.value {
+            QueryMatch::Text(text) => Value::Text(TextCondition::new(text)),
+            QueryMatch::Present(present) => Value::Present(*present),
+        };
+        Self { name: policy.name.as_bytes().into(), value }
     }
 
     pub(super) fn holds(&self, query: &str) -> bool {
-        first_value(query, &self.name).is_some_and(|value| self.tests(value))
+        first_value(query, &self.name).map_or_else(|| self.takes_none(), |value| self.tests(value))
     }
 
     /// Whether it holds for every value of the parameter, for the first, and for some.
     pub(super) fn readings(&self, query: &str) -> (bool, bool, bool) {
         let mut held = values(query, &self.name).map(|value| self.tests(value));
-        let Some(first) = held.next() else { return (false, false, false) };
+        let first = held.next().unwrap_or_else(|| self.takes_none());
         held.fold((first, first, first), |(every, first, some), holds| (every && holds, first, some || holds))
     }
 
     fn tests(&self, value: &str) -> bool {
-        self.value.as_ref().is_none_or(|condition| condition.holds(&decode(value)))
+        match &self.value {
+            Value::Text(condition) => condition.holds(&decode(value)),
+            Value::Present(present) => *present,
+        }
+    }
+
+    /// Whether it holds for a query without the parameter.
+    fn takes_none(&self) -> bool {
+        matches!(self.value, Value::Present(false))
     }
 }
 

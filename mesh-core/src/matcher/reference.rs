@@ -5,8 +5,8 @@
 use super::{RequestView, authority};
 use crate::id::Workload;
 use crate::policy::{
-    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, QueryMatcher, RouteConfiguration, RouteMatch,
-    StringMatch, StringMatcher, VirtualHost,
+    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, QueryMatch, QueryMatcher, RouteConfiguration,
+    RouteMatch, StringMatch, StringMatcher, VirtualHost,
 };
 
 /// Position of the virtual host and of the route.
@@ -118,9 +118,9 @@ fn query_matches(policy: &QueryMatcher, query: &str) -> bool {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let value = pairs.filter(|(key, _)| *key == policy.name).map(|(_, value)| value.replace("%2C", ",")).next();
     match (&policy.value, value) {
-        (_, None) => false,
-        (None, Some(_)) => true,
-        (Some(matcher), Some(value)) => text_matches(matcher, value.as_bytes()),
+        (QueryMatch::Present(present), value) => *present == value.is_some(),
+        (QueryMatch::Text(_), None) => false,
+        (QueryMatch::Text(matcher), Some(value)) => text_matches(matcher, value.as_bytes()),
     }
 }
 

@@ -7,7 +7,7 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::id::ClusterName;
 use crate::policy::{
-    Domain, Forward, HeaderKey, HeaderMatch, HeaderMatcher, HeaderPolicy, PathMatch, PathRewrite, Pattern,
+    Domain, Forward, HeaderKey, HeaderMatch, HeaderMatcher, HeaderPolicy, PathMatch, PathRewrite, Pattern, QueryMatch,
     QueryMatcher, RouteAction, StringMatch, StringMatcher,
 };
 
@@ -256,21 +256,27 @@ fn header_values_that_are_not_utf8_match_as_bytes() {
 
 #[test]
 fn the_first_value_of_a_query_parameter_counts_percent_decoded() {
-    let query = |name: &str, value: Option<&str>| RouteMatch {
-        query: vec![QueryMatcher { name: name.into(), value: value.map(StringMatcher::exact) }],
+    let query = |name: &str, value: QueryMatch| RouteMatch {
+        query: vec![QueryMatcher { name: name.into(), value }],
         ..RouteMatch::any()
     };
     let request = Request::get("h", "/?a=x%20y&a=z&flag&%62=1");
+    let text = |text: &str| QueryMatch::Text(StringMatcher::exact(text));
     for (name, value, want) in [
-        ("a", Some("x y"), true),
-        ("a", Some("z"), false),
-        ("flag", None, true),
-        ("flag", Some(""), true),
-        ("b", Some("1"), true),
-        ("c", None, false),
+        ("a", text("x y"), true),
+        ("a", text("z"), false),
+        ("flag", QueryMatch::Present(true), true),
+        ("flag", QueryMatch::Present(false), false),
+        ("flag", text(""), true),
+        ("b", text("1"), true),
+        ("c", QueryMatch::Present(true), false),
+        ("c", QueryMatch::Present(false), true),
+        ("c", text(""), false),
     ] {
-        assert_eq!(takes(query(name, value), &request), want, "{name} {value:?}");
+        let matcher = query(name, value);
+        assert_eq!(takes(matcher.clone(), &request), want, "{matcher:?}");
     }
+    assert!(takes(query("c", QueryMatch::Present(false)), &Request::get("h", "/")), "without a query");
 }
 
 #[test]
@@ -410,8 +416,9 @@ fn path() -> impl Strategy<Value = PathMatch> {
 }
 
 fn route_match() -> impl Strategy<Value = RouteMatch> {
-    let query = (select(&["a", "b", "A"][..]), proptest::option::of(text()))
-        .prop_map(|(name, value)| QueryMatcher { name: name.to_owned(), value });
+    let value = prop_oneof![text().prop_map(QueryMatch::Text), any::<bool>().prop_map(QueryMatch::Present)];
+    let query =
+        (select(&["a", "b", "A"][..]), value).prop_map(|(name, value)| QueryMatcher { name: name.to_owned(), value });
     let caller = (
         proptest::option::weighted(0.1, select(&[80_u16, 81][..])),
         proptest::option::weighted(0.1, select(&["default", "other"][..])),

@@ -206,8 +206,18 @@ pub enum HeaderMatch {
 pub struct QueryMatcher {
     /// Parameter name.
     pub name: String,
-    /// Its text; `None` = it is present.
-    pub value: Option<StringMatcher>,
+    /// What is asked of it.
+    pub value: QueryMatch,
+}
+
+/// What is asked of a query parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryMatch {
+    /// Its text.
+    Text(StringMatcher),
+    /// Present (true) or absent (false).
+    Present(bool),
 }
 
 /// A condition on one cookie of the request; an absent cookie fails it, unless it is inverted.

@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
 };
 use envoy_types::pb::envoy::r#type::v3::Int64Range;
 use mesh_core::policy::{
-    CookieMatcher, HeaderKey, HeaderMatch, HeaderMatcher, Pattern, QueryMatcher, StringMatch, StringMatcher,
+    CookieMatcher, HeaderKey, HeaderMatch, HeaderMatcher, Pattern, QueryMatch, QueryMatcher, StringMatch, StringMatcher,
 };
 
 use super::report::{At, Report};
@@ -134,8 +134,8 @@ pub(super) fn read_headers(
 pub(super) fn query(matcher: &QueryMatcher) -> xds::QueryParameterMatcher {
     use query_parameter_matcher::QueryParameterMatchSpecifier as Specifier;
     let specifier = match &matcher.value {
-        Some(text) => Specifier::StringMatch(string(text)),
-        None => Specifier::PresentMatch(true),
+        QueryMatch::Text(text) => Specifier::StringMatch(string(text)),
+        QueryMatch::Present(present) => Specifier::PresentMatch(*present),
     };
     xds::QueryParameterMatcher { name: matcher.name.clone(), query_parameter_match_specifier: Some(specifier) }
 }
@@ -147,12 +147,9 @@ pub(super) fn read_query(proto: &xds::QueryParameterMatcher, at: &At<'_>, report
         report.problem(&at.field("name"), "a name is required");
     }
     let value = match &proto.query_parameter_match_specifier {
-        Some(Specifier::StringMatch(text)) => Some(read_string(text, &at.field("string_match"), report)?),
-        Some(Specifier::PresentMatch(true)) | None => None,
-        Some(Specifier::PresentMatch(false)) => {
-            report.problem(&at.field("present_match"), "asking for an absent parameter is not supported");
-            return None;
-        }
+        Some(Specifier::StringMatch(text)) => QueryMatch::Text(read_string(text, &at.field("string_match"), report)?),
+        Some(Specifier::PresentMatch(present)) => QueryMatch::Present(*present),
+        None => QueryMatch::Present(true),
     };
     Some(QueryMatcher { name: proto.name.clone(), value })
 }

@@ -2,7 +2,7 @@
 //! are next door in `route_action`.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::route::v3::{
@@ -392,9 +392,11 @@ fn decode_match(proto: &MatchProto, ours: &RoutePolicy, at: &At<'_>, report: &mu
     })
 }
 
-/// The condition that `grpc: {}` stands for.
+/// The condition that `grpc: {}` stands for: what has another sign after it is another protocol, such as gRPC-Web.
 fn grpc_only() -> HeaderMatcher {
-    let pattern = StringMatch::Prefix("application/grpc".to_owned());
+    static TYPES: LazyLock<Pattern> =
+        LazyLock::new(|| Pattern::new(r"application/grpc(\+.*)?").expect("a pattern that is always the same"));
+    let pattern = StringMatch::Regex(TYPES.clone());
     HeaderMatcher {
         name: HeaderKey::Header(http::header::CONTENT_TYPE),
         value: HeaderMatch::Text(StringMatcher { pattern, ignore_case: false }),

@@ -13,7 +13,7 @@ use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, CookieMatcher,
     Guards, HeaderKey, HeaderMatch, HeaderMatcher, HttpFilter, HttpFilterKind, InboundHost, InboundListener,
     InboundRoute, InboundRoutes, InboundState, InboundTls, JwtAuthentication, JwtKeys, JwtProvider, PathMatch,
-    Permission, Principal, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
+    Permission, Principal, QueryMatch, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
 };
 use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;
@@ -344,7 +344,7 @@ async fn s28_s33_a_token_is_demanded_in_whatever_reading_of_a_header_demands_it(
 #[tokio::test]
 async fn s28_s33_a_token_is_demanded_in_whatever_reading_of_a_query_or_of_cookies_demands_it() {
     let by_query = RouteMatch {
-        query: vec![QueryMatcher { name: "part".into(), value: Some(StringMatcher::exact("admin")) }],
+        query: vec![QueryMatcher { name: "part".into(), value: QueryMatch::Text(StringMatcher::exact("admin")) }],
         ..RouteMatch::any()
     };
     let cookie = CookieMatcher { name: "part".into(), value: StringMatcher::exact("admin"), invert: false };
@@ -386,7 +386,7 @@ async fn s28_a_request_that_might_have_another_route_with_other_guards_is_refuse
     let by_header =
         RouteMatch { headers: vec![header("x-part", StringMatch::Exact("admin".into()))], ..RouteMatch::any() };
     let by_query = RouteMatch {
-        query: vec![QueryMatcher { name: "part".into(), value: Some(StringMatcher::exact("admin")) }],
+        query: vec![QueryMatcher { name: "part".into(), value: QueryMatch::Text(StringMatcher::exact("admin")) }],
         ..RouteMatch::any()
     };
     let cookie = CookieMatcher { name: "part".into(), value: StringMatcher::exact("admin"), invert: false };

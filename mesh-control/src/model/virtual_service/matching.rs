@@ -1,7 +1,7 @@
 //! Match blocks of an HTTP route.
 
 use mesh_core::policy::{
-    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
+    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, QueryMatch, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
 };
 
 use super::spec::MatchSpec;
@@ -33,7 +33,8 @@ pub(super) fn block(spec: &MatchSpec, check: &mut Check<'_>, path: &str, mesh: b
     for (name, value) in &spec.query_params {
         let path = format!("{path}.queryParams.{name}");
         let Some(value) = string_match(value, check, &path) else { continue };
-        let value = value.map(|pattern| StringMatcher { pattern, ignore_case: false });
+        let text = |pattern| QueryMatch::Text(StringMatcher { pattern, ignore_case: false });
+        let value = value.map_or(QueryMatch::Present(true), text);
         matcher.query.push(QueryMatcher { name: name.clone(), value });
     }
     if let Some(number) = spec.port {

@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher as StringProto};
 use envoy_types::pb::envoy::r#type::v3::{HttpStatus, Percent};
 use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
+use mesh_core::matcher::TextCondition;
 use mesh_core::policy::*;
 use prost::Message;
 
@@ -297,6 +298,13 @@ fn r4_query_cookie_and_method_conditions_are_ours() {
     let at = "virtual_hosts[0].routes[0].match";
     let query = rds::QueryParameterMatcher { name: "q".into(), ..Default::default() };
     matching("query", |m| m.query_parameters.push(query), &Says::Taken);
+    let absent = rds::QueryParameterMatcher {
+        name: "q".into(),
+        query_parameter_match_specifier: Some(
+            rds::query_parameter_matcher::QueryParameterMatchSpecifier::PresentMatch(false),
+        ),
+    };
+    matching("query without it", |m| m.query_parameters.push(absent), &Says::Taken);
     let name = format!("{at}.query_parameters[0].name");
     matching("no name", |m| m.query_parameters.push(Default::default()), &Says::Refused(&[&name]));
     let cookie = |name: &str| rds::CookieMatcher {
@@ -310,6 +318,18 @@ fn r4_query_cookie_and_method_conditions_are_ours() {
     let bare = rds::CookieMatcher { name: "c".into(), ..Default::default() };
     matching("no cookie text", |m| m.cookies.push(bare), &Says::Refused(&[&text]));
     matching("grpc", |m| m.grpc = Some(Default::default()), &Says::Taken);
+    let grpc = decoded_route(&with_route(|r| r.r#match.as_mut().unwrap().grpc = Some(Default::default()))).matcher;
+    let HeaderMatch::Text(types) = &grpc.headers[0].value else { panic!("{grpc:?}") };
+    let types = TextCondition::new(types);
+    for (content_type, is_grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc-web", false),
+        ("application/grpcx", false),
+        ("application/json", false),
+    ] {
+        assert_eq!(types.holds(content_type.as_bytes()), is_grpc, "{content_type}");
+    }
     // Conditions that nobody evaluates would make the route wider than meant.
     for (name, change) in [
         ("tls_context", (|m| m.tls_context = Some(Default::default())) as fn(&mut rds::RouteMatch)),

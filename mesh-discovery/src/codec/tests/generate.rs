@@ -302,7 +302,8 @@ pub(super) fn path_match() -> impl Strategy<Value = PathMatch> {
 }
 
 pub(super) fn route_match() -> impl Strategy<Value = RouteMatch> {
-    let query = (text(), option::of(string_matcher())).prop_map(|(name, value)| QueryMatcher { name, value });
+    let value = prop_oneof![string_matcher().prop_map(QueryMatch::Text), any::<bool>().prop_map(QueryMatch::Present)];
+    let query = (text(), value).prop_map(|(name, value)| QueryMatcher { name, value });
     let cookie = (text(), string_matcher(), any::<bool>()).prop_map(|(name, value, invert)| CookieMatcher {
         name,
         value,
