@@ -5,9 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use mesh_core::policy::{Address, Discovery, Endpoint, Endpoints, LocalityEndpoints};
+use mesh_core::source::Service;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -16,6 +20,9 @@ use super::{Cluster, Look};
 use crate::connect::names::{Alternates, Names, PATIENCE};
 use crate::connect::worker::{Owned, spawn};
 use crate::env::Env;
+
+/// How long the answers for some names wait for those of the others; what comes later is taken together as well.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// Keeps the names of a cluster up to date, if it has any, on the caller's runtime. Who of the cluster `before` is gone is said
 /// after the first look.
@@ -60,19 +67,21 @@ fn resolve(
     let suspicion = dialer.names().listen();
     spawn(&Handle::current(), async move {
         loop {
-            let Found { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
+            let mut take = |Found { endpoints, alternates }| {
+                // Gone: the task is about to be stopped.
+                let Some(cluster) = first.cluster.upgrade() else { return };
+                if *cluster.members().source != endpoints {
+                    // Before the endpoints: a connection to one of them may need both.
+                    dialer.names().set_alternates(alternates);
+                    cluster.apply(Arc::new(endpoints), &env);
+                }
+                cluster.look.iter().for_each(|look| _ = look.send_replace(Look::Over));
+                before.take().iter().for_each(|before| before.give_way(&cluster, env.limits.drain));
+            };
+            let (found, until) = look_up(&names, dialer.names(), &mut take).await;
             // After the answers: what is suspected in the meantime waits until even the last is old enough.
             let looked = Instant::now();
-            // Gone: the task is about to be stopped.
-            let Some(cluster) = first.cluster.upgrade() else { return };
-            if *cluster.members().source != endpoints {
-                // Before the endpoints: a connection to one of them may need both.
-                dialer.names().set_alternates(alternates);
-                cluster.apply(Arc::new(endpoints), &env);
-            }
-            cluster.look.iter().for_each(|look| _ = look.send_replace(Look::Over));
-            before.take().iter().for_each(|before| before.give_way(&cluster, env.limits.drain));
-            drop(cluster);
+            take(found);
             due(dialer.names(), &suspicion, looked, until).await;
         }
     })
@@ -110,11 +119,10 @@ async fn due(names: &Names, suspicion: &Notify, looked: Instant, until: Option<I
 struct Found {
     endpoints: Endpoints,
     alternates: Alternates,
-    /// When to look again; `None` if there is no name.
-    until: Option<Instant>,
 }
 
 /// What one name stands for: SRV names have several parts, other names one.
+#[derive(Clone)]
 struct Part {
     host: Arc<str>,
     priority: u16,
@@ -123,13 +131,44 @@ struct Part {
     port: u16,
 }
 
-async fn look_up(names: &Endpoints, known: &Names) -> Found {
-    let found = join_all(names.iter().map(|endpoint| find(endpoint, known))).await;
-    let used: BTreeSet<&str> =
-        found.iter().filter_map(|(parts, _)| parts.as_ref()).flatten().map(|p| &*p.host).collect();
+/// Looks all names up; gives what they stand for, and when to look again (`None` if there is no name). While some are not
+/// answered `early` is given what the others stand for, beside the last good of these: a server that is silent takes nothing from
+/// those that are not.
+async fn look_up(names: &Endpoints, known: &Names, mut early: impl FnMut(Found)) -> (Found, Option<Instant>) {
+    let one = |(i, endpoint)| async move { (i, find(endpoint, known).await) };
+    let mut looks: FuturesUnordered<_> = names.iter().enumerate().map(one).collect();
+    let mut found = vec![None; looks.len()];
+    let (mut until, mut is_new, mut told) = (None::<Instant>, false, Instant::now() + MOMENT);
+    loop {
+        tokio::select! {
+            biased;
+            next = looks.next() => {
+                let Some((i, (parts, again))) = next else { break };
+                until = until.into_iter().chain(again).min();
+                (found[i], is_new) = (Some(parts), true);
+            }
+            () = sleep_until(told) => {
+                told += MOMENT;
+                if std::mem::take(&mut is_new) {
+                    let parts = names.iter().zip(&found);
+                    let parts = parts.map(|(name, found)| found.clone().unwrap_or_else(|| last_good(name, known)));
+                    let found = assemble(names, parts, known);
+                    // Nothing is no answer yet: whoever waits for the first one goes on waiting.
+                    if found.endpoints.iter().next().is_some() {
+                        early(found);
+                    }
+                }
+            }
+        }
+    }
+    let found: Vec<_> = found.into_iter().flatten().collect();
+    let used: BTreeSet<&str> = found.iter().flatten().flatten().map(|part| &*part.host).collect();
     known.keep_hosts(|host| used.contains(host));
-    let until = found.iter().filter_map(|(_, until)| *until).min();
-    let mut found = found.into_iter().map(|(parts, _)| parts);
+    (assemble(names, found.into_iter(), known), until)
+}
+
+/// The endpoints that are the parts of all names, in order.
+fn assemble(names: &Endpoints, mut found: impl Iterator<Item = Option<Vec<Part>>>, known: &Names) -> Found {
     let mut alternates = Alternates::default();
     let mut localities = Vec::with_capacity(names.localities.len());
     for group in &names.localities {
@@ -164,24 +203,45 @@ async fn look_up(names: &Endpoints, known: &Names) -> Found {
         LocalityEndpoints { priority, ..group }
     });
     let localities = localities.collect();
-    Found { endpoints: Endpoints { localities, ..names.clone() }, alternates, until }
+    Found { endpoints: Endpoints { localities, ..names.clone() }, alternates }
+}
+
+/// What an endpoint's address stood for when it was last answered (`None` = itself).
+fn last_good(endpoint: &Endpoint, known: &Names) -> Option<Vec<Part>> {
+    let Address::Name { host, port } = &endpoint.address else { return None };
+    if !is_service(host, *port) {
+        return Some(vec![part_of_host(host, *port, &known.last_good_addresses(host))]);
+    }
+    let services = known.last_good_services(host);
+    Some(services.iter().map(|service| part_of_service(service, &known.last_good_addresses(&service.host))).collect())
+}
+
+/// Whether a name is one of SRV records.
+fn is_service(host: &str, port: u16) -> bool {
+    port == 0 && host.starts_with('_')
+}
+
+fn part_of_host(host: &Arc<str>, port: u16, ips: &[IpAddr]) -> Part {
+    Part { host: host.clone(), priority: 0, weight: None, ips: ips.to_vec(), port }
+}
+
+fn part_of_service(service: &Service, ips: &[IpAddr]) -> Part {
+    let weight = NonZeroU32::new(service.weight.into()).or(Some(NonZeroU32::MIN));
+    let (host, ips) = (service.host.clone(), ips.to_vec());
+    Part { host, priority: service.priority, weight, ips, port: service.port }
 }
 
 /// What an endpoint's address stands for (`None` = itself) and when that is looked up next.
 async fn find(endpoint: &Endpoint, known: &Names) -> (Option<Vec<Part>>, Option<Instant>) {
     let Address::Name { host, port } = &endpoint.address else { return (None, None) };
-    if !(*port == 0 && host.starts_with('_')) {
+    if !is_service(host, *port) {
         let answer = known.addresses(host, PATIENCE).await;
-        let part = Part { host: host.clone(), priority: 0, weight: None, ips: answer.records.to_vec(), port: *port };
-        return (Some(vec![part]), Some(answer.until));
+        return (Some(vec![part_of_host(host, *port, &answer.records)]), Some(answer.until));
     }
     let services = known.services(host, PATIENCE).await;
     let looks = services.records.iter().map(|service| async move {
         let answer = known.addresses(&service.host, PATIENCE).await;
-        let weight = NonZeroU32::new(service.weight.into()).or(Some(NonZeroU32::MIN));
-        let (host, ips) = (service.host.clone(), answer.records.to_vec());
-        let part = Part { host, priority: service.priority, weight, ips, port: service.port };
-        (part, answer.until)
+        (part_of_service(service, &answer.records), answer.until)
     });
     let found = join_all(looks).await;
     let until = found.iter().map(|(_, until)| *until).chain([services.until]).min();

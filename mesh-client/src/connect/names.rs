@@ -142,7 +142,21 @@ impl Names {
 
     /// The SRV records of a name.
     pub(crate) async fn services(&self, name: &str, patience: Duration) -> Answer<Service> {
-        self.current(&self.services, name, patience, |resolver| resolver.services(name)).await
+        self.current(&self.services, name, patience, |resolver, _| resolver.services(name)).await
+    }
+
+    /// The last good addresses of a host, whatever their age; none if there are none.
+    pub(crate) fn last_good_addresses(&self, host: &str) -> Arc<[IpAddr]> {
+        Self::last_good(&self.hosts, host)
+    }
+
+    /// The last good SRV records of a name.
+    pub(crate) fn last_good_services(&self, name: &str) -> Arc<[Service]> {
+        Self::last_good(&self.services, name)
+    }
+
+    fn last_good<T>(table: &Table<T>, name: &str) -> Arc<[T]> {
+        table.lock().get(name).map(|entry| entry.answer.lock().records.clone()).unwrap_or_default()
     }
 
     /// Every socket address of an endpoint's addresses, for a request that needs a connection.

@@ -191,6 +191,25 @@ async fn one_name_that_fails_takes_nothing_from_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_name_that_is_not_answered_holds_up_none_of_the_others() {
+    let resolver = FakeResolver::new();
+    resolver.hang(HOST);
+    resolver.set("other.example.com", &["10.0.1.1"], Some(5 * SECOND));
+    let other = Endpoint::new(Address::Name { host: "other.example.com".into(), port: 80 });
+    let client = subscribed(strict(vec![name(80), other]), &resolver).await;
+    pass(2 * SECOND).await;
+    assert_eq!(addresses(&client), ["10.0.1.1:80"], "the first look");
+    // It is asked again once its time is over.
+    resolver.set(HOST, &["10.0.0.1"], Some(5 * SECOND));
+    pass(15 * SECOND).await;
+    assert_eq!(addresses(&client), ["10.0.0.1:80", "10.0.1.1:80"]);
+    resolver.hang(HOST);
+    resolver.set("other.example.com", &["10.0.1.2"], Some(5 * SECOND));
+    pass(7 * SECOND).await;
+    assert_eq!(addresses(&client), ["10.0.0.1:80", "10.0.1.2:80"], "what it had stays, the other is up to date");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_thousand_records_are_a_thousand_endpoints() {
     let all: Vec<String> = (0..1000).map(|i| format!("10.0.{}.{}", i / 250, i % 250)).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
