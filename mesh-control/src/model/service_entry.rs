@@ -302,6 +302,12 @@ fn endpoint(spec: &EndpointSpec, check: &mut Check<'_>, path: &str) -> Option<En
 
 fn check_endpoints(entry: &ServiceEntry, check: &mut Check<'_>) {
     let at = |i: usize| format!("spec.endpoints[{i}]");
+    let total: u64 = entry.endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+    if total > u64::from(u32::MAX) {
+        let most = u32::MAX;
+        check
+            .warn("spec.endpoints", format!("the weights sum to {total}, more than {most}: each counts for its share"));
+    }
     if entry.selector.is_some() && !entry.endpoints.is_empty() {
         check.error("spec.workloadSelector", "only one of endpoints and workloadSelector may be given");
     }

@@ -38,6 +38,7 @@ pub(super) fn of_port(
     // would count twice. What manifests say comes first, and counts.
     members.sort_by(|a, b| a.address.cmp(&b.address));
     members.dedup_by(|a, b| a.address == b.address);
+    let shares = Shares::of(&members);
     let distribution = distribution(scope, policy);
     let mut groups: BTreeMap<(u32, &Locality), Vec<&Instance>> = BTreeMap::new();
     for instance in members {
@@ -48,13 +49,13 @@ pub(super) fn of_port(
     let mut tiers: Vec<u32> = groups.keys().map(|(tier, _)| *tier).collect();
     tiers.dedup();
     let localities = groups.into_iter().map(|((tier, locality), instances)| {
-        let weight = instances.iter().fold(0u32, |sum, instance| sum.saturating_add(instance.weight.get()));
+        let weight = instances.iter().fold(0u32, |sum, instance| sum.saturating_add(shares.weight(instance).get()));
         let priority = tiers.iter().position(|other| *other == tier).unwrap_or(0);
         LocalityEndpoints {
             locality: locality.clone(),
             priority: u32::try_from(priority).unwrap_or(u32::MAX),
             weight: NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN),
-            endpoints: instances.into_iter().map(endpoint).collect(),
+            endpoints: instances.into_iter().map(|instance| endpoint(instance, shares.weight(instance))).collect(),
         }
     });
     let mut localities: Vec<LocalityEndpoints> = localities.collect();
@@ -95,9 +96,30 @@ fn distribute(localities: &mut Vec<LocalityEndpoints>, distribution: &Distributi
     });
 }
 
-fn endpoint(instance: &Instance) -> Endpoint {
+/// Weights of the endpoints of one port, which together fit into 32 bits: clients refuse more.
+struct Shares {
+    /// What all add up to, and what they may, where that is less.
+    less: Option<(u64, u64)>,
+}
+
+impl Shares {
+    fn of(instances: &[&Instance]) -> Self {
+        let total: u64 = instances.iter().map(|instance| u64::from(instance.weight.get())).sum();
+        // None becomes nothing, so each may be one more than its share.
+        let most = u64::from(u32::MAX).saturating_sub(instances.len() as u64);
+        Self { less: (total > u64::from(u32::MAX)).then_some((total, most)) }
+    }
+
+    fn weight(&self, instance: &Instance) -> NonZeroU32 {
+        let Some((total, most)) = self.less else { return instance.weight };
+        let share = u128::from(instance.weight.get()) * u128::from(most) / u128::from(total);
+        NonZeroU32::new(u32::try_from(share).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN)
+    }
+}
+
+fn endpoint(instance: &Instance, weight: NonZeroU32) -> Endpoint {
     Endpoint {
-        weight: instance.weight,
+        weight,
         health: instance.health,
         metadata: instance.metadata.clone(),
         ..Endpoint::new(instance.address.clone())

@@ -1,6 +1,7 @@
 //! Endpoints and the transport to them: who serves, who is believed, in which order of localities.
 
 use mesh_core::policy::StringMatcher;
+use mesh_discovery::codec;
 
 use super::*;
 use crate::finding::Severity;
@@ -36,6 +37,39 @@ fn two_services_share_a_name_in_two_namespaces() {
         let endpoints = world.endpoints(&scope(namespace), &first_cluster(&routes)).unwrap();
         assert_eq!(endpoints.iter().next().unwrap().address.to_string(), address);
     }
+}
+
+/// Clients refuse an assignment whose weights do not fit into 32 bits together.
+#[test]
+fn weights_that_are_too_large_together_count_for_their_shares() {
+    let entry = |weights: [u32; 3]| {
+        let [a, b, c] = weights;
+        let endpoints = format!(
+            "[{{address: 10.0.0.1, weight: {a}, locality: r}}, {{address: 10.0.0.2, weight: {b}, locality: r}}, \
+             {{address: 10.0.0.3, weight: {c}, locality: s}}]"
+        );
+        let spec = format!(
+            "{{hosts: [a.test], ports: [{{number: 80, name: http, protocol: HTTP}}], resolution: STATIC, endpoints: {endpoints}}}"
+        );
+        let text = istio("ServiceEntry", "a", "default", &spec);
+        let world = world(&text);
+        let endpoints = world.endpoints(&scope("default"), "outbound|80||a.test").unwrap();
+        let weights: Vec<_> = endpoints.iter().map(|endpoint| endpoint.weight.get()).collect();
+        let found = world.findings().iter().any(|finding| finding.field == "spec.endpoints");
+        assert!(codec::decode_endpoints(&codec::encode_endpoints(&endpoints)).is_ok(), "{weights:?}");
+        (weights, found)
+    };
+    let (weights, found) = entry([3_000_000_000, 1_000_000_000, 2_000_000_000]);
+    assert!(found && weights.iter().map(|weight| u64::from(*weight)).sum::<u64>() <= u64::from(u32::MAX));
+    let of = |share: f64| (share * f64::from(u32::MAX)) as u32;
+    assert!(
+        weights.iter().zip([of(0.5), of(1.0 / 6.0), of(1.0 / 3.0)]).all(|(got, want)| got.abs_diff(want) < 10),
+        "{weights:?}"
+    );
+    let (weights, found) = entry([u32::MAX, 1, 1]);
+    assert!(found && weights[1..] == [1, 1], "none is left out: {weights:?}");
+    // Control: what fits is as it was written.
+    assert_eq!(entry([3_000_000_000, 1_000_000_000, 1]), (vec![3_000_000_000, 1_000_000_000, 1], false));
 }
 
 #[test]
