@@ -490,7 +490,7 @@ impl Stream {
     /// One that has all of it, of one that [keeps](Self::is_kept) all.
     fn copy(&self) -> Self {
         let (sent, sent_len, trailers) = (self.sent.clone(), self.sent_len, self.trailers.clone());
-        let new = Self::new(Inner::Nothing, self.hint.clone(), self.limit);
+        let new = Self::new(Inner::Nothing, self.hint, self.limit);
         Self { sent, sent_len, trailers, ended: true, ..new }
     }
 

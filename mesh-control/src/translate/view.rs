@@ -95,10 +95,10 @@ spec: { routes: [] }
     fn who_has_the_same_view_is_told_the_same_and_who_is_told_something_else_has_another() {
         let member = |n: u8| Registration {
             address: ([10, 0, 0, n], 80).into(),
-            labels: [("team".to_owned(), if n % 2 == 0 { "red" } else { "blue" }.to_owned())].into(),
+            labels: [("team".to_owned(), if n.is_multiple_of(2) { "red" } else { "blue" }.to_owned())].into(),
             locality: Locality {
                 region: "r".to_owned(),
-                zone: if n % 3 == 0 { "a" } else { "b" }.to_owned(),
+                zone: if n.is_multiple_of(3) { "a" } else { "b" }.to_owned(),
                 ..Locality::default()
             },
             service: "reviews".to_owned(),
