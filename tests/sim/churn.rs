@@ -1,5 +1,6 @@
 //! Endpoints that come and go: flapping (R12), thousands replaced (R13), and streams on one that is removed (R14).
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,12 @@ use mesh_client::Client;
 use mesh_core::policy::{Address, Balancer, Endpoint, EndpointMetadata};
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::{FixedSource, clock};
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 
 use crate::fleet::{Door, Fleet, Handler, Manner, Wire};
-use crate::load::{Policy, Record, TARGET, client, client_from, failures, get, read, request, run, server_of};
-use crate::{each_seed, each_seed_by_itself};
+use crate::load::{Policy, Record, TARGET, client, client_from, either, failures, get, read, request, run, server_of};
+use crate::{Verdict, each_seed, each_seed_by_itself, ensure, fails_for_some_seed, holds_for_each_seed};
 
 fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
@@ -77,7 +78,7 @@ fn endpoints_that_flap_cost_no_request_and_leave_nothing_behind_r12() {
     each_seed(1, || async {
         flap_in_peace(20, FLAPS, 100.0, FLAPS / 4).await;
     });
-    each_seed(100, || async {
+    each_seed(20, || async {
         flap_in_peace(5, 8, 20.0, 3).await;
     });
 }
@@ -95,7 +96,7 @@ fn endpoints_that_flap_for_long_cost_no_request_and_leave_nothing_behind_r12() {
 /// Endpoints that nobody says are gone: two of ten take no connection for half a second, and then do for as long.
 #[test]
 fn endpoints_that_flap_unannounced_are_dialled_seldom_and_cost_no_request_r12() {
-    each_seed(50, || async {
+    each_seed(10, || async {
         let fleet = Fleet::new(10, 8, &Manner::default());
         let mut policy = Policy::default();
         policy.cluster.balancer = Balancer::RoundRobin;
@@ -131,6 +132,57 @@ fn endpoints_that_die_without_a_word_cost_requests_r12() {
     });
 }
 
+/// Some of two to five servers come and go three times, each time for as long as the seed says. Discovery says so, or they
+/// just take no connection; those that go `die` with what they have in hand, or finish it.
+async fn some_flap(die: bool) -> Verdict {
+    let (policy, wire) = either(fastrand::bool());
+    let fleet = Fleet::of(fastrand::usize(2..=5), 8, &Manner { even: true, ..busy() }, wire, None);
+    let (announced, flapping) = (fastrand::bool(), fastrand::usize(1..fleet.len()));
+    let before = tasks();
+    let (client, source) = client(&fleet, &policy);
+    let flap = async {
+        for away in [true, false].repeat(3) {
+            clock::pass(Duration::from_millis(fastrand::u64(40..160))).await;
+            if announced {
+                source.set_snapshot(
+                    TARGET,
+                    policy.snapshot(fleet.endpoints().split_off(if away { flapping } else { 0 })),
+                );
+            }
+            for server in fleet.iter().take(flapping) {
+                server.change(|manner| manner.door = if away && !announced { Door::Shut } else { Door::Open });
+                if die { server.cut() } else { server.recycle() }
+            }
+        }
+    };
+    let (records, ()) = tokio::join!(run(&client, 20.0, Duration::from_millis(600)), flap);
+    let what = format!("{flapping} of {}, {wire:?}, announced: {announced}", fleet.len());
+    ensure(failures(&records).is_empty(), || format!("{:?} with {what}", failures(&records)))?;
+    for (index, server) in fleet.iter().enumerate() {
+        // A connection for each return, two tries at most for each time away, and those that are wanted at once.
+        let most = if index >= flapping { 4 } else { 3 + 3 * 2 + 4 };
+        ensure(server.connects() <= most, || format!("{} connections to {index} with {what}", server.connects()))?;
+    }
+    drop((client, source));
+    clock::pass(Duration::from_secs(1)).await;
+    ensure((fleet.open(), tasks()) == (0, before), || format!("{} open, {} tasks: {what}", fleet.open(), tasks()))
+}
+
+fn busy() -> Manner {
+    Manner { time: Duration::from_millis(20), ..Manner::default() }
+}
+
+#[test]
+fn whoever_flaps_and_however_it_costs_no_request_and_leaves_nothing_behind_r12() {
+    holds_for_each_seed(|| some_flap(false));
+}
+
+/// Control run.
+#[test]
+fn whoever_dies_as_it_flaps_costs_requests_r12() {
+    fails_for_some_seed(|| some_flap(true));
+}
+
 const FLEET: usize = 5000;
 const LOAD: Duration = Duration::from_millis(50);
 
@@ -142,87 +194,142 @@ struct Held {
     series: usize,
 }
 
-/// Replaces a tenth of five thousand endpoints each second for two minutes, under load, and then none for ten; gives the
-/// bytes that are held more at its end, and what there is before, under load, and after. Answers that are not read hold what they
-/// came from: those are given to `keep`.
-fn after_churn(mut keep: impl FnMut(Response<mesh_client::Body>)) -> (i64, [Held; 3]) {
-    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let fleet = Fleet::of(50, 8, &Manner { time: Duration::from_millis(1), ..Manner::default() }, Wire::Http1, None);
-    let mut policy = Policy::default();
-    policy.cluster.connection.idle_timeout = Some(Duration::from_secs(5));
-    // Each generation of a place has an address of its own.
-    let endpoints = |replaced: usize| -> Vec<Endpoint> {
-        let address = |place: usize| {
-            let generation = (replaced + FLEET - 1 - place) / FLEET;
-            fleet.address(place % 50, place / 50 + generation * FLEET / 50)
+/// Endpoints that are replaced under load.
+struct Churn {
+    policy: Policy,
+    wire: Wire,
+    servers: usize,
+    /// Endpoints there are at a time.
+    listed: usize,
+    /// Of these so many are replaced each second,
+    replaced: usize,
+    /// and so many requests come.
+    requests: usize,
+    /// So many seconds, before anything is measured and after it.
+    seconds: [usize; 2],
+}
+
+impl Churn {
+    /// Two minutes, a tenth of five thousand endpoints each second.
+    fn whole() -> Self {
+        let policy = Policy::default();
+        let (wire, replaced) = (Wire::Http1, FLEET / 10);
+        Self { policy, wire, servers: 50, listed: FLEET, replaced, requests: 20, seconds: [20, 120] }
+    }
+
+    /// A few seconds, as many of a few endpoints as the seed says.
+    fn short() -> Self {
+        let (policy, wire) = either(fastrand::bool());
+        let (servers, listed) = (fastrand::usize(1..=4), fastrand::usize(4..=12));
+        let replaced = fastrand::usize(1..=listed);
+        Self { policy, wire, servers, listed, replaced, requests: 2, seconds: [3, 3] }
+    }
+
+    /// Plays it, and after it all are replaced and nothing comes for ten minutes; gives the bytes that are held more at its
+    /// end, and what there is before, under load, and after. Answers that are not read hold what they came from: those
+    /// are given to `keep`.
+    fn play(mut self, mut keep: impl FnMut(Response<mesh_client::Body>)) -> (i64, [Held; 3]) {
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let manner = Manner { time: Duration::from_millis(1), ..Manner::default() };
+        let fleet = Fleet::of(self.servers, 8, &manner, self.wire, None);
+        self.policy.cluster.connection.idle_timeout = Some(Duration::from_secs(5));
+        let (metrics, way) = (Arc::<Metrics>::default(), fleet.clone());
+        let source = FixedSource::of(TARGET, self.policy.snapshot(self.endpoints(&fleet, 0)));
+        let client = Client::builder(source.clone()).metrics(metrics.clone());
+        let client = client.connector(move |address| way.connect(&address)).build();
+        let mut replaced = 0;
+        let mut change = |by: usize| {
+            replaced += by;
+            source.set_snapshot(TARGET, self.policy.snapshot(self.endpoints(&fleet, replaced)));
         };
-        (0..FLEET).map(|place| Endpoint::new(Address::Socket(address(place)))).collect()
-    };
-    let (metrics, way) = (Arc::<Metrics>::default(), fleet.clone());
-    let source = FixedSource::of(TARGET, policy.snapshot(endpoints(0)));
-    let client = Client::builder(source.clone()).metrics(metrics.clone());
-    let client = client.connector(move |address| way.connect(&address)).build();
-    let mut replaced = 0;
-    let mut seconds = |seconds: usize, step: usize, keep: &mut dyn FnMut(Response<mesh_client::Body>)| {
-        runtime.block_on(async {
-            for _ in 0..seconds {
-                replaced += step;
-                source.set_snapshot(TARGET, policy.snapshot(endpoints(replaced)));
-                for number in 0..if step == FLEET { 0 } else { 20 } {
-                    match number {
-                        0 => keep(client.send(request(Method::GET, "/", "")).await.unwrap()),
-                        _ => assert_eq!(get(&client).await.unwrap().status(), 200),
+        let mut seconds = |seconds: usize, keep: &mut dyn FnMut(Response<mesh_client::Body>)| {
+            runtime.block_on(async {
+                for _ in 0..seconds {
+                    change(self.replaced);
+                    for number in 0..self.requests {
+                        match number {
+                            0 => keep(client.send(request(Method::GET, "/", "")).await.unwrap()),
+                            _ => assert_eq!(get(&client).await.unwrap().status(), 200),
+                        }
+                        clock::pass(LOAD).await;
                     }
-                    clock::pass(LOAD).await;
                 }
-            }
-            // Those that are there have seen no request, and idle connections are closed.
-            clock::pass(Duration::from_secs(if step == FLEET { 600 } else { 0 })).await;
-        });
-    };
-    let held = || {
-        let mut series = 0;
-        metrics.visit(|_, _, _| series += 1);
-        Held { connections: fleet.open(), tasks: runtime.metrics().num_alive_tasks(), series }
-    };
-    // Buffers grow to their size, and metrics get their series.
-    seconds(20, FLEET / 10, &mut keep);
-    seconds(1, FLEET, &mut keep);
-    let before = held();
-    let mut under_load = None;
-    let memory = allocation_counter::measure(|| {
-        seconds(120, FLEET / 10, &mut keep);
-        under_load = Some(held());
-        seconds(1, FLEET, &mut keep);
-    });
-    assert_eq!(client.dump().destinations[0].clusters[0].endpoints.len(), FLEET);
-    (memory.bytes_current, [before, under_load.unwrap(), held()])
+            });
+            let under_load = held(&fleet, &metrics, &runtime);
+            // Those that are there then have seen no request, and idle connections are closed.
+            runtime.block_on(async {
+                change(self.listed);
+                clock::pass(Duration::from_secs(600)).await;
+            });
+            under_load
+        };
+        // Buffers grow to their size, and metrics get their series.
+        seconds(self.seconds[0], &mut keep);
+        let before = held(&fleet, &metrics, &runtime);
+        let mut under_load = None;
+        let memory = allocation_counter::measure(|| under_load = Some(seconds(self.seconds[1], &mut keep)));
+        assert_eq!(client.dump().destinations[0].clusters[0].endpoints.len(), self.listed);
+        (memory.bytes_current, [before, under_load.unwrap(), held(&fleet, &metrics, &runtime)])
+    }
+
+    /// After so many were replaced. Each generation of a place has an address of its own.
+    fn endpoints(&self, fleet: &Fleet, replaced: usize) -> Vec<Endpoint> {
+        let generations = self.listed.div_ceil(self.servers);
+        let address = |place: usize| {
+            let generation = (replaced + self.listed - 1 - place) / self.listed;
+            fleet.address(place % self.servers, place / self.servers + generation * generations)
+        };
+        (0..self.listed).map(|place| Endpoint::new(Address::Socket(address(place)))).collect()
+    }
+}
+
+fn held(fleet: &Fleet, metrics: &Metrics, runtime: &Runtime) -> Held {
+    let mut series = 0;
+    metrics.visit(|_, _, _| series += 1);
+    Held { connections: fleet.open(), tasks: runtime.metrics().num_alive_tasks(), series }
 }
 
 #[test]
 fn endpoints_that_are_replaced_leave_no_memory_behind_r13() {
     each_seed_by_itself(1, || {
-        let (bytes, [before, under_load, after]) = after_churn(drop);
+        let (bytes, [before, under_load, after]) = Churn::whole().play(drop);
         println!("{bytes} bytes more after 60,000 endpoints came and went; {after:?}");
         assert!(bytes < 64 * 1024, "{bytes} bytes more");
         assert_eq!((before.connections, before.series), (0, 1), "one service");
         assert_eq!(after, before);
         assert!(under_load.connections > 10 && under_load.tasks > before.tasks + 10, "control: {under_load:?}");
     });
+    let most = Cell::new(0);
+    each_seed_by_itself(1000, || {
+        let (bytes, [before, under_load, after]) = Churn::short().play(drop);
+        most.set(most.get().max(bytes));
+        assert!(bytes < LITTLE, "{bytes} bytes more");
+        assert_eq!((before.connections, before.series, &before), (0, 1, &after));
+        assert!(under_load.connections > 0 && under_load.tasks > before.tasks, "control: {under_load:?}");
+    });
+    println!("{} bytes more at most after a few came and went", most.get());
 }
+
+/// Bytes that are held more or less from one moment to another, whatever came between.
+const LITTLE: i64 = 2048;
 
 /// Control run: what is held of endpoints that are gone is seen.
 #[test]
 fn answers_that_are_kept_keep_their_endpoints_r13() {
-    each_seed_by_itself(1, || {
+    let kept = |churn: Churn| {
         let mut kept = Vec::new();
-        let (bytes, _) = after_churn(|answer| kept.push(answer));
-        assert!(bytes > 64 * 1024, "{bytes} bytes more with {} answers", kept.len());
-    });
+        let (bytes, _) = churn.play(|answer| kept.push(answer));
+        println!("{bytes} bytes more with {} answers", kept.len());
+        bytes
+    };
+    each_seed_by_itself(1, || assert!(kept(Churn::whole()) > 64 * 1024));
+    let most = Cell::new(0);
+    each_seed_by_itself(20, || most.set(most.get().max(kept(Churn::short()))));
+    assert!(most.get() > LITTLE, "{} bytes", most.get());
 }
 
 /// Answers once it is let go.
-fn held(gate: &Arc<Semaphore>) -> Handler {
+fn gated(gate: &Arc<Semaphore>) -> Handler {
     let gate = gate.clone();
     Arc::new(move |_| {
         let gate = gate.clone();
@@ -240,17 +347,12 @@ async fn until(what: impl Fn() -> bool) {
     }
 }
 
-/// HTTP/2 or HTTP/1.1.
-fn either(http2: bool) -> (Policy, Wire) {
-    if http2 { (Policy::http2(), Wire::Http2(100)) } else { (Policy::default(), Wire::Http1) }
-}
-
 #[test]
 fn streams_of_a_removed_endpoint_end_in_peace_and_its_connection_with_them_r14() {
     each_seed(1000, || async {
         let (policy, wire) = either(fastrand::bool());
         let gate = Arc::new(Semaphore::new(0));
-        let fleet = Fleet::with(2, wire, held(&gate));
+        let fleet = Fleet::with(2, wire, gated(&gate));
         let before = tasks();
         let source = FixedSource::of(TARGET, policy.snapshot(vec![fleet.endpoint(0)]));
         let client = client_from(&fleet, &source);
@@ -284,7 +386,7 @@ fn streams_of_a_removed_endpoint_that_do_not_end_are_cut_off_at_the_limit_r14() 
     const LIMIT: Duration = Duration::from_secs(30);
     each_seed(2, || async {
         for (policy, wire) in [either(true), either(false)] {
-            let fleet = Fleet::with(2, wire, held(&Arc::new(Semaphore::new(0))));
+            let fleet = Fleet::with(2, wire, gated(&Arc::new(Semaphore::new(0))));
             let before = tasks();
             let source = FixedSource::of(TARGET, policy.snapshot(vec![fleet.endpoint(0)]));
             let client = client_from(&fleet, &source);

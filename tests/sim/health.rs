@@ -9,19 +9,19 @@ use mesh_client::Client;
 use mesh_core::health::Standing;
 use mesh_core::id::Locality;
 use mesh_core::policy::{
-    Balancer, ClusterState, Endpoints, HashPolicy, HashSource, Health, LocalityEndpoints, OutlierDetection, PerMillion,
-    RetryOn, RetryPolicy, SlowStart, Snapshot,
+    Balancer, ClusterState, Endpoints, FailurePercentageEjection, HashPolicy, HashSource, Health, LocalityEndpoints,
+    OutlierDetection, PerMillion, RetryOn, RetryPolicy, SlowStart, Snapshot,
 };
 use mesh_testkit::{FixedSource, clock};
 
-use crate::each_seed;
 use crate::fleet::{Door, Fleet, Manner};
-use crate::load::{Policy, Record, TARGET, client, client_from, failures, get, goodput, quantile, run};
+use crate::load::{Policy, Record, TARGET, client, client_from, either, failures, get, goodput, quantile, run};
+use crate::{Verdict, each_seed, ensure, fails_for_some_seed, holds_for_each_seed};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The share of so many requests that are answered well when ten endpoints fail, those of `down` first, and discovery says
-/// so; and whether panic was as long as they lasted.
+/// The share of so many requests that are answered well while the endpoints of `down` fail, and discovery says so; and
+/// whether panic was as long as they lasted.
 async fn success(
     client: &Client,
     source: &FixedSource,
@@ -76,10 +76,45 @@ async fn panics_below_half(steps: impl Iterator<Item = usize> + Clone, requests:
 fn below_the_threshold_all_endpoints_are_used_and_above_it_only_the_healthy_r15() {
     each_seed(1, || panics_below_half((0..=10).chain((0..10).rev()), 200));
     // Two rounds of the ten.
-    each_seed(100, || {
+    each_seed(20, || {
         let steps: Vec<_> = (0..3).map(|_| fastrand::usize(..=10)).collect();
         async move { panics_below_half(steps.iter().copied(), 20).await }
     });
+}
+
+/// Of two to six endpoints as many fail as the seed says, and then as many others; what threshold they have is drawn too.
+async fn panics_at_its_threshold(has_threshold: bool) -> Verdict {
+    let (mut policy, wire) = either(fastrand::bool());
+    let fleet = Fleet::of(fastrand::usize(2..=6), 8, &Manner::default(), wire, None);
+    // Where more than 71 per cent are left there is no panic whatever the threshold, as with Envoy.
+    let (all, tenths) = (fleet.len(), fastrand::usize(2..=7));
+    policy.cluster.balancer = Balancer::RoundRobin;
+    policy.cluster.locality.panic_threshold = has_threshold.then(|| PerMillion::new(100_000 * tenths as u32));
+    let (client, source) = client(&fleet, &policy);
+    let mut order: Vec<_> = (0..all).collect();
+    for _ in 0..2 {
+        fastrand::shuffle(&mut order);
+        let down = fastrand::usize(..=all);
+        let (got, panic) = success(&client, &source, &fleet, &policy, &order[..down], all).await;
+        let well = all - down;
+        let below = well * 10 < tenths * all;
+        let want = if below { well as f64 / all as f64 } else { 1.0 };
+        ensure((got - want).abs() <= 0.05 && panic == below, || {
+            format!("{got} answered with {down} of {all} down, below {tenths} tenths: {below}, panic: {panic}")
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn however_many_are_down_panic_begins_below_its_threshold_r15() {
+    holds_for_each_seed(|| panics_at_its_threshold(true));
+}
+
+/// Control run.
+#[test]
+fn without_a_threshold_there_is_no_panic_r15() {
+    fails_for_some_seed(|| panics_at_its_threshold(false));
 }
 
 pub(crate) fn ejecting(failures: u32, ejection: Duration) -> OutlierDetection {
@@ -126,24 +161,42 @@ fn when_all_fail_few_are_ejected_and_all_serve_again_at_once_r16() {
     });
 }
 
+/// One to three endpoints fail, all of them: of those that may be ejected (or all, if there is no limit) one is at most.
+async fn one_is_ejected_at_most(limited: bool) -> Verdict {
+    let (mut policy, wire) = either(fastrand::bool());
+    let servers = fastrand::usize(1..=3);
+    let fleet = Fleet::of(servers, 8, &Manner { failing: 1.0, ..Manner::default() }, wire, None);
+    let mut outlier = ejecting(fastrand::u32(1..=3), 30 * SECOND);
+    if !limited {
+        outlier.max_ejected = PerMillion::ALL;
+    }
+    policy.cluster.outlier = Some(outlier);
+    let (client, _source) = client(&fleet, &policy);
+    let status = async || get(&client).await.map_or(0, |answer| answer.status().as_u16());
+    for number in 0..9 {
+        let status = status().await;
+        ensure(status == 503, || format!("{status}: request {number} asks nobody, of {servers}"))?;
+        clock::pass(Duration::from_millis(fastrand::u64(..300))).await;
+    }
+    let out = ejected(&client);
+    ensure(out == usize::from(servers > 1), || format!("{out} of {servers} ejected"))?;
+    fleet.iter().for_each(|server| server.change(|manner| manner.failing = 0.0));
+    for _ in 0..servers * 2 {
+        let status = status().await;
+        ensure(status == 200, || format!("{status}, of {servers}, {wire:?}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn whoever_fails_first_one_is_ejected_at_most_and_all_serve_again_at_once_r16() {
-    each_seed(500, || async {
-        let servers = fastrand::usize(1..=3);
-        let fleet = Fleet::new(servers, 8, &Manner { failing: 1.0, ..Manner::default() });
-        let mut policy = Policy::default();
-        policy.cluster.outlier = Some(ejecting(2, Duration::from_secs(30)));
-        let (client, _source) = client(&fleet, &policy);
-        for _ in 0..12 {
-            assert_eq!(get(&client).await.unwrap().status(), 503, "somebody is asked");
-            clock::pass(SECOND / 10).await;
-        }
-        assert_eq!(ejected(&client), usize::from(servers > 1), "of {servers}");
-        fleet.iter().for_each(|server| server.change(|manner| manner.failing = 0.0));
-        for _ in 0..6 {
-            assert_eq!(get(&client).await.unwrap().status(), 200, "of {servers}");
-        }
-    });
+    holds_for_each_seed(|| one_is_ejected_at_most(true));
+}
+
+/// Control run.
+#[test]
+fn without_a_limit_those_that_would_serve_again_are_not_asked_r16() {
+    fails_for_some_seed(|| one_is_ejected_at_most(false));
 }
 
 /// Control run: with no limit on their number nobody is left to ask, though they would serve.
@@ -166,7 +219,7 @@ fn without_a_limit_all_are_ejected_r16() {
 fn share(records: &[Record], server: usize, from: Duration, to: Duration) -> f64 {
     let of: Vec<_> =
         records.iter().filter(|r| (from..to).contains(&r.at)).filter_map(|r| r.outcome.as_ref().ok()).collect();
-    of.iter().filter(|index| ***index == server).count() as f64 / of.len() as f64
+    of.iter().filter(|index| ***index == server).count() as f64 / of.len().max(1) as f64
 }
 
 /// What is wrong with one of several endpoints.
@@ -217,6 +270,75 @@ fn who_fails_half_the_time_or_is_far_too_slow_is_ejected_and_nobody_else_r17() {
     });
     // As the interop case of gRPC has it: 100 in a second to five, one of which fails.
     each_seed(4, || the_ill_one_is_ejected(5, 100.0, 2 * SECOND, Ill::Failing(1.0)));
+}
+
+/// How one of a few is ill in a round of requests, one for each.
+#[derive(Clone, Copy, Debug)]
+enum Round {
+    Well,
+    Failing,
+    Slow,
+}
+
+/// One of three to five endpoints, drawn, fails at every request, or is too slow, or fails at half of its requests, in any
+/// order; another one fails once. The one is ejected within two sweeps, gets nothing after that, and nobody else is ejected.
+async fn one_of_few_is_ill(detected: bool) -> Verdict {
+    let (mut policy, wire) = either(fastrand::bool());
+    let fleet = Fleet::of(fastrand::usize(3..=5), 8, &Manner::default(), wire, None);
+    let failures = fastrand::u32(2..=3);
+    policy.timeout = Some(SECOND / 2);
+    policy.cluster.balancer = Balancer::RoundRobin;
+    let share = FailurePercentageEjection {
+        threshold: PerMillion::new(500_000),
+        enforcing: PerMillion::ALL,
+        enforcing_local_origin: PerMillion::NONE,
+        minimum_hosts: 1,
+        request_volume: 4,
+    };
+    let half = fastrand::usize(..3) == 0;
+    let rule = OutlierDetection { interval: 10 * SECOND, ..ejecting(failures, 300 * SECOND) };
+    let by_share = OutlierDetection { consecutive_5xx: None, failure_percentage: Some(share), ..rule.clone() };
+    policy.cluster.outlier = detected.then_some(if half { by_share } else { rule });
+    let mut rounds = vec![[Round::Failing, Round::Slow][fastrand::usize(..2)]; failures as usize];
+    if half {
+        rounds = vec![Round::Well, Round::Well, Round::Failing, Round::Failing];
+        fastrand::shuffle(&mut rounds);
+    }
+    let patient = fastrand::usize(..fleet.len());
+    let other = (patient + fastrand::usize(1..fleet.len())) % fleet.len();
+    let (client, _source) = client(&fleet, &policy);
+    for (number, round) in rounds.iter().enumerate() {
+        fleet.server(other).change(|manner| manner.failing = f64::from(u8::from(number == 0)));
+        fleet.server(patient).change(|manner| match round {
+            Round::Well => manner.failing = 0.0,
+            Round::Failing => manner.failing = 1.0,
+            Round::Slow => (manner.time, manner.even) = (SECOND, true),
+        });
+        for _ in 0..fleet.len() {
+            let _ = get(&client).await;
+        }
+    }
+    fleet.server(other).change(|manner| manner.failing = 0.0);
+    // Those that are counted by their share are looked at when the time comes.
+    clock::pass(20 * SECOND).await;
+    let (out, seen) = (ejected(&client), fleet.server(patient).seen());
+    ensure(seen == rounds.len() as u64 && out == 1, || format!("{out} ejected, {seen} requests, {rounds:?}"))?;
+    for _ in 0..fleet.len() {
+        let answer = get(&client).await.map_err(|error| error.to_string())?;
+        ensure(answer.status() == 200, || format!("{}, {rounds:?}", answer.status()))?;
+    }
+    ensure(fleet.server(patient).seen() == seen, || format!("{patient} was asked, {rounds:?}"))
+}
+
+#[test]
+fn whoever_of_few_is_ill_is_ejected_and_nobody_else_r17() {
+    holds_for_each_seed(|| one_of_few_is_ill(true));
+}
+
+/// Control run.
+#[test]
+fn without_detection_whoever_is_ill_is_asked_r17() {
+    fails_for_some_seed(|| one_of_few_is_ill(false));
 }
 
 /// The control is the failing one among them, which is ejected at the end of the hour.
@@ -372,6 +494,7 @@ struct Partition {
     /// The requests of each have one hash, and go to one endpoint while it can be reached.
     ring: bool,
     door: Door,
+    http2: bool,
     zones: usize,
     one_priority: bool,
     rate: f64,
@@ -381,14 +504,24 @@ struct Partition {
 
 impl Partition {
     fn whole(next_locality: Option<bool>, door: Door, zones: usize) -> Self {
-        let (same_hosts, ring, rate, seconds) = (false, false, 50.0, [20, 20, 30]);
-        Self { next_locality, same_hosts, ring, door, zones, one_priority: false, rate, seconds }
+        let (same_hosts, ring, http2, one_priority) = (false, false, false, false);
+        Self { next_locality, same_hosts, ring, door, http2, zones, one_priority, rate: 50.0, seconds: [20, 20, 30] }
+    }
+
+    /// Anything, with so many requests in a second.
+    fn drawn(zones: usize, rate: f64, seconds: [u32; 3]) -> Self {
+        let door = if fastrand::bool() { Door::Shut } else { Door::Silent };
+        let next_locality = RETRIES[fastrand::usize(..3)];
+        let [same_hosts, ring, http2, one_priority] = [(); 4].map(|()| fastrand::bool());
+        Self { next_locality, same_hosts, ring, door, http2, zones, one_priority, rate, seconds }
     }
 
     async fn play(self) -> [Vec<Record>; 2] {
         // The same servers by two ways: what is shut to one client is open to the other.
-        let (near, far) = (Fleet::new(4, 8, &Manner::default()), Fleet::new(4, 8, &Manner::default()));
-        let mut policy = Policy { timeout: Some(5 * SECOND), ..Policy::default() };
+        let (policy, wire) = either(self.http2);
+        let fleet = || Fleet::of(4, 8, &Manner::default(), wire, None);
+        let (near, far) = (fleet(), fleet());
+        let mut policy = Policy { timeout: Some(5 * SECOND), ..policy };
         let all = OutlierDetection { max_ejected: PerMillion::ALL, ..ejecting(3, 5 * SECOND) };
         policy.cluster.outlier = Some(all);
         policy.cluster.connection.connect_timeout = SECOND;
@@ -400,7 +533,7 @@ impl Partition {
             ..RetryPolicy::new(2, on)
         });
         if self.ring {
-            policy.cluster.balancer = Balancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+            policy.cluster.balancer = Balancer::RingHash { min_size: 128, max_size: 8 << 20 };
             policy.hash = vec![HashPolicy { source: HashSource::ChannelId, terminal: false }];
         }
         let one = |fleet: &Fleet| {
@@ -426,48 +559,66 @@ impl Partition {
 
     /// Nothing is lost but what was under way, the zone is left within two seconds by who cannot reach it and by nobody
     /// else, and no request waits for connections in vain twice.
-    async fn is_survived(self) -> Vec<Record> {
+    async fn is_survived(self) -> Result<Vec<Record>, String> {
         let [a, b] = self.play().await;
         let lost = a.iter().filter(|record| record.outcome.is_err()).count();
-        assert!(lost <= 3, "{self:?}: {lost} lost: {:?}", failures(&a));
-        let longest = a.iter().map(|record| record.took).max().unwrap();
-        assert!(longest < 2 * SECOND, "{self:?}: {longest:?} is two connect timeouts");
+        ensure(lost <= 3, || format!("{self:?}: {lost} lost: {:?}", failures(&a)))?;
+        let longest = a.iter().map(|record| record.took).max().unwrap_or_default();
+        ensure(longest < 2 * SECOND, || format!("{self:?}: {longest:?} is two connect timeouts"))?;
         let [before, lasts, _] = self.seconds;
-        assert_eq!(of_first_zone(&a, before + 2, before + lasts), 0.0, "{self:?}");
-        assert!(failures(&b).is_empty());
+        ensure(of_first_zone(&a, before + 2, before + lasts) == 0.0, || format!("{self:?}: it is not left"))?;
+        ensure(failures(&b).is_empty(), || format!("{self:?}: {:?} who can reach it", failures(&b)))?;
         if !self.one_priority {
-            assert_eq!(of_first_zone(&a, 0, before - 1), 1.0, "{self:?}");
-            assert_eq!(of_first_zone(&b, 0, self.seconds.iter().sum()), 1.0, "who can reach it stays");
+            let all = self.seconds.iter().sum();
+            ensure(of_second_zone(&a, 0, before - 1) == 0.0, || format!("{self:?}: left before"))?;
+            ensure(of_second_zone(&b, 0, all) == 0.0, || format!("{self:?}: who can reach it stays"))?;
         }
-        a
+        Ok(a)
     }
 }
+
+/// What could not be connected goes elsewhere whatever the retry policy says, and if there is none.
+const RETRIES: [Option<bool>; 3] = [Some(true), Some(false), None];
 
 fn of_first_zone(records: &[Record], from: u32, to: u32) -> f64 {
     (0..2).map(|server| share(records, server, from * SECOND, to * SECOND)).sum()
 }
 
+fn of_second_zone(records: &[Record], from: u32, to: u32) -> f64 {
+    (2..4).map(|server| share(records, server, from * SECOND, to * SECOND)).sum()
+}
+
 #[test]
 fn a_zone_out_of_reach_is_left_within_two_seconds_by_who_cannot_reach_it_r40() {
-    // What could not be connected goes elsewhere whatever the retry policy says, and if there is none.
-    let retries = [Some(true), Some(false), None];
     each_seed(1, || async {
-        for (door, next) in retries.into_iter().flat_map(|next| [(Door::Shut, next), (Door::Silent, next)]) {
+        for (door, next) in RETRIES.into_iter().flat_map(|next| [(Door::Shut, next), (Door::Silent, next)]) {
             for (same_hosts, ring) in [(false, false), (true, false), (true, true)] {
-                let a = Partition { same_hosts, ring, ..Partition::whole(next, door, 2) }.is_survived().await;
+                let a = Partition { same_hosts, ring, ..Partition::whole(next, door, 2) }.is_survived().await.unwrap();
                 // Each ejection is five seconds longer: the third may begin just before the zone is back.
                 assert!(of_first_zone(&a, 57, 70) > 0.95, "{door:?}: {}", of_first_zone(&a, 57, 70));
             }
         }
     });
-    each_seed(60, || {
-        let door = if fastrand::bool() { Door::Shut } else { Door::Silent };
-        let (next_locality, one_priority) = (retries[fastrand::usize(..3)], fastrand::bool());
-        let (same_hosts, ring) = (fastrand::bool(), fastrand::bool());
-        let (rate, seconds) = (20.0, [2, 5, 0]);
-        let partition = Partition { next_locality, same_hosts, ring, door, zones: 2, one_priority, rate, seconds };
-        async move { drop(partition.is_survived().await) }
+    each_seed(10, || {
+        let partition = Partition::drawn(2, 20.0, [2, 5, 0]);
+        async move { drop(partition.is_survived().await.unwrap()) }
     });
+}
+
+/// Anything that a seed draws, with few requests.
+async fn short_partition(zones: usize) -> Verdict {
+    Partition::drawn(zones, 2.0, [1, 3, 0]).is_survived().await.map(drop)
+}
+
+#[test]
+fn whatever_the_policy_a_zone_out_of_reach_is_left_r40() {
+    holds_for_each_seed(|| short_partition(2));
+}
+
+/// Control run.
+#[test]
+fn whatever_the_policy_without_another_zone_requests_are_lost_r40() {
+    fails_for_some_seed(|| short_partition(1));
 }
 
 /// The share of the first priority, of which so many of four endpoints are away, and come back one by one.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::fleet::{Fleet, SERVER};
+use crate::fleet::{Fleet, SERVER, Wire};
 
 /// What every client here calls.
 pub(crate) const TARGET: &str = "fleet:80";
@@ -63,6 +63,11 @@ impl Policy {
         routes.retry_budget = self.budget.clone();
         policy::snapshot(routes, [(self.cluster.clone(), endpoints)])
     }
+}
+
+/// HTTP/2 or HTTP/1.1.
+pub(crate) fn either(http2: bool) -> (Policy, Wire) {
+    if http2 { (Policy::http2(), Wire::Http2(100)) } else { (Policy::default(), Wire::Http1) }
 }
 
 /// A client of all servers of a fleet, and the source that it follows.

@@ -11,15 +11,16 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use mesh_client::Client;
 use mesh_core::context::RETRIED;
-use mesh_core::policy::{PerMillionRatio, RetryBudget};
+use mesh_core::policy::{Balancer, PerMillionRatio, RetryBudget};
 use mesh_server::Server;
 use mesh_testkit::{FixedSource, clock};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 
-use crate::each_seed;
 use crate::fleet::{Door, Fleet, Handler, Manner, Wire};
-use crate::load::{self, Policy, TARGET, client, client_from, goodput, run};
+use crate::load::{self, Policy, TARGET, client, client_from, either, goodput, run};
+use crate::{Verdict, each_seed, ensure, fails_for_some_seed, holds_for_each_seed};
 
 fn budget() -> RetryBudget {
     RetryBudget { retry_ratio: PerMillionRatio(200_000), min_retries_per_second: 0, ttl: Duration::from_secs(10) }
@@ -138,6 +139,80 @@ fn without_a_budget_a_storm_outlives_its_cause_r01() {
     });
 }
 
+/// Requests that come as evenly as 70 % of what servers can do, each a little early or late.
+struct Even {
+    client: Client,
+    random: fastrand::Rng,
+    asked: usize,
+    /// Whether they were answered well, in the order in which they ended.
+    ended: Arc<Mutex<Vec<bool>>>,
+}
+
+impl Even {
+    async fn ask(&mut self, times: usize) {
+        for _ in 0..times {
+            let (client, ended, early) = (self.client.clone(), self.ended.clone(), self.random.u64(..20));
+            clock::pass(Duration::from_millis(early)).await;
+            self.asked += 1;
+            tokio::spawn(async move {
+                let well = load::get(&client).await.is_ok_and(|answer| answer.status() == 200);
+                ended.lock().push(well);
+            });
+            // A request each 71 ms.
+            clock::pass(Duration::from_millis(71 - early)).await;
+        }
+    }
+
+    /// Whether the last `last` of them that ended, and those were not all before `since`, were answered.
+    fn are_well(&self, since: usize, last: usize) -> bool {
+        let ended = self.ended.lock();
+        ended.len() >= since + last && ended[ended.len() - last..].iter().all(|well| *well)
+    }
+}
+
+/// One to three servers that can do twenty requests in a second together, and for a second or so can do 40 % of them, or
+/// refuse all. They see a quarter more tries than requests at most, and when it is over all is well within ten seconds.
+async fn short_storm(budget: Option<RetryBudget>, balancer: Balancer) -> Verdict {
+    let (mut policy, wire) = either(fastrand::bool());
+    policy.cluster.balancer = balancer;
+    let servers = fastrand::usize(1..=3);
+    let time = Duration::from_millis(50) * servers as u32;
+    let fleet = Fleet::of(servers, 1, &Manner { time, even: true, most: 5, ..Manner::default() }, wire, None);
+    let policy = Policy { budget, ..policy.retrying(fastrand::u32(1..=2), Some(time * 3)) };
+    let (client, _source) = client(&fleet, &policy);
+    let random = fastrand::Rng::with_seed(fastrand::u64(..));
+    let mut load = Even { client, random, asked: 0, ended: Arc::default() };
+    load.ask(4).await;
+    ensure(!load.ended.lock().contains(&false), || "not well before".to_owned())?;
+    let refuses = fastrand::usize(..3) == 0;
+    fleet.iter().for_each(|server| server.change(|m| (m.time, m.most) = (time * 5 / 2, if refuses { 0 } else { 5 })));
+    load.ask(fastrand::usize(8..=12)).await;
+    fleet.iter().for_each(|server| server.change(|m| (m.time, m.most) = (time, 5)));
+    let over = load.ended.lock().len();
+    // Ten seconds.
+    let most = load.asked + 140;
+    while load.asked < most && !load.are_well(over, 5) {
+        load.ask(1).await;
+    }
+    let (all, seen) = (load.asked, fleet.seen().iter().sum::<u64>());
+    let what = format!("{servers} servers, {wire:?}, refuses: {refuses}, {seen} tries for {all} requests");
+    ensure(seen as f64 <= all as f64 * 1.25, || what.clone())?;
+    ensure(load.are_well(over, 5), || format!("it does not end: {what}"))
+}
+
+#[test]
+fn whatever_its_cause_a_storm_ends_with_it_r01() {
+    // By turns, for a picker that goes by load passes over who failed lately: where one of two servers cannot bear all, each
+    // fails in its turn for as long as that lasts.
+    holds_for_each_seed(|| short_storm(Some(budget()), Balancer::RoundRobin));
+}
+
+/// Control run.
+#[test]
+fn whatever_its_cause_without_a_budget_a_storm_goes_on_r01() {
+    fails_for_some_seed(|| short_storm(None, Balancer::RoundRobin));
+}
+
 /// A tier that answers by asking the next one. Whether a request is a retry, and an answer one after retries, is
 /// `marked` or not.
 fn middle(next: Client, marked: bool) -> Handler {
@@ -167,19 +242,49 @@ fn middle(next: Client, marked: bool) -> Handler {
     })
 }
 
-/// Requests at the last of three tiers, which fails, for each that the first is asked.
-async fn leaf_load(marked: bool, budget: Option<RetryBudget>) -> f64 {
-    let leaf = Fleet::new(2, 4, &Manner { failing: 1.0, ..Manner::default() });
-    let policy = Policy { budget, ..Policy::default().retrying(2, None) };
-    let mut fleets = vec![leaf.clone()];
-    for _ in 0..2 {
-        let (next, _source) = client(fleets.last().unwrap(), &policy);
-        fleets.push(Fleet::with(2, Wire::Http1, middle(next, marked)));
+/// Three tiers of so many servers each, of which the last fails; and who asks the first.
+fn chain(servers: [usize; 3], wire: Wire, policy: &Policy, marked: bool) -> (Fleet, Client) {
+    let leaf = Fleet::of(servers[2], 4, &Manner { failing: 1.0, ..Manner::default() }, wire, None);
+    let mut fleet = leaf.clone();
+    for servers in [servers[1], servers[0]] {
+        let (next, _source) = client(&fleet, policy);
+        fleet = Fleet::with(servers, wire, middle(next, marked));
     }
-    let (first, _source) = client(fleets.last().unwrap(), &policy);
+    (leaf, client(&fleet, policy).0)
+}
+
+/// Requests at the last of three tiers for each that the first is asked.
+async fn leaf_load(marked: bool, budget: Option<RetryBudget>) -> f64 {
+    let policy = Policy { budget, ..Policy::default().retrying(2, None) };
+    let (leaf, first) = chain([2; 3], Wire::Http1, &policy, marked);
     let records = run(&first, 50.0, Duration::from_secs(6)).await;
     assert!(records.iter().all(|record| record.outcome.is_err()));
     leaf.seen().iter().sum::<u64>() as f64 / records.len() as f64
+}
+
+/// Three requests to three tiers. With the mark those of the last caller are the only tries but the first.
+async fn short_chain(marked: bool) -> Verdict {
+    let (policy, wire) = either(fastrand::bool());
+    let attempts = fastrand::u32(1..=2);
+    let servers = [(); 3].map(|()| fastrand::usize(1..=2));
+    let (leaf, first) = chain(servers, wire, &policy.retrying(attempts, None), marked);
+    for _ in 0..3 {
+        let answer = load::get(&first).await.map_err(|error| error.to_string())?;
+        ensure(answer.status() == 503, || format!("{}, and the last tier fails", answer.status()))?;
+    }
+    let seen = leaf.seen().iter().sum::<u64>();
+    ensure(seen == 3 * (1 + u64::from(attempts)), || format!("{seen} for three requests, of {attempts} retries each"))
+}
+
+#[test]
+fn whatever_the_chain_its_tries_do_not_multiply_r01() {
+    holds_for_each_seed(|| short_chain(true));
+}
+
+/// Control run.
+#[test]
+fn whatever_the_chain_without_the_mark_tries_multiply_r01() {
+    fails_for_some_seed(|| short_chain(false));
 }
 
 #[test]

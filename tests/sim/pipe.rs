@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
@@ -62,24 +62,32 @@ pub(crate) fn distant(delay: std::time::Duration) -> (DuplexStream, DuplexStream
     (ours, theirs)
 }
 
-/// The same end of a connection behind a network that loses a hundredth of what goes either way: TCP sends it again
-/// after 200 ms, and all that was sent later waits for it.
-pub(crate) fn lossy(far: Box<dyn Io>) -> DuplexStream {
+/// How long TCP waits before it sends again what was lost.
+pub(crate) const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// The same end of a connection behind a network that loses one in so many of the segments that go either way: TCP sends it
+/// again, and all that was sent later waits for it. Those that have come in the end are counted.
+pub(crate) fn lossy(far: Box<dyn Io>, one_in: u32, lost: &Arc<AtomicU32>) -> DuplexStream {
     let (ours, near) = tokio::io::duplex(64 * 1024);
     let ((near_read, near_write), (far_read, far_write)) = (tokio::io::split(near), tokio::io::split(far));
-    for carried in [carry_lossy(near_read, far_write).boxed(), carry_lossy(far_read, near_write).boxed()] {
-        tokio::spawn(carried);
-    }
+    tokio::spawn(carry_lossy(near_read, far_write, one_in, lost.clone()).boxed());
+    tokio::spawn(carry_lossy(far_read, near_write, one_in, lost.clone()).boxed());
     ours
 }
 
-async fn carry_lossy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+async fn carry_lossy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    one_in: u32,
+    lost: Arc<AtomicU32>,
+) {
     // A segment.
     let mut bytes = [0; 1448];
     loop {
         let read = from.read(&mut bytes).await.unwrap_or(0);
-        if fastrand::u32(..100) == 0 {
-            mesh_testkit::clock::pass(std::time::Duration::from_millis(200)).await;
+        if fastrand::u32(..one_in) == 0 {
+            mesh_testkit::clock::pass(AGAIN).await;
+            lost.fetch_add(1, Relaxed);
         }
         if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
             let _ = to.shutdown().await;

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,10 +18,10 @@ use mesh_testkit::{FixedSource, clock};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::each_seed;
 use crate::fleet::{Fleet, Handler, Manner, Wire};
-use crate::load::{Policy, TARGET, client, failures, get, read, request, run, run_of, server_of};
-use crate::pipe::lossy;
+use crate::load::{Policy, TARGET, client, either, failures, get, read, request, run, run_of, server_of};
+use crate::pipe::{AGAIN, lossy};
+use crate::{Verdict, each_seed, ensure, fails_for_some_seed, holds_for_each_seed};
 
 const SECOND: Duration = Duration::from_secs(1);
 const CHUNK: usize = 16 * 1024;
@@ -78,19 +79,23 @@ fn who_does_not_read_holds_up_nobody_on_the_same_connection_r19() {
     });
 }
 
+fn lossy_client(fleet: &Fleet, policy: &Policy, one_in: u32, lost: &Arc<AtomicU32>) -> Client {
+    let (way, lost) = (fleet.clone(), lost.clone());
+    Client::builder(FixedSource::of(TARGET, policy.snapshot(fleet.endpoints())))
+        .connector(move |address| {
+            let (line, lost) = (way.connect(&address), lost.clone());
+            async move { Ok(Box::new(lossy(line.await?, one_in, &lost)) as Box<dyn Io>) }
+        })
+        .build()
+}
+
 /// How long the slowest of 500 little requests took on a connection that loses a hundredth of what goes over it, so that
 /// some ten of them wait for it, beside `stalled` large answers that nobody reads; `None` if one of them was not answered.
 async fn over_a_lossy_connection(stalled: usize, connection_window: Option<u32>) -> Option<Duration> {
     let fleet = Fleet::with(1, Wire::Http2(100), large());
     let mut policy = Policy { timeout: Some(5 * SECOND), ..Policy::http2() };
     policy.cluster.connection.initial_connection_window = connection_window;
-    let way = fleet.clone();
-    let client = Client::builder(FixedSource::of(TARGET, policy.snapshot(fleet.endpoints())))
-        .connector(move |address| {
-            let line = way.connect(&address);
-            async move { Ok(Box::new(lossy(line.await?)) as Box<dyn Io>) }
-        })
-        .build();
+    let client = lossy_client(&fleet, &policy, 100, &Arc::default());
     let mut unread = Vec::new();
     for _ in 0..stalled {
         let mut body = client.send(request(Method::GET, "/large", "")).await.unwrap().into_body();
@@ -122,6 +127,50 @@ fn who_does_not_read_holds_up_nobody_where_packets_are_lost_r19() {
         // Control: with no more room for all together than for one, one holds up all.
         assert_eq!(over_a_lossy_connection(1, Some(65_535)).await, None);
     });
+}
+
+/// Four large answers of which up to three frames are read: they are let go of, but for two at most that are kept and not
+/// read on. Requests between them wait for nothing but what the network has lost, if it loses anything. There is room
+/// for four in a connection, or for one.
+async fn little_ones_get_through(room: bool) -> Verdict {
+    let fleet = Fleet::with(1, Wire::Http2(100), large());
+    let mut policy = Policy { timeout: Some(20 * SECOND), ..Policy::http2() };
+    let window = 65_535 * fastrand::u32(1..=2);
+    policy.cluster.connection.initial_stream_window = Some(window);
+    policy.cluster.connection.initial_connection_window = Some(if room { window * 4 } else { 65_535 });
+    let (lost, one_in) = (Arc::<AtomicU32>::default(), [10, 30, u32::MAX][fastrand::usize(..3)]);
+    let client = lossy_client(&fleet, &policy, one_in, &lost);
+    let mut kept = Vec::new();
+    for round in 0..4 {
+        let large = client.send(request(Method::GET, "/large", "")).await.map_err(|error| error.to_string())?;
+        let mut body = large.into_body();
+        for _ in 0..fastrand::usize(..=3) {
+            let frame = tokio::time::timeout(20 * SECOND, body.frame()).await;
+            ensure(frame.is_ok_and(|frame| frame.is_some_and(|f| f.is_ok())), || format!("no room in round {round}"))?;
+        }
+        clock::pass(Duration::from_millis(fastrand::u64(..50))).await;
+        if kept.len() < 2 && fastrand::bool() {
+            kept.push(body);
+        }
+        let (begun, before) = (Instant::now(), lost.load(Relaxed));
+        let answer = async { read(client.send(request(Method::GET, "/", "")).await?).await };
+        let little = answer.await.is_ok_and(|answer| answer.body() == "little");
+        let (took, lost) = (begun.elapsed(), lost.load(Relaxed) - before);
+        let what = || format!("little: {little}, {took:?}, {lost} lost, {} not read, window {window}", kept.len());
+        ensure(little && took <= AGAIN * lost, what)?;
+    }
+    ensure(fleet.server(0).connects() == 1, || "they share a connection".to_owned())
+}
+
+#[test]
+fn whoever_does_not_read_and_whatever_is_lost_others_wait_for_none_of_them_r19() {
+    holds_for_each_seed(|| little_ones_get_through(true));
+}
+
+/// Control run: no more room for all together than for one.
+#[test]
+fn without_room_whoever_does_not_read_holds_up_others_r19() {
+    fails_for_some_seed(|| little_ones_get_through(false));
 }
 
 #[test]
@@ -189,6 +238,53 @@ fn beyond_the_streams_of_one_connection_there_are_others_up_to_the_limit_r20() {
     });
 }
 
+/// Up to fourteen requests that take long, to a server that takes so many streams: connections are made for them up to
+/// the limit that `policy` may have; then some end, as many others begin, and the rest are told in their time.
+async fn streams_begin_up_to_the_limit(limited: bool) -> Verdict {
+    let (allowed, count) = (fastrand::usize(1..=4), fastrand::usize(1..=14));
+    let most = [usize::MAX, fastrand::usize(1..=3)][fastrand::usize(..2)];
+    let gate = Arc::new(Semaphore::new(0));
+    let fleet = Fleet::with(1, Wire::Http2(allowed as u32), held(&gate));
+    let mut policy = Policy { timeout: Some(10 * SECOND), ..Policy::http2() };
+    policy.cluster.breaker.max_connections = u32::try_from(most).ok().filter(|_| limited);
+    let (client, _source) = client(&fleet, &policy);
+    let server = fleet.server(0);
+    let mut requests = Vec::new();
+    for _ in 0..count {
+        requests.push(tokio::spawn(long(client.clone())));
+        clock::pass(Duration::from_millis(fastrand::u64(..3))).await;
+    }
+    clock::pass(SECOND / 20).await;
+    let connections = count.div_ceil(allowed).min(most);
+    let served = count.min(connections * allowed);
+    let what = format!("{count} requests, {allowed} streams each of at most {most} connections");
+    let is = |served: usize| {
+        let found = (server.seen() as usize, fleet.open());
+        ensure(found == (served, connections), || format!("{found:?}, not {:?}: {what}", (served, connections)))
+    };
+    is(served)?;
+    let ended = fastrand::usize(..=served);
+    gate.add_permits(ended);
+    clock::pass(SECOND / 20).await;
+    is(count.min(served + ended))?;
+    clock::pass(10 * SECOND).await;
+    let outcomes = futures_util::future::join_all(requests).await;
+    let of = |want| outcomes.iter().filter(|outcome| *outcome.as_ref().unwrap() == want).count();
+    let found = (of(Ok(0)), of(Err(Code::TIMEOUT)));
+    ensure(found == (ended, count - ended), || format!("{found:?}, {ended} ended: {what}"))
+}
+
+#[test]
+fn whatever_the_limits_streams_begin_up_to_them_and_others_wait_r20() {
+    holds_for_each_seed(|| streams_begin_up_to_the_limit(true));
+}
+
+/// Control run.
+#[test]
+fn without_a_limit_there_are_as_many_connections_as_it_takes_r20() {
+    fails_for_some_seed(|| streams_begin_up_to_the_limit(false));
+}
+
 #[test]
 fn who_waits_for_a_stream_fails_when_the_wait_is_over_and_says_why_r20() {
     // Nothing is drawn.
@@ -244,11 +340,65 @@ fn connections_that_are_replaced_cost_no_request_and_no_stream_r21() {
         let connects = replaced(10, 1000.0).await;
         assert!(connects.iter().all(|connects| *connects >= 10), "they were replaced: {connects:?}");
     });
-    each_seed(100, || async {
+    each_seed(10, || async {
         let connects = replaced(3, 15.0).await;
         // Not each time: between two replacements all requests may go to the other server.
         assert!(connects.iter().sum::<u64>() >= 3, "they were replaced: {connects:?}");
     });
+}
+
+/// One to three servers replace their connections, or cut them, three times, while requests come that take 20 ms, and one
+/// stream is held open all the time.
+async fn some_are_replaced(graceful: bool) -> Verdict {
+    let (policy, wire) = either(fastrand::bool());
+    // Over HTTP/1.1 a connection may close as a request comes, and what must not be sent twice is lost then (R22).
+    let post = matches!(wire, Wire::Http2(_)) && fastrand::bool();
+    let gate = Arc::new(Semaphore::new(0));
+    let fleet = Fleet::with(fastrand::usize(1..=3), wire, held_or_slow(&gate));
+    let (client, _source) = client(&fleet, &policy);
+    let stream = tokio::spawn(long(client.clone()));
+    let recycling = async {
+        for _ in 0..3 {
+            clock::pass(Duration::from_millis(fastrand::u64(50..120))).await;
+            let which = fastrand::usize(..fleet.len() * 2);
+            for (_, server) in fleet.iter().enumerate().filter(|(index, _)| which == *index || which >= fleet.len()) {
+                if graceful { server.recycle() } else { server.cut() }
+            }
+        }
+    };
+    let method = if post { Method::POST } else { Method::GET };
+    let (records, ()) = tokio::join!(run_of(&client, method.clone(), 40.0, SECOND * 3 / 10), recycling);
+    ensure(failures(&records).is_empty(), || format!("{method} over {wire:?}: {:?}", failures(&records)))?;
+    gate.add_permits(1);
+    let stream = stream.await.unwrap();
+    ensure(stream.is_ok(), || format!("the stream that was there before, over {wire:?}: {stream:?}"))
+}
+
+/// The same as [`held`], but what is not `/long` takes a while.
+fn held_or_slow(gate: &Arc<Semaphore>) -> Handler {
+    let held = held(gate);
+    Arc::new(move |request| {
+        let long = request.uri().path() == "/long";
+        let answer = held(request);
+        async move {
+            if !long {
+                clock::pass(SECOND / 50).await;
+            }
+            answer.await
+        }
+        .boxed()
+    })
+}
+
+#[test]
+fn whoever_replaces_its_connections_it_costs_no_request_and_no_stream_r21() {
+    holds_for_each_seed(|| some_are_replaced(true));
+}
+
+/// Control run.
+#[test]
+fn whoever_cuts_its_connections_costs_requests_r21() {
+    fails_for_some_seed(|| some_are_replaced(false));
 }
 
 /// Control run: connections that break without a word do cost requests that must not be sent twice.
@@ -332,13 +482,12 @@ struct Silence {
     noticed: Option<Duration>,
 }
 
-/// A server falls silent in the middle of a load of so many in a second at two.
-async fn silence(keepalive: bool, rate: f64) -> Silence {
-    let fleet = Fleet::of(2, 8, &Manner::default(), Wire::Http2(100), None);
+/// Requests take a second at most; and pings and ejection find out who is silent.
+fn attentive(guarded: bool) -> Policy {
     let mut policy = Policy { timeout: Some(SECOND), ..Policy::http2() };
     policy.cluster.connection.connect_timeout = SECOND / 4;
     policy.cluster.balancer = Balancer::RoundRobin;
-    if keepalive {
+    if guarded {
         policy.retry = Some(RetryPolicy::new(1, RetryOn { connect_failure: true, ..RetryOn::default() }));
         policy.cluster.connection.http2_keepalive = Some(Keepalive { interval: 10 * SECOND, timeout: 5 * SECOND });
         policy.cluster.outlier = Some(OutlierDetection {
@@ -348,7 +497,13 @@ async fn silence(keepalive: bool, rate: f64) -> Silence {
             ..OutlierDetection::default()
         });
     }
-    let (client, _source) = client(&fleet, &policy);
+    policy
+}
+
+/// A server falls silent in the middle of a load of so many in a second at two.
+async fn silence(keepalive: bool, rate: f64) -> Silence {
+    let fleet = Fleet::of(2, 8, &Manner::default(), Wire::Http2(100), None);
+    let (client, _source) = client(&fleet, &attentive(keepalive));
     let cut = async {
         clock::pass(5 * SECOND).await;
         fleet.server(0).fall_silent();
@@ -382,7 +537,7 @@ fn a_silent_network_costs_what_was_under_way_and_little_more_r23() {
         assert!(noticed.is_some_and(|time| time <= 15 * SECOND + SECOND / 5), "{noticed:?}");
     };
     each_seed(2, || play(50.0));
-    each_seed(40, || play(8.0));
+    each_seed(5, || play(8.0));
     // Control: with neither pings nor ejection it goes on.
     each_seed(1, || async {
         let Silence { later, noticed, .. } = silence(false, 50.0).await;
@@ -390,28 +545,92 @@ fn a_silent_network_costs_what_was_under_way_and_little_more_r23() {
     });
 }
 
+/// One of two or three servers, all of which are in use, falls silent at some moment of a load of two requests in three
+/// seconds. Whatever fails began before the first deadline was missed, and the connection is given up in time.
+async fn one_falls_silent(guarded: bool) -> Verdict {
+    let fleet = Fleet::of(fastrand::usize(2..=3), 8, &Manner::default(), Wire::Http2(100), None);
+    let (client, _source) = client(&fleet, &attentive(guarded));
+    for _ in 0..fleet.len() {
+        get(&client).await.map_err(|error| error.to_string())?;
+    }
+    let silent = fleet.server(fastrand::usize(..fleet.len()));
+    let cut = async {
+        clock::pass(Duration::from_millis(fastrand::u64(..2_000))).await;
+        silent.fall_silent();
+        let begun = Instant::now();
+        while silent.open() > 0 && begun.elapsed() < 16 * SECOND {
+            clock::pass(SECOND / 5).await;
+        }
+        begun.elapsed()
+    };
+    let (records, noticed) = tokio::join!(run(&client, 0.7, 16 * SECOND), cut);
+    let mut failed = records.iter().filter(|record| record.outcome.is_err()).map(|record| record.at);
+    let known = failed.next().map(|first| first + SECOND + SECOND / 100);
+    let later = failed.filter(|at| known.is_some_and(|known| *at > known)).count();
+    ensure(later == 0, || format!("{later} failed later: {:?}", failures(&records)))?;
+    ensure(noticed <= 15 * SECOND + SECOND / 2, || format!("noticed after {noticed:?}"))
+}
+
+#[test]
+fn whenever_one_falls_silent_it_costs_what_was_under_way_r23() {
+    holds_for_each_seed(|| one_falls_silent(true));
+}
+
+/// Control run.
+#[test]
+fn whenever_one_falls_silent_without_pings_and_ejection_it_goes_on_r23() {
+    fails_for_some_seed(|| one_falls_silent(false));
+}
+
 /// Connections that nobody uses are lost without a word, as a firewall forgets them, and new ones would be fine. Gives what
-/// becomes of the first two requests after that, half a minute later.
-async fn after_idle_silence(keepalive: bool) -> [bool; 2] {
-    let fleet = Fleet::of(1, 8, &Manner::default(), Wire::Http2(100), None);
+/// becomes of the first two requests to each of so many servers after that.
+async fn after_idle_silence(keepalive: bool, servers: usize, idle: Duration) -> Vec<bool> {
+    let fleet = Fleet::of(servers, 8, &Manner::default(), Wire::Http2(100), None);
     let mut policy = Policy { timeout: Some(SECOND), ..Policy::http2() };
+    policy.cluster.balancer = Balancer::RoundRobin;
     if keepalive {
         policy.cluster.connection.http2_keepalive = Some(Keepalive { interval: 10 * SECOND, timeout: 5 * SECOND });
     }
     let (client, _source) = client(&fleet, &policy);
-    assert!(get(&client).await.is_ok());
-    fleet.server(0).lose();
-    clock::pass(30 * SECOND).await;
-    [get(&client).await.is_ok(), get(&client).await.is_ok()]
+    for _ in 0..servers {
+        assert!(get(&client).await.is_ok());
+        clock::pass(Duration::from_millis(fastrand::u64(..500))).await;
+    }
+    let lost = 1 + fastrand::usize(..servers);
+    fleet.iter().take(lost).for_each(|server| server.lose());
+    clock::pass(idle).await;
+    let mut answered = Vec::new();
+    for _ in 0..servers * 2 {
+        answered.push(get(&client).await.is_ok());
+    }
+    answered
+}
+
+async fn idle_silence_is_found_out(keepalive: bool) -> Verdict {
+    // Ten seconds until the next ping, and five for its answer.
+    let idle = Duration::from_millis(fastrand::u64(15_010..90_000));
+    let answered = after_idle_silence(keepalive, fastrand::usize(1..=4), idle).await;
+    ensure(!answered.contains(&false), || format!("{answered:?} after {idle:?}"))
+}
+
+#[test]
+fn whichever_idle_connections_fell_silent_they_are_found_out_before_they_are_used_r23() {
+    holds_for_each_seed(|| idle_silence_is_found_out(true));
+}
+
+/// Control run.
+#[test]
+fn whichever_idle_connections_fell_silent_without_pings_they_are_used_r23() {
+    fails_for_some_seed(|| idle_silence_is_found_out(false));
 }
 
 #[test]
 fn an_idle_connection_that_fell_silent_is_found_out_before_it_is_used_r23() {
     // Nothing is drawn.
     each_seed(1, || async {
-        assert_eq!(after_idle_silence(true).await, [true; 2]);
+        assert_eq!(after_idle_silence(true, 1, 30 * SECOND).await, [true; 2]);
         // Control: without pings requests are sent into the dark.
-        assert_eq!(after_idle_silence(false).await, [false; 2]);
+        assert_eq!(after_idle_silence(false, 1, 30 * SECOND).await, [false; 2]);
     });
 }
 
