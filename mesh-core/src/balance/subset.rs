@@ -99,7 +99,8 @@ fn share(addresses: &[String], size: usize, client: u64) -> Vec<usize> {
 }
 
 /// How often the lot of a client divides. One divides once more or less than another, so that parts are on average as large
-/// as asked for: a further endpoint changes that for few lots and not for all at once.
+/// as asked for: a further endpoint changes that for few lots and not for all at once. A fleet that is one lot, or less, has
+/// all its parts halved or doubled with one endpoint, at one number of them.
 fn halvings(endpoints: usize, size: usize, client: u64) -> u32 {
     let clients = endpoints as f64 / size as f64;
     let largest = clients.log2().ceil().clamp(1.0, 31.0) as u32;
