@@ -266,7 +266,10 @@ impl Session {
             }
             match (now, known.held.version()) {
                 (Some(now), Some(held)) if now.version == held => {
-                    ty.uses.is_that(&name, &now.naming);
+                    // What it refused it was sent, and has not.
+                    if !known.is_in_question() {
+                        ty.uses.is_that(&name, &now.naming);
+                    }
                     continue;
                 }
                 (Some(now), _) => plan.make.push(now),

@@ -229,6 +229,28 @@ fn who_refuses_something_for_good_keeps_what_its_older_version_names_and_no_more
 }
 
 #[test]
+fn who_refused_what_comes_back_meanwhile_keeps_what_its_older_version_names() {
+    for form in BOTH {
+        for kind in [Kind::Listener, Kind::Routes] {
+            let of = |there_are: &[&str], edition, named: &str| {
+                with_clusters(there_are).naming(kind, "r", edition, &[named])
+            };
+            let cache = of(&["a", "b"], 1, "a").cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &["r"], &["r"]);
+            of(&["a", "b"], 2, "b").publish(&cache, "2");
+            settle_refusing(&mut client, kind);
+            // Nothing goes out between them.
+            of(&["a", "b"], 3, "b").publish(&cache, "3");
+            of(&["a", "b"], 2, "b").publish(&cache, "4");
+            settle_refusing(&mut client, kind);
+            of(&["b"], 2, "b").publish(&cache, "5");
+            settle_refusing(&mut client, kind);
+            assert_eq!(clusters(&client), ["a", "b"], "{form:?} {kind}");
+        }
+    }
+}
+
+#[test]
 fn of_what_was_refused_together_any_may_be_in_use() {
     for form in BOTH {
         for together in [true, false] {
