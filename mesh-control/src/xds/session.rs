@@ -251,6 +251,8 @@ impl Session {
         let mut kept = BTreeSet::new();
         for name in std::mem::take(&mut ty.due) {
             ty.vanished.remove(&name);
+            // It is looked at anew whether it can be sent.
+            ty.unsent.remove(&Some(name.clone()));
             if ty.wildcard {
                 ty.known.entry(name.clone()).or_default();
             }
@@ -298,6 +300,9 @@ impl Session {
             kept.insert(name);
         }
         ty.due = kept;
+        if plan.is_empty() && ty.unsent.contains_key(&None) && ty.is_newest(|name| self.seat.resource(kind, name)) {
+            ty.unsent.remove(&None);
+        }
         plan
     }
 

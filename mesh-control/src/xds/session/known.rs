@@ -154,6 +154,16 @@ impl Type {
         self.unsent.insert(name, why);
     }
 
+    /// Whether the client has been sent everything as it is, after some of it was not sent.
+    pub(super) fn is_newest(&self, resource: impl Fn(&Arc<str>) -> Option<Arc<Encoded>>) -> bool {
+        self.known.iter().all(|(name, known)| match (resource(name), known.held.version()) {
+            (Some(now), Some(held)) => now.version == held,
+            (None, None) => true,
+            (None, Some(_)) => self.vanished.contains(name),
+            (Some(_), None) => false,
+        })
+    }
+
     /// Looks anew at whether a name can be sent.
     pub(super) fn look_again(&mut self, is_looked_at: impl Fn(&Arc<str>) -> bool) {
         self.unsent.retain(|name, _| name.as_ref().is_none_or(|name| !is_looked_at(name)));

@@ -436,3 +436,49 @@ fn what_was_too_large_to_send_keeps_what_the_version_before_it_names() {
         }
     }
 }
+
+#[test]
+fn what_was_too_large_keeps_nothing_once_it_is_again_as_it_was_sent_or_is_gone() {
+    for form in BOTH {
+        for kind in [Kind::Listener, Kind::Routes] {
+            let of = |there_are: &[&str], named: [usize; 2]| {
+                let edition = |named| if named > 1 { 2 } else { 1 };
+                let fake = with_clusters(there_are).naming(kind, "r", edition(named[0]), &vec!["a"; named[0]]);
+                fake.naming(kind, "s", edition(named[1]), &vec!["a"; named[1]])
+            };
+            let cache = of(&["a", "b"], [1, 1]).cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &["r", "s"], &["r", "s"]);
+            let is_unsent = |client: &Client| client.status(kind).unsent.is_some();
+            client.session.limits.largest_response = 400;
+            of(&["a", "b"], [30, 30]).publish(&cache, "2");
+            client.settle();
+            assert!(is_unsent(&client), "{form:?} {kind}");
+            of(&["a", "b"], [30, 1]).publish(&cache, "3");
+            client.settle();
+            assert!(is_unsent(&client), "{form:?} {kind}: one of two is still too large");
+            of(&["a", "b"], [1, 1]).publish(&cache, "4");
+            client.settle();
+            assert!(!is_unsent(&client), "{form:?} {kind}");
+            of(&["a"], [1, 1]).publish(&cache, "5");
+            client.settle();
+            assert_eq!(clusters(&client), ["a"], "{form:?} {kind}");
+        }
+    }
+}
+
+#[test]
+fn what_was_too_large_from_the_first_keeps_nothing_once_it_is_gone() {
+    for form in BOTH {
+        for kind in [Kind::Listener, Kind::Routes] {
+            let cache = with_clusters(&["a", "b"]).naming(kind, "r", 1, &["a"; 30]).cache();
+            let mut client = asking(&cache, form, Dialect::Proxyless, &[], &[]);
+            client.session.limits.largest_response = 400;
+            client.ask(kind, &["r"]);
+            client.settle();
+            assert!(client.status(kind).unsent.is_some(), "{form:?} {kind}");
+            with_clusters(&["a", "b"]).publish(&cache, "2");
+            client.settle();
+            assert_eq!(client.status(kind).unsent, None, "{form:?} {kind}");
+        }
+    }
+}
