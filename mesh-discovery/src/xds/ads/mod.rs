@@ -431,8 +431,10 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>, now: Instant) -> Retry {
         self.clock = now;
         let was_open = self.sessions[usize::from(server)].connected;
-        // What ends in order and owes nothing has been silent rightly, for a shorter time than that takes to be understood.
-        let in_order = error.is_none() && self.owed(server).is_none();
+        // What ends in order and owes nothing has been silent rightly, for a shorter time than that takes to be understood. What
+        // owed something for so long that it was given up has not.
+        let gave_up = self.sessions[usize::from(server)].has_given_up();
+        let in_order = error.is_none() && !gave_up && self.owed(server).is_none();
         let good = self.disconnected(server, error.is_some());
         let session = &mut self.sessions[usize::from(server)];
         session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());

@@ -241,6 +241,11 @@ impl Session {
         silent
     }
 
+    /// Whether something that it was silent about counts as missing.
+    pub(super) fn has_given_up(&self) -> bool {
+        !self.in_silence.is_empty()
+    }
+
     /// It lists everything of a type (state of the world).
     pub(super) fn lists(&mut self, kind: Kind, now: Instant) {
         self.talk_mut(kind).listed = Some(now);

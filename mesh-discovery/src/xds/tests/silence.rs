@@ -209,8 +209,9 @@ fn why_a_control_plane_is_away_is_known_after_an_attempt_that_nobody_waited_for(
 #[test]
 fn a_quiet_stream_that_ends_in_order_is_no_reason_to_give_the_next_one_no_time() {
     let broken = || Some(StreamError::new("broken"));
-    let all = [(None, false), (broken(), false), (None, true)];
-    for (variant, (error, owes)) in BOTH.into_iter().flat_map(|variant| all.clone().map(|it| (variant, it))) {
+    let second = Duration::from_secs(1);
+    let all = [(None, false, second), (broken(), false, second), (None, true, second), (None, true, TIMEOUT)];
+    for (variant, (error, owes, lasts)) in BOTH.into_iter().flat_map(|variant| all.clone().map(|it| (variant, it))) {
         let mut ads = Machine::of(variant);
         ads.subscribe(&[listener("a")]);
         ads.opened();
@@ -221,16 +222,17 @@ fn a_quiet_stream_that_ends_in_order_is_no_reason_to_give_the_next_one_no_time()
         if owes {
             ads.subscribe(&[listener("b")]);
         }
-        // It is the greatest age of a connection, say, that comes before the end of the probation.
+        // It is the greatest age of a connection, say, that comes before the end of the probation, or after all that was owed
+        // has been given up.
         ads.opened();
         ads.drain(0);
-        ads.pass(Duration::from_secs(1));
+        ads.pass(lasts);
         assert_eq!(ads.close(error.clone()), Retry::Later);
         ads.opened();
         ads.drain(0);
         ads.subscribe(&[listener("late")]);
         let is_lost = |ads: &Machine| matches!(ads.known(&listener("late")), Known::Lost(..));
-        assert_eq!(is_lost(&ads), error.is_some() || owes, "{variant:?} {error:?} {owes}");
+        assert_eq!(is_lost(&ads), error.is_some() || owes, "{variant:?} {error:?} {owes} {lasts:?}");
         // It has no more time than any.
         ads.drain(0);
         ads.pass(TIMEOUT);
