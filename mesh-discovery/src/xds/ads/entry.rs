@@ -256,9 +256,10 @@ impl<V> Entry<V> {
         (good.variant == Variant::Delta && !good.version.is_empty()).then_some(&good.version)
     }
 
-    /// Whether what is held is not what `server` said last, or nothing is, though it may have said something.
+    /// Whether what is held is not what `server` said last in the state of the world, or nothing is, though it may have said
+    /// something.
     pub(super) fn is_doubtful(&self, server: ServerId) -> bool {
-        let foreign = self.good.as_ref().is_some_and(|good| good.server != server);
+        let foreign = self.good.as_ref().is_some_and(|good| good.server != server || good.variant == Variant::Delta);
         let failed = self.failure.is_some() && (self.good.is_some() || self.standing == Standing::Nacked);
         let unheard = self.good.is_none() && self.standing == Standing::Requested;
         let unsaid = self.failure.as_ref().is_some_and(|failure| failure.is_unsaid);

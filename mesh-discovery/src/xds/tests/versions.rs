@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::ads::{Retry, Standing};
 use super::super::kind::{Key, Kind};
-use super::super::message::{Ask, Body, Resource, Response, StreamError, Variant};
+use super::super::message::{Ask, Body, Request, Resource, Response, StreamError, Variant};
 use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, response, strict};
 use super::version;
 use crate::bootstrap::ServerFeatures;
@@ -296,5 +296,36 @@ fn x2_a_version_of_one_variant_is_not_claimed_in_the_other_after_a_stream_that_w
             answer(&mut ads, "w2", all);
             ads.close(None);
         }
+    }
+}
+
+#[test]
+fn x2_what_was_given_with_delta_is_not_claimed_by_the_version_of_an_answer_in_part() {
+    for all in [false, true] {
+        let mut ads = Machine::new(None, ServerFeatures::default(), 1);
+        ads.subscribe(&["r", "s"].map(|name| Key::new(Kind::Routes, name)));
+        let open = |ads: &mut Machine| {
+            let variant = ads.ads.variant(0, ads.now);
+            ads.opened();
+            (variant, version_of_world(&ads.request()))
+        };
+        assert_eq!(open(&mut ads).0, Variant::Delta);
+        ads.respond(Kind::Routes, "d1", &["r=1", "s=1"]);
+        ads.close(None);
+        open(&mut ads);
+        ads.close(Some(StreamError::unsupported("no delta")));
+        assert_eq!(open(&mut ads), (Variant::StateOfTheWorld, Some(String::new())));
+        ads.respond(Kind::Routes, "w1", if all { &["r=1", "s=1"] } else { &["r=1"] });
+        ads.close(None);
+        // The control: what came in this variant is.
+        assert_eq!(open(&mut ads).1.as_deref(), Some(if all { "w1" } else { "" }));
+    }
+}
+
+/// The version that a request of the state of the world tells.
+fn version_of_world(request: &Request) -> Option<String> {
+    match &request.ask {
+        Ask::World { version, .. } => Some(version.to_string()),
+        Ask::Changes { .. } => None,
     }
 }
