@@ -234,8 +234,10 @@ impl<C: Codec> Ads<C> {
                     }
                 }
                 entries.insert(key.name.clone(), entry);
-                self.unasked.remove(key);
             }
+        }
+        if active.is_some_and(|active| self.sessions[usize::from(active)].vouches()) {
+            self.unasked.remove(key);
         }
         let Some(authority) = authority.map(usize::from) else { return };
         self.authorities[authority].watched += 1;
@@ -715,9 +717,14 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    /// Forgets what nobody wants and nobody need be told of.
+    /// Forgets what nobody wants and nobody need be told of, and what an earlier run held of what is asked for: the word of this
+    /// control plane counts now.
     fn purge(&mut self, server: ServerId) {
-        let Self { authorities, entries, .. } = self;
+        let Self { authorities, entries, unasked, .. } = self;
+        unasked.retain(|key| {
+            let entry = entries[key.kind.index()].get(&key.name).filter(|entry| entry.is_wanted());
+            !entry.is_some_and(|entry| is_active(authorities, entry, server))
+        });
         let mut gone = Vec::new();
         self.retired.retain(|key| {
             let entry = entries[key.kind.index()].get(&key.name).filter(|entry| !entry.is_wanted());

@@ -20,9 +20,14 @@ impl Unasked {
         self.until = self.records.values().filter_map(|record| record.until).min();
     }
 
-    /// Somebody asks for it: from now on the control plane's word counts.
+    /// Somebody asks for it of a control plane that speaks: from now on its word counts.
     pub(super) fn remove(&mut self, key: &Key) {
         self.records.remove(key);
+    }
+
+    /// Forgets all but what is to be kept.
+    pub(super) fn retain(&mut self, keep: impl Fn(&Key) -> bool) {
+        self.records.retain(|key, _| keep(key));
     }
 
     /// Forgets what is too old.

@@ -182,3 +182,33 @@ fn r05_of_what_earlier_runs_were_given_by_two_control_planes_that_serves_whose_w
         assert_eq!([has("a"), has("b"), has(other)], [!two, true, true], "authorities stand for themselves");
     }
 }
+
+#[test]
+fn what_is_kept_for_the_next_run_goes_when_a_control_plane_that_is_asked_for_it_speaks() {
+    for (variant, given_up) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::of(variant);
+        ads.ads.restore([record_of(listener("a"), 1, 0), record_of(listener("b"), 1, 0)].into());
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.drain(0);
+        let is_kept = |ads: &Machine| ads.ads.saved().any(|(key, _)| *key == listener("b"));
+        assert!(!ads.ads.is_restored() && is_kept(&ads), "{variant:?}");
+        // In an outage somebody wants it, whom nobody answers.
+        ads.close(Some(StreamError::new("broken")));
+        ads.subscribe(&[listener("b")]);
+        assert!(ads.value(&listener("b")).is_none() && is_kept(&ads), "{variant:?}");
+        if given_up {
+            ads.unsubscribe(&[listener("b")]);
+        }
+        ads.opened();
+        ads.drain(0);
+        assert!(is_kept(&ads), "{variant:?}: it has said nothing yet");
+        ads.respond(Kind::Listener, "v2", &["a=1"]);
+        assert_eq!(is_kept(&ads), given_up, "{variant:?}");
+        // The control: from now on the word of the control plane counts at once.
+        ads.subscribe(&[listener("b")]);
+        assert!(!is_kept(&ads), "{variant:?}");
+    }
+}
