@@ -73,6 +73,8 @@ impl Session {
         // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
         if first && !request.version_info.is_empty() {
+            self.returns();
+            let ty = &mut self.types[kind.index()];
             if names_clusters {
                 ty.uses.come_back();
             }
@@ -80,6 +82,7 @@ impl Session {
                 self.came_back = Some(request.version_info);
             }
         }
+        let ty = &mut self.types[kind.index()];
         ty.named |= !request.resource_names.is_empty();
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
         let wildcard = star || (kind.is_full_state() && request.resource_names.is_empty() && !ty.named);
@@ -138,6 +141,9 @@ impl Session {
             self.set_wildcard(kind, false)?;
         }
         if first {
+            if !request.initial_resource_versions.is_empty() {
+                self.returns();
+            }
             // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
             let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
             for (name, version) in request.initial_resource_versions {
@@ -279,6 +285,20 @@ impl Session {
             Kind::Cluster | Kind::Endpoints => false,
             Kind::Listener => self.scope().dialect != Dialect::Envoy,
             Kind::Routes => true,
+        }
+    }
+
+    /// The client says that it has something from an earlier stream. Of what it refused there it need not say anything: many
+    /// claim nothing of a type then, or nothing of that name.
+    fn returns(&mut self) {
+        for kind in Kind::ALL {
+            if !self.may_name_clusters(kind) {
+                continue;
+            }
+            let Type { known, uses, .. } = &mut self.types[kind.index()];
+            let not_accepted =
+                known.iter().filter(|(_, known)| known.held.is_some() && known.answer != Answer::Accepted);
+            uses.may_have_more(not_accepted.map(|(name, _)| name));
         }
     }
 

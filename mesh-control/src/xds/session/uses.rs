@@ -23,6 +23,8 @@ pub(super) struct Uses {
     by_name: BTreeMap<Arc<str>, Use>,
     /// Whether the client has something from an earlier stream, and nobody knows what.
     came_back: bool,
+    /// Whether it has something of another type, and may have something of this one that it refused and does not speak of.
+    may_have: bool,
 }
 
 /// Under one name.
@@ -47,6 +49,15 @@ impl Uses {
         self.came_back = true;
     }
 
+    /// The client has something from an earlier stream, though it may say nothing of what is under these names, for it refused
+    /// what it was sent there.
+    pub(super) fn may_have_more<'a>(&mut self, not_accepted: impl Iterator<Item = &'a Arc<str>>) {
+        self.may_have = true;
+        for name in not_accepted {
+            self.by_name.entry(name.clone()).or_default().older = vec![Naming::Anything];
+        }
+    }
+
     /// Whether it may have something that it was not sent on this stream.
     pub(super) fn are_unknown<'a>(&self, mut names: impl Iterator<Item = &'a Arc<str>>) -> bool {
         self.came_back && names.any(|name| !self.by_name.contains_key(name))
@@ -68,8 +79,8 @@ impl Uses {
         if let Some(used) = self.by_name.get_mut(name) {
             used.keep_last();
             used.last = naming.clone();
-        } else if self.came_back || *naming != Naming::Nothing {
-            let older = if self.came_back { vec![Naming::Anything] } else { Vec::new() };
+        } else if self.came_back || self.may_have || *naming != Naming::Nothing {
+            let older = if self.came_back || self.may_have { vec![Naming::Anything] } else { Vec::new() };
             self.by_name.insert(name.clone(), Use { last: naming.clone(), older });
         }
     }

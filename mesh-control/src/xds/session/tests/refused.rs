@@ -362,6 +362,40 @@ fn what_a_client_has_from_an_earlier_stream_and_goes_on_with_may_name_anything()
 }
 
 #[test]
+fn who_comes_back_and_does_not_say_what_it_refused_may_go_on_with_anything_there() {
+    for form in BOTH {
+        for kind in [Kind::Listener, Kind::Routes] {
+            // Before what it refuses is sent, after, or not at all.
+            for claimed in [Some(true), Some(false), None] {
+                let of = |there_are: &[&str], edition| with_clusters(there_are).naming(kind, "r", edition, &["a"]);
+                let cache = of(&["a", "b"], 1).cache();
+                let scope = NodeScope { dialect: Dialect::Proxyless, ..NodeScope::default() };
+                let mut client = Client::of(scope, &cache, form, false, Limits::default());
+                client.ask(Kind::Cluster, &["a", "b"]);
+                client.settle();
+                for early in [true, false] {
+                    if claimed == Some(early) {
+                        came_back_with(&mut client, Kind::Endpoints, "a", true);
+                    }
+                    if early {
+                        client.ask(kind, &["r"]);
+                    }
+                    settle_refusing(&mut client, kind);
+                }
+                of(&["a"], 2).publish(&cache, "2");
+                settle_refusing(&mut client, kind);
+                let kept: &[&str] = if claimed.is_some() { &["a", "b"] } else { &["a"] };
+                assert_eq!(clusters(&client), kept, "{form:?} {kind} {claimed:?}");
+                // Once it accepts one, that is known.
+                of(&["a"], 3).publish(&cache, "3");
+                client.settle();
+                assert_eq!(clusters(&client), ["a"], "{form:?} {kind} {claimed:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_client_has_from_an_earlier_stream_names_what_it_named_if_its_version_is_known() {
     for is_known in [true, false] {
         let of = |there_are: &[&str], edition| with_clusters(there_are).naming(Kind::Routes, "r", edition, &["a"]);
