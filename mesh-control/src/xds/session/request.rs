@@ -72,12 +72,9 @@ impl Session {
         }
         // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
-        if first && !request.version_info.is_empty() {
+        let claims = first && !request.version_info.is_empty();
+        if claims {
             self.returns();
-            let ty = &mut self.types[kind.index()];
-            if names_clusters {
-                ty.uses.come_back();
-            }
             if kind == Kind::Cluster {
                 self.came_back = Some(request.version_info);
             }
@@ -95,6 +92,16 @@ impl Session {
         let mut added = false;
         for name in wanted {
             added |= self.subscribe(kind, &name)?;
+            let Type { known, uses, .. } = &mut self.types[kind.index()];
+            if claims
+                && names_clusters
+                && let Some((name, _)) = known.get_key_value(&*name)
+            {
+                uses.has_already(name);
+            }
+        }
+        if claims && names_clusters && wildcard {
+            self.types[kind.index()].uses.come_back();
         }
         for name in dropped {
             self.unsubscribe(kind, &name);

@@ -21,7 +21,7 @@ const APART: usize = 4;
 #[derive(Default)]
 pub(super) struct Uses {
     by_name: BTreeMap<Arc<str>, Use>,
-    /// Whether the client has something from an earlier stream, and nobody knows what.
+    /// Whether the client has something from an earlier stream, and nobody knows under which names.
     came_back: bool,
     /// Whether it has something of another type, and may have something of this one that it refused and does not speak of.
     may_have: bool,
@@ -44,7 +44,7 @@ pub(super) struct Needed {
 }
 
 impl Uses {
-    /// The client has something of this type from an earlier stream.
+    /// The client has something of this type from an earlier stream, where it asked for everything.
     pub(super) fn come_back(&mut self) {
         self.came_back = true;
     }

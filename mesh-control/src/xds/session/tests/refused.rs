@@ -396,6 +396,24 @@ fn who_comes_back_and_does_not_say_what_it_refused_may_go_on_with_anything_there
 }
 
 #[test]
+fn of_what_a_client_did_not_ask_for_when_it_came_back_it_has_nothing() {
+    for (came_back, at_first) in [(true, true), (true, false), (false, true)] {
+        let of = |there_are: &[&str], edition| with_clusters(there_are).naming(Kind::Routes, "r", edition, &["a"]);
+        let cache = of(&["a", "b"], 1).cache();
+        let mut client = asking(&cache, Form::State, Dialect::Proxyless, &[], &[]);
+        let names: &[&str] = if at_first { &["r", "nowhere"] } else { &["r"] };
+        resumed::first_request(&mut client, Kind::Routes, names, if came_back { "7" } else { "" });
+        client.settle();
+        client.ask(Kind::Routes, &["r", "nowhere"]);
+        client.settle();
+        of(&["a"], 2).publish(&cache, "2");
+        settle_refusing(&mut client, Kind::Routes);
+        let kept: &[&str] = if came_back && at_first { &["a", "b"] } else { &["a"] };
+        assert_eq!(clusters(&client), kept, "{came_back} {at_first}");
+    }
+}
+
+#[test]
 fn what_a_client_has_from_an_earlier_stream_names_what_it_named_if_its_version_is_known() {
     for is_known in [true, false] {
         let of = |there_are: &[&str], edition| with_clusters(there_are).naming(Kind::Routes, "r", edition, &["a"]);
