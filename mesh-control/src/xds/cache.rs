@@ -357,7 +357,7 @@ impl Cache {
         self.evaluated.fetch_add(1, Ordering::Relaxed);
         let resource = resources.resource(scope, key.kind, &key.name)?;
         let version = Version::of(&resource, scope);
-        if let Some(seen) = seen {
+        if let Some(seen) = &seen {
             self.views.insert(seen, version);
         }
         Some(Made::New(version, Box::new(resource)))

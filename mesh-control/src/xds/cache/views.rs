@@ -2,6 +2,7 @@
 //! milliseconds for each scope otherwise.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -11,15 +12,23 @@ use crate::translate::{Dialect, NodeScope, View};
 use crate::xds::encoded::Version;
 use crate::xds::{Kind, Resources};
 
-/// So many are remembered at most: what makes them different, names and labels, is what clients say.
+/// So many are remembered at most, each as a few bytes: what makes them different, names and labels, is what clients say, at any
+/// length.
 const MOST: usize = 10_000;
 
 /// The versions of what was made since the last publication began.
 #[derive(Default)]
-pub(super) struct Views(Mutex<HashMap<Seen, Version>>);
+pub(super) struct Views {
+    known: Mutex<HashMap<Mark, Version>>,
+    /// Nobody who does not know them finds two that have one mark.
+    marks: [RandomState; 2],
+}
+
+/// A [`Seen`] as it is remembered.
+type Mark = [u64; 2];
 
 /// What was made, and for whom.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Hash)]
 pub(super) struct Seen {
     /// The address of what it was made from, to which the view's compare.
     of: usize,
@@ -41,26 +50,32 @@ impl Seen {
 }
 
 impl Views {
-    pub(super) fn get(&self, seen: &Seen) -> Option<Version> {
-        self.0.lock().get(seen).copied()
+    fn mark(&self, seen: &Seen) -> Mark {
+        self.marks.each_ref().map(|mark| mark.hash_one(seen))
     }
 
-    pub(super) fn insert(&self, seen: Seen, version: Version) {
-        let mut known = self.0.lock();
+    pub(super) fn get(&self, seen: &Seen) -> Option<Version> {
+        let mark = self.mark(seen);
+        self.known.lock().get(&mark).copied()
+    }
+
+    pub(super) fn insert(&self, seen: &Seen, version: Version) {
+        let mark = self.mark(seen);
+        let mut known = self.known.lock();
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert(seen, version);
+        known.insert(mark, version);
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.lock().len()
+        self.known.lock().len()
     }
 
     /// Forgets all of it. Addresses come again: with each publication, and once what it is made from exists, there is nothing
     /// that stands for another one.
     pub(super) fn clear(&self) {
-        *self.0.lock() = HashMap::new();
+        *self.known.lock() = HashMap::new();
     }
 }
