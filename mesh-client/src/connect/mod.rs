@@ -43,13 +43,16 @@ pub(crate) use self::pool::{Connections, Full, Lease, OpenGuard, PER_HOST, Pool,
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 pub(crate) use self::tls::refusal;
-use self::tls::{Alpn, Tls};
+use self::tls::{Alpn, Tls, speaks_none_of_ours};
 use crate::env::{Env, Random};
 use crate::error::Cause;
 
 /// Longest life of a connection of the mesh's, or one by the roots of a certificate provider, for which policy names none:
 /// then its peer proves anew who it is.
 const MESH_AGE: Duration = Duration::from_secs(3600);
+/// Why a request that asks for another protocol cannot be sent where the peer settles what is spoken.
+const NO_HTTP1: &str = "the request asks for another protocol than HTTP (Upgrade), which HTTP/2 has no words for, and the \
+                        endpoint does not speak HTTP/1.1";
 
 /// Where one endpoint is reached, and what TLS has to know of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -261,6 +264,11 @@ impl Dialer {
             None => Ok(tcp),
             // Whoever answers there may be somebody else by now.
             Some(connector) => connector.handshake(tcp, peer).await.map_err(|cause| {
+                // It was asked for less than it may speak: that is no failure of its own.
+                let asked_for_less = self.options.protocol == UpstreamProtocol::Alpn && alpn == Alpn::Http1;
+                if asked_for_less && speaks_none_of_ours(&cause) {
+                    return Cause::UnsupportedAction(NO_HTTP1);
+                }
                 self.names.suspect();
                 self.tls.explained(cause)
             }),

@@ -158,6 +158,11 @@ impl Pool {
         &self.peer
     }
 
+    /// Whether what needs this is sent over HTTP/2 whatever the peer speaks.
+    pub(crate) fn insists_on_http2(&self, needs: Needs) -> bool {
+        self.dialer.want(needs, &self.peer) == Want::Http2
+    }
+
     /// Whether it keeps no connections any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.counts.closed.load(Ordering::Acquire)

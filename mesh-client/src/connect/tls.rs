@@ -61,6 +61,13 @@ pub(crate) fn refusal(error: &(dyn StdError + 'static)) -> Option<rustls::Error>
     refuses.then(|| alert.clone())
 }
 
+/// Whether a handshake failed for nothing but that the peer speaks none of the protocols offered.
+pub(super) fn speaks_none_of_ours(cause: &Cause) -> bool {
+    let Cause::TlsHandshake { source, .. } = cause else { return false };
+    let none = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+    find::<rustls::Error>(&**source).is_some_and(|error| *error == none)
+}
+
 /// The protocols offered. To a peer of the mesh beside Istio's names for them, first as Istio's proxies have them: a
 /// sidecar in mode `PERMISSIVE` knows the mesh's TLS from an application's own by those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

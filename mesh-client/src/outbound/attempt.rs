@@ -241,6 +241,10 @@ impl Shared<'_> {
         let changes = !self.grpc && head.changes_protocol();
         let upgrades = changes && head.method != Method::CONNECT;
         let needs = if upgrades { Needs::Http1 } else { Needs::of(self.grpc) };
+        if upgrades && launch.endpoint.pool().insists_on_http2(needs) {
+            launch.attempt.held_back();
+            return Err(Cause::UnsupportedAction(NO_UPGRADE).into());
+        }
         let lease = if launch.first && self.picks_first() {
             // Boxed: requests of other clusters are no larger for it.
             Box::pin(self.first_of_list(launch, needs)).await?
@@ -253,7 +257,7 @@ impl Shared<'_> {
         };
         launch.reached(lease)?;
         if upgrades && launch.lease.as_ref().is_some_and(Lease::is_http2) {
-            // Without the headers that ask for it, it would be another request.
+            // An application's own connection. Without the headers that ask for it, it would be another request.
             launch.lease = None;
             launch.attempt.held_back();
             return Err(Cause::UnsupportedAction(NO_UPGRADE).into());

@@ -8,8 +8,10 @@ use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use mesh_client::Client;
 use mesh_core::error::{Code, Fault};
+use mesh_core::health::{AccrualState, Standing};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, Endpoint, Forward, OriginatedTls, UpstreamProtocol, UpstreamTls,
+    Address, CircuitBreakers, Cluster, Endpoint, FailureAccrual, Forward, OriginatedTls, OutlierDetection,
+    UpstreamProtocol, UpstreamTls,
 };
 use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, policy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -193,9 +195,14 @@ async fn an_offer_of_http2_without_tls_or_one_that_the_connection_does_not_name_
 
 /// A server of ordinary TLS that speaks both, and a cluster for it.
 async fn both(protocol: UpstreamProtocol) -> (EchoServer, Cluster, tempfile::NamedTempFile) {
+    speaking(&[b"h2", b"http/1.1"], protocol).await
+}
+
+/// A server of ordinary TLS that speaks these, and a cluster for it.
+async fn speaking(speaks: &[&[u8]], protocol: UpstreamProtocol) -> (EchoServer, Cluster, tempfile::NamedTempFile) {
     let ca = TestCa::new();
     let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
-    let tls = ca.server_showing(ca.certified(&spec), &[b"h2", b"http/1.1"]);
+    let tls = ca.server_showing(ca.certified(&spec), speaks);
     let roots = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(roots.path(), ca.root_pem()).unwrap();
     let file = roots.path().to_str().unwrap().to_owned();
@@ -218,6 +225,11 @@ async fn what_asks_for_another_protocol_is_sent_over_http1_or_not_at_all() {
         let (server, cluster, _roots) = both(protocol).await;
         let snapshot = snapshot_with(Forward::to("test".into()), cluster, &[&server]);
         let client = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(mesh_testkit::crypto()).build();
+        if protocol == UpstreamProtocol::Http2 {
+            // What cannot be sent takes no connection.
+            let error = client.send(websocket()).await.unwrap_err();
+            assert_eq!((error.code(), server.connections()), (Code::UNSUPPORTED_ACTION, 0), "{error}");
+        }
         // The control: others go over HTTP/2, before it and after it.
         fetch(&client, "/").await.unwrap();
         let answer = client.send(websocket()).await;
@@ -241,4 +253,28 @@ async fn what_asks_for_another_protocol_is_sent_over_http1_or_not_at_all() {
             }
         }
     }
+}
+
+/// It was asked for less than it may speak, which says nothing of it.
+#[tokio::test]
+async fn a_server_that_speaks_http2_only_is_none_the_worse_for_who_asks_for_another_protocol() {
+    let (server, cluster, _roots) = speaking(&[b"h2"], UpstreamProtocol::Alpn).await;
+    let accrual = FailureAccrual { max_failures: 1, ..FailureAccrual::default() };
+    let outlier =
+        OutlierDetection { consecutive_gateway: Some(1), consecutive_5xx: Some(1), ..OutlierDetection::default() };
+    let cluster = Cluster { accrual: Some(accrual), outlier: Some(outlier), ..cluster };
+    let snapshot = snapshot_with(Forward::to("test".into()), cluster, &[&server]);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(mesh_testkit::crypto()).build();
+    for _ in 0..3 {
+        let error = client.send(websocket()).await.unwrap_err();
+        assert_eq!((error.code(), error.attempts()), (Code::UNSUPPORTED_ACTION, 1), "{error}");
+        assert!(error.to_string().contains("does not speak HTTP/1.1"), "{error}");
+    }
+    let dump = client.dump();
+    let endpoint = &dump.destinations[0].clusters[0].endpoints[0];
+    assert!(endpoint.usable && endpoint.reachable, "{endpoint:?}");
+    assert_eq!((endpoint.standing, endpoint.failure_penalty), (Standing::Good, 1.0));
+    assert!(endpoint.accrual.is_none_or(|state| state == AccrualState::Closed), "{endpoint:?}");
+    // Neither ejected nor left alone for a while.
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
 }
