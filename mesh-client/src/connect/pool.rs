@@ -188,7 +188,7 @@ impl Pool {
     /// # Errors
     /// The limit that is reached.
     pub(crate) fn room(&self, room: Room) -> Result<OpenGuard, Full> {
-        OpenGuard::within(room, &self.dialer, &self.counts, false)
+        OpenGuard::within(room, &self.dialer, &self.counts, None)
     }
 
     /// Connects for bytes of any kind, within a [`room`](Self::room); tells who the peer is, if it is of the mesh.
@@ -261,7 +261,7 @@ impl Pool {
             return Ok(());
         }
         // Full: others are in use.
-        let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) else { return Ok(()) };
+        let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, Some(want)) else { return Ok(()) };
         self.leave(room)?;
         match self.made(self.dial(want, open)).await? {
             Connection::Sole(sole) => self.keep(sole, Instant::now()),
@@ -392,7 +392,7 @@ impl Pool {
             if let Some(dial) = self.orphan(want, here) {
                 break dial;
             }
-            if let Some(open) = self.further(room) {
+            if let Some(open) = self.further(want, room) {
                 self.leave(room)?;
                 break self.dial(want, open);
             }
@@ -539,10 +539,10 @@ impl Pool {
     }
 
     /// Room for one more connection.
-    fn further(&self, room: Room) -> Option<OpenGuard> {
+    fn further(&self, want: Want, room: Room) -> Option<OpenGuard> {
         let shut = |connection: &&Arc<SharedConnection>| is_live(connection) && connection.is_shut();
         let shut = self.shared.load().as_deref().map_or(0, |all| all.iter().filter(shut).count());
-        if shut < MAX_SHUT { OpenGuard::within(room, &self.dialer, &self.counts, true).ok() } else { None }
+        if shut < MAX_SHUT { OpenGuard::within(room, &self.dialer, &self.counts, Some(want)).ok() } else { None }
     }
 
     /// Begins to connect, by a task of its own: who waits for it may give up. That it is through is told to those who stand

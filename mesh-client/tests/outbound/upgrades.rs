@@ -278,3 +278,33 @@ async fn a_server_that_speaks_http2_only_is_none_the_worse_for_who_asks_for_anot
     // Neither ejected nor left alone for a while.
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
 }
+
+/// One of each kind there may be whatever the limits: neither can take the other's.
+#[tokio::test]
+async fn what_changes_its_protocol_and_what_goes_over_http2_do_not_keep_each_other_from_a_connection() {
+    let one = Some(1);
+    for breaker in [
+        CircuitBreakers { max_connections: one, ..CircuitBreakers::default() },
+        CircuitBreakers { max_connections_per_host: one, ..CircuitBreakers::default() },
+    ] {
+        for changes_first in [true, false] {
+            let (server, cluster, _roots) = both(UpstreamProtocol::Alpn).await;
+            let cluster = Cluster { breaker: breaker.clone(), ..cluster };
+            let snapshot = snapshot_with(Forward::to("test".into()), cluster, &[&server]);
+            let client = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(mesh_testkit::crypto());
+            let client = client.queue_wait(Duration::from_secs(5)).build();
+            // Held, and so are their connections.
+            let held = if changes_first {
+                let changing = client.send(websocket()).await.unwrap();
+                [changing, client.send(get("/")).await.unwrap()]
+            } else {
+                let staying = client.send(get("/")).await.unwrap();
+                [client.send(websocket()).await.unwrap(), staying]
+            };
+            let mut versions: Vec<_> = server.received().iter().map(|request| request.version).collect();
+            versions.sort_unstable_by_key(|version| *version == Version::HTTP_2);
+            assert_eq!((versions, server.connections()), (vec![Version::HTTP_11, Version::HTTP_2], 2));
+            drop(held);
+        }
+    }
+}

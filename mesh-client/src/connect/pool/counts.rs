@@ -26,7 +26,7 @@ use super::MAX_SHUT;
 /// How many connections there may be. None = any number.
 #[derive(Clone, Copy)]
 pub(crate) struct Room {
-    /// To all endpoints of the cluster; each may have one whatever this is, as in Envoy.
+    /// To all endpoints of the cluster; each may have one of each kind whatever this is, as in Envoy.
     pub(crate) of_cluster: Option<u32>,
     /// To one endpoint.
     pub(crate) of_endpoint: Option<u32>,
@@ -77,8 +77,8 @@ impl Connections {
 #[derive(Default)]
 pub(in crate::connect) struct Counts {
     open: Count,
-    // Of them, those that the pool made: a raw connection is nobody else's to use.
-    pooled: Count,
+    // Of them, those that the pool made, of each kind: a raw connection is nobody else's to use.
+    pooled: [Count; KINDS],
     // In each line.
     waiting: [Waiters; LINES],
     // The endpoint is gone.
@@ -103,12 +103,17 @@ impl Default for Line {
     }
 }
 
-const LINES: usize = 4;
+const KINDS: usize = 2;
+const LINES: usize = 2 * KINDS;
 
-/// Which line: over HTTP/1.1 and over HTTP/2 nobody takes what the other waits for, and where one priority has no room the
-/// other may have some. What ALPN settles on is nearly always HTTP/2.
+/// Over HTTP/1.1 and over HTTP/2 nobody takes what the other waits for. What ALPN settles on is nearly always HTTP/2.
+fn kind_of(want: Want) -> usize {
+    usize::from(want != Want::Http1)
+}
+
+/// Which line: one for each kind, and where one priority has no room the other may have some.
 fn line_of(want: Want, room: Room) -> usize {
-    2 * usize::from(room.high) + usize::from(want != Want::Http1)
+    KINDS * usize::from(room.high) + kind_of(want)
 }
 
 impl Counts {
@@ -185,30 +190,32 @@ impl Turn<'_> {
 pub(crate) struct OpenGuard {
     of_cluster: Arc<Connections>,
     of_endpoint: Arc<Counts>,
-    pooled: bool,
+    // Of which kind.
+    pooled: Option<usize>,
 }
 
 impl OpenGuard {
     /// A connection of the pool, whatever the limits.
-    pub(super) fn pooled(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
-        counts.pooled.enter();
-        Self::counted(dialer, counts, true)
+    pub(super) fn pooled(want: Want, dialer: &Dialer, counts: &Arc<Counts>) -> Self {
+        counts.pooled[kind_of(want)].enter();
+        Self::counted(dialer, counts, Some(kind_of(want)))
     }
 
-    fn counted(dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Self {
+    fn counted(dialer: &Dialer, counts: &Arc<Counts>, pooled: Option<usize>) -> Self {
         dialer.open.count.enter();
         counts.open.enter();
         Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }
     }
 
-    /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a raw one.
-    /// Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody tells them.
+    /// One more within the limits: a connection of the pool for what a request wants, or a raw one. Of each kind the pool may
+    /// have one whatever they are, as in Envoy: one that a WebSocket has taken serves nobody who speaks HTTP/2. Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody tells them.
     ///
     /// # Errors
     /// The limit that is reached.
-    pub(super) fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Result<Self, Full> {
-        if pooled && counts.pooled.enter_below(1) {
-            return Ok(Self::counted(dialer, counts, true));
+    pub(super) fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>, want: Option<Want>) -> Result<Self, Full> {
+        let pooled = want.map(kind_of);
+        if pooled.is_some_and(|kind| counts.pooled[kind].enter_below(1)) {
+            return Ok(Self::counted(dialer, counts, pooled));
         }
         let full = Err(Full { limit: "max_connections", allowed: room.of_cluster.unwrap_or(u32::MAX) });
         // Looked at first: those of the endpoint are told only of a place that went in this very moment.
@@ -223,8 +230,8 @@ impl OpenGuard {
             counts.made_room();
             return full;
         }
-        if pooled {
-            counts.pooled.enter();
+        if let Some(kind) = pooled {
+            counts.pooled[kind].enter();
         }
         Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled })
     }
@@ -250,8 +257,8 @@ impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.of_cluster.count.leave();
         self.of_endpoint.open.leave();
-        if self.pooled {
-            self.of_endpoint.pooled.leave();
+        if let Some(kind) = self.pooled {
+            self.of_endpoint.pooled[kind].leave();
         }
         Waiters::given_back();
         self.of_endpoint.made_room();

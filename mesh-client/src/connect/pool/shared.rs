@@ -180,10 +180,10 @@ impl Pool {
         if let Some((_, connecting)) = slot.iter().find(|(runtime, _)| *runtime == here) {
             return Ok(Next::Join(connecting.clone()));
         }
-        let open = self.further(room);
+        let open = self.further(Want::Http2, room);
         // Connections that are on their way out are no reason to wait for them.
         let none = || slot.is_empty() && !self.has_live(None);
-        let open = open.or_else(|| none().then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
+        let open = open.or_else(|| none().then(|| OpenGuard::pooled(Want::Http2, &self.dialer, &self.counts)));
         let Some(open) = open else {
             // There may be no further one: whoever drives it.
             return Ok(self.reuse_shared(false, None).map_or(Next::Full, Next::Stream));
