@@ -136,7 +136,8 @@ pub enum Cause {
         source: Source,
     },
     /// TLS cannot be set up here as the policy says: a file that cannot be read, a name that is none, roots that were not
-    /// given yet. That says nothing of the endpoint, and nothing is sent.
+    /// given yet, or our own certificate, which has ended and which the peer refused for that. That says nothing of the
+    /// endpoint, and nothing is sent.
     #[error("{address}: {source}")]
     TlsSetup {
         /// Where to.
@@ -376,19 +377,23 @@ fn taken_out(count: usize) -> String {
 impl Cause {
     /// Whether no connection to the endpoint came about: a failure of that one, and not of policy or of a limit.
     pub(crate) fn is_unreached(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::ConnectFailed { .. }
-                | Self::ConnectTimeout { .. }
-                | Self::BackingOff { .. }
-                | Self::TlsHandshake { .. }
-                | Self::WrongPeerIdentity { .. }
-        )
+            | Self::ConnectTimeout { .. }
+            | Self::TlsHandshake { .. }
+            | Self::WrongPeerIdentity { .. } => true,
+            Self::BackingOff { last, .. } => last.is_unreached(),
+            _ => false,
+        }
     }
 
     /// Whether it is for what this process lacks that no connection can be made, whoever is at the other end.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self, Self::NoIdentity { .. } | Self::TlsSetup { .. })
+        match self {
+            Self::NoIdentity { .. } | Self::TlsSetup { .. } => true,
+            Self::BackingOff { last, .. } => last.is_ours(),
+            _ => false,
+        }
     }
 
     /// What failed, in the words of the first half of the line.
@@ -492,7 +497,6 @@ impl Cause {
             | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }
-            | Self::BackingOff { .. }
             | Self::TlsHandshake { .. }
             | Self::WrongPeerIdentity { .. }
             | Self::ConnectionLost { .. }
@@ -500,6 +504,7 @@ impl Cause {
             | Self::Timeout(_)
             | Self::PerTryTimeout(_)
             | Self::IdleTimeout(_) => Blame::Upstream,
+            Self::BackingOff { last, .. } => last.blame(),
         }
     }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use mesh_core::policy::Address;
 use tokio::time::Instant;
 
+use super::tls::is_awaited;
 use crate::env::Random;
 use crate::error::{Cause, PeerMismatch, Source};
 
@@ -44,6 +45,8 @@ enum Unreached {
     Late(Duration),
     Tls(Source),
     Stranger(Box<PeerMismatch>),
+    // Ours: it is told as such, and left alone like the others, for a look at files is no cheaper than a dial.
+    Setup(Source),
 }
 
 impl BackOff {
@@ -65,7 +68,7 @@ impl BackOff {
     }
 
     /// A connection did not come about. Several that were begun together meet the same outage: it counts once. What is
-    /// policy's doing, or ours, is no failure of the endpoint.
+    /// policy's doing is no failure. What cannot be set up here is none of the endpoint's, and has its time all the same.
     pub(super) fn failed(&mut self, cause: &Cause, now: Instant, random: &Random) {
         let Some(last) = Unreached::of(cause) else { return };
         match &mut self.0 {
@@ -92,6 +95,7 @@ impl Unreached {
             Cause::ConnectTimeout { after, .. } => Self::Late(*after),
             Cause::TlsHandshake { source, .. } => Self::Tls(source.clone()),
             Cause::WrongPeerIdentity { refused, .. } => Self::Stranger(Box::new(refused.clone())),
+            Cause::TlsSetup { source, .. } if !is_awaited(source) => Self::Setup(source.clone()),
             _ => return None,
         })
     }
@@ -102,6 +106,7 @@ impl Unreached {
             Self::Failed(source) => Cause::ConnectFailed { address, source: source.clone() },
             Self::Late(after) => Cause::ConnectTimeout { address, after: *after },
             Self::Tls(source) => Cause::TlsHandshake { address, source: source.clone() },
+            Self::Setup(source) => Cause::TlsSetup { address, source: source.clone() },
             Self::Stranger(refused) => Cause::WrongPeerIdentity { address, refused: PeerMismatch::clone(refused) },
         }
     }

@@ -68,6 +68,11 @@ pub(super) fn speaks_none_of_ours(cause: &Cause) -> bool {
     find::<rustls::Error>(&**source).is_some_and(|error| *error == none)
 }
 
+/// Whether what TLS needs is given by somebody else, and was not yet. A look at that costs nothing.
+pub(super) fn is_awaited(source: &Source) -> bool {
+    matches!(find(&**source), Some(Setup::NothingGiven))
+}
+
 /// The protocols offered. To a peer of the mesh beside Istio's names for them, first as Istio's proxies have them: a
 /// sidecar in mode `PERMISSIVE` knows the mesh's TLS from an application's own by those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,10 +205,13 @@ impl Tls {
     }
 
     /// A failure as it is told once our own certificate has ended: peers refuse it, and what they say of that is an alert.
+    /// Then it is ours, whoever says it.
     pub(super) fn explained(&self, cause: Cause) -> Cause {
         match (cause, self.ended_ago()) {
             (Cause::TlsHandshake { address, source }, Some(ago)) => {
-                Cause::TlsHandshake { address, source: Arc::new(OwnEnded { ago, source }) }
+                let refused = refusal(&*source).is_some();
+                let source = Arc::new(OwnEnded { ago, source });
+                if refused { Cause::TlsSetup { address, source } } else { Cause::TlsHandshake { address, source } }
             }
             (cause, _) => cause,
         }

@@ -1,16 +1,19 @@
 //! TLS that cannot be set up here as policy says.
 
-use mesh_client::Cause;
+use std::time::Duration;
+
+use mesh_client::{Cause, Client};
 use mesh_core::error::{Blame, Code, Fault};
 use mesh_core::health::{AccrualState, Standing};
 use mesh_core::policy::{
-    ClientCertificate, Cluster, FailureAccrual, OriginatedTls, OutlierDetection, RootsTls, UpstreamTls,
+    ClientCertificate, Cluster, FailureAccrual, OriginatedTls, OutlierDetection, RootsTls,
+    UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
-use mesh_testkit::{CertificateSpec, EchoServer, TestCa};
+use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
 
-use super::tls::builder;
-use super::{cluster, fetch};
+use super::tls::{builder, speaking};
+use super::{TARGET, cluster, fetch};
 
 /// What cannot be set up here says nothing of those at the other end.
 #[tokio::test]
@@ -44,21 +47,61 @@ async fn what_is_missing_here_for_tls_is_not_blamed_on_endpoints() {
         let cluster = Cluster { tls: tls.clone(), accrual: Some(accrual), outlier: Some(outlier), ..cluster("test") };
         let given = Watched::fixed(None);
         let identities = Identities::from(ca.watched("default", "web")).with_roots([("ca".into(), given)]);
-        let client = builder(cluster, &server).identity(identities).build();
-        for _ in 0..3 {
+        let client = builder(cluster, &server).identity(identities).random(|below| below / 2).build();
+        // What is given from elsewhere costs no look at files, and may be there in a moment.
+        let awaited = matches!(tls, UpstreamTls::Roots(_));
+        tokio::time::pause();
+        for n in 0..20 {
             let error = fetch(&client, "/").await.unwrap_err();
-            assert!(matches!(error.cause(), Cause::TlsSetup { .. }), "{tls:?}: neither back-off nor ejection: {error}");
-            assert_eq!((error.code(), error.blame()), (Code::TLS_HANDSHAKE, Blame::Local), "{error}");
+            let (tried, told) = match error.cause() {
+                Cause::BackingOff { last, .. } => (false, &**last),
+                cause => (true, cause),
+            };
+            assert!(matches!(told, Cause::TlsSetup { .. }), "{tls:?}: {error}");
+            assert_eq!(tried, n == 0 || awaited, "{tls:?}: once, for all of them: {error}");
+            let seen = (error.code(), error.blame(), error.attempts());
+            assert_eq!(seen, (Code::TLS_HANDSHAKE, Blame::Local, 1), "{error}");
         }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
         let dump = client.dump();
         let endpoint = &dump.destinations[0].clusters[0].endpoints[0];
         assert!(endpoint.usable && endpoint.reachable, "{tls:?}: {endpoint:?}");
         assert_eq!((endpoint.standing, endpoint.failure_penalty), (Standing::Good, 1.0), "{tls:?}");
         assert!(endpoint.accrual.is_none_or(|state| state == AccrualState::Closed), "{tls:?}: {endpoint:?}");
         if mended {
-            // The next one is served, without a wait.
+            // The next one is served.
             std::fs::write(roots.path(), ca.root_pem()).unwrap();
             assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        }
+    }
+}
+
+/// Everybody refuses it, and nobody is worse for that.
+#[tokio::test]
+async fn our_own_certificate_that_has_ended_is_not_blamed_on_endpoints() {
+    let ca = TestCa::new();
+    let identity = ca.identity("default", "reviews");
+    let servers = [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("two", &identity).await];
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let accrual = FailureAccrual { max_failures: 1, ..FailureAccrual::default() };
+        let outlier =
+            OutlierDetection { consecutive_gateway: Some(1), consecutive_5xx: Some(1), ..OutlierDetection::default() };
+        let cluster = Cluster { accrual: Some(accrual), outlier: Some(outlier), ..speaking(protocol) };
+        let endpoints = servers.iter().map(EchoServer::endpoint);
+        let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, endpoints));
+        let identity = Watched::fixed(Some(ca.expired("default", "web")));
+        let client = Client::builder(source).crypto(crypto()).identity(identity).build();
+        for _ in 0..6 {
+            let error = fetch(&client, "/").await.unwrap_err();
+            assert_eq!((error.blame(), error.attempts()), (Blame::Local, 1), "{protocol:?}: {error}");
+            assert!(error.to_string().starts_with("MESH-1104 "), "{error}");
+            assert!(error.to_string().contains("our own certificate ended"), "{error}");
+        }
+        for endpoint in &client.dump().destinations[0].clusters[0].endpoints {
+            assert!(endpoint.usable && endpoint.reachable, "{protocol:?}: {endpoint:?}");
+            assert_eq!((endpoint.standing, endpoint.failure_penalty), (Standing::Good, 1.0), "{protocol:?}");
+            assert!(endpoint.accrual.is_none_or(|state| state == AccrualState::Closed), "{protocol:?}: {endpoint:?}");
         }
     }
 }
