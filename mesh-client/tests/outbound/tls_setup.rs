@@ -1,19 +1,20 @@
 //! TLS that cannot be set up here as policy says.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_client::{Cause, Client};
 use mesh_core::error::{Blame, Code, Fault};
 use mesh_core::health::{AccrualState, Standing};
 use mesh_core::policy::{
-    ClientCertificate, Cluster, FailureAccrual, OriginatedTls, OutlierDetection, RootsTls,
+    ClientCertificate, Cluster, EndpointMetadata, FailureAccrual, OriginatedTls, OutlierDetection, RootsTls,
     UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
 
 use super::tls::{builder, speaking};
-use super::{TARGET, cluster, fetch};
+use super::{TARGET, cluster, fetch, server_of};
 
 /// What cannot be set up here says nothing of those at the other end.
 #[tokio::test]
@@ -74,6 +75,32 @@ async fn what_is_missing_here_for_tls_is_not_blamed_on_endpoints() {
             std::fs::write(roots.path(), ca.root_pem()).unwrap();
             assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
         }
+    }
+}
+
+/// A name that is none is not ours, nor is it the endpoint's to be left out for.
+#[tokio::test]
+async fn an_endpoints_name_that_is_none_is_passed_over() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["reviews".into()], ..CertificateSpec::default() };
+    let server = EchoServer::start_tls("reviews", ca.server_showing(ca.certified(&spec), &[b"http/1.1"])).await;
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    let tls = OriginatedTls {
+        sni: None,
+        auto_host_sni: true,
+        subject_alt_names: Vec::new(),
+        ca_file: Some(roots.path().to_str().unwrap().to_owned()),
+        insecure_skip_verify: false,
+    };
+    for (hostname, expected) in [("no name", Ok("reviews")), ("other.test", Err(Code::WRONG_PEER_IDENTITY))] {
+        let cluster = Cluster { tls: UpstreamTls::Simple(tls.clone()), ..cluster("test") };
+        let mut endpoint = server.endpoint();
+        endpoint.metadata =
+            Arc::new(EndpointMetadata { hostname: Some(hostname.into()), ..EndpointMetadata::default() });
+        let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, [endpoint]));
+        let answer = fetch(&Client::builder(source).crypto(crypto()).build(), "/").await;
+        assert_eq!(answer.as_ref().map(server_of).map_err(Fault::code), expected, "{answer:?}");
     }
 }
 
