@@ -19,9 +19,9 @@ pub struct RingHash {
     len: usize,
 }
 
-/// Largest ring whatever the settings, which Envoy's is by default: 128 MiB, that only weights very far
-/// apart or a large least size make. gRPC stops at 4096. More candidates than this get one entry each.
-const LARGEST: u64 = 1 << 23;
+/// Largest ring whatever the settings: 1 MiB. One of Envoy's 8,388,608 would take a thread that serves requests
+/// seconds to make, and a request long to walk; gRPC stops at 4096. More candidates than this get one entry each.
+const LARGEST: u64 = crate::policy::LARGEST_RING;
 
 impl RingHash {
     /// A ring of at least `min_size` entries, and at most `max_size` where that leaves one entry for

@@ -120,6 +120,9 @@ pub enum Discovery {
     Aggregate(Vec<ClusterName>),
 }
 
+/// Entries of a ring at most, whatever policy says.
+pub(crate) const LARGEST_RING: u64 = 65_536;
+
 /// How one endpoint among the usable ones is chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,9 +148,10 @@ pub enum Balancer {
     Prequal(Prequal),
     /// Consistent hashing on a ring (gRFC A42).
     RingHash {
-        /// Smallest ring. Default 1024.
+        /// Smallest ring. Default 1024. Of more than 65,536 that many are made.
         min_size: u64,
-        /// Largest ring. Default 8,388,608.
+        /// Largest ring. Default 8,388,608; 65,536 is the most that is made, which ends it sooner only for weights so far
+        /// apart.
         max_size: u64,
     },
     /// Consistent hashing by Maglev's table.

@@ -5,11 +5,11 @@
 //! about it.
 
 use super::{
-    AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
+    AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HashSource, HttpFilter,
-    HttpFilterKind, InboundLimits, InboundListener, InboundRoutes, Instances, JwtKeys, Listener, LocalRateLimit,
-    LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction,
-    RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
+    HttpFilterKind, InboundLimits, InboundListener, InboundRoutes, Instances, JwtKeys, LARGEST_RING, Listener,
+    LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route,
+    RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -43,7 +43,23 @@ const CLUSTER: &[Line<Cluster>] = &[
          client is not told; what fails in panic, and priorities and weights of localities, are enforced",
         |c| c.locality.zone_aware.is_some(),
     ),
+    line(
+        "balancer.min_size",
+        "a ring has 65,536 entries at most: with more asked for, some keys belong elsewhere than with who makes them all. A \
+         largest size above that alone changes nothing, but for weights so far apart that the lightest endpoint would \
+         have less than one of them",
+        |c| least_ring(&c.balancer).is_some_and(|least| least > LARGEST_RING),
+    ),
 ];
+
+/// Entries that a ring is to have at least.
+fn least_ring(balancer: &Balancer) -> Option<u64> {
+    match balancer {
+        Balancer::RingHash { min_size, max_size } => Some(*min_size.min(max_size)),
+        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => least_ring(child),
+        _ => None,
+    }
+}
 
 const ROUTE: &[Line<Forward>] = &[
     line(
@@ -394,7 +410,17 @@ mod tests {
         assert_eq!(report.len(), 1, "{report:?}");
         assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", "locality.zone_aware"));
         assert!(!report[0].effect.is_empty());
+        let ring = |min_size, max_size| {
+            let ring = Balancer::RingHash { min_size, max_size };
+            [ring.clone(), Balancer::RandomSubsetting { size: 20, child: Box::new(ring) }]
+        };
+        for balancer in ring(65_537, 8 << 20) {
+            assert_eq!(fields(&cluster(|c| c.balancer = balancer)), ["balancer.min_size"]);
+        }
         // The control: these are enforced.
+        for balancer in [ring(65_536, 8 << 20), ring(1 << 20, 1024)].into_iter().flatten() {
+            assert_eq!(fields(&cluster(|c| c.balancer = balancer)), [""; 0]);
+        }
         assert_eq!(fields(&cluster(|c| c.hashing.balance_factor = Some(125))), [""; 0]);
         assert_eq!(fields(&cluster(|c| c.dns.respect_ttl = true)), [""; 0]);
     }
