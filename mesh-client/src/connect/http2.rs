@@ -27,13 +27,12 @@ use crate::body::{AT_ONCE, Broken, Incoming, Outgoing, Unanswered};
 /// Bytes that the peer may send on a stream before they are read, where policy says nothing. The least that HTTP/2 begins
 /// with would have a fast peer wait for us at each 64 KiB.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-/// The same for all streams of a connection together: the most there is (RFC 9113, section 6.9.1), so that the windows of
-/// its streams are what bounds them. One that a few streams fill has who reads slowly hold up all the others; gRPC gives
-/// such room back as bytes arrive, which comes to the same. What a connection may hold is so much for each of its streams
-/// that nobody reads, of which the peer says how many there may be, and policy (`max_concurrent_streams`).
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// The same for all streams of a connection together, Envoy's default. What nobody has read of a connection's answers takes
+/// no more memory than this, and 2 MiB for each stream that nobody reads. One that a few streams fill has who reads slowly
+/// hold up all the others: this takes 128 of them.
+const CONNECTION_WINDOW: u32 = 256 * 1024 * 1024;
 /// What DATA frames of less than 256 bytes that nobody has read may cost beside their bytes, for a frame 256 less these.
-/// h2 would derive half of the connection's window from that, which is no bound any more.
+/// h2 would take half of the connection's window for that.
 const SMALL_FRAMES: usize = 64 * 1024 * 1024;
 /// Bytes of a frame, and of an answer's headers.
 const MAX_FRAME: u32 = 16 * 1024;

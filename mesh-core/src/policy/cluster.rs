@@ -601,9 +601,9 @@ pub struct ConnectionOptions {
     pub max_concurrent_streams: Option<u32>,
     /// Bytes of one HTTP/2 stream that the peer may send ahead. None = the client's default, 2 MiB.
     pub initial_stream_window: Option<u32>,
-    /// Bytes of one HTTP/2 connection that the peer may send ahead. None = as many as its streams may have: who does not
-    /// read holds up nobody else, and the most that a connection takes of memory is so much for each of its streams. With
-    /// a smaller one, streams that nobody reads may take all of it, and the others wait.
+    /// Bytes of one HTTP/2 connection that the peer may send ahead. None = 256 MiB, Envoy's default: the most that
+    /// a connection takes of memory for what nobody has read, and of it 2 MiB for each stream. Streams that nobody reads may
+    /// take all of it, which at that are 128, and then the others wait.
     pub initial_connection_window: Option<u32>,
     /// HTTP/2 PING.
     pub http2_keepalive: Option<Keepalive>,
