@@ -402,9 +402,9 @@ impl Told {
         self.given.load(Ordering::Acquire) & (1 << number) != 0
     }
 
-    /// There is no further try.
-    fn is_last(&self) -> bool {
-        self.last.load(Ordering::Relaxed) != 0
+    /// There is no further try, and this is the one that stands: others beside it may still read what it has not.
+    fn is_last(&self, number: u8) -> bool {
+        self.last.load(Ordering::Relaxed) == number + 1
     }
 
     fn moves(&self) {
@@ -578,7 +578,7 @@ impl Stream {
     fn tell(&mut self, told: &Told, place: &Place) {
         if self.is_given(place) {
             told.gives(place.number);
-            if told.is_last() {
+            if told.is_last(place.number) {
                 self.forget();
             }
         }
@@ -622,7 +622,7 @@ impl HttpBody for Outgoing {
         if let Some(frame) = state.at_hand(told, place) {
             return Poll::Ready(frame);
         }
-        if !state.lost && told.is_last() {
+        if !state.lost && told.is_last(place.number) {
             state.forget();
         }
         // Asked by who has room for it; a look ahead is nobody's wait.

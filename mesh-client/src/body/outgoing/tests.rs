@@ -198,6 +198,23 @@ async fn who_is_cut_off_by_what_was_let_go_is_told_so() {
     assert!(body.is_end_stream() && body.frame().await.is_none());
 }
 
+/// They are side by side where all of it is kept: who is done with it does not take it from who is answered.
+#[tokio::test]
+async fn a_try_that_is_given_all_leaves_what_is_kept_to_the_one_that_stands() {
+    let payload = chunks(&[500, 300]);
+    payload.read_ahead();
+    let mut other = payload.body();
+    let (receipt, mut body) = (payload.receipt(), payload.body());
+    receipt.stands();
+    while other.frame().await.is_some() {}
+    let mut read = 0;
+    while let Some(frame) = body.frame().await {
+        read += frame.unwrap().into_data().unwrap().len();
+    }
+    assert_eq!(read, 800);
+    assert_eq!((kept(&payload), receipt.is_sent()), (0, true), "the control: it was the last");
+}
+
 #[tokio::test]
 async fn of_tries_side_by_side_each_knows_whether_it_was_given_all() {
     let payload = chunks(&[500, 300]);
