@@ -66,7 +66,8 @@ pub struct Config {
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
     /// the application took over (upgrades) count too. One that is slow or silent takes less than 50 KiB, twice what it
     /// has sent of a head, and what it has sent of its handshake (64 KiB at most); over HTTP/2 some 10 KiB more for each
-    /// CONNECT that has not been answered. Default 16,384.
+    /// CONNECT that has not been answered. One whose handlers do not read what it sends over HTTP/2 takes up to
+    /// `connection_window` more, a `stream_window` for each of its streams: by default sixteen of 1 MiB. Default 16,384.
     pub max_connections: usize,
     /// Age at which a connection is drained, if policy says nothing; varied by ±10 %, so that
     /// connections made together don't end together (gRFC A9). What is in flight has `drain_limit`. Default 1 h, so that
@@ -81,7 +82,8 @@ pub struct Config {
     /// Flow-control window of an HTTP/2 stream, bytes. Default 1 MiB.
     pub stream_window: u32,
     /// Flow-control window of an HTTP/2 connection, bytes: the most that slow handlers together make this process buffer for
-    /// one connection. Default 16 MiB: a request's body waits for others only where sixteen streams' windows of theirs are
+    /// one connection, sixteen streams of 1 MiB by default, and as much for each connection (`max_connections`,
+    /// `max_connections_per_peer`): where many strangers may connect, a smaller one is safer. Default 16 MiB: a request's body waits for others only where sixteen streams' windows of theirs are
     /// full of what their handlers do not read. With no more than `stream_window`, one such handler holds up all others.
     pub connection_window: u32,
     /// Bytes buffered for sending on one HTTP/2 stream, and in each direction on an HTTP/1 connection
