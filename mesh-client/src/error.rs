@@ -136,8 +136,7 @@ pub enum Cause {
         source: Source,
     },
     /// TLS cannot be set up here as the policy says: a file that cannot be read, a name that is none, roots that were not
-    /// given yet, or our own certificate, which has ended and which the peer refused for that. That says nothing of the
-    /// endpoint, and nothing is sent.
+    /// given yet. That says nothing of the endpoint, and nothing is sent.
     #[error("{address}: {source}")]
     TlsSetup {
         /// Where to.

@@ -224,7 +224,8 @@ fn what_spills_over_goes_on_doing_so_when_endpoints_change() {
     let busy: Vec<_> = (0..2).map(|index| at(&cluster, &members, index, &env)).collect();
     let _requests: Vec<_> =
         busy.iter().map(|endpoint| endpoint.begin(Instant::now(), Duration::ZERO).unwrap()).collect();
-    assert_eq!(picks().0, 0, "control: at first hardly any does");
+    let at_first = (0..5).filter(|_| picks().0 == 1).count();
+    assert!(at_first <= 3, "control: at first hardly any does: {at_first} of 5");
     (0..400).for_each(|_| drop(picks()));
     cluster.update(&of(0..3), &env);
     let on = (0..20).filter(|_| picks().0 == 1).count();

@@ -479,7 +479,8 @@ impl Pool {
     /// Remembers what came of a dial that somebody waited for.
     fn tell(&self, failure: Option<&Cause>) {
         match failure {
-            None => self.back_off.lock().worked(),
+            // Who speaks another protocol than was asked for is there.
+            None | Some(Cause::UnsupportedAction(_)) => self.back_off.lock().worked(),
             Some(cause) => self.back_off.lock().failed(cause, Instant::now(), &self.dialer.random),
         }
     }

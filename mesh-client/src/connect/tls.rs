@@ -205,13 +205,10 @@ impl Tls {
     }
 
     /// A failure as it is told once our own certificate has ended: peers refuse it, and what they say of that is an alert.
-    /// Then it is ours, whoever says it.
     pub(super) fn explained(&self, cause: Cause) -> Cause {
         match (cause, self.ended_ago()) {
             (Cause::TlsHandshake { address, source }, Some(ago)) => {
-                let refused = refusal(&*source).is_some();
-                let source = Arc::new(OwnEnded { ago, source });
-                if refused { Cause::TlsSetup { address, source } } else { Cause::TlsHandshake { address, source } }
+                Cause::TlsHandshake { address, source: Arc::new(OwnEnded { ago, source }) }
             }
             (cause, _) => cause,
         }

@@ -504,9 +504,13 @@ impl Hold {
     fn lost(&mut self, lost: Lost, method: &Method) -> Failed {
         let again = self.again(&lost, method);
         // A connection that ended while nobody used it says nothing of the endpoint, nor does one that is replaced in peace.
-        let in_peace =
-            lost.is_ours() || lost.is_goodbye() || matches!(again, Some(Again::Fresh(_) | Again::Unsent(Some(_))));
-        let unseen = lost.is_unseen();
+        if lost.is_ours() || lost.is_goodbye() || matches!(again, Some(Again::Fresh(_) | Again::Unsent(Some(_)))) {
+            self.attempt.not_sent()
+        } else if lost.is_unseen() {
+            self.attempt.refused()
+        } else {
+            self.attempt.failed()
+        }
         if let Some(Lease::Shared(stream)) = &self.lease
             && lost.connection_is_gone()
         {
@@ -516,17 +520,6 @@ impl Hold {
         let cause = self.endpoint.pool().explained(lost.cause(self.endpoint.address(), fresh));
         if cause.retry() == Retry::Safe {
             self.lease = None;
-        }
-        if cause.is_ours() {
-            // What it refused is ours, and so would others.
-            self.attempt.held_back();
-            self.endpoint.pool().refused(&cause);
-            return cause.into();
-        }
-        match (in_peace, unseen) {
-            (true, _) => self.attempt.not_sent(),
-            (false, true) => self.attempt.refused(),
-            (false, false) => self.attempt.failed(),
         }
         if let Cause::TlsHandshake { .. } = cause {
             // As if the handshake had told.

@@ -8,12 +8,12 @@ use mesh_core::error::{Blame, Code, Fault};
 use mesh_core::health::{AccrualState, Standing};
 use mesh_core::policy::{
     ClientCertificate, Cluster, EndpointMetadata, FailureAccrual, OriginatedTls, OutlierDetection, RootsTls,
-    UpstreamProtocol, UpstreamTls,
+    UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
 
-use super::tls::{builder, speaking};
+use super::tls::builder;
 use super::{TARGET, cluster, fetch, server_of};
 
 /// What cannot be set up here says nothing of those at the other end.
@@ -101,34 +101,5 @@ async fn an_endpoints_name_that_is_none_is_passed_over() {
         let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, [endpoint]));
         let answer = fetch(&Client::builder(source).crypto(crypto()).build(), "/").await;
         assert_eq!(answer.as_ref().map(server_of).map_err(Fault::code), expected, "{answer:?}");
-    }
-}
-
-/// Everybody refuses it, and nobody is worse for that.
-#[tokio::test]
-async fn our_own_certificate_that_has_ended_is_not_blamed_on_endpoints() {
-    let ca = TestCa::new();
-    let identity = ca.identity("default", "reviews");
-    let servers = [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("two", &identity).await];
-    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
-        let accrual = FailureAccrual { max_failures: 1, ..FailureAccrual::default() };
-        let outlier =
-            OutlierDetection { consecutive_gateway: Some(1), consecutive_5xx: Some(1), ..OutlierDetection::default() };
-        let cluster = Cluster { accrual: Some(accrual), outlier: Some(outlier), ..speaking(protocol) };
-        let endpoints = servers.iter().map(EchoServer::endpoint);
-        let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, endpoints));
-        let identity = Watched::fixed(Some(ca.expired("default", "web")));
-        let client = Client::builder(source).crypto(crypto()).identity(identity).build();
-        for _ in 0..6 {
-            let error = fetch(&client, "/").await.unwrap_err();
-            assert_eq!((error.blame(), error.attempts()), (Blame::Local, 1), "{protocol:?}: {error}");
-            assert!(error.to_string().starts_with("MESH-1104 "), "{error}");
-            assert!(error.to_string().contains("our own certificate ended"), "{error}");
-        }
-        for endpoint in &client.dump().destinations[0].clusters[0].endpoints {
-            assert!(endpoint.usable && endpoint.reachable, "{protocol:?}: {endpoint:?}");
-            assert_eq!((endpoint.standing, endpoint.failure_penalty), (Standing::Good, 1.0), "{protocol:?}");
-            assert!(endpoint.accrual.is_none_or(|state| state == AccrualState::Closed), "{protocol:?}: {endpoint:?}");
-        }
     }
 }

@@ -208,7 +208,9 @@ impl OpenGuard {
     }
 
     /// One more within the limits: a connection of the pool for what a request wants, or a raw one. Of each kind the pool may
-    /// have one whatever they are, as in Envoy: one that a WebSocket has taken serves nobody who speaks HTTP/2. Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody tells them.
+    /// have one whatever they are, as in Envoy: one that a WebSocket has taken serves nobody who speaks HTTP/2. The kind is what
+    /// was asked for. Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody
+    /// tells them.
     ///
     /// # Errors
     /// The limit that is reached.
