@@ -76,6 +76,7 @@ struct Word {
 
 const LENGTH: &[u8] = b"content-length";
 const CODING: &[u8] = b"transfer-encoding";
+const UPGRADE: &[u8] = b"upgrade";
 const CHUNKED: &[u8] = b"chunked";
 
 /// The byte may not stand where it stands.
@@ -100,6 +101,10 @@ impl Messages {
     /// before it are answered, and closes.
     pub(super) fn see(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() && self.at != At::Opaque {
+            if let Some(length) = self.line(bytes) {
+                bytes = &mut bytes[length..];
+                continue;
+            }
             // Nearly all fields have names that are none of those looked for: their lines are passed at once.
             if self.at == At::Name && self.word.is_empty() && is_of_no_note(bytes[0]) {
                 match memchr(b'\n', bytes) {
@@ -141,6 +146,41 @@ impl Messages {
             At::Name | At::Length | At::Coding(_) | At::Rest => true,
             _ => false,
         });
+    }
+
+    /// Looks at a line of a head at once, if all of it is here, it ends in CR LF and it is written as lines are: so nearly all are.
+    /// Says how long it is. The others are looked at piece by piece.
+    fn line(&mut self, bytes: &[u8]) -> Option<usize> {
+        if !matches!(self.at, At::First | At::Name) || !self.word.is_empty() {
+            return None;
+        }
+        let end = memchr2(b'\r', b'\n', bytes)?;
+        if !bytes[end..].starts_with(b"\r\n") {
+            return None;
+        }
+        let line = &bytes[..end];
+        match (self.at, line) {
+            (At::First, [.., last]) => {
+                self.head.opaque = line.starts_with(b"CONNECT ");
+                self.head.old = *last == b'0';
+                self.at = At::Name;
+            }
+            (At::First, []) => return None,
+            (_, []) => {
+                self.time.end();
+                self.at = std::mem::take(&mut self.head).body();
+            }
+            (_, [first, ..]) if is_of_no_note(*first) => {}
+            _ => {
+                let (name, value) = line.split_at(memchr(b':', line)?);
+                if name.eq_ignore_ascii_case(LENGTH) && !self.head.chunked {
+                    self.head.length = Some(number(&value[1..])?);
+                } else if [LENGTH, CODING, UPGRADE].iter().any(|noted| name.eq_ignore_ascii_case(noted)) {
+                    return None;
+                }
+            }
+        }
+        Some(end + 2)
     }
 
     /// How many of these bytes are looked at together: up to the end of a line, of a name or of a body, or one.
@@ -243,7 +283,7 @@ impl Head {
             self.chunked = true;
             return Ok(At::Coding(0));
         }
-        self.opaque |= !self.old && name.is(b"upgrade");
+        self.opaque |= !self.old && name.is(UPGRADE);
         Ok(At::Rest)
     }
 
@@ -288,6 +328,16 @@ impl Word {
     fn is(&self, name: &[u8]) -> bool {
         self.length == name.len() && self.text[..name.len()].eq_ignore_ascii_case(name)
     }
+}
+
+/// A number as nearly everybody writes it: digits, behind a space or none.
+fn number(value: &[u8]) -> Option<u64> {
+    let digits = value.strip_prefix(b" ").unwrap_or(value);
+    // More of them might be too many.
+    if !(1..=18).contains(&digits.len()) {
+        return None;
+    }
+    digits.iter().try_fold(0, |number, digit| Some(number * 10 + u64::from(char::from(*digit).to_digit(10)?)))
 }
 
 /// Whether no name begins with this that is looked for, nor the line after all fields.
