@@ -40,7 +40,8 @@ pub fn field<'b>(bytes: &mut &'b [u8]) -> Option<(u64, Value<'b>)> {
     Some((key >> 3, value))
 }
 
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
+/// Takes a number off `bytes`. `None` if it is cut off or too large.
+pub fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let (byte, rest) = bytes.split_first()?;

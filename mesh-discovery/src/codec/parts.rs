@@ -4,6 +4,8 @@
 //! Knows no message: each part that has a length is taken to be one, which texts are for a few bytes at most. Costs a step for
 //! each field, and nothing for what is too short to hold too many.
 
+use mesh_core::protobuf::varint;
+
 /// Parts of the first levels, where the largest messages are: a million endpoints, routes or hosts.
 const MAX_OUTER: usize = 1 << 20;
 /// The first levels.
@@ -66,19 +68,6 @@ pub(crate) fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
     let (field, rest) = bytes.split_at_checked(length)?;
     *bytes = rest;
     Some((tag, field))
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (first, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(first & 0x7f) << shift;
-        if first & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
