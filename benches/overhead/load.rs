@@ -10,6 +10,9 @@ use tokio::task::JoinSet;
 
 use crate::Error;
 
+/// What threads that keep CPUs awake are called; what they use is no request's.
+pub(crate) const SPINNER: &str = "spinner";
+
 /// Sends one request at a time and reads the whole answer.
 pub(crate) trait Worker: Send {
     /// One exchange.
@@ -100,11 +103,16 @@ impl Scheduled {
     }
 }
 
-/// What the scheduler gave all threads of a process (Linux: the first field of each one's schedstat).
+/// What the scheduler gave all threads of a process (Linux: the first field of each one's schedstat), but for those that only
+/// keep CPUs awake.
 fn of_threads(process: &Path) -> Result<u64, Error> {
     let mut total = 0;
     for task in std::fs::read_dir(process.join("task"))? {
-        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let task = task?.path();
+        if std::fs::read_to_string(task.join("comm"))?.trim_end() == SPINNER {
+            continue;
+        }
+        let text = std::fs::read_to_string(task.join("schedstat"))?;
         total += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
     }
     Ok(total)

@@ -9,6 +9,7 @@
 
 mod allocations;
 mod bare;
+mod cpus;
 mod echo;
 #[path = "../common/features.rs"]
 mod features;
@@ -167,12 +168,15 @@ fn run(args: &Args) -> Result<Vec<Row>, Error> {
     }
     let server = runtime::ServerThread::start()?;
     let client = runtime::single()?;
+    let cpus = cpus::Cpus::of_process()?;
+    cpus.pin(server.handle())?;
     let added = |protocol| {
         let (bare, mesh) = (allocations::of(Side::Bare, &ca, protocol)?, allocations::of(Side::Mesh, &ca, protocol)?);
         Ok::<_, Error>([mesh.client - bare.client, mesh.server - bare.server])
     };
     let mut rows = Vec::new();
     for (name, protocol, in_flight) in chosen() {
+        let _awake = (in_flight == 1).then(|| cpus::Spinners::start(cpus)).transpose()?;
         let pairs = client.block_on(pairs(&ca, protocol, in_flight, server.handle(), args))?;
         let goals = report::Goals::of(protocol, in_flight);
         rows.push(Row { name, goals, pairs, allocations_added: added(protocol)? });
