@@ -72,6 +72,14 @@ pub enum Cause {
     /// The route carries an action that a client does not perform.
     #[error("{0}")]
     UnsupportedAction(&'static str),
+    /// A composite filter does not know which filters the request is to pass (gRFC A103).
+    #[error("filter {filter}: {reason}")]
+    NoFilters {
+        /// The filter.
+        filter: Arc<str>,
+        /// Why it does not.
+        reason: &'static str,
+    },
     /// The cluster has no endpoint to send to.
     #[error("cluster {cluster}: {known} known, {usable} usable{}", taken_out(*out))]
     NoEndpoint {
@@ -405,6 +413,7 @@ impl Cause {
             Self::NoRoute { .. } => "no matching route",
             Self::NoCluster { .. } => "no usable cluster",
             Self::UnsupportedAction(_) => "unsupported route action",
+            Self::NoFilters { .. } => "no known filters",
             Self::NoEndpoint { .. } => "no healthy endpoint",
             Self::NoSubset { .. } => "no endpoint in the subset",
             Self::Unresolved { .. } => "no address known",
@@ -443,6 +452,7 @@ impl Cause {
             Self::NoRoute { .. } => Code::NO_ROUTE,
             Self::NoCluster { .. } => Code::NO_CLUSTER,
             Self::UnsupportedAction(_) => Code::UNSUPPORTED_ACTION,
+            Self::NoFilters { .. } => Code::NO_FILTERS,
             Self::NoEndpoint { .. } | Self::NoSubset { .. } => Code::NO_ENDPOINT,
             Self::Unresolved { .. } => Code::NAME_UNRESOLVED,
             Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
@@ -478,6 +488,7 @@ impl Cause {
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
             | Self::UnsupportedAction(_)
+            | Self::NoFilters { .. }
             | Self::NoSubset { .. }
             | Self::PlaintextToStrict { .. }
             | Self::HttpsToPlaintext { .. } => Blame::Configuration,
@@ -518,6 +529,7 @@ impl Cause {
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
             | Self::UnsupportedAction(_)
+            | Self::NoFilters { .. }
             | Self::HttpsToPlaintext { .. }
             | Self::Deadline
             | Self::RequestBody(_) => Retry::Never,

@@ -164,6 +164,13 @@ pub enum FilterExplanation {
         /// Those in flight.
         in_flight: u32,
     },
+    /// Filters that the request's headers choose (gRFC A103).
+    Composite {
+        /// The share of such requests that passes them.
+        share: PerMillion,
+        /// They; `None` = the matcher finds nothing, or a server's filters, and the request fails.
+        filters: Option<Vec<FilterExplanation>>,
+    },
 }
 
 /// A cluster that copies of a request go to.
@@ -430,7 +437,8 @@ fn explain_route(
         explanation.hedge = forward.hedge.clone();
         explanation.clusters = options(env, &plan.choice, &forward.to, &head);
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
-        let chosen = match router.choose(plan, forward, &head.headers, head.uri().path(), env) {
+        let shown = (&head.headers, head.uri().path());
+        let chosen = match router.choose(plan, forward, shown, || head.view(&draw), env) {
             Ok(chosen) => chosen,
             Err(cause) => {
                 explanation.error = Some(coded(&cause));
@@ -458,6 +466,8 @@ fn explain_route(
         let filters = chosen.filters.iter().map(|filter| filter.explain(&view, &chosen.cluster.policy().name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
+        let refused = chosen.filters.iter().find_map(|filter| filter.fails(&view));
+        refused.iter().for_each(|cause| explanation.fails(cause));
         let query = head.uri().query().unwrap_or_default();
         let input = HashInput { headers: &head.headers, query, source: None, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;

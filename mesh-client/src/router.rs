@@ -2,6 +2,7 @@
 //! what it needs at run time, with its clusters resolved. Built when the snapshot changes, never per
 //! request.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +14,9 @@ use mesh_core::balance::session::{self, Pinned};
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
-    ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind, PerMillion,
-    ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, TcpShare, WeightedCluster,
-    WeightedClusters,
+    ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, FilterOverrides, Forward, HttpFilter,
+    HttpFilterKind, PerMillion, ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward,
+    TcpShare, WeightedCluster, WeightedClusters,
 };
 use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome, is_failure};
 use mesh_core::telemetry::{Outcome, RouteSeries};
@@ -25,8 +26,9 @@ use tokio::time::Instant;
 use crate::cluster::{Backend, Cluster, Labels};
 use crate::env::{self, Env};
 use crate::error::Cause;
+use crate::outbound::affinity::Affinity;
 use crate::outbound::deadline::Told;
-use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
+use crate::outbound::filters::{Compiler, Composites, Filter, Limits, RoutePlace, Throttling};
 use crate::outbound::header_policies;
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
@@ -88,7 +90,7 @@ pub(crate) struct Plan {
     pub(crate) told: Option<Told>,
     pub(crate) retry: Option<Retries>,
     pub(crate) hash: HashRules,
-    pub(crate) session: Option<StatefulSession>,
+    pub(crate) session: Affinity,
     pub(crate) cors: Option<CorsRules>,
     /// Where copies go; in the order of the policy's entries.
     pub(crate) mirrors: Box<[Slot]>,
@@ -135,7 +137,7 @@ pub(crate) enum Choice {
 pub(crate) struct Share {
     pub(crate) slot: Slot,
     filters: Arc<[Filter]>,
-    session: Option<StatefulSession>,
+    session: Affinity,
 }
 
 /// What was drawn for one request.
@@ -228,8 +230,12 @@ impl Router {
         let clusters = clusters(target, &snapshot, previous, env);
         let table = RouteTable::compile(&snapshot.routes, target.port(), &env.workload);
         let filters = &snapshot.listener.filters;
-        let mut compiler =
-            Compiler { before: previous.map(|old| &old.wiring.limits), limits: Limits::default(), now: Instant::now() };
+        let mut compiler = Compiler {
+            before: previous.map(|old| &old.wiring.limits),
+            limits: Limits::default(),
+            now: Instant::now(),
+            composites: Composites::default(),
+        };
         let plan = |route: &CompiledRoute| Plan {
             counted: CountedRoute::of(route, target, env),
             ..Plan::new(route, &clusters, filters, &mut compiler, env)
@@ -290,18 +296,21 @@ impl Router {
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is
-    /// pinned to one of them (gRFC A60), and what comes with it. `path` is that of the request.
-    pub(crate) fn choose<'r>(
+    /// pinned to one of them (gRFC A60), and what comes with it. `path` is that of the request; all of it is looked at
+    /// where its headers decide about its session.
+    pub(crate) fn choose<'r, 'q>(
         &'r self,
         plan: &'r Plan,
         forward: &'r Forward,
-        headers: &http::HeaderMap,
-        path: &str,
+        (headers, path): (&http::HeaderMap, &str),
+        request: impl Fn() -> RequestView<'q>,
         env: &Env,
     ) -> Result<Chosen<'r>, Cause> {
         let said = |policy: &StatefulSession| session::read(policy, headers, path);
+        let drawn = OnceCell::new();
+        let session_of = |session: &'r Affinity| session.of(&request, || *drawn.get_or_init(|| env.draw_million()));
         let plain = |cluster| {
-            let session = plan.session.as_ref();
+            let session = session_of(&plan.session);
             Chosen { cluster, share: None, filters: &plan.filters, session, pinned: session.and_then(said) }
         };
         match &plan.choice {
@@ -310,12 +319,12 @@ impl Router {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
                 };
-                let pinned = pinned_share(weighted, shares, said);
+                let pinned = pinned_share(weighted, shares, &session_of, said);
                 let (entry, share, pinned) = pinned.unwrap_or_else(|| {
                     let (entry, share) = draw_share(weighted, shares, env);
-                    (entry, share, share.session.as_ref().and_then(said))
+                    (entry, share, session_of(&share.session).and_then(said))
                 });
-                let (cluster, session) = (share.slot.cluster(env)?, share.session.as_ref());
+                let (cluster, session) = (share.slot.cluster(env)?, session_of(&share.session));
                 Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session, pinned })
             }
             Choice::Header(name, slots) => {
@@ -368,7 +377,7 @@ impl Router {
             ));
         };
         let plan = self.plan(route);
-        let chosen = self.choose(plan, forward, &headers, "/", env)?;
+        let chosen = self.choose(plan, forward, (&headers, "/"), || view, env)?;
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
@@ -491,14 +500,15 @@ impl Plan {
             _ => None,
         };
         let all = compiler.compile(filters, only, of_route);
-        let per_cluster = filters.iter().any(|filter| matches!(filter.kind, HttpFilterKind::AdaptiveConcurrency(_)));
+        let per_cluster = follow_latency(filters, own);
         let mut share = |slot, entry: &WeightedCluster| {
             let of_entry = |name: &str| Some((&**entry.filters.get(name)?, place(Some(&entry.name))));
             let filters_of_entry = match entry.filters.is_empty() && !per_cluster {
                 true => all.clone(),
                 false => compiler.compile(filters, Some(&entry.name), |name| of_entry(name).or_else(|| of_route(name))),
             };
-            let session = session(filters, |name| entry.filters.get(name).or_else(|| own.get(name)).map(|own| &**own));
+            let own = |name: &str| entry.filters.get(name).or_else(|| own.get(name)).map(|own| &**own);
+            let session = Affinity::new(filters, own);
             Share { slot, filters: filters_of_entry, session }
         };
         let choice = match &route.route().action {
@@ -522,7 +532,7 @@ impl Plan {
         };
         // Without attempts too: the time for one try counts for the only one.
         let retry = route.retry().map(|policy| Retries::new(policy, route));
-        let session = session(filters, |name| own.get(name).map(|own| &**own));
+        let session = Affinity::new(filters, |name| own.get(name).map(|own| &**own));
         let (hash, cors, mirrors, told, high_priority) = match &route.route().action {
             RouteAction::Forward(forward) => {
                 // Copies want nothing, as in Envoy.
@@ -561,12 +571,13 @@ fn slot(clusters: &BTreeMap<ClusterName, Slot>, name: &ClusterName, labels: &Lab
 fn pinned_share<'r>(
     weighted: &'r WeightedClusters,
     shares: &'r [Share],
+    session_of: impl Fn(&'r Affinity) -> Option<&'r StatefulSession>,
     said: impl Fn(&StatefulSession) -> Option<Pinned>,
 ) -> Option<(&'r WeightedCluster, &'r Share, Option<Pinned>)> {
     // Most of the time all have the same policy: read once.
     let mut last: Option<(&StatefulSession, Option<Pinned>)> = None;
     for (entry, share) in weighted.entries().iter().zip(shares).filter(|(entry, _)| entry.weight > 0) {
-        let Some(policy) = &share.session else { continue };
+        let Some(policy) = session_of(&share.session) else { continue };
         if last.as_ref().is_none_or(|(of, _)| *of != policy) {
             last = Some((policy, said(policy)));
         }
@@ -590,18 +601,11 @@ fn draw_share<'r>(weighted: &'r WeightedClusters, shares: &'r [Share], env: &Env
     unreachable!("the draw is below the sum of the weights")
 }
 
-/// Session affinity in the place that `overridden` looks at.
-fn session<'p>(
-    filters: &'p [HttpFilter],
-    overridden: impl Fn(&str) -> Option<&'p FilterOverride>,
-) -> Option<StatefulSession> {
-    let mut found = filters.iter().filter_map(|filter| match (&filter.kind, overridden(&filter.name)) {
-        (HttpFilterKind::Session(_), Some(FilterOverride::Session(session))) => Some(session),
-        (HttpFilterKind::Session(_), Some(FilterOverride::Disabled)) => None,
-        (HttpFilterKind::Session(session), _) => session.as_ref(),
-        _ => None,
-    });
-    found.next().cloned()
+/// Whether a limit that follows latency, of which each cluster has its own, is among filters or what a route makes of them.
+fn follow_latency(filters: &[HttpFilter], own: &FilterOverrides) -> bool {
+    let is = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::AdaptiveConcurrency(_));
+    let changed = |own: &FilterOverride| matches!(own, FilterOverride::Composite(composite) if composite.has(&is));
+    filters.iter().any(|filter| filter.kind.has(&is)) || own.values().any(|own| changed(own))
 }
 
 /// Whether two snapshots are the same but for who serves their clusters. Compares no values: what did not change

@@ -21,6 +21,7 @@ use mesh_core::retry::RetryTokens;
 use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
 
+use super::composite::Composite;
 use super::fault::Faults;
 use crate::error::{Cause, Refusal};
 use crate::explain::FilterExplanation;
@@ -31,6 +32,7 @@ pub(crate) enum Filter {
     RateLimit(Arc<RateLimit>),
     Throttle(Arc<Throttling>),
     Concurrency(Arc<Concurrency>),
+    Composite(Arc<Composite>),
 }
 
 /// Client-side throttling.
@@ -82,7 +84,7 @@ pub(crate) struct RoutePlace {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Policy {
+pub(super) enum Policy {
     RateLimit(LocalRateLimit),
     Throttle(AdmissionControl),
     /// Of this cluster: others have a latency of their own. `None` = where nothing is forwarded.
@@ -94,7 +96,12 @@ pub(crate) struct Compiler<'l> {
     pub(crate) before: Option<&'l Limits>,
     pub(crate) limits: Limits,
     pub(crate) now: Instant,
+    /// The listener's composites, which most routes have as they are.
+    pub(crate) composites: Composites,
 }
+
+/// By name, and by the cluster of those that follow its latency.
+pub(crate) type Composites = HashMap<(String, Option<ClusterName>), Arc<Composite>>;
 
 impl Compiler<'_> {
     /// The filters of one place, whose requests go to `cluster` if that is settled there. `overridden` gives what
@@ -127,13 +134,18 @@ impl Compiler<'_> {
                 (HttpFilterKind::AdaptiveConcurrency(policy), _) => {
                     self.limit(None, name, Policy::Concurrency(policy.clone()?, cluster.cloned()))
                 }
+                (HttpFilterKind::Composite(_), Some(FilterOverride::Composite(own))) => {
+                    self.composite(own, name, &place, cluster).map(Filter::Composite)
+                }
+                (HttpFilterKind::Composite(composite), _) => self.listeners_composite(composite, name, cluster),
                 _ => None,
             }
         });
         compiled.collect()
     }
 
-    fn limit(&mut self, place: Place, name: &str, policy: Policy) -> Option<Filter> {
+    /// The limit of this name that a place has.
+    pub(super) fn limit(&mut self, place: Place, name: &str, policy: Policy) -> Option<Filter> {
         let key = (place, name.to_owned(), policy);
         let known = self.limits.0.get(&key).or_else(|| self.before?.0.get(&key)).and_then(Filter::share);
         let filter = match known {
@@ -169,13 +181,22 @@ impl Filter {
                 let (limit, in_flight) = (limit.gradient.limit(), limit.gradient.in_flight());
                 FilterExplanation::Concurrency { limit, in_flight }
             }
+            Self::Composite(composite) => composite.explain(request, cluster, now),
+        }
+    }
+
+    /// Why it would surely fail a request, whoever makes it and when.
+    pub(crate) fn fails(&self, request: &RequestView<'_>) -> Option<Cause> {
+        match self {
+            Self::Composite(composite) => composite.fails(request),
+            _ => None,
         }
     }
 
     /// The same limit once more.
     fn share(&self) -> Option<Self> {
         match self {
-            Self::Fault(_) => None,
+            Self::Fault(_) | Self::Composite(_) => None,
             Self::RateLimit(limit) => Some(Self::RateLimit(limit.clone())),
             Self::Throttle(limit) => Some(Self::Throttle(limit.clone())),
             Self::Concurrency(limit) => Some(Self::Concurrency(limit.clone())),

@@ -9,7 +9,9 @@
 //! ```
 
 mod access;
+pub(crate) mod affinity;
 mod attempt;
+mod composite;
 pub(crate) mod deadline;
 mod exchange;
 pub(crate) mod fault;
@@ -228,9 +230,11 @@ impl Call<'_> {
         forward: &Forward,
     ) -> Result<Answer, Cause> {
         // Drawn once: all tries of a request go to the same cluster.
-        let path = self.head.uri().path();
-        let Chosen { cluster, share, filters, session, pinned } =
-            router.choose(plan, forward, &self.head.headers, path, self.env)?;
+        let Chosen { cluster, share, filters, session, pinned } = {
+            let (env, head) = (self.env, &self.head);
+            let (shown, draw) = ((&head.headers, head.uri().path()), || env.draw_million());
+            router.choose(plan, forward, shown, || head.view(&draw), env)?
+        };
         let session = Session::new(session, pinned, self.head);
         self.exchange.count_in(cluster.series());
         if let Some(access) = self.exchange.access() {
@@ -246,7 +250,9 @@ impl Call<'_> {
         }
         self.head.show_host();
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
-        if let Some(answer) = self.filter(filters, &cluster.policy().name).await? {
+        if !filters.is_empty()
+            && let Some(answer) = self.filter(filters, &cluster.policy().name).await?
+        {
             return Ok(answer);
         }
         // After faults and limits: what they end would never have been the destination's to answer.
@@ -311,12 +317,42 @@ impl Call<'_> {
 
     /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.
     async fn filter(&mut self, filters: &[Filter], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
-        let env = self.env;
-        for filter in filters {
-            match filter {
-                Filter::Fault(fault) => {
+        let (mut filters, mut later) = (filters, Vec::new());
+        loop {
+            filters = match self.pass(filters, &mut later)? {
+                Some((fault, rest)) => {
                     if let Some(answer) = self.inject(fault, cluster).await? {
                         return Ok(Some(answer));
+                    }
+                    // There may have been a delay.
+                    self.now = Instant::now();
+                    rest
+                }
+                None => match later.pop() {
+                    Some(rest) => rest,
+                    None => return Ok(None),
+                },
+            };
+        }
+    }
+
+    /// Passes filters up to the next fault; gives that and those after it. What comes after them, around a composite that
+    /// the fault is in, is put by in `later`, the next last: nothing is, where faults are in none.
+    fn pass<'f>(
+        &mut self,
+        filters: &'f [Filter],
+        later: &mut Vec<&'f [Filter]>,
+    ) -> Result<Option<(&'f Faults, &'f [Filter])>, Cause> {
+        let (env, outermost) = (self.env, later.len());
+        for (at, filter) in filters.iter().enumerate() {
+            match filter {
+                Filter::Fault(fault) => return Ok(Some((fault, &filters[at + 1..]))),
+                Filter::Composite(composite) => {
+                    let draw = || env.draw_million();
+                    let chain = composite.choose(&self.head.view(&draw))?;
+                    if let Some(fault) = self.pass(chain, later)? {
+                        later.insert(outermost, &filters[at + 1..]);
+                        return Ok(Some(fault));
                     }
                 }
                 Filter::RateLimit(limit) => {
@@ -325,7 +361,6 @@ impl Call<'_> {
                 Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), env.draw_million())?),
                 Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), || env.id())?),
             }
-            // There may have been a delay.
             self.now = Instant::now();
         }
         Ok(None)

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::composites;
 use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, prefix, read, server_of, snapshot_with};
 
 fn filtered(kind: HttpFilterKind, server: &EchoServer) -> Snapshot {
@@ -244,6 +245,15 @@ async fn adaptive_concurrency_refuses_what_is_beyond_its_limit_and_gives_places_
 
 #[tokio::test]
 async fn adaptive_concurrency_is_each_clusters_own() {
+    each_clusters_own(false).await;
+}
+
+#[tokio::test]
+async fn adaptive_concurrency_is_each_clusters_own_in_a_composite() {
+    each_clusters_own(true).await;
+}
+
+async fn each_clusters_own(composed: bool) {
     let (v1, v2) = (EchoServer::start("v1").await, EchoServer::start("v2").await);
     let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
     let policy = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..Default::default() };
@@ -257,6 +267,7 @@ async fn adaptive_concurrency_is_each_clusters_own() {
     let clusters = [(cluster("v1"), vec![v1.endpoint()]), (cluster("v2"), vec![v2.endpoint()])];
     let mut snapshot = policy::snapshot(routes, clusters);
     let kind = HttpFilterKind::AdaptiveConcurrency(Some(policy));
+    let kind = if composed { composites::always([kind]) } else { kind };
     Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "limit".into(), kind }];
     let (client, _) = client_of(snapshot);
     v1.behave(Behaviour::Hold);

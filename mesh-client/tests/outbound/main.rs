@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod balancing;
+mod composites;
 mod connections;
 mod deadlines;
 mod dns;

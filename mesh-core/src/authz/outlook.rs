@@ -45,7 +45,9 @@ impl PolicyChange {
     /// What has changed between two policies of a listener. Keys of token issuers and limits are none of it: they come and
     /// go, and say nothing of who may pass.
     pub fn between(known: &Arc<InboundListener>, now: &Arc<InboundListener>) -> Self {
-        let as_before = known.trusted_proxies == now.trusted_proxies && known.routes.decide_alike(&now.routes);
+        let as_before = known.trusted_proxies == now.trusted_proxies
+            && known.routes.decide_alike(&now.routes)
+            && known.chooses_alike(now);
         let stages = if !as_before {
             None
         } else if !now.routes.are_all() {

@@ -84,6 +84,8 @@ codes! {
     UNSUPPORTED_ACTION = 1006, 501, 14, "NR", "see the not-enforced report in /config_dump for the route";
     /// Nothing is known of the destination and no control plane could be asked.
     CONTROL_PLANE_UNREACHABLE = 1007, 503, 14, "NC", "check the control plane's address and this process's proof of identity; it is asked again by itself";
+    /// A composite filter does not know which filters the request is to pass (gRFC A103).
+    NO_FILTERS = 1008, 503, 14, "NC", "give the composite filter's matcher an on_no_match, and this side's filters only; ask explain what it finds";
     /// The cluster has no usable endpoint.
     NO_ENDPOINT = 1101, 503, 14, "UH", "check that the service has ready endpoints and that the subset's labels match";
     /// The connection to the endpoint could not be made.
@@ -149,6 +151,8 @@ codes! {
     /// This process listens where the mesh enforces no policy, and was told to be alone. No answer to a request has it:
     /// `/readyz` and the log do.
     OTHER_LISTENERS = 2010, 503, 14, "-", "serve these sockets with the mesh, close them, or list them in MESH_ALLOWED_LISTENERS";
+    /// A composite filter of the listener does not know which filters the request is to pass (gRFC A103).
+    NO_INBOUND_FILTERS = 2011, 503, 14, "-", "give the composite filter's matcher an on_no_match, and a server's filters only";
 }
 
 impl fmt::Display for Code {

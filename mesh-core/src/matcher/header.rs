@@ -28,6 +28,91 @@ enum Source {
     Binary,
 }
 
+impl Source {
+    fn of(key: &HeaderKey) -> Self {
+        match key {
+            HeaderKey::Header(name) if name.as_str().ends_with("-bin") => Self::Binary,
+            // One thing under two names, as in Envoy: HTTP/1 has `Host`, HTTP/2 `:authority`.
+            HeaderKey::Header(name) if name == http::header::HOST => Self::Authority,
+            HeaderKey::Header(name) => Self::Header(name.clone()),
+            HeaderKey::Method => Self::Method,
+            HeaderKey::Scheme => Self::Scheme,
+            HeaderKey::Authority => Self::Authority,
+            HeaderKey::Path => Self::Path,
+        }
+    }
+
+    /// `te` counts as absent to rules of filters (gRFC A41).
+    fn of_filters(key: &HeaderKey) -> Self {
+        match Self::of(key) {
+            Self::Header(name) if name == http::header::TE => Self::Binary,
+            source => source,
+        }
+    }
+
+    /// Whether the request has more than one reading of it: several values, or one under a name that is the same to many an
+    /// application.
+    fn has_readings(&self, request: &RequestView<'_>) -> bool {
+        let Self::Header(name) = self else { return false };
+        let mut own = 0;
+        request.headers.iter().any(|(other, _)| {
+            own += u32::from(other == name);
+            own > 1 || are_twins(name, other)
+        })
+    }
+}
+
+/// A header whose value is looked up.
+#[derive(Debug)]
+pub(super) struct HeaderInput(Source);
+
+impl HeaderInput {
+    pub(super) fn new(key: &HeaderKey) -> Self {
+        Self(Source::of_filters(key))
+    }
+
+    /// Whether capitals and small letters are the same in it.
+    pub(super) fn ignores_case(&self) -> bool {
+        matches!(self.0, Source::Authority)
+    }
+
+    /// Whether the request has more than one reading of it.
+    pub(super) fn has_readings(&self, request: &RequestView<'_>) -> bool {
+        self.0.has_readings(request)
+    }
+
+    /// Looks at the value: of several all joined; `None` if it is not there.
+    pub(super) fn look<R>(&self, request: &RequestView<'_>, look: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        let text = match &self.0 {
+            Source::Header(name) => return look_at(name, request.headers, look),
+            Source::Method => request.method.as_str(),
+            Source::Scheme => request.scheme,
+            Source::Authority => request.authority,
+            Source::Path => request.path_and_query,
+            Source::Binary => "",
+        };
+        look((!text.is_empty()).then_some(text.as_bytes()))
+    }
+
+    /// The same of each reading that it has.
+    pub(super) fn look_at_readings(&self, request: &RequestView<'_>, mut look: impl FnMut(Option<&[u8]>)) {
+        let Source::Header(name) = &self.0 else { return self.look(request, look) };
+        look_at(name, request.headers, &mut look);
+        let twins = request.headers.keys().filter(|other| are_twins(name, other));
+        for name in std::iter::once(name).chain(twins) {
+            look_at(name, request.headers, |joined| {
+                if joined.is_some() {
+                    look(joined)
+                }
+            });
+            for value in request.headers.get_all(name) {
+                look(Some(value.as_bytes()));
+                look(Some(value.as_bytes().trim_ascii()));
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Test {
     Text(TextCondition),
@@ -38,16 +123,7 @@ enum Test {
 impl HeaderCondition {
     /// Compiles a matcher.
     pub fn new(policy: &HeaderMatcher) -> Self {
-        let source = match &policy.name {
-            HeaderKey::Header(name) if name.as_str().ends_with("-bin") => Source::Binary,
-            // One thing under two names, as in Envoy: HTTP/1 has `Host`, HTTP/2 `:authority`.
-            HeaderKey::Header(name) if name == http::header::HOST => Source::Authority,
-            HeaderKey::Header(name) => Source::Header(name.clone()),
-            HeaderKey::Method => Source::Method,
-            HeaderKey::Scheme => Source::Scheme,
-            HeaderKey::Authority => Source::Authority,
-            HeaderKey::Path => Source::Path,
-        };
+        let source = Source::of(&policy.name);
         let test = match &policy.value {
             HeaderMatch::Text(text) if matches!(source, Source::Authority) => Test::Text(authority::condition(text)),
             HeaderMatch::Text(text) => Test::Text(TextCondition::new(text)),
@@ -86,12 +162,7 @@ impl HeaderCondition {
     /// Whether the request has more than one reading of it: several values, or one under a name that is the same to many an
     /// application.
     pub(super) fn has_readings(&self, request: &RequestView<'_>) -> bool {
-        let Source::Header(name) = &self.source else { return false };
-        let mut own = 0;
-        request.headers.iter().any(|(other, _)| {
-            own += u32::from(other == name);
-            own > 1 || are_twins(name, other)
-        })
+        self.source.has_readings(request)
     }
 
     fn readings_of(&self, name: &HeaderName, headers: &HeaderMap) -> (bool, bool) {
@@ -132,11 +203,7 @@ impl HeaderCondition {
 
     /// The condition of an RBAC rule: `te` counts as absent (gRFC A41).
     pub(crate) fn for_rbac(policy: &HeaderMatcher) -> Self {
-        let mut condition = Self::new(policy);
-        if matches!(&condition.source, Source::Header(name) if name == http::header::TE) {
-            condition.source = Source::Binary;
-        }
-        condition
+        Self { source: Source::of_filters(&policy.name), ..Self::new(policy) }
     }
 
     /// Whether it asks for the authority or the path of a request that has none.
@@ -170,21 +237,7 @@ impl HeaderCondition {
     }
 
     fn holds_header(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
-        let mut values = headers.get_all(name).iter();
-        let first = values.next();
-        match values.next() {
-            None => self.decide(first.map(|value| value.as_bytes())),
-            Some(_) => {
-                let mut joined = SmallVec::<[u8; 256]>::new();
-                for (i, value) in headers.get_all(name).iter().enumerate() {
-                    if i > 0 {
-                        joined.extend_from_slice(separator(name));
-                    }
-                    joined.extend_from_slice(value.as_bytes());
-                }
-                self.decide(Some(&joined))
-            }
-        }
+        look_at(name, headers, |value| self.decide(value))
     }
 
     fn decide(&self, value: Option<&[u8]>) -> bool {
@@ -208,6 +261,26 @@ impl HeaderCondition {
             Test::Text(text) => text.holds(value),
             Test::Range { start, end } => integer(value).is_some_and(|n| (*start..*end).contains(&n)),
             Test::Present(wanted) => *wanted,
+        }
+    }
+}
+
+/// Looks at the value of a header: of several all joined.
+#[inline]
+fn look_at<R>(name: &HeaderName, headers: &HeaderMap, look: impl FnOnce(Option<&[u8]>) -> R) -> R {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    match values.next() {
+        None => look(first.map(|value| value.as_bytes())),
+        Some(_) => {
+            let mut joined = SmallVec::<[u8; 256]>::new();
+            for (i, value) in headers.get_all(name).iter().enumerate() {
+                if i > 0 {
+                    joined.extend_from_slice(separator(name));
+                }
+                joined.extend_from_slice(value.as_bytes());
+            }
+            look(Some(&joined))
         }
     }
 }

@@ -24,6 +24,7 @@ mod path;
 mod query;
 mod rewrite;
 mod text;
+mod tree;
 
 #[cfg(any(test, feature = "fuzzing"))]
 mod reference;
@@ -37,6 +38,7 @@ pub(crate) use self::header::{remove_header, separator};
 pub use self::normal::{Effort, Met, OF_NO_PATH, path_is_met, target_is_met};
 pub use self::path::{PathCondition, unescaped};
 pub use self::text::TextCondition;
+pub use self::tree::{MatchTree, TwoReadings};
 
 pub(crate) use self::cookie::values as cookies;
 pub(crate) use self::query::{decode, first_value};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{HeaderMatcher, HeaderWrite, PerMillion, ShareUnit};
+use super::{Composite, HeaderMatcher, HeaderWrite, PerMillion, ShareUnit};
 use crate::id::ClusterName;
 
 /// Usual instance name of the fault filter.
@@ -34,6 +34,8 @@ pub enum FilterOverride {
     RateLimit(LocalRateLimit),
     /// Session affinity.
     Session(StatefulSession),
+    /// Another tree of a composite filter, in the place of its own (`ExtensionWithMatcherPerRoute`).
+    Composite(Composite),
 }
 
 /// Fault injection (gRFC A33, Istio `fault`). Delay first, then abort, each drawn by itself.

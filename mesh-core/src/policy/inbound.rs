@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::composite::judge_alike;
 use super::{
     AuthorizerProvider, Domain, FilterOverride, FilterOverrides, HeaderMatcher, HttpFilter, HttpFilterKind, Instances,
     JwtAuthentication, PathMatch, RouteAction, RouteConfiguration, RouteMatch, StringMatcher,
@@ -73,8 +74,13 @@ impl InboundListener {
         }
     }
 
-    /// This listener with the routes that [`InboundRoutes::Named`] stands for. Of what they change, the limits are
-    /// followed; several places that set an equal one share it, and routes that change the same have the same guards.
+    /// Whether the composite filters that look at callers are the same.
+    pub(crate) fn chooses_alike(&self, other: &Self) -> bool {
+        judge_alike(&self.before, &other.before) && judge_alike(&self.filters, &other.filters)
+    }
+
+    /// This listener with the routes that [`InboundRoutes::Named`] stands for. Of what they change, the limits and
+    /// the trees of composite filters are followed; several places that set an equal one share it, and routes that change the same have the same guards.
     #[must_use]
     pub fn with_routes(&self, routes: &RouteConfiguration) -> Self {
         let mut known = HashMap::new();
@@ -144,7 +150,8 @@ impl InboundListener {
 fn change<'r>(filter: &HttpFilter, by: &'r FilterOverrides) -> Option<&'r FilterOverride> {
     match (&**by.get(&filter.name)?, &filter.kind) {
         (off @ FilterOverride::Disabled, _) => Some(off),
-        (limit @ FilterOverride::RateLimit(_), HttpFilterKind::RateLimit(_)) => Some(limit),
+        (own @ FilterOverride::RateLimit(_), HttpFilterKind::RateLimit(_))
+        | (own @ FilterOverride::Composite(_), HttpFilterKind::Composite(_)) => Some(own),
         _ => None,
     }
 }
@@ -154,6 +161,7 @@ fn changed((filter, change): (&HttpFilter, &Option<&FilterOverride>)) -> Option<
     let kind = match change {
         Some(FilterOverride::Disabled) => return None,
         Some(FilterOverride::RateLimit(limit)) => HttpFilterKind::RateLimit(limit.clone()),
+        Some(FilterOverride::Composite(composite)) => HttpFilterKind::Composite(composite.clone()),
         _ => filter.kind.clone(),
     };
     Some(HttpFilter { name: filter.name.clone(), kind })
@@ -252,7 +260,10 @@ pub struct Guards {
 
 impl Guards {
     fn decide_alike(&self, other: &Self) -> bool {
-        self.authorization == other.authorization && JwtAuthentication::demand_alike(&self.jwt, &other.jwt)
+        self.authorization == other.authorization
+            && JwtAuthentication::demand_alike(&self.jwt, &other.jwt)
+            && judge_alike(&self.before, &other.before)
+            && judge_alike(&self.filters, &other.filters)
     }
 }
 
@@ -469,7 +480,10 @@ pub enum Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{HeaderPolicy, JwtKeys, JwtProvider, LocalRateLimit, PerMillion, Route, VirtualHost};
+    use crate::policy::{
+        Composite, ExecuteFilters, HeaderPolicy, JwtKeys, JwtProvider, LocalRateLimit, MatcherRule, MatcherTree,
+        OnMatch, PerMillion, Route, VirtualHost,
+    };
 
     fn limit(status: u16) -> LocalRateLimit {
         LocalRateLimit {
@@ -512,6 +526,35 @@ mod tests {
         let serves: Vec<_> = outdated.routes.iter().filter_map(|route| route.serves.as_ref()).collect();
         assert!(Arc::ptr_eq(serves[0], serves[2]));
         assert_eq!((&serves[0].jwt, &serves[1].jwt), (&jwt(&provider(JwtKeys::Outdated { max_age })), &other.jwt));
+    }
+
+    #[test]
+    fn a103_a_route_of_rds_has_another_tree() {
+        let composite =
+            |end| Composite::of(MatcherTree { rule: MatcherRule::List(Vec::new()), on_no_match: Some(end) });
+        let chain = OnMatch::Execute(Arc::new(ExecuteFilters::all(Vec::new())));
+        let (of_listener, of_route) = (composite(OnMatch::Skip), composite(chain));
+        let mut listener = InboundListener::new("l", "127.0.0.1:1".parse().unwrap(), InboundTls::Strict);
+        let kind = HttpFilterKind::Composite(of_listener.clone());
+        listener.filters = vec![HttpFilter { name: "c".to_owned(), kind }];
+        let mut own = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
+        own.filters = Arc::new([("c".to_owned(), FilterOverride::Composite(of_route.clone()).into())].into());
+        let host = VirtualHost {
+            name: "h".to_owned(),
+            domains: vec![Domain::new("*").unwrap()],
+            routes: vec![own, Route::new(RouteMatch::any(), RouteAction::NonForwarding)],
+            headers: HeaderPolicy::default(),
+            retry: None,
+        };
+        let table = RouteConfiguration {
+            name: "r".to_owned(),
+            virtual_hosts: vec![host],
+            headers: HeaderPolicy::default(),
+            retry_budget: None,
+        };
+        let routed = listener.with_routes(&table);
+        let kinds: Vec<_> = routed.routes.iter().map(|route| &route.serves.as_ref().unwrap().filters[0].kind).collect();
+        assert_eq!(kinds, [&HttpFilterKind::Composite(of_route), &HttpFilterKind::Composite(of_listener)]);
     }
 
     #[test]

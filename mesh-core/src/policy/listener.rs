@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AdaptiveConcurrency, AdmissionControl, CallerRateLimit, Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration,
-    StatefulSession,
+    AdaptiveConcurrency, AdmissionControl, CallerRateLimit, Composite, Fault, InvalidPolicy, LocalRateLimit,
+    RouteConfiguration, StatefulSession,
 };
 use crate::id::ClusterName;
 
@@ -166,6 +166,8 @@ pub enum HttpFilterKind {
     AdaptiveConcurrency(Option<AdaptiveConcurrency>),
     /// Session affinity (gRFC A55); `None` = only what routes override.
     Session(Option<StatefulSession>),
+    /// Filters that each request is given by its headers (gRFC A103).
+    Composite(Composite),
     /// A filter that is not known and was marked `is_optional`: skipped, and reported.
     Skipped {
         /// The type URL of its configuration.

@@ -9,6 +9,7 @@
 mod authorizer;
 mod cluster;
 mod common;
+mod composite;
 mod endpoint;
 mod filter;
 mod inbound;
@@ -22,6 +23,7 @@ mod unenforced;
 pub use self::authorizer::*;
 pub use self::cluster::*;
 pub use self::common::*;
+pub use self::composite::*;
 pub use self::endpoint::*;
 pub use self::filter::*;
 pub use self::inbound::*;

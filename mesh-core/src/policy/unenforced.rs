@@ -5,10 +5,10 @@
 //! about it.
 
 use super::{
-    AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
-    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HashSource, HttpFilter,
-    HttpFilterKind, InboundLimits, InboundListener, InboundRoutes, Instances, JwtKeys, LARGEST_RING, Listener,
-    LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route,
+    AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, Composite, ConnectionOptions, DnsOptions,
+    Endpoint, EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HashSource, HttpFilter,
+    HttpFilterKind, InboundLimits, InboundListener, InboundRoutes, Instances, JwtAuthentication, JwtKeys, LARGEST_RING,
+    Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route,
     RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
@@ -82,8 +82,7 @@ const RETRY: &[Line<RetryPolicy>] =
 
 const INBOUND: &[Line<InboundListener>] =
     &[line("jwt.providers.keys.remote", "a server fetches no keys: no token of such a provider holds", |l| {
-        let mut providers = l.jwt.iter().flat_map(|jwt| jwt.providers.values());
-        providers.any(|provider| matches!(provider.keys, JwtKeys::Remote { .. }))
+        has_remote_keys(&l.jwt)
     })];
 
 impl Report for Cluster {
@@ -157,14 +156,28 @@ fn filters(
     rate_limit: Option<&[Line<LocalRateLimit>]>,
     out: &mut Vec<Unenforced>,
 ) {
+    filters_at(list, resource, rate_limit, "", out);
+}
+
+fn filters_at(
+    list: &[HttpFilter],
+    resource: &str,
+    rate_limit: Option<&[Line<LocalRateLimit>]>,
+    path: &str,
+    out: &mut Vec<Unenforced>,
+) {
     for (i, filter) in list.iter().enumerate() {
-        let path = format!("filters[{i}] {}", filter.name);
+        let path = format!("{path}filters[{i}] {}", filter.name);
         let effect = match &filter.kind {
             HttpFilterKind::RateLimit(limit) => {
                 effects(rate_limit.unwrap_or_default(), limit, resource, &path, out);
                 continue;
             }
             HttpFilterKind::CallerRateLimit(_) if rate_limit.is_some() => "who calls is known to servers only",
+            HttpFilterKind::Composite(composite) => {
+                chains(composite, resource, rate_limit, &path, out);
+                continue;
+            }
             HttpFilterKind::Fault(_)
             | HttpFilterKind::CallerRateLimit(_)
             | HttpFilterKind::AdmissionControl(_)
@@ -176,10 +189,37 @@ fn filters(
     }
 }
 
+/// What a composite may choose.
+fn chains(
+    composite: &Composite,
+    resource: &str,
+    rate_limit: Option<&[Line<LocalRateLimit>]>,
+    path: &str,
+    out: &mut Vec<Unenforced>,
+) {
+    for (i, chain) in composite.chains().into_iter().enumerate() {
+        let path = format!("{path}.chains[{i}].");
+        if has_remote_keys(&chain.jwt) {
+            out.push(Unenforced::new(resource, format!("{path}{}", INBOUND[0].field), INBOUND[0].effect));
+        }
+        filters_at(&chain.filters, resource, rate_limit, &path, out);
+    }
+}
+
+fn has_remote_keys(jwt: &[JwtAuthentication]) -> bool {
+    let mut providers = jwt.iter().flat_map(|jwt| jwt.providers.values());
+    providers.any(|provider| matches!(provider.keys, JwtKeys::Remote { .. }))
+}
+
 fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     for (name, filter) in map {
-        if let FilterOverride::RateLimit(limit) = &**filter {
-            effects(OUTBOUND_RATE_LIMIT, limit, resource, &format!("{path}filters[{name:?}]"), out);
+        let path = || format!("{path}filters[{name:?}]");
+        match &**filter {
+            FilterOverride::RateLimit(limit) => effects(OUTBOUND_RATE_LIMIT, limit, resource, &path(), out),
+            FilterOverride::Composite(composite) => {
+                chains(composite, resource, Some(OUTBOUND_RATE_LIMIT), &path(), out);
+            }
+            _ => {}
         }
     }
 }
@@ -364,8 +404,8 @@ mod tests {
     use super::*;
     use crate::id::ClusterName;
     use crate::policy::{
-        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, RetryOn, Route, RouteMatch, RouteSource, VirtualHost,
-        ZoneAware,
+        ClusterChoice, DirectResponse, ExecuteFilters, HeaderPolicy, HttpFilter, MatcherRule, MatcherTree, OnMatch,
+        RetryOn, Route, RouteMatch, RouteSource, VirtualHost, ZoneAware,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -443,6 +483,16 @@ mod tests {
         let inline = RouteSource::Inline(Arc::new(config));
         let listener = Listener { filters, ..Listener::new("l", inline) };
         assert_eq!(fields(&listener)[0], "filters[0] wasm");
+        // In a composite too.
+        let chain = OnMatch::Execute(Arc::new(ExecuteFilters::all(listener.filters.clone())));
+        let rule = MatcherRule::List(Vec::new());
+        let composite = Composite::of(MatcherTree { rule, on_no_match: Some(chain) });
+        let kind = HttpFilterKind::Composite(composite);
+        let composed = Listener {
+            filters: vec![HttpFilter { name: "composite".into(), kind }],
+            ..Listener::new("l", RouteSource::Named("r".into()))
+        };
+        assert_eq!(fields(&composed), ["filters[0] composite.chains[0].filters[0] wasm"]);
         assert_eq!(fields(&listener)[1..], want);
     }
 }

@@ -45,6 +45,16 @@ pub(super) mod url {
         "type.googleapis.com/envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState";
     pub(crate) const SESSION_HEADER: &str =
         "type.googleapis.com/envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState";
+    pub(crate) const WITH_MATCHER: &str =
+        "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher";
+    pub(crate) const WITH_MATCHER_PER_ROUTE: &str =
+        "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute";
+    pub(crate) const COMPOSITE: &str = "type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite";
+    pub(crate) const EXECUTE_FILTERS: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.composite.v3.ExecuteFilterAction";
+    pub(crate) const SKIP_FILTER: &str =
+        "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter";
+    pub(crate) const HEADER_INPUT: &str = "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput";
     pub(crate) const EXT_AUTHZ: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
     pub(crate) const JWT: &str = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
     pub(crate) const JWT_PER_ROUTE: &str =

@@ -27,6 +27,7 @@ use mesh_core::policy::{
 };
 use prost::Message as _;
 
+use super::composite::{self, Side};
 use super::extension::{self, url};
 use super::inbound_route::{self, Change, Changes, Host, Read, Table, merge, part};
 use super::listener::{self, Proto};
@@ -307,8 +308,7 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let filters = filter::decode(&manager, &at, report);
     if matches!(table, Table::Named(_)) && filters.iter().any(|f| [url::RBAC, url::JWT].contains(&f.type_url.as_str()))
     {
-        let reason = "beside authorization the routes must be in the listener: those of RDS might change its rules";
-        report.problem(&at.field("rds"), reason);
+        report.problem(&at.field("rds"), RULES_ELSEWHERE);
     }
     if matches!(table, Table::Named(_)) && filters.iter().any(|filter| filter.disabled) {
         let reason = "beside a disabled filter the routes must be in the listener: those of RDS might turn it on";
@@ -325,6 +325,10 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let mut filters = Filters { list: filters, ours, known: HashMap::new(), routed: HashMap::new(), bytes: 0 };
     // Whatever routes change: a filter that is not understood is refused.
     let whole = filters.guards(&Changes::default(), false, &at, report);
+    let judges = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.judges());
+    if matches!(table, Table::Named(_)) && whole.before.iter().chain(&whole.filters).any(judges) {
+        report.problem(&at.field("rds"), RULES_ELSEWHERE);
+    }
     let (guards, routes) = match table {
         Table::All(changes) => (filters.guards(&changes, false, &at, report), InboundRoutes::All),
         Table::Named(name) => (whole, InboundRoutes::Named(name)),
@@ -339,6 +343,9 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
         limits: decode_limits(&manager, &at, report),
     })
 }
+
+const RULES_ELSEWHERE: &str =
+    "beside authorization the routes must be in the listener: those of RDS might change its rules";
 
 /// The filters of a chain, and what has been read of them.
 struct Filters<'a> {
@@ -479,6 +486,9 @@ fn decode_filter(
         (url::RATE_LIMIT, Some(Guard::RateLimit(limit))) => {
             guards.filters.push(HttpFilter { name, kind: HttpFilterKind::RateLimit((**limit).clone()) });
         }
+        (url::WITH_MATCHER, Some(Guard::Composite(own))) => {
+            guards.filters.push(HttpFilter { name, kind: HttpFilterKind::Composite((**own).clone()) });
+        }
         (_, Some(_)) => report.problem(&at_filter, "the routes change it with a configuration of another filter"),
         (url::RATE_LIMIT, None) => {
             let Some(limit) = extension::unpack(proto.config, &at_filter, report) else { return };
@@ -493,6 +503,10 @@ fn decode_filter(
         (url::CONCURRENCY, None) => {
             let Some(policy) = extension::unpack(proto.config, &at_filter, report) else { return };
             let kind = concurrency::decode(&policy, &at_filter, report).map(HttpFilterKind::AdaptiveConcurrency);
+            guards.filters.extend(kind.map(|kind| HttpFilter { name, kind }));
+        }
+        (url::WITH_MATCHER, None) => {
+            let kind = composite::decode(proto.config, Side::Server, &at_filter, report).map(HttpFilterKind::Composite);
             guards.filters.extend(kind.map(|kind| HttpFilter { name, kind }));
         }
         // What somebody wanted asked is not passed over for being called optional.

@@ -20,6 +20,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Domain, FilterOverride, InboundHost, InboundRoutes, RouteMatch};
 
+use super::composite::Side;
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
 use super::{common, route as route_codec};
@@ -207,9 +208,10 @@ fn read_changes(
     report: &mut Report,
 ) -> BTreeMap<String, Change> {
     let place: Rc<str> = place.into();
-    let overrides = route_extra::decode_overrides(configs, at, report);
+    let overrides = route_extra::decode_overrides(configs, Side::Server, at, report);
     let limits = overrides.filters.iter().filter_map(|(name, filter)| match &**filter {
         FilterOverride::RateLimit(limit) => Some((name.clone(), Guard::RateLimit(Box::new(limit.clone())))),
+        FilterOverride::Composite(composite) => Some((name.clone(), Guard::Composite(Box::new(composite.clone())))),
         // A server has no such filters; and one that is off is among the others.
         _ => None,
     });

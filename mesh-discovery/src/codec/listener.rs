@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, RouteSource};
 
+use super::composite::{self, Side};
 use super::extension::{self, url};
 use super::report::{At, Report, consider};
 use super::{admission, common, concurrency, fault, filter, rate_limit, route, session, tcp};
@@ -140,7 +141,13 @@ fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Re
 
 /// Encodes a filter. What stock gRPC clients don't know is optional for them.
 pub(super) fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter> {
-    let (config, is_optional) = match &http_filter.kind {
+    let (config, is_optional) = encode_kind(&http_filter.kind)?;
+    Some(filter::encode(&http_filter.name, config, is_optional))
+}
+
+/// Encodes what a filter does, and whether it is optional.
+pub(super) fn encode_kind(kind: &HttpFilterKind) -> Option<(Any, bool)> {
+    Some(match kind {
         HttpFilterKind::Fault(fault) => {
             let proto = fault.as_ref().map(fault::encode).unwrap_or_default();
             (extension::pack(url::FAULT, &proto), false)
@@ -159,11 +166,12 @@ pub(super) fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter>
             let proto = session.as_ref().map(session::encode).unwrap_or_default();
             (extension::pack(url::SESSION, &proto), true)
         }
+        // Who looks at callers is not passed over.
+        HttpFilterKind::Composite(composite) => (composite::encode(composite), !composite.judges()),
         HttpFilterKind::Skipped { type_url } => (Any { type_url: type_url.clone(), value: Vec::new() }, true),
         // A kind that this codec does not know cannot be sent.
         _ => return None,
-    };
-    Some(filter::encode(&http_filter.name, config, is_optional))
+    })
 }
 
 fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -> Option<HttpFilter> {
@@ -172,37 +180,45 @@ fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -
         report.unenforced(&at.field("disabled"), "a disabled filter stays off on every route");
         return None;
     }
+    let at_filter = at.item("http_filters", proto.index);
     let kind = match proto.type_url.as_str() {
-        url::FAULT => {
-            let at = at.item("http_filters", proto.index);
-            let fault = extension::unpack::<HttpFault>(proto.config, &at, report)?;
-            let fault = fault::decode(&fault, &at, report);
-            HttpFilterKind::Fault((fault != Fault::default()).then_some(fault))
-        }
-        url::RATE_LIMIT => {
-            let at = at.item("http_filters", proto.index);
-            let limit = extension::unpack(proto.config, &at, report)?;
-            HttpFilterKind::RateLimit(rate_limit::decode(&limit, &at, report)?)
-        }
-        url::ADMISSION => {
-            let at = at.item("http_filters", proto.index);
-            let policy = extension::unpack(proto.config, &at, report)?;
-            HttpFilterKind::AdmissionControl(admission::decode(&policy, &at, report)?)
-        }
-        url::CONCURRENCY => {
-            let at = at.item("http_filters", proto.index);
-            let policy = extension::unpack(proto.config, &at, report)?;
-            HttpFilterKind::AdaptiveConcurrency(concurrency::decode(&policy, &at, report)?)
-        }
-        url::SESSION => {
-            let at = at.item("http_filters", proto.index);
-            let session = extension::unpack(proto.config, &at, report)?;
-            HttpFilterKind::Session(session::decode(&session, &at, report))
+        url::WITH_MATCHER => {
+            HttpFilterKind::Composite(composite::decode(proto.config, Side::Client, &at_filter, report)?)
         }
         // Its settings are those of the routes.
         url::CORS => return None,
-        _ if filter::skip(proto, at, report) => HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
-        _ => return None,
+        type_url => match decode_kind(type_url, proto.config, &at_filter, report) {
+            Some(kind) => kind?,
+            None if filter::skip(proto, at, report) => HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
+            None => return None,
+        },
     };
     Some(HttpFilter { name: proto.name.to_owned(), kind })
+}
+
+/// Decodes what a filter of a client does, which a server's may do as well; the outer `None` = it is not known.
+pub(super) fn decode_kind(
+    type_url: &str,
+    config: &Any,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Option<HttpFilterKind>> {
+    Some(match type_url {
+        url::FAULT => extension::unpack::<HttpFault>(config, at, report).map(|fault| {
+            let fault = fault::decode(&fault, at, report);
+            HttpFilterKind::Fault((fault != Fault::default()).then_some(fault))
+        }),
+        url::RATE_LIMIT => extension::unpack(config, at, report)
+            .and_then(|limit| rate_limit::decode(&limit, at, report))
+            .map(HttpFilterKind::RateLimit),
+        url::ADMISSION => extension::unpack(config, at, report)
+            .and_then(|policy| admission::decode(&policy, at, report))
+            .map(HttpFilterKind::AdmissionControl),
+        url::CONCURRENCY => extension::unpack(config, at, report)
+            .and_then(|policy| concurrency::decode(&policy, at, report))
+            .map(HttpFilterKind::AdaptiveConcurrency),
+        url::SESSION => extension::unpack(config, at, report)
+            .map(|session| HttpFilterKind::Session(session::decode(&session, at, report))),
+        _ => return None,
+    })
 }

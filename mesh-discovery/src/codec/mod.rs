@@ -10,7 +10,7 @@
 //! [`METADATA_KEY`](crate::proto::policy::METADATA_KEY).
 //!
 //! The validation is gRPC's where gRPC has the feature (gRFC A27, A28, A29, A31, A32, A33, A36, A37, A39,
-//! A41, A42, A44, A48, A50, A52, A58, A62, A81) and Envoy's where it has not. A resource is refused as a
+//! A41, A42, A44, A48, A50, A52, A58, A62, A81, A103, A106) and Envoy's where it has not. A resource is refused as a
 //! whole: the caller keeps the last good one.
 //!
 //! **Normal form** is what decoding produces. Some values have a twin that means the same, and the
@@ -35,6 +35,7 @@ mod balancer;
 mod closed;
 mod cluster;
 mod common;
+mod composite;
 mod concurrency;
 mod connection;
 mod cors;
@@ -54,6 +55,7 @@ mod jwt;
 mod listener;
 mod locality;
 mod matcher;
+mod matcher_tree;
 mod outlier;
 pub(crate) mod parts;
 mod plain;
@@ -209,7 +211,7 @@ pub fn encode_endpoints(endpoints: &Endpoints) -> Any {
 /// Decodes a listener of either side.
 ///
 /// # Errors
-/// The bytes are not a Listener, or rows L1-L4, S3, S9 or V2 of gRPC's rules refuse it: the error holds
+/// The bytes are not a Listener, or rows L1-L5, S3, S9 or V2 of gRPC's rules refuse it: the error holds
 /// every problem.
 pub fn decode_listener<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<AnyListener>, DecodeError> {
     decode(

@@ -21,18 +21,31 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     if bytes.len() / 2 <= MAX_OUTER {
         return Ok(());
     }
-    let mut room = Room { outer: MAX_OUTER, all: MAX };
-    room.take(bytes, 1).ok_or_else(|| {
-        format!("it has more than {MAX_OUTER} parts within three levels, or more than {MAX}: have the control plane divide it")
-    })
+    Room::default().unfold(bytes)
 }
 
-struct Room {
+/// How much may still be unfolded.
+pub(super) struct Room {
     outer: usize,
     all: usize,
 }
 
+impl Default for Room {
+    fn default() -> Self {
+        Self { outer: MAX_OUTER, all: MAX }
+    }
+}
+
 impl Room {
+    /// The same for one of several messages, which lie within one another or beside, of all together.
+    pub(super) fn unfold(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.take(bytes, 1).ok_or_else(|| {
+            format!(
+                "it has more than {MAX_OUTER} parts within three levels, or more than {MAX}: have the control plane divide it"
+            )
+        })
+    }
+
     fn take(&mut self, mut bytes: &[u8], level: usize) -> Option<()> {
         // What is no protobuf ends where it is none: there the decoder stops, too.
         while let Some((tag, part)) = field(&mut bytes) {

@@ -7,7 +7,7 @@ use std::fmt;
 use mesh_core::matcher::{Effort, Met, OF_NO_PATH};
 use mesh_core::policy::{InvalidPolicy, Pattern, PatternRoom, Unenforced};
 
-use super::{DecodeError, Decoded, ProviderInstance, ProviderPart};
+use super::{DecodeError, Decoded, ProviderInstance, ProviderPart, parts};
 
 /// Problems and unenforced fields kept of one resource; a hostile resource could hold millions.
 const MAX_FINDINGS: usize = 64;
@@ -82,6 +82,7 @@ pub(super) struct Report {
     unenforced: Vec<Unenforced>,
     providers: Vec<ProviderInstance>,
     patterns: PatternRoom,
+    parts: parts::Room,
     effort: Effort,
     is_unchecked: bool,
     /// Of what is read a condition that nothing meets opens nothing.
@@ -101,6 +102,7 @@ impl Report {
             unenforced: Vec::new(),
             providers: Vec::new(),
             patterns: PatternRoom::default(),
+            parts: parts::Room::default(),
             effort: Effort::default(),
             is_unchecked: false,
             never_is_safe: false,
@@ -136,6 +138,12 @@ impl Report {
     pub(super) fn pattern(&mut self, at: &At<'_>, text: &str) -> Option<Pattern> {
         let read = self.patterns.read(text);
         self.checked(at, read)
+    }
+
+    /// Whether there is room to unfold what is packed, among all of the resource that is packed more than once.
+    pub(super) fn unfold(&mut self, packed: &[u8], at: &At<'_>) -> bool {
+        let room = self.parts.unfold(packed);
+        room.map_err(|reason| self.problem(at, reason)).is_ok()
     }
 
     /// What is met of a condition on the path, `look` says. One that nothing meets is refused, unless it opens nothing by that.

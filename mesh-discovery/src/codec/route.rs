@@ -15,6 +15,7 @@ use mesh_core::policy::{
     RetryBudget, Route, RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
 };
 
+use super::composite::Side;
 use super::header::{self, read_policy};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Overrides};
@@ -48,7 +49,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     note_unenforced(proto, at, report);
     check_plugins(proto, at, report);
     let outer = Outer {
-        filters: route_extra::decode_overrides(&proto.typed_per_filter_config, at, report),
+        filters: route_extra::decode_overrides(&proto.typed_per_filter_config, Side::Either, at, report),
         mirrors: decode_mirrors(&proto.request_mirror_policies, at, report),
         hedge: None,
         plugins: proto
@@ -152,7 +153,7 @@ fn decode_virtual_host(
 ) -> VirtualHost {
     let domains = read_domains(proto, taken, at, report);
     note_unenforced_of_host(proto, at, report);
-    let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
+    let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, Side::Either, at, report);
     let mut overrides = overrides.inside(&outer.filters);
     if let (None, Some(field)) = (&overrides.cors, &proto.cors) {
         overrides.cors_field = super::cors::decode_field(field, &at.field("cors"), report).map(Arc::new);
@@ -270,7 +271,7 @@ fn decode_route(proto: &RouteProto, outer: &Outer, at: &At<'_>, report: &mut Rep
         route_specifiers => "route extensions are not known",
     });
     let ours: RoutePolicy = extension::take(proto.metadata.as_ref(), "RoutePolicy", at, report);
-    let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
+    let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, Side::Either, at, report);
     let overrides = overrides.inside(&outer.filters);
     let headers = read_policy!(proto, at, report);
     let matcher = match &proto.r#match {

@@ -21,6 +21,7 @@ use mesh_core::policy::{
 };
 
 use super::common::{self, non_empty};
+use super::composite::Side;
 use super::header::{self, read_policy};
 use super::report::{At, Report, consider};
 use super::route::Outer;
@@ -321,7 +322,7 @@ fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Optio
             typed_per_filter_config: _,
             host_rewrite_specifier: _,
         } = entry;
-        let overrides = route_extra::decode_overrides(&entry.typed_per_filter_config, &at, report);
+        let overrides = route_extra::decode_overrides(&entry.typed_per_filter_config, Side::Either, &at, report);
         let effect = "CORS is a matter of the route";
         report.unenforced_if(
             overrides.cors.as_ref().is_some_and(Option::is_some),

@@ -11,8 +11,11 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
 };
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Cors, FilterOverride, FilterOverrides, LocalRateLimit, ResponseClass, ResponseMatch};
+use mesh_core::policy::{
+    Composite, Cors, FilterOverride, FilterOverrides, LocalRateLimit, ResponseClass, ResponseMatch,
+};
 
+use super::composite::{self, Side};
 use super::extension::{self, url};
 use super::report::{At, Report};
 use super::{cors, fault, rate_limit, session};
@@ -47,6 +50,8 @@ pub(super) enum Guard {
     Rbac(Box<RbacProto>),
     /// The requirement of this name.
     Requirement(String),
+    /// Another tree.
+    Composite(Box<Composite>),
 }
 
 impl Overrides {
@@ -94,6 +99,8 @@ pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -
             FilterOverride::Session(session) => {
                 wrap(extension::pack(url::SESSION_PER_ROUTE, &session::encode_per_route(session)))
             }
+            FilterOverride::Composite(composite) if composite.judges() => composite::encode_per_route(composite),
+            FilterOverride::Composite(composite) => wrap(composite::encode_per_route(composite)),
             // A kind that this codec does not know cannot be sent.
             _ => continue,
         };
@@ -108,12 +115,17 @@ pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -
 
 /// Reads `typed_per_filter_config`: a key that names no filter is no error, an unknown type is one
 /// unless it is optional.
-pub(super) fn decode_overrides(configs: &HashMap<String, Any>, at: &At<'_>, report: &mut Report) -> Overrides {
+pub(super) fn decode_overrides(
+    configs: &HashMap<String, Any>,
+    side: Side,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Overrides {
     let (mut overrides, mut filters) = (Overrides::default(), FilterOverrides::new());
     // In the order of the keys, so that reports don't change from one decoding to the next.
     for (key, any) in configs.iter().collect::<BTreeMap<_, _>>() {
         let at = at.key("typed_per_filter_config", key);
-        let filter = read_override(key, any, &mut overrides, &at, report);
+        let filter = read_override((key, any), side, &mut overrides, &at, report);
         filters.extend(filter.map(|filter| (key.to_owned(), filter.into())));
     }
     if !filters.is_empty() {
@@ -123,8 +135,8 @@ pub(super) fn decode_overrides(configs: &HashMap<String, Any>, at: &At<'_>, repo
 }
 
 fn read_override(
-    key: &str,
-    any: &Any,
+    (key, any): (&str, &Any),
+    side: Side,
     overrides: &mut Overrides,
     at: &At<'_>,
     report: &mut Report,
@@ -160,6 +172,9 @@ fn read_override(
             .map(FilterOverride::RateLimit),
         url::SESSION_PER_ROUTE => {
             extension::unpack(config, at, report).and_then(|s| session::decode_per_route(&s, at, report))
+        }
+        url::WITH_MATCHER_PER_ROUTE => {
+            composite::decode_per_route(config, side, at, report).map(FilterOverride::Composite)
         }
         url::CORS_POLICY => {
             let policy = extension::unpack::<CorsPolicy>(config, at, report);

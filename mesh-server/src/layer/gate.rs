@@ -18,12 +18,15 @@ use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::{AuthorizationPolicy, InboundListener, InboundTls, JwtAuthentication};
+use mesh_core::policy::{
+    AuthorizationPolicy, HttpFilter, HttpFilterKind, InboundListener, InboundTls, JwtAuthentication,
+};
 use mesh_core::target;
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::Refused;
 use super::caught::caught;
+use super::composite::{Caller, Chains, Composites};
 use super::record::Record;
 use super::routes::{Ambiguous, Place, Routes, guards};
 use super::token::{Challenge, Filters};
@@ -53,6 +56,8 @@ struct Compiled {
     destination: SocketAddr,
     trusted_proxies: u32,
     tokens: Filters,
+    /// Those before tokens are looked at, and those after it.
+    composites: [Composites; 2],
     authorizer: Authorizer,
     /// Who can be asked, by provider.
     external: Box<[External]>,
@@ -83,6 +88,8 @@ pub(super) struct Judged {
     /// Somebody has to be asked before.
     pub(super) asking: Option<Asking>,
     pub(super) place: Place,
+    /// What composite filters chose, whose limits are asked where the listener's are.
+    pub(super) chains: Chains,
 }
 
 /// How an authorizer's answer is counted.
@@ -147,7 +154,7 @@ impl Gate {
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
         tokens: &mut Option<Arc<Tokens>>,
-        before: impl FnOnce(&mut Request<B>, Place) -> Result<(), Stopped>,
+        mut before: impl FnMut(&mut Request<B>, Place) -> Result<(), Stopped>,
     ) -> Result<Judged, Stopped> {
         if let Some(listener) = listener
             && must_be_known(listener, peer)
@@ -159,6 +166,7 @@ impl Gate {
                 || !listener.authorization.is_empty()
                 || !listener.jwt.is_empty()
                 || !listener.routes.are_all()
+                || listener.filters.iter().any(is_composite)
         };
         let Some(listener) = listener.filter(says) else {
             if self.compiled.load(Ordering::Relaxed) {
@@ -191,10 +199,16 @@ impl Gate {
             let details = "route_not_found".into();
             return Err(Closed { code: Code::NO_INBOUND_ROUTE, details, challenge: None }.into());
         };
+        let (Compiled { destination, trusted_proxies, .. }, clock) = (&**compiled, &*self.clock);
+        let caller = Caller { peer, server_name, destination: *destination, trusted_proxies: *trusted_proxies, clock };
+        let ([first, last], mut early, mut chains) = (&compiled.composites, Chains::new(), Chains::new());
         before(request, place)?;
-        compiled.tokens.admit(request, peer, tokens, &*self.clock)?;
+        first.admit(request, caller, tokens, &mut early)?;
+        early.into_iter().try_for_each(|chain| before(request, Place::Chain(chain)))?;
+        compiled.tokens.admit(request, peer, tokens, clock)?;
+        last.admit(request, caller, tokens, &mut chains)?;
         let asking = compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())?;
-        Ok(Judged { asking, place })
+        Ok(Judged { asking, place, chains })
     }
 
     /// Decides about a connection that carries no requests. Nobody is asked about one, and none shows a token.
@@ -213,6 +227,12 @@ impl Gate {
             denied(&of, None, None, reason);
             return Err(Closed { code: Code::TOKEN_REFUSED, details: "jwt_is_missing".into(), challenge: None });
         }
+        let judges = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.judges());
+        if listener.before.iter().chain(&listener.filters).any(judges) {
+            let reason = "who looks at the caller is chosen by headers, and a raw connection has none";
+            denied(&of, None, None, reason);
+            return Err(Closed { code: Code::ACCESS_DENIED, details: "composite_filter".into(), challenge: None });
+        }
         if listener.authorization.is_empty() {
             return Ok(());
         }
@@ -224,20 +244,21 @@ impl Gate {
     // Two requests may do this at once; both get the same.
     #[cold]
     fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Current> {
-        let of = |jwt: &[JwtAuthentication], policies: &[AuthorizationPolicy]| {
-            Arc::new(self.compiled(listener, jwt, policies))
-        };
+        let of =
+            |jwt: &[_], policies: &[_], filters: [&[_]; 2]| Arc::new(self.compiled(listener, jwt, policies, filters));
         // Many routes have the same guards.
         let mut known = HashMap::new();
         let each = listener.routes.iter().map(|route| {
             let guards = guards(route)?;
-            let compiled = known.entry(Arc::as_ptr(guards)).or_insert_with(|| of(&guards.jwt, &guards.authorization));
+            let compiled = known
+                .entry(Arc::as_ptr(guards))
+                .or_insert_with(|| of(&guards.jwt, &guards.authorization, [&guards.before, &guards.filters]));
             Some(compiled.clone())
         });
         let current = Arc::new(Current {
             listener: listener.clone(),
             each: each.collect(),
-            whole: of(&listener.jwt, &listener.authorization),
+            whole: of(&listener.jwt, &listener.authorization, [&listener.before, &listener.filters]),
             routes: Routes::new(&listener.routes),
         });
         self.current.store(Some(current.clone()));
@@ -250,6 +271,7 @@ impl Gate {
         listener: &InboundListener,
         jwt: &[JwtAuthentication],
         policies: &[AuthorizationPolicy],
+        filters: [&[HttpFilter]; 2],
     ) -> Compiled {
         let decisions = self.metrics.decisions();
         let authorizer = Authorizer::counted(policies, decisions);
@@ -268,7 +290,8 @@ impl Gate {
         });
         let external = external.collect();
         let (destination, trusted_proxies) = (listener.address, listener.trusted_proxies);
-        Compiled { destination, trusted_proxies, tokens: Filters::new(jwt, decisions), authorizer, external }
+        let (tokens, composites) = (Filters::new(jwt, decisions), filters.map(|f| Composites::new(f, decisions)));
+        Compiled { destination, trusted_proxies, tokens, composites, authorizer, external }
     }
 
     #[cold]
@@ -283,6 +306,7 @@ impl Current {
         match place {
             Place::Whole => Some(&self.whole),
             Place::Route(at) => self.each.get(at)?.as_ref(),
+            Place::Chain(_) => None,
         }
     }
 }
@@ -347,6 +371,10 @@ impl Asking {
     }
 }
 
+fn is_composite(filter: &HttpFilter) -> bool {
+    matches!(filter.kind, HttpFilterKind::Composite(_))
+}
+
 /// Whether policy lets nobody in without an identity, and the peer has none. A connection may be older than the policy, or of
 /// another acceptor.
 fn must_be_known(listener: &InboundListener, peer: Option<&PeerIdentity>) -> bool {
@@ -390,7 +418,7 @@ pub(super) fn authority<B>(request: &Request<B>) -> &str {
 }
 
 #[cold]
-fn closed(denial: &Denial<'_>, of: &Attributes<'_>) -> Closed {
+pub(super) fn closed(denial: &Denial<'_>, of: &Attributes<'_>) -> Closed {
     let code = match denial.reason {
         DenialReason::NoAuthorizer => Code::AUTHORIZATION_UNENFORCED,
         DenialReason::Denied | DenialReason::NotAllowed => Code::ACCESS_DENIED,
@@ -410,7 +438,7 @@ fn closed(denial: &Denial<'_>, of: &Attributes<'_>) -> Closed {
     Closed { code, details: details.into(), challenge: None }
 }
 
-fn denied(of: &Attributes<'_>, policy: Option<&str>, rule: Option<&str>, reason: &'static str) {
+pub(super) fn denied(of: &Attributes<'_>, policy: Option<&str>, rule: Option<&str>, reason: &'static str) {
     tracing::info!(
         target: "mesh::audit",
         decision = "denied",
@@ -426,7 +454,7 @@ fn denied(of: &Attributes<'_>, policy: Option<&str>, rule: Option<&str>, reason:
 }
 
 #[cold]
-fn observed(seen: &Observation<'_>, of: &Attributes<'_>) {
+pub(super) fn observed(seen: &Observation<'_>, of: &Attributes<'_>) {
     tracing::info!(
         target: "mesh::audit",
         decision = if seen.allowed { "allowed" } else { "denied" },

@@ -2,7 +2,7 @@
 //!
 //! The state of a limit lives on while its policy there is equal. Refuses to know how a refusal is answered.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,10 +11,13 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use mesh_core::limit::{Gradient, RateLimit, RateLimited};
-use mesh_core::policy::{AdaptiveConcurrency, Guards, HttpFilter, HttpFilterKind, InboundListener, PerMillion};
+use mesh_core::policy::{
+    AdaptiveConcurrency, Composite, Guards, HttpFilter, HttpFilterKind, InboundListener, PerMillion,
+};
 
 use super::ask::grpc_status_of;
 use super::callers::{Caller, Callers};
+use super::composite::ChainId;
 use super::routes::Place;
 
 /// The limits of one scope, kept as long as the listener's configuration stays.
@@ -52,6 +55,8 @@ struct Ready {
     whole: Stages,
     /// Of each route.
     each: Box<[Stages]>,
+    /// Of each chain that a composite filter may choose, if it has any.
+    chains: HashMap<ChainId, Box<[Limit]>>,
 }
 
 /// Those of one place.
@@ -155,21 +160,10 @@ impl Limits {
 
 impl Ready {
     fn new(listener: &Arc<InboundListener>, before: Option<&Self>, scope: Scope) -> Self {
-        let now = Instant::now();
-        let mut all: HashMap<HttpFilter, Limit> = HashMap::new();
-        let mut of = |filters: &[HttpFilter]| -> Box<[Limit]> {
-            let limits = filters.iter().filter_map(|filter| {
-                if let Some(limit) = all.get(filter) {
-                    return Some(limit.clone());
-                }
-                let limit = before.and_then(|before| before.all.get(filter).cloned());
-                let limit = limit.or_else(|| Limit::new(&filter.kind, scope, now))?;
-                all.insert(filter.clone(), limit.clone());
-                Some(limit)
-            });
-            limits.collect()
-        };
-        let mut stages = |first: &[HttpFilter], last: &[HttpFilter]| Stages { first: of(first), last: of(last) };
+        let before = before.map(|before| &before.all);
+        let mut maker = Maker { before, scope, now: Instant::now(), all: HashMap::new(), chains: HashMap::new() };
+        let mut stages =
+            |first: &[HttpFilter], last: &[HttpFilter]| Stages { first: maker.list(first), last: maker.list(last) };
         let whole = stages(&listener.before, &listener.filters);
         // Most listeners have none of a connection's, and there are many connections: a table of routes is for those that have.
         let guards = || listener.routes.iter().map(|route| route.serves.as_ref());
@@ -183,26 +177,37 @@ impl Ready {
         } else {
             Box::default()
         };
-        Self { listener: listener.clone(), each, whole, all }
+        // Many routes have the same guards.
+        let mut seen = HashSet::new();
+        let each_once = guards().flatten().filter(|guards| seen.insert(Arc::as_ptr(guards)));
+        let of_routes = each_once.flat_map(|guards| guards.before.iter().chain(&guards.filters));
+        let of_listener = listener.before.iter().chain(&listener.filters);
+        of_listener.chain(of_routes).for_each(|filter| maker.chains_of(filter));
+        let Maker { all, chains, .. } = maker;
+        Self { listener: listener.clone(), each, whole, all, chains }
     }
 
-    fn pass(
-        &self,
+    fn pass<'r>(
+        &'r self,
         (place, stage): (Place, Stage),
         headers: &mut HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
-        let stages = match place {
-            Place::Whole => &self.whole,
-            Place::Route(_) if self.each.is_empty() => return Ok(()),
-            // The positions are those of the listener, which is this one.
-            Place::Route(at) => &self.each[at],
-        };
-        let limits = match stage {
+        let of = |stages: &'r Stages| match stage {
             Stage::First => &stages.first,
             Stage::Last => &stages.last,
+        };
+        let limits = match place {
+            Place::Whole => of(&self.whole),
+            Place::Route(_) if self.each.is_empty() => return Ok(()),
+            // The positions are those of the listener, which is this one.
+            Place::Route(at) => of(&self.each[at]),
+            Place::Chain(id) => match self.chains.get(&id) {
+                Some(limits) => limits,
+                None => return Ok(()),
+            },
         };
         for limit in limits {
             match limit {
@@ -225,6 +230,61 @@ impl Ready {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes the limits of a listener, each once.
+struct Maker<'b> {
+    before: Option<&'b HashMap<HttpFilter, Limit>>,
+    scope: Scope,
+    now: Instant,
+    all: HashMap<HttpFilter, Limit>,
+    chains: HashMap<ChainId, Box<[Limit]>>,
+}
+
+impl Maker<'_> {
+    fn list(&mut self, filters: &[HttpFilter]) -> Box<[Limit]> {
+        filters.iter().filter_map(|filter| self.limit(filter)).collect()
+    }
+
+    fn limit(&mut self, filter: &HttpFilter) -> Option<Limit> {
+        if let Some(limit) = self.all.get(filter) {
+            return Some(limit.clone());
+        }
+        let limit = self.before.and_then(|before| before.get(filter).cloned());
+        let limit = limit.or_else(|| Limit::new(&filter.kind, self.scope, self.now))?;
+        self.all.insert(filter.clone(), limit.clone());
+        Some(limit)
+    }
+
+    /// Those of the chains of a filter, if it is a composite.
+    fn chains_of(&mut self, filter: &HttpFilter) {
+        if let HttpFilterKind::Composite(composite) = &filter.kind {
+            self.chains_within(composite, &filter.name, &mut HashMap::new());
+        }
+    }
+
+    /// `met` says how often a filter was met in the outermost composite: two chains with equal ones have one each.
+    fn chains_within(&mut self, composite: &Composite, name: &str, met: &mut HashMap<HttpFilter, usize>) {
+        for chain in composite.chains() {
+            let mut limits = Vec::new();
+            for filter in &chain.filters {
+                // No other filter has this name.
+                let name = format!("{name}\0{}", filter.name);
+                if let HttpFilterKind::Composite(inner) = &filter.kind {
+                    self.chains_within(inner, &name, met);
+                } else if Limit::is_of(&filter.kind, self.scope) {
+                    let filter = HttpFilter { name, kind: filter.kind.clone() };
+                    let number = met.entry(filter.clone()).or_default();
+                    *number += 1;
+                    let name = format!("{}\0{number}", filter.name);
+                    limits.extend(self.limit(&HttpFilter { name, ..filter }));
+                }
+            }
+            if !limits.is_empty() {
+                self.chains.insert(ChainId::of(chain), limits.into());
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! strip headers that only the mesh may set, join cookies → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → who calls where policy demands it, or 403
 //!   → its route, or 404 → limits that the listener's filters have before tokens → tokens, or 401
-//!   → authorization, or 403
+//!   → the filters that composites choose, or 503 → authorization, or 403
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
 //!   → an external authorizer is asked where one has to be, or what it answers
 //!   → the application
@@ -18,11 +18,13 @@ mod ask;
 mod body;
 mod callers;
 mod caught;
+mod composite;
 mod gate;
 mod headers;
 mod limits;
 mod over;
 mod parting;
+mod places;
 mod policy;
 mod priority;
 mod raw;
@@ -42,7 +44,6 @@ use bytes::{Buf, Bytes};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -62,6 +63,7 @@ use self::body::Content;
 pub use self::body::InboundBody;
 use self::callers::{Caller, Own};
 use self::caught::caught;
+use self::composite::Chains;
 pub(crate) use self::gate::Gate;
 use self::gate::{Judged, Stopped};
 pub(crate) use self::headers::{grpc_status, is_grpc, read_trailers};
@@ -69,10 +71,12 @@ use self::limits::{At, Limited, Stage};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::over::{Over, Wait};
 use self::parting::Parting;
+pub(crate) use self::places::Places;
 pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
+use self::routes::Place;
 pub(crate) use self::target::Slashes;
 use self::target::{Unsettled, Usual};
 use self::token::Challenge;
@@ -147,30 +151,6 @@ impl Shared {
             InboundState::Pending | InboundState::Failed(_) => None,
         };
         Option::as_ref(&self.identities.of(instance.as_deref()).load()).map(|own| own.id().clone())
-    }
-}
-
-/// Places for requests in flight.
-#[derive(Clone)]
-pub(crate) struct Places {
-    free: Arc<Semaphore>,
-    all: u32,
-}
-
-impl Places {
-    pub(crate) fn new(all: usize) -> Self {
-        let all = u32::try_from(all.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
-        Self { free: Arc::new(Semaphore::new(all as usize)), all }
-    }
-
-    /// One of a share of them.
-    fn take(&self, share: PerMillion) -> Option<OwnedSemaphorePermit> {
-        // Of two at once one may go a little beyond its share, and nobody beyond all.
-        let taken = (self.all as usize).saturating_sub(self.free.available_permits());
-        if taken >= share.of(self.all) as usize {
-            return None;
-        }
-        self.free.clone().try_acquire_owned().ok()
     }
 }
 
@@ -399,15 +379,11 @@ where
                 judged.map_err(|stopped| stopped.noted(&mut record))
             }
         };
-        let judged = judged.and_then(|Judged { asking, place }| {
+        let judged = judged.and_then(|Judged { asking, place, chains }| {
             // A question about the load needs no place, unless somebody has to be asked about it.
             if asking.is_some() || !shared.is_asked_itself(&request, grpc) {
-                self.layer.admit(
-                    &mut request,
-                    context.caller.as_deref(),
-                    (listener, place, Stage::Last),
-                    &mut record,
-                )?;
+                let (peer, at) = (context.caller.as_deref(), (listener, place, Stage::Last));
+                self.layer.admit(&mut request, peer, at, &chains, &mut record)?;
             }
             Ok(asking)
         });
@@ -437,11 +413,15 @@ impl InboundLayer {
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
         at: At<'_>,
+        chains: &Chains,
         record: &mut Record,
     ) -> Result<(), Refused> {
         let shared = &self.connection.shared;
         let share = shared.priorities.share(request);
         self.limit(request, peer, at, share, record)?;
+        for chain in chains {
+            self.limit(request, peer, (at.0, Place::Chain(*chain), at.2), share, record)?;
+        }
         if let Some(places) = &shared.places {
             let Some(place) = places.take(share) else {
                 record.release();
@@ -469,7 +449,9 @@ impl InboundLayer {
         let mut pass = || {
             shared.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
             self.connection.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
-            if let Some(adaptive) = shared.adaptive.as_ref().filter(|_| at.2 == Stage::Last) {
+            // Of the server, once.
+            let own = at.2 == Stage::Last && !matches!(at.1, Place::Chain(_));
+            if let Some(adaptive) = shared.adaptive.as_ref().filter(|_| own) {
                 tickets.push(adaptive.pass(share)?);
             }
             Ok(())
@@ -608,6 +590,9 @@ impl Refused {
             // gRPC's word for it is UNAVAILABLE here: nobody says that the method is not there.
             Self::Closed(code @ Code::NO_INBOUND_ROUTE) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "no route serves the request")
+            }
+            Self::Closed(code @ Code::NO_INBOUND_FILTERS) => {
+                answer(grpc, code.http_status(), code.grpc_status(), "no filters are known for the request")
             }
             Self::Closed(Code::NO_SERVED_ROUTE) => answer(grpc, StatusCode::NOT_FOUND, 12, "no such route"),
             Self::Closed(code) => {

@@ -11,6 +11,8 @@ use mesh_core::policy::{
     VirtualHost,
 };
 
+use super::composite::ChainId;
+
 /// Where a request stands in its listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Place {
@@ -19,6 +21,8 @@ pub(super) enum Place {
     Whole,
     /// It has this one of [`InboundRoutes::iter`].
     Route(usize),
+    /// It is in this chain of a composite filter.
+    Chain(ChainId),
 }
 
 /// The routes of a listener.

@@ -98,7 +98,17 @@ impl Filters {
         {
             body.withhold(self.outputs.clone());
         }
-        *tokens = Some(if held.is_empty() { self.none.clone() } else { Arc::new(held) });
+        *tokens = Some(match tokens.take() {
+            None if held.is_empty() => self.none.clone(),
+            None => Arc::new(held),
+            // Those that filters before these found.
+            Some(before) if held.is_empty() => before,
+            Some(before) => {
+                let mut all = Arc::unwrap_or_clone(before);
+                all.extend(held.iter().cloned());
+                Arc::new(all)
+            }
+        });
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod authorization;
 mod cancel;
+mod composites;
 mod costs;
 mod debug;
 mod drain;

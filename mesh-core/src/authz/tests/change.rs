@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::policy::{
-    Domain, Guards, HttpFilter, HttpFilterKind, InboundHost, InboundListener, InboundRoute, InboundRoutes, InboundTls,
-    JwtAuthentication, JwtKeys, JwtProvider, RouteMatch,
+    Composite, Domain, ExecuteFilters, Guards, HttpFilter, HttpFilterKind, InboundHost, InboundListener, InboundRoute,
+    InboundRoutes, InboundTls, JwtAuthentication, JwtKeys, JwtProvider, MatcherRule, MatcherTree, OnMatch, RouteMatch,
 };
 
 fn keys(jwks: &str) -> JwtKeys {
@@ -73,6 +73,30 @@ fn keys_and_limits_come_and_go_with_routes_and_without() {
         }
     }
     assert!(!stays(&whole(known()), &routed(known())));
+}
+
+#[test]
+fn composites_that_look_at_callers_decide_and_others_do_not() {
+    let composite = |authorization| {
+        let chain = ExecuteFilters { authorization, ..ExecuteFilters::all(vec![skipped("limit")]) };
+        let (rule, on_no_match) = (MatcherRule::List(Vec::new()), Some(OnMatch::Execute(Arc::new(chain))));
+        let kind = HttpFilterKind::Composite(Composite::of(MatcherTree { rule, on_no_match }));
+        HttpFilter { name: "composite".to_owned(), kind }
+    };
+    let judging = composite(vec![policy("no", AuthorizationAction::Deny, Vec::new())]);
+    let guards = |filters| Guards { filters, ..Guards::default() };
+    for listener in [whole, routed] {
+        let (none, limits, judges) = (
+            listener(guards(Vec::new())),
+            listener(guards(vec![composite(Vec::new())])),
+            listener(guards(vec![judging.clone()])),
+        );
+        let early = listener(Guards { before: vec![judging.clone()], ..Guards::default() });
+        assert!(stays(&none, &limits) && stays(&limits, &none) && stays(&judges, &judges.clone()));
+        for (known, now) in [(&none, &judges), (&limits, &judges), (&judges, &none), (&none, &early)] {
+            assert!(!stays(known, now), "{known:#?} to {now:#?}");
+        }
+    }
 }
 
 #[test]

@@ -215,19 +215,6 @@ fn l4_what_would_change_the_callers_address_is_refused_a41() {
 }
 
 #[test]
-fn l5_the_composite_filter_is_an_unknown_one_a103() {
-    let at = format!("{AT}.http_filters[0]");
-    // As gRPC takes it, and by itself.
-    for name in ["common.matching.v3.ExtensionWithMatcher", "filters.http.composite.v3.Composite"] {
-        let url = format!("type.googleapis.com/envoy.extensions.{name}");
-        let composite =
-            |is_optional| codec::filter::encode("c", Any { type_url: url.clone(), value: Vec::new() }, is_optional);
-        listener(name, |m| m.http_filters.insert(0, composite(false)), &Says::Refused(&[&at]));
-        listener(name, |m| m.http_filters.insert(0, composite(true)), &Says::Reported(&["filters[0] c"]));
-    }
-}
-
-#[test]
 fn r1_virtual_hosts_are_told_apart_by_domains_a27() {
     let domains = |list: &[&str]| {
         let list: Vec<String> = list.iter().map(|d| (*d).to_owned()).collect();

@@ -5,6 +5,8 @@ use envoy_types::pb::envoy::config::route::v3::{
     FilterConfig, NonForwardingAction, RedirectAction, Route as RouteProto, RouteConfiguration as RoutesProto,
     RouteMatch as MatchProto, VirtualHost as HostProto, route, route_match::PathSpecifier,
 };
+use envoy_types::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcherPerRoute;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     PerRouteConfig, jwt_requirement::RequiresType, per_route_config::RequirementSpecifier,
 };
@@ -18,6 +20,7 @@ use envoy_types::pb::google::protobuf::{Any, Duration};
 use mesh_core::policy::*;
 
 use super::conformance::{Says, says};
+use super::conformance_composite::{chain, composite, execute, named, only, skip};
 use super::conformance_server::{decoded, demand, rules, with_manager};
 use crate::codec::{self, extension, extension::url};
 
@@ -359,18 +362,38 @@ fn v4_routes_of_rds_are_waited_for_and_not_beside_rules_that_they_might_change_a
 }
 
 #[test]
-fn l5_the_composite_filter_is_an_unknown_one_for_a_server_too_a103() {
-    let url = "type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite";
-    let hosts = || vec![host("*", vec![route("/", serve())])];
-    let resource = with_filter(url, &LimitProto::default(), hosts());
+fn l5_a_route_of_a_server_has_another_tree_a103() {
+    let of = |action: Option<RbacProto>| {
+        let action = action.map(|rbac| execute(&chain(vec![named(url::RBAC, &rbac)])));
+        only(action.unwrap_or_else(skip))
+    };
+    let per_route = |tree| {
+        let tree = ExtensionWithMatcherPerRoute { xds_matcher: Some(tree) };
+        extension::pack(url::WITH_MATCHER_PER_ROUTE, &tree)
+    };
+    let changed = |matcher: Any| vec![host("*", vec![changing(route("/a", serve()), matcher), route("/", serve())])];
+    let shut = || of(Some(rules(None)));
+    let listener = decoded(&with_filter(url::WITH_MATCHER, &composite(of(None)), changed(per_route(shut()))));
+    let judges = |filters: &[HttpFilter]| match filters {
+        [HttpFilter { name, kind: HttpFilterKind::Composite(composite) }] => (name.clone(), composite.judges()),
+        other => panic!("{other:?}"),
+    };
+    let each: Vec<_> = listener.routes.iter().map(|route| judges(&route.serves.as_ref().unwrap().filters)).collect();
+    assert_eq!(each, [("f@virtual_hosts[0].routes[0]".to_owned(), true), ("f".to_owned(), false)]);
+    assert_eq!(judges(&listener.filters), ("f".to_owned(), false));
+    // A tree is none of another filter's.
+    let field = "filter_chains[0].filters[0].http_filters[0]";
+    let tree = with_filter(url::RBAC, &rules(None), changed(per_route(shut())));
+    says("a tree for another filter", codec::decode_listener(&tree), &Says::Refused(&[field]));
+    // Here the side is known.
+    let fault = only(execute(&chain(vec![named(url::FAULT, &HttpFault::default())])));
+    let tree = with_filter(url::WITH_MATCHER, &composite(of(None)), changed(per_route(fault)));
+    let field = format!(
+        "{TABLE}.virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"].xds_matcher.on_no_match.action.filter_chain.typed_config[0].typed_config"
+    );
+    says("a client's filter", codec::decode_listener(&tree), &Says::Refused(&[&field]));
+    // By itself, as a newer Envoy takes it, it is an unknown filter.
+    let resource = with_filter(url::COMPOSITE, &LimitProto::default(), vec![host("*", vec![route("/", serve())])]);
     let field = "filter_chains[0].filters[0].http_filters[0]";
     says("composite", codec::decode_listener(&resource), &Says::Refused(&[field]));
-    // Nor is a part of its tree passed over where a route brings it.
-    let matcher = Any {
-        type_url: "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute".into(),
-        value: Vec::new(),
-    };
-    let tree = with_filter(url::RBAC, &rules(None), vec![host("*", vec![changing(route("/", serve()), matcher)])]);
-    let field = format!("{TABLE}.virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]");
-    says("its tree", codec::decode_listener(&tree), &Says::Refused(&[&field]));
 }

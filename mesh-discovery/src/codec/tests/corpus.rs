@@ -4,11 +4,13 @@
 use std::path::PathBuf;
 
 use envoy_types::pb::google::protobuf::Any;
+use mesh_core::policy::{Composite, HttpFilter, HttpFilterKind, InboundListener, InboundTls, Listener, RouteSource};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::generate::{listener, routes};
 use super::generate_cluster::{cluster, endpoints};
+use super::generate_composite::{of_client, of_server};
 use super::generate_inbound::inbound;
 use crate::bootstrap::Bootstrap;
 use crate::codec::{self, fuzzing};
@@ -40,12 +42,27 @@ fn replay(target: &str, play: impl Fn(&[u8])) {
     assert!(played >= SAMPLES, "{played} files of {target}");
 }
 
+fn composite(composite: Composite) -> Vec<HttpFilter> {
+    vec![HttpFilter { name: "composite".to_owned(), kind: HttpFilterKind::Composite(composite) }]
+}
+
+fn client_with(own: Composite) -> Listener {
+    Listener { filters: composite(own), ..Listener::new("reviews:9080", RouteSource::Named("routes".to_owned())) }
+}
+
+fn server_with(own: Composite) -> InboundListener {
+    let address = ([127, 0, 0, 1], 8080).into();
+    InboundListener { filters: composite(own), ..InboundListener::new("inbound", address, InboundTls::Permissive) }
+}
+
 #[test]
 fn corpora_are_replayed() {
     if std::env::var_os("UPDATE_CORPUS").is_some() {
         write("listener", "client", listener(), codec::encode_listener);
         write("listener", "server", inbound(), codec::encode_inbound);
         write("routes", "routes", routes(), codec::encode_routes);
+        write("listener", "composite-client", of_client().prop_map(client_with), codec::encode_listener);
+        write("listener", "composite-server", of_server().prop_map(server_with), codec::encode_inbound);
         write("cluster", "cluster", cluster(), codec::encode_cluster);
         write("endpoints", "endpoints", endpoints(), codec::encode_endpoints);
     }

@@ -12,6 +12,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::generate_composite::{of_client, of_server};
+
 pub(super) fn text() -> impl Strategy<Value = String> {
     "[a-z][a-z0-9.%-]{0,8}"
 }
@@ -178,7 +180,7 @@ pub(super) fn rate_limit() -> impl Strategy<Value = LocalRateLimit> {
     )
 }
 
-fn admission() -> impl Strategy<Value = AdmissionControl> {
+pub(super) fn admission() -> impl Strategy<Value = AdmissionControl> {
     let statuses = (100..599_u16, 1..100_u16).prop_map(|(start, length)| start..(start + length).min(600));
     let shares = ((10_000..=1_000_000_u32).prop_map(PerMillion::new), share());
     (1000..1_000_000_u64, shares, 1_000_000..u32::MAX, any::<u32>(), vec(statuses, 0..3), vec(0..=16_u32, 0..4))
@@ -195,7 +197,7 @@ fn admission() -> impl Strategy<Value = AdmissionControl> {
         })
 }
 
-fn concurrency() -> impl Strategy<Value = AdaptiveConcurrency> {
+pub(super) fn concurrency() -> impl Strategy<Value = AdaptiveConcurrency> {
     let measured = (time(), 1..u32::MAX, share(), 1..u32::MAX).prop_map(|(interval, requests, jitter, concurrency)| {
         MinRtt::Measured { interval, requests, jitter, concurrency }
     });
@@ -213,7 +215,7 @@ fn concurrency() -> impl Strategy<Value = AdaptiveConcurrency> {
     )
 }
 
-fn session() -> impl Strategy<Value = StatefulSession> {
+pub(super) fn session() -> impl Strategy<Value = StatefulSession> {
     let source = prop_oneof![
         (text(), "[a-z/]{0,3}", duration()).prop_map(|(name, path, ttl)| SessionSource::Cookie { name, path, ttl }),
         header_name().prop_map(SessionSource::Header),
@@ -228,6 +230,8 @@ fn overrides() -> impl Strategy<Value = FilterOverrides> {
         fault().prop_map(FilterOverride::Fault),
         rate_limit().prop_map(FilterOverride::RateLimit),
         session().prop_map(FilterOverride::Session),
+        of_client().prop_map(FilterOverride::Composite),
+        of_server().prop_map(FilterOverride::Composite),
     ];
     btree_map(text(), one.prop_map(Arc::new), 0..2)
 }
@@ -575,6 +579,7 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
         option::of(admission()).prop_map(HttpFilterKind::AdmissionControl),
         option::of(concurrency()).prop_map(HttpFilterKind::AdaptiveConcurrency),
         option::of(session()).prop_map(HttpFilterKind::Session),
+        of_client().prop_map(HttpFilterKind::Composite),
     ];
     (text(), source, vec(kind, 0..3), option::of(time()), option::of(tcp())).prop_map(
         |(name, routes, kinds, max_stream_duration, tcp)| {

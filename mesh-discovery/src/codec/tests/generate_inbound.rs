@@ -16,6 +16,7 @@ use super::generate::{
     header_matcher, header_name, header_write, instances, path_match, rate_limit, route_match, skipped, string_matcher,
     text, time,
 };
+use super::generate_composite::of_server;
 
 fn net() -> impl Strategy<Value = IpNet> {
     (any::<IpAddr>(), 0..=32_u8).prop_map(|(ip, length)| IpNet::new(ip, length).expect("32 fits both families"))
@@ -124,7 +125,7 @@ fn some<T: Clone>(of: &[T], bits: u8) -> Vec<T> {
     of.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, item)| item.clone()).collect()
 }
 
-fn jwt() -> impl Strategy<Value = JwtAuthentication> {
+pub(super) fn jwt() -> impl Strategy<Value = JwtAuthentication> {
     let rule =
         (matcher(), option::of(requirement())).prop_map(|(matcher, requirement)| JwtRule { matcher, requirement });
     (provider(), provider(), vec(rule, 0..3), any::<bool>()).prop_map(|(a, b, rules, bypass_cors_preflight)| {
@@ -211,7 +212,7 @@ fn authorizer_protocol() -> impl Strategy<Value = AuthorizerProtocol> {
     prop_oneof![Just(AuthorizerProtocol::Grpc), http]
 }
 
-fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
+pub(super) fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
     let service = (authorizer_protocol(), text(), time(), any::<bool>(), 200..600u16, option::of(checked_body()))
         .prop_map(|(protocol, target, timeout, fail_open, status_on_error, body)| AuthorizerService {
             protocol,
@@ -255,6 +256,7 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
     let kind = prop_oneof![
         rate_limit().prop_map(HttpFilterKind::RateLimit),
         callers.prop_map(HttpFilterKind::CallerRateLimit),
+        of_server().prop_map(HttpFilterKind::Composite),
         skipped(),
     ];
     let kinds = vec(kind, 0..3);

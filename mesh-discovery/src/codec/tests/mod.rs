@@ -3,12 +3,14 @@
 
 mod conformance;
 mod conformance_cluster;
+mod conformance_composite;
 mod conformance_inbound_routes;
 mod conformance_server;
 mod corpus;
 mod envoy;
 mod generate;
 mod generate_cluster;
+mod generate_composite;
 mod generate_inbound;
 mod golden;
 mod hostile;

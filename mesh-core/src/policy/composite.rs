@@ -1,0 +1,221 @@
+//! The composite filter (gRFC A103): which filters a request passes is decided by a tree of conditions on its headers
+//! (gRFC A106, `xds.type.matcher.v3.Matcher`).
+//!
+//! ```text
+//! request ─ tree ─┬─ skip: it goes on
+//!                 ├─ a chain of filters, for a share of requests: it passes them and goes on
+//!                 └─ nothing found: it fails
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{AuthorizationPolicy, HeaderKey, HttpFilter, HttpFilterKind, JwtAuthentication, PerMillion, StringMatcher};
+
+/// A composite filter (`envoy.extensions.filters.http.composite.v3.Composite` within an `ExtensionWithMatcher`). On either
+/// side, and within itself: at most [`Composite::MAX_DEPTH`] one within another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Composite {
+    /// What decides. None = the filter does nothing.
+    pub matcher: Option<Arc<MatcherTree>>,
+}
+
+/// A tree of conditions (`xds.type.matcher.v3.Matcher`): at most [`MatcherTree::MAX_DEPTH`] one within another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct MatcherTree {
+    /// The conditions.
+    pub rule: MatcherRule,
+    /// What follows where none of them leads anywhere. None = nothing is found.
+    pub on_no_match: Option<OnMatch>,
+}
+
+/// The conditions of one level.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatcherRule {
+    /// The first that holds, and leads somewhere, counts (`matcher_list`).
+    List(Vec<FieldMatcher>),
+    /// What stands for the whole value of a header (`exact_match_map`). A header that is not there has none.
+    Exact {
+        /// The header.
+        input: HeaderKey,
+        /// By value.
+        map: BTreeMap<String, OnMatch>,
+    },
+    /// What stands for the longest beginning of a header's value that leads somewhere (`prefix_match_map`).
+    Prefix {
+        /// The header.
+        input: HeaderKey,
+        /// By beginning.
+        map: BTreeMap<String, OnMatch>,
+    },
+}
+
+/// A condition and what follows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct FieldMatcher {
+    /// The condition.
+    pub predicate: MatchPredicate,
+    /// What follows where it holds.
+    pub on_match: OnMatch,
+}
+
+/// A condition on a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatchPredicate {
+    /// The value of a header; one that is not there holds nothing.
+    Header {
+        /// The header.
+        input: HeaderKey,
+        /// Its value, several of one name joined with commas.
+        value: StringMatcher,
+    },
+    /// All of them.
+    And(Vec<MatchPredicate>),
+    /// One of them.
+    Or(Vec<MatchPredicate>),
+    /// It does not hold.
+    Not(Box<MatchPredicate>),
+}
+
+/// What follows a condition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMatch {
+    /// Further conditions. Where they find nothing, the search goes on as if this one had not held.
+    Matcher(Box<MatcherTree>),
+    /// No filter (`SkipFilter`).
+    Skip,
+    /// These filters (`ExecuteFilterAction`).
+    Execute(Arc<ExecuteFilters>),
+}
+
+/// Filters that a request passes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ExecuteFilters {
+    /// Demands on tokens; a server's only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jwt: Vec<JwtAuthentication>,
+    /// Authorization policies; a server's only. None of them asks an external authorizer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub authorization: Vec<AuthorizationPolicy>,
+    /// The others, in order. A server asks them last: what it does not let pass takes nothing from their limits.
+    pub filters: Vec<HttpFilter>,
+    /// Share of requests that pass them; the others go on as if they were not there. Default all.
+    pub share: PerMillion,
+}
+
+impl ExecuteFilters {
+    /// Filters that every request passes.
+    pub fn all(filters: Vec<HttpFilter>) -> Self {
+        Self { jwt: Vec::new(), authorization: Vec::new(), filters, share: PerMillion::ALL }
+    }
+
+    /// Whether they look at who calls, which only a server can.
+    pub fn judge(&self) -> bool {
+        !self.jwt.is_empty() || !self.authorization.is_empty()
+    }
+}
+
+impl MatcherTree {
+    /// One within another, the outermost included (gRFC A106).
+    pub const MAX_DEPTH: usize = 16;
+
+    /// What each of its conditions leads to, within it and further in, in a fixed order.
+    fn each<'t>(&'t self, see: &mut dyn FnMut(&'t Arc<ExecuteFilters>)) {
+        let mut on_match = |on_match: &'t OnMatch| match on_match {
+            OnMatch::Matcher(tree) => tree.each(see),
+            OnMatch::Skip => {}
+            OnMatch::Execute(filters) => see(filters),
+        };
+        match &self.rule {
+            MatcherRule::List(list) => list.iter().for_each(|field| on_match(&field.on_match)),
+            MatcherRule::Exact { map, .. } | MatcherRule::Prefix { map, .. } => map.values().for_each(&mut on_match),
+        }
+        self.on_no_match.iter().for_each(on_match);
+    }
+}
+
+impl Composite {
+    /// One within another, the outermost included (gRFC A103).
+    pub const MAX_DEPTH: usize = 8;
+
+    /// One with this tree.
+    pub fn of(matcher: MatcherTree) -> Self {
+        Self { matcher: Some(Arc::new(matcher)) }
+    }
+
+    /// Every chain that it may choose, without those of composites within them.
+    pub fn chains(&self) -> Vec<&Arc<ExecuteFilters>> {
+        let mut chains = Vec::new();
+        self.matcher.iter().for_each(|tree| tree.each(&mut |chain| chains.push(chain)));
+        chains
+    }
+
+    /// Whether one of its filters, however deep, is so.
+    pub fn has(&self, is: &dyn Fn(&HttpFilterKind) -> bool) -> bool {
+        self.chains().iter().flat_map(|chain| &chain.filters).any(|filter| filter.kind.has(is))
+    }
+
+    /// Whether one of its chains, however deep, looks at who calls.
+    pub fn judges(&self) -> bool {
+        self.chains().iter().any(|chain| {
+            chain.judge() || chain.filters.iter().any(|f| matches!(&f.kind, HttpFilterKind::Composite(c) if c.judges()))
+        })
+    }
+}
+
+impl HttpFilterKind {
+    /// Whether it is so, or a filter within it is.
+    pub fn has(&self, is: &dyn Fn(&Self) -> bool) -> bool {
+        is(self) || matches!(self, Self::Composite(composite) if composite.has(is))
+    }
+}
+
+/// Whether the composites of two lists that look at who calls are the same.
+pub(super) fn judge_alike(one: &[HttpFilter], other: &[HttpFilter]) -> bool {
+    judging(one).eq(judging(other))
+}
+
+fn judging(filters: &[HttpFilter]) -> impl Iterator<Item = &Composite> {
+    filters.iter().filter_map(|filter| match &filter.kind {
+        HttpFilterKind::Composite(composite) if composite.judges() => Some(composite),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{AuthorizationAction, LocalRateLimit};
+
+    fn composite(filters: Vec<HttpFilter>, authorization: Vec<AuthorizationPolicy>) -> Composite {
+        let chain = ExecuteFilters { authorization, ..ExecuteFilters::all(filters) };
+        let rule = MatcherRule::List(Vec::new());
+        Composite::of(MatcherTree { rule, on_no_match: Some(OnMatch::Execute(Arc::new(chain))) })
+    }
+
+    #[test]
+    fn what_lies_deep_within_is_found() {
+        let filter = |kind| HttpFilter { name: "f".into(), kind };
+        let skipped = || filter(HttpFilterKind::Skipped { type_url: "t".into() });
+        let deep = |authorization| {
+            let inner = composite(vec![skipped()], authorization);
+            composite(vec![filter(HttpFilterKind::Composite(inner))], Vec::new())
+        };
+        let plain = deep(Vec::new());
+        let is_skipped = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::Skipped { .. });
+        let is_limit = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::RateLimit(LocalRateLimit { .. }));
+        assert!(plain.has(&is_skipped) && !plain.has(&is_limit) && !plain.judges());
+        let judging_one = deep(vec![AuthorizationPolicy::new("p", AuthorizationAction::Deny)]);
+        assert!(judging_one.judges());
+        // What only limits counts for nothing.
+        let list = |composite: &Composite| [skipped(), filter(HttpFilterKind::Composite(composite.clone()))];
+        assert!(judge_alike(&list(&plain), &[]) && !judge_alike(&list(&judging_one), &list(&plain)));
+        assert!(judge_alike(&list(&judging_one), &list(&judging_one)));
+        assert!(!Composite::default().judges() && Composite::default().chains().is_empty());
+    }
+}
