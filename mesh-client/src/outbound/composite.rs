@@ -80,7 +80,7 @@ impl Compiler<'_> {
     ) -> Option<Arc<Composite>> {
         let mut chain = |chain: Option<&ExecuteFilters>| {
             let ExecuteFilters { filters, share, .. } = chain?;
-            let known = !chain?.judge() && filters.iter().all(|filter| is_a_clients(&filter.kind));
+            let known = !chain?.are_a_servers() && filters.iter().all(|filter| is_a_clients(&filter.kind));
             let mut ready = || {
                 let each = filters.iter().filter_map(|filter| self.part(&filter.kind, name, &filter.name, whole, met));
                 each.collect()

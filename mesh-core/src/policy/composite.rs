@@ -12,7 +12,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{AuthorizationPolicy, HeaderKey, HttpFilter, HttpFilterKind, JwtAuthentication, PerMillion, StringMatcher};
+use super::{
+    AuthorizationAction, AuthorizationPolicy, HeaderKey, HttpFilter, HttpFilterKind, JwtAuthentication, PerMillion,
+    StringMatcher,
+};
 
 /// A composite filter (`envoy.extensions.filters.http.composite.v3.Composite` within an `ExtensionWithMatcher`). On either
 /// side, and within itself: at most [`Composite::MAX_DEPTH`] one within another.
@@ -96,13 +99,15 @@ pub enum OnMatch {
 /// Filters that a request passes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ExecuteFilters {
-    /// Demands on tokens; a server's only.
+    /// Demands on tokens; a server's only, and asked first. Their keys do not age
+    /// ([`JwtKeys::Fetched`](super::JwtKeys::Fetched) is a listener's).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jwt: Vec<JwtAuthentication>,
-    /// Authorization policies; a server's only. None of them asks an external authorizer.
+    /// Authorization policies; a server's only, and asked after tokens. None of them asks an external authorizer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub authorization: Vec<AuthorizationPolicy>,
-    /// The others, in order. A server asks them last: what it does not let pass takes nothing from their limits.
+    /// The others, in order: of a server, composites after its policies, and then the limits, for what it does not let pass takes
+    /// nothing from them.
     pub filters: Vec<HttpFilter>,
     /// Share of requests that pass them; the others go on as if they were not there. Default all.
     pub share: PerMillion,
@@ -115,8 +120,34 @@ impl ExecuteFilters {
     }
 
     /// Whether they look at who calls, which only a server can.
-    pub fn judge(&self) -> bool {
+    pub fn are_a_servers(&self) -> bool {
         !self.jwt.is_empty() || !self.authorization.is_empty()
+    }
+
+    /// Whether they may refuse who calls. What only observes, or reads a token that nobody has to show, does not.
+    pub fn judge(&self) -> bool {
+        self.jwt.iter().any(JwtAuthentication::demands_token) || self.enforced().next().is_some()
+    }
+
+    fn enforced(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
+        self.authorization.iter().filter(|policy| !policy.dry_run && policy.action != AuthorizationAction::Audit)
+    }
+
+    fn decide_alike(&self, other: &Self) -> bool {
+        self.share == other.share
+            && JwtAuthentication::demand_alike(&self.jwt, &other.jwt)
+            && self.enforced().eq(other.enforced())
+            && judge_alike(&self.filters, &other.filters)
+    }
+}
+
+impl OnMatch {
+    fn decide_alike(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Matcher(one), Self::Matcher(other)) => one.decide_alike(other),
+            (Self::Execute(one), Self::Execute(other)) => one.decide_alike(other),
+            (one, other) => one == other,
+        }
     }
 }
 
@@ -136,6 +167,32 @@ impl MatcherTree {
             MatcherRule::Exact { map, .. } | MatcherRule::Prefix { map, .. } => map.values().for_each(&mut on_match),
         }
         self.on_no_match.iter().for_each(on_match);
+    }
+
+    /// Whether the same requests come to ends that decide alike.
+    fn decide_alike(&self, other: &Self) -> bool {
+        let ends = |one: &BTreeMap<String, OnMatch>, other: &BTreeMap<String, OnMatch>| {
+            one.len() == other.len()
+                && one.iter().zip(other).all(|((key, one), (same, other))| key == same && one.decide_alike(other))
+        };
+        let rules = match (&self.rule, &other.rule) {
+            (MatcherRule::List(one), MatcherRule::List(other)) => {
+                let alike = |(one, other): (&FieldMatcher, &FieldMatcher)| {
+                    one.predicate == other.predicate && one.on_match.decide_alike(&other.on_match)
+                };
+                one.len() == other.len() && one.iter().zip(other).all(alike)
+            }
+            (MatcherRule::Exact { input, map }, MatcherRule::Exact { input: same, map: other })
+            | (MatcherRule::Prefix { input, map }, MatcherRule::Prefix { input: same, map: other }) => {
+                input == same && ends(map, other)
+            }
+            _ => false,
+        };
+        rules
+            && match (&self.on_no_match, &other.on_no_match) {
+                (Some(one), Some(other)) => one.decide_alike(other),
+                (one, other) => one.is_none() && other.is_none(),
+            }
     }
 }
 
@@ -160,7 +217,7 @@ impl Composite {
         self.chains().iter().flat_map(|chain| &chain.filters).any(|filter| filter.kind.has(is))
     }
 
-    /// Whether one of its chains, however deep, looks at who calls.
+    /// Whether one of its chains, however deep, may refuse who calls.
     pub fn judges(&self) -> bool {
         self.chains().iter().any(|chain| {
             chain.judge() || chain.filters.iter().any(|f| matches!(&f.kind, HttpFilterKind::Composite(c) if c.judges()))
@@ -175,9 +232,14 @@ impl HttpFilterKind {
     }
 }
 
-/// Whether the composites of two lists that look at who calls are the same.
+/// Whether the composites of two lists that may refuse who calls decide alike: limits and the keys of token issuers do not count.
 pub(super) fn judge_alike(one: &[HttpFilter], other: &[HttpFilter]) -> bool {
-    judging(one).eq(judging(other))
+    let alike = |one: &Composite, other: &Composite| match (&one.matcher, &other.matcher) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one.decide_alike(other),
+        (one, other) => one.is_none() && other.is_none(),
+    };
+    judging(one).count() == judging(other).count()
+        && judging(one).zip(judging(other)).all(|(one, other)| alike(one, other))
 }
 
 fn judging(filters: &[HttpFilter]) -> impl Iterator<Item = &Composite> {
@@ -190,7 +252,7 @@ fn judging(filters: &[HttpFilter]) -> impl Iterator<Item = &Composite> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{AuthorizationAction, LocalRateLimit};
+    use crate::policy::LocalRateLimit;
 
     fn composite(filters: Vec<HttpFilter>, authorization: Vec<AuthorizationPolicy>) -> Composite {
         let chain = ExecuteFilters { authorization, ..ExecuteFilters::all(filters) };
@@ -217,5 +279,36 @@ mod tests {
         assert!(judge_alike(&list(&plain), &[]) && !judge_alike(&list(&judging_one), &list(&plain)));
         assert!(judge_alike(&list(&judging_one), &list(&judging_one)));
         assert!(!Composite::default().judges() && Composite::default().chains().is_empty());
+    }
+
+    #[test]
+    fn what_only_observes_judges_nobody_and_limits_change_no_decision() {
+        let policy = |action| AuthorizationPolicy::new("p", action);
+        let filter = |composite| [HttpFilter { name: "c".into(), kind: HttpFilterKind::Composite(composite) }];
+        let limit =
+            |name: &str| HttpFilter { name: name.into(), kind: HttpFilterKind::Skipped { type_url: "t".into() } };
+        let with = |filters, policies| filter(composite(filters, policies));
+        for observes in [
+            AuthorizationPolicy { dry_run: true, ..policy(AuthorizationAction::Deny) },
+            policy(AuthorizationAction::Audit),
+        ] {
+            let one = composite(Vec::new(), vec![observes.clone()]);
+            assert!(!one.judges() && one.chains().iter().all(|chain| chain.are_a_servers()));
+            let (deny, both) = (policy(AuthorizationAction::Deny), vec![policy(AuthorizationAction::Deny), observes]);
+            assert!(judge_alike(&with(Vec::new(), vec![deny.clone()]), &with(vec![limit("l")], both)));
+            let allow = policy(AuthorizationAction::Allow);
+            assert!(!judge_alike(&with(Vec::new(), vec![deny]), &with(Vec::new(), vec![allow])));
+        }
+        // Another way to the same end is another decision.
+        let deny = || composite(Vec::new(), vec![policy(AuthorizationAction::Deny)]);
+        let tree = |input: &str, key: &str| {
+            let end = deny().matcher.unwrap().on_no_match.clone().unwrap();
+            let rule =
+                MatcherRule::Exact { input: HeaderKey::parse(input).unwrap(), map: [(key.to_owned(), end)].into() };
+            filter(Composite::of(MatcherTree { rule, on_no_match: Some(OnMatch::Skip) }))
+        };
+        assert!(judge_alike(&tree("a", "1"), &tree("a", "1")));
+        assert!(!judge_alike(&tree("a", "1"), &tree("a", "2")) && !judge_alike(&tree("a", "1"), &tree("b", "1")));
+        assert!(!judge_alike(&tree("a", "1"), &filter(deny())));
     }
 }

@@ -80,7 +80,8 @@ impl InboundListener {
     }
 
     /// This listener with the routes that [`InboundRoutes::Named`] stands for. Of what they change, the limits and
-    /// the trees of composite filters are followed; several places that set an equal one share it, and routes that change the same have the same guards.
+    /// the trees of composite filters are followed; several places that set an equal one share it, and routes that change the
+    /// same have the same guards. A route whose tree looks at callers serves nothing: who may call is the listener's to say.
     #[must_use]
     pub fn with_routes(&self, routes: &RouteConfiguration) -> Self {
         let mut known = HashMap::new();
@@ -129,9 +130,12 @@ impl InboundListener {
         route: &'r super::Route,
         known: &mut HashMap<Vec<Option<&'r FilterOverride>>, Arc<Guards>>,
     ) -> InboundRoute {
-        let serves = matches!(route.action, RouteAction::NonForwarding).then(|| {
-            let all = self.before.iter().chain(&self.filters);
-            let changes: Vec<_> = all.map(|filter| change(filter, &route.filters)).collect();
+        let all = self.before.iter().chain(&self.filters);
+        let changes: Vec<_> = all.map(|filter| change(filter, &route.filters)).collect();
+        let judges =
+            |change: &Option<&FilterOverride>| matches!(change, Some(FilterOverride::Composite(c)) if c.judges());
+        let serves = matches!(route.action, RouteAction::NonForwarding) && !changes.iter().any(judges);
+        let serves = serves.then(|| {
             let part =
                 |filters: &[HttpFilter], changes: &[_]| filters.iter().zip(changes).filter_map(changed).collect();
             let guards = |changes: &Vec<_>| Guards {

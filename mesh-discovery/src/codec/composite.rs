@@ -62,8 +62,9 @@ pub(super) fn encode_per_route(composite: &Composite) -> Any {
 
 /// Encodes an end of a tree.
 pub(super) fn encode_action(filters: Option<&ExecuteFilters>) -> Any {
-    let Some(filters) = filters else { return extension::pack(url::SKIP_FILTER, &SkipFilter {}) };
-    let mut chain = encode_chain(filters);
+    // A chain has a filter at least.
+    let chain = filters.map(|filters| (filters, encode_chain(filters))).filter(|(_, chain)| !chain.is_empty());
+    let Some((filters, mut chain)) = chain else { return extension::pack(url::SKIP_FILTER, &SkipFilter {}) };
     let mut action = ExecuteFilterAction {
         sample_percent: (filters.share != PerMillion::ALL).then(|| common::runtime_fraction(filters.share)),
         ..Default::default()
@@ -85,10 +86,6 @@ fn encode_chain(filters: &ExecuteFilters) -> Vec<TypedExtensionConfig> {
     chain.extend(pairs.map(|pair| named(&pair[0].name, extension::pack(url::RBAC, &encode_rbac(pair)))));
     let others = filters.filters.iter();
     chain.extend(others.filter_map(|filter| Some(named(&filter.name, listener::encode_kind(&filter.kind)?.0))));
-    if chain.is_empty() {
-        // What lets everything pass, for a chain has a filter at least.
-        chain.push(named("none", extension::pack(url::RBAC, &Rbac::default())));
-    }
     chain
 }
 
@@ -204,7 +201,7 @@ fn read_filters(
             common::read_fraction(share, &at, report)?
         }
     };
-    let mut names = HashSet::new();
+    let (mut names, mut stage) = (HashSet::new(), 0);
     match (&proto.filter_chain, &proto.typed_config) {
         (Some(chain), single) => {
             report.unenforced_if(single.is_some(), at, "typed_config", "filter_chain counts (gRFC A103)");
@@ -218,6 +215,7 @@ fn read_filters(
                 if !names.insert(config.name.as_str()) {
                     report.problem(&at.field("name"), format!("{:?} is used twice", config.name));
                 }
+                check_order(config, &mut stage, &at, report);
                 read_filter(config, within, &mut filters, &at, report);
             }
         }
@@ -228,6 +226,18 @@ fn read_filters(
         }
     }
     Some(filters)
+}
+
+/// In another order than the one in which a server asks them, a token that one of them takes away would not be seen by the next.
+fn check_order(proto: &TypedExtensionConfig, stage: &mut usize, at: &At<'_>, report: &mut Report) {
+    let kind = proto.typed_config.as_ref().map(extension::type_of).unwrap_or_default();
+    let Some(own) = [url::JWT, url::RBAC, url::WITH_MATCHER].iter().position(|asked| *asked == kind) else { return };
+    if own < *stage {
+        let reason = "a server asks for tokens first, then RBAC, then the composites of a chain: list them so, or put the chain into \
+                      a composite of its own";
+        report.problem(at, reason);
+    }
+    *stage = own.max(*stage);
 }
 
 fn read_filter(

@@ -322,7 +322,14 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
             read.iter().flatten().for_each(|proto| jwt::check_route(proto, &at, report));
         }
     }
-    let mut filters = Filters { list: filters, ours, known: HashMap::new(), routed: HashMap::new(), bytes: 0 };
+    let mut filters = Filters {
+        list: filters,
+        ours,
+        known: HashMap::new(),
+        misplaced: HashSet::new(),
+        routed: HashMap::new(),
+        bytes: 0,
+    };
     // Whatever routes change: a filter that is not understood is refused.
     let whole = filters.guards(&Changes::default(), false, &at, report);
     let judges = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.judges());
@@ -353,6 +360,8 @@ struct Filters<'a> {
     ours: &'a InboundPolicy,
     /// By position, and by the place that changes it.
     known: HashMap<(usize, Option<Rc<str>>), Guards>,
+    /// Those of which it was told that they stand in the wrong place.
+    misplaced: HashSet<usize>,
     /// By the places that change each: many routes have the same.
     routed: HashMap<Vec<Option<Rc<str>>>, Arc<Guards>>,
     /// What those hold, as it was sent: the filters and what changes them.
@@ -422,6 +431,7 @@ impl Filters<'_> {
         let judges = |filter: &filter::Filter<'_>| matches!(filter.type_url.as_str(), url::JWT | url::RBAC);
         let first = self.list.iter().position(|filter| judges(filter) && !is_off(filter));
         let first = first.or_else(|| self.list.iter().position(judges)).unwrap_or_default();
+        let tokens = self.list.iter().rposition(|filter| filter.type_url == url::JWT && !is_off(filter));
         for (i, filter) in self.list.iter().enumerate() {
             let change = match changes.get(filter.name) {
                 None if filter.disabled => continue,
@@ -446,6 +456,14 @@ impl Filters<'_> {
             });
             guards.jwt.extend_from_slice(&read.jwt);
             guards.authorization.extend_from_slice(&read.authorization);
+            if filter.type_url == url::WITH_MATCHER
+                && (first..tokens.unwrap_or_default()).contains(&i)
+                && self.misplaced.insert(i)
+            {
+                let reason = "a server asks for tokens before this composite looks at headers, which may take them away: list it before \
+                              every RBAC and JWT filter, or after the JWT filters";
+                report.problem(&at.item("http_filters", i), reason);
+            }
             let place = if i < first { &mut guards.before } else { &mut guards.filters };
             place.extend_from_slice(&read.filters);
         }

@@ -2,7 +2,7 @@
 //!
 //! Refuses to know what a tree decides about: its ends are read next door, in `composite`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig;
@@ -157,7 +157,7 @@ fn read_list(proto: &MatcherList, place: Place, at: &At<'_>, report: &mut Report
 }
 
 fn read_map(proto: &TreeProto, place: Place, at: &At<'_>, report: &mut Report) -> Option<MatcherRule> {
-    let input = read_input(proto.input.as_ref(), &at.field("input"), report);
+    let input = read_input(proto.input.as_ref(), place.0.side, &at.field("input"), report);
     match &proto.tree_type {
         Some(TreeType::ExactMatchMap(exact)) => {
             let text = |key: &String| StringMatch::Exact(key.clone());
@@ -191,9 +191,13 @@ fn read_entries(
         report.problem(&at.field(name), "at least one entry is required");
         return None;
     }
+    let mut seen = HashSet::new();
     // In the order of the keys, so that reports don't change from one decoding to the next.
     let each = proto.iter().collect::<BTreeMap<_, _>>().into_iter().map(|(key, end)| {
         let at = at.key(name, key);
+        if input == Some(&HeaderKey::Authority) && !seen.insert(key.to_ascii_lowercase()) {
+            report.problem(&at, "the same authority is another key, in other letters");
+        }
         let value = StringMatcher { pattern: text(key), ignore_case: false };
         let is_met = input.is_some_and(|input| is_met(input, &value, place, &at, report));
         let end = read_end(end, place, &at, report);
@@ -264,7 +268,7 @@ fn read_predicates(
 }
 
 fn read_single(proto: &SinglePredicate, place: Place, at: &At<'_>, report: &mut Report) -> Option<MatchPredicate> {
-    let input = read_input(proto.input.as_ref(), &at.field("input"), report);
+    let input = read_input(proto.input.as_ref(), place.0.side, &at.field("input"), report);
     let value = match &proto.matcher {
         Some(single_predicate::Matcher::ValueMatch(text)) => read_text(text, &at.field("value_match"), report),
         Some(single_predicate::Matcher::CustomMatch(_)) => {
@@ -292,7 +296,7 @@ fn is_met(input: &HeaderKey, value: &StringMatcher, (within, _): Place, at: &At<
     report.is_met(at, |effort| target_is_met(&header, effort))
 }
 
-fn read_input(proto: Option<&TypedExtensionConfig>, at: &At<'_>, report: &mut Report) -> Option<HeaderKey> {
+fn read_input(proto: Option<&TypedExtensionConfig>, side: Side, at: &At<'_>, report: &mut Report) -> Option<HeaderKey> {
     let Some(config) = proto.and_then(|proto| proto.typed_config.as_ref()) else {
         report.problem(&at.field("typed_config"), "it is required");
         return None;
@@ -311,7 +315,12 @@ fn read_input(proto: Option<&TypedExtensionConfig>, at: &At<'_>, report: &mut Re
     }
     let key = report.checked(&at, HeaderKey::parse(name))?;
     if matches!(&key, HeaderKey::Header(name) if *name == http::header::TE || name.as_str().ends_with("-bin")) {
-        report.unenforced(&at, "the header counts as absent (gRFC A41), whatever a request has there");
+        let reason = "the header counts as absent (gRFC A41), whatever a request has there";
+        match side {
+            // No request would come to an end that may be the one that shuts.
+            Side::Server => report.problem(&at, reason),
+            Side::Client | Side::Either => report.unenforced(&at, reason),
+        }
     }
     Some(key)
 }

@@ -6,8 +6,10 @@
 //!                 └─ nothing found, or a client's filters: it is refused
 //! ```
 //!
-//! What looks at callers is not stepped round: a request of which two readers would find different chains is refused.
+//! What looks at callers is not stepped round by a header that is there twice: a request of which two readers would find
+//! different chains is refused.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -20,7 +22,7 @@ use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::{MatchTree, RequestView, TwoReadings};
-use mesh_core::policy::{Composite, ExecuteFilters, HttpFilter, HttpFilterKind, PerMillion};
+use mesh_core::policy::{Composite, ExecuteFilters, HttpFilter, HttpFilterKind, MatcherTree, PerMillion};
 use mesh_core::telemetry::Decisions;
 
 use super::gate::{self, Closed, view};
@@ -28,9 +30,12 @@ use super::token::Filters;
 
 /// The composites of one place.
 #[derive(Default)]
-pub(super) struct Composites(Box<[Compiled]>);
+pub(super) struct Composites(Box<[Arc<Compiled>]>);
 
-struct Compiled {
+/// Trees by their policy's, for many routes may have one: those of a listener, while it is compiled.
+pub(super) type Known = HashMap<*const MatcherTree, Arc<Compiled>>;
+
+pub(super) struct Compiled {
     /// `None` = no filter.
     tree: MatchTree<Option<Chain>>,
     /// Whether some chain of it looks at callers.
@@ -74,9 +79,9 @@ pub(super) struct Caller<'a> {
 }
 
 impl Composites {
-    pub(super) fn new(filters: &[HttpFilter], decisions: &Decisions) -> Self {
+    pub(super) fn new(filters: &[HttpFilter], decisions: &Decisions, known: &mut Known) -> Self {
         let each = filters.iter().filter_map(|filter| match &filter.kind {
-            HttpFilterKind::Composite(composite) => Compiled::new(composite, decisions),
+            HttpFilterKind::Composite(composite) => Compiled::of(composite, decisions, known),
             _ => None,
         });
         Self(each.collect())
@@ -90,7 +95,7 @@ impl Composites {
         tokens: &mut Option<Arc<Tokens>>,
         chains: &mut Chains,
     ) -> Result<(), Closed> {
-        for composite in &self.0 {
+        for composite in &*self.0 {
             let Some(chain) = composite.choose(request, caller)? else { continue };
             let Some(guards) = &chain.guards else {
                 return Err(undecided(&view(request), caller, "the filters chosen are a client's"));
@@ -110,9 +115,15 @@ impl Composites {
 }
 
 impl Compiled {
-    fn new(policy: &Composite, decisions: &Decisions) -> Option<Self> {
-        let mut chain = |chain: Option<&ExecuteFilters>| Some(Chain::new(chain?, decisions));
-        Some(Self { tree: MatchTree::new(policy.matcher.as_deref()?, &mut chain), judges: policy.judges() })
+    fn of(policy: &Composite, decisions: &Decisions, known: &mut Known) -> Option<Arc<Self>> {
+        let tree = policy.matcher.as_ref()?;
+        if let Some(compiled) = known.get(&Arc::as_ptr(tree)) {
+            return Some(compiled.clone());
+        }
+        let mut chain = |chain: Option<&ExecuteFilters>| Some(Chain::new(chain?, decisions, known));
+        let compiled = Arc::new(Self { tree: MatchTree::new(tree, &mut chain), judges: policy.judges() });
+        known.insert(Arc::as_ptr(tree), compiled.clone());
+        Some(compiled)
     }
 
     /// The chain of a request; none if it is to pass none, or is not one of the share that does.
@@ -135,12 +146,12 @@ impl Compiled {
 }
 
 impl Chain {
-    fn new(policy: &ExecuteFilters, decisions: &Decisions) -> Self {
-        let known = policy.filters.iter().all(|filter| is_a_servers(&filter.kind));
-        let guards = known.then(|| ChainGuards {
+    fn new(policy: &ExecuteFilters, decisions: &Decisions, known: &mut Known) -> Self {
+        let ours = policy.filters.iter().all(|filter| is_a_servers(&filter.kind));
+        let guards = ours.then(|| ChainGuards {
             tokens: Filters::new(&policy.jwt, decisions),
             authorizer: Authorizer::counted(&policy.authorization, decisions),
-            composites: Composites::new(&policy.filters, decisions),
+            composites: Composites::new(&policy.filters, decisions, known),
         });
         Self { id: ChainId::of(policy), share: policy.share, guards }
     }

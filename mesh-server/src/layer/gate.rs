@@ -26,7 +26,7 @@ use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::Refused;
 use super::caught::caught;
-use super::composite::{Caller, Chains, Composites};
+use super::composite::{self, Caller, Chains, Composites};
 use super::record::Record;
 use super::routes::{Ambiguous, Place, Routes, guards};
 use super::token::{Challenge, Filters};
@@ -244,8 +244,10 @@ impl Gate {
     // Two requests may do this at once; both get the same.
     #[cold]
     fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Current> {
-        let of =
-            |jwt: &[_], policies: &[_], filters: [&[_]; 2]| Arc::new(self.compiled(listener, jwt, policies, filters));
+        let mut trees = composite::Known::new();
+        let mut of = |jwt: &[_], policies: &[_], filters: [&[_]; 2]| {
+            Arc::new(self.compiled(listener, jwt, policies, filters, &mut trees))
+        };
         // Many routes have the same guards.
         let mut known = HashMap::new();
         let each = listener.routes.iter().map(|route| {
@@ -255,9 +257,10 @@ impl Gate {
                 .or_insert_with(|| of(&guards.jwt, &guards.authorization, [&guards.before, &guards.filters]));
             Some(compiled.clone())
         });
+        let each = each.collect();
         let current = Arc::new(Current {
             listener: listener.clone(),
-            each: each.collect(),
+            each,
             whole: of(&listener.jwt, &listener.authorization, [&listener.before, &listener.filters]),
             routes: Routes::new(&listener.routes),
         });
@@ -272,6 +275,7 @@ impl Gate {
         jwt: &[JwtAuthentication],
         policies: &[AuthorizationPolicy],
         filters: [&[HttpFilter]; 2],
+        trees: &mut composite::Known,
     ) -> Compiled {
         let decisions = self.metrics.decisions();
         let authorizer = Authorizer::counted(policies, decisions);
@@ -290,7 +294,8 @@ impl Gate {
         });
         let external = external.collect();
         let (destination, trusted_proxies) = (listener.address, listener.trusted_proxies);
-        let (tokens, composites) = (Filters::new(jwt, decisions), filters.map(|f| Composites::new(f, decisions)));
+        let (tokens, composites) =
+            (Filters::new(jwt, decisions), filters.map(|f| Composites::new(f, decisions, trees)));
         Compiled { destination, trusted_proxies, tokens, composites, authorizer, external }
     }
 

@@ -177,12 +177,18 @@ impl Ready {
         } else {
             Box::default()
         };
-        // Many routes have the same guards.
-        let mut seen = HashSet::new();
-        let each_once = guards().flatten().filter(|guards| seen.insert(Arc::as_ptr(guards)));
-        let of_routes = each_once.flat_map(|guards| guards.before.iter().chain(&guards.filters));
+        // Those alone that have something of this scope; many routes have the same ones.
         let of_listener = listener.before.iter().chain(&listener.filters);
-        of_listener.chain(of_routes).for_each(|filter| maker.chains_of(filter));
+        let of_routes = guards().flatten().flat_map(|guards| guards.before.iter().chain(&guards.filters));
+        let mut seen = HashSet::new();
+        for filter in of_listener.chain(of_routes) {
+            if let HttpFilterKind::Composite(Composite { matcher: Some(tree) }) = &filter.kind
+                && seen.insert(Arc::as_ptr(tree))
+                && filter.kind.has(&|kind| Limit::is_of(kind, scope))
+            {
+                maker.chains_of(filter);
+            }
+        }
         let Maker { all, chains, .. } = maker;
         Self { listener: listener.clone(), each, whole, all, chains }
     }
@@ -270,10 +276,11 @@ impl Maker<'_> {
             let mut limits = Vec::new();
             for filter in &chain.filters {
                 // No other filter has this name.
-                let name = format!("{name}\0{}", filter.name);
+                let name = || format!("{name}\0{}", filter.name);
                 if let HttpFilterKind::Composite(inner) = &filter.kind {
-                    self.chains_within(inner, &name, met);
+                    self.chains_within(inner, &name(), met);
                 } else if Limit::is_of(&filter.kind, self.scope) {
+                    let name = name();
                     let filter = HttpFilter { name, kind: filter.kind.clone() };
                     let number = met.entry(filter.clone()).or_default();
                     *number += 1;

@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{
     Composite as CompositeProto, DynamicConfig, ExecuteFilterAction, FilterChainConfiguration,
 };
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication as JwtProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
@@ -465,6 +466,54 @@ fn where_a_composite_stands_among_a_servers_filters() {
             (before.into_iter().map(str::to_owned).collect(), after.into_iter().map(str::to_owned).collect(),)
         );
     }
+}
+
+#[test]
+fn a_server_asks_in_the_order_that_is_listed() {
+    // A token that is taken away by one of them would not be seen by the next.
+    let (jwt, rbac) = (named(url::JWT, &JwtProto::default()), extension::typed("r", url::RBAC, &Rbac::default()));
+    let inner = extension::typed("c", url::WITH_MATCHER, &composite(only(skip())));
+    let of = |filters: &[&TypedExtensionConfig]| {
+        composite(only(execute(&chain(filters.iter().map(|f| (*f).clone()).collect()))))
+    };
+    server("as they are asked", &of(&[&jwt, &rbac, &inner]), &Says::Taken);
+    let at = |i: usize| format!("{SERVER}.xds_matcher.on_no_match.action.filter_chain.typed_config[{i}]");
+    server("rbac before tokens", &of(&[&rbac, &jwt]), &Says::Refused(&[&at(1)]));
+    server("a composite before rbac", &of(&[&inner, &rbac]), &Says::Refused(&[&at(1)]));
+    server("a composite before tokens", &of(&[&rbac, &inner, &jwt]), &Says::Refused(&[&at(2)]));
+
+    let whole = |kind: &str| {
+        let (type_url, config) = match kind {
+            "c" => (url::WITH_MATCHER, extension::pack(url::WITH_MATCHER, &composite(only(skip())))),
+            "r" => (url::RBAC, extension::pack(url::RBAC, &Rbac::default())),
+            _ => (url::JWT, extension::pack(url::JWT, &JwtProto::default())),
+        };
+        assert_eq!(config.type_url, type_url);
+        codec::filter::encode(kind, config, false)
+    };
+    for (filters, refused) in
+        [(["c", "r", "j"], None), (["r", "j", "c"], None), (["j", "r", "c"], None), (["r", "c", "j"], Some(1))]
+    {
+        let listener = with_server_manager(|m| drop(m.http_filters.splice(0..0, filters.map(whole))));
+        let at = refused.map(|at: usize| format!("filter_chains[0].filters[0].http_filters[{at}]"));
+        let at: Vec<&str> = at.iter().map(String::as_str).collect();
+        let want = if at.is_empty() { Says::Taken } else { Says::Refused(&at) };
+        says(&filters.join(" "), codec::decode_listener(&listener), &want);
+    }
+}
+
+#[test]
+fn an_end_that_no_request_of_a_server_comes_to_is_refused() {
+    let of = |name: &str| composite(list(Some(exact(name, "1")), Some(skip())));
+    let at = format!("{SERVER}.xds_matcher.matcher_list.matchers[0].predicate.single_predicate.input.header_name");
+    for absent in ["te", "x-bin"] {
+        server(absent, &of(absent), &Says::Refused(&[&at]));
+    }
+    // Names of hosts are one whatever their letters.
+    let twins = |name: &str| composite(map(input(name), Some(TreeType::ExactMatchMap(entries(&["A.test", "a.test"])))));
+    let at = format!("{SERVER}.xds_matcher.matcher_tree.exact_match_map[\"a.test\"]");
+    server("twins", &twins(":authority"), &Says::Refused(&[&at]));
+    server("twins of another header", &twins("x"), &Says::Taken);
 }
 
 #[test]
