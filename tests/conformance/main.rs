@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 #![allow(clippy::disallowed_methods, reason = "control planes of a test run beside it, and end with it")]
 
+mod composite;
 mod fallback;
 mod inbound;
 mod plane;

@@ -18,7 +18,13 @@ pub(crate) enum Affinity {
 pub(crate) enum Step {
     Session(StatefulSession),
     /// `None` = no filter.
-    Composite(Box<MatchTree<Option<(PerMillion, Box<[Step]>)>>>),
+    Composite(Box<MatchTree<Option<Chain>>>),
+}
+
+/// The filters of a chain that may give it.
+pub(crate) struct Chain {
+    share: PerMillion,
+    steps: Box<[Step]>,
 }
 
 impl Affinity {
@@ -70,7 +76,8 @@ impl Step {
         }
         let mut chain = |chain: Option<&ExecuteFilters>| {
             let ExecuteFilters { filters, share, .. } = chain?;
-            Some((*share, filters.iter().filter_map(|filter| Self::new(&filter.kind)).collect()))
+            let steps = filters.iter().filter_map(|filter| Self::new(&filter.kind)).collect();
+            Some(Chain { share: *share, steps })
         };
         Some(Self::Composite(Box::new(MatchTree::new(composite.matcher.as_deref()?, &mut chain))))
     }
@@ -80,7 +87,9 @@ fn first<'s>(steps: &'s [Step], request: &RequestView<'_>, draw: &dyn Fn() -> u3
     steps.iter().find_map(|step| match step {
         Step::Session(session) => Some(session),
         Step::Composite(tree) => match tree.find(request) {
-            Some(Some((share, steps))) if *share == PerMillion::ALL || share.hit(draw()) => first(steps, request, draw),
+            Some(Some(chain)) if chain.share == PerMillion::ALL || chain.share.hit(draw()) => {
+                first(&chain.steps, request, draw)
+            }
             // What finds nothing fails the request, later.
             _ => None,
         },

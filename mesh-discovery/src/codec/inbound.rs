@@ -4,7 +4,7 @@
 //! `transport_protocol`. A stock gRPC server uses the plaintext chain of a permissive listener, as
 //! istiod's permissive listeners are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -160,13 +160,18 @@ fn read_map(proto: &TreeProto, place: Place, at: &At<'_>, report: &mut Report) -
     let input = read_input(proto.input.as_ref(), place.0.side, &at.field("input"), report);
     match &proto.tree_type {
         Some(TreeType::ExactMatchMap(exact)) => {
-            let text = |key: &String| StringMatch::Exact(key.clone());
-            let map = read_entries(&exact.map, (input.as_ref(), &text), place, (at, "exact_match_map"), report);
+            let map =
+                read_entries(&exact.map, (input.as_ref(), StringMatch::Exact), place, (at, "exact_match_map"), report);
             Some(MatcherRule::Exact { map: map?, input: input? })
         }
         Some(TreeType::PrefixMatchMap(prefix)) => {
-            let text = |key: &String| StringMatch::Prefix(key.clone());
-            let map = read_entries(&prefix.map, (input.as_ref(), &text), place, (at, "prefix_match_map"), report);
+            let map = read_entries(
+                &prefix.map,
+                (input.as_ref(), StringMatch::Prefix),
+                place,
+                (at, "prefix_match_map"),
+                report,
+            );
             Some(MatcherRule::Prefix { map: map?, input: input? })
         }
         Some(TreeType::CustomMatch(_)) => {
@@ -182,7 +187,7 @@ fn read_map(proto: &TreeProto, place: Place, at: &At<'_>, report: &mut Report) -
 
 fn read_entries(
     proto: &HashMap<String, OnMatchProto>,
-    (input, text): (Option<&HeaderKey>, &dyn Fn(&String) -> StringMatch),
+    (input, text): (Option<&HeaderKey>, fn(String) -> StringMatch),
     place: Place,
     (at, name): (&At<'_>, &str),
     report: &mut Report,
@@ -198,7 +203,7 @@ fn read_entries(
         if input == Some(&HeaderKey::Authority) && !seen.insert(key.to_ascii_lowercase()) {
             report.problem(&at, "the same authority is another key, in other letters");
         }
-        let value = StringMatcher { pattern: text(key), ignore_case: false };
+        let value = StringMatcher { pattern: text(key.clone()), ignore_case: false };
         let is_met = input.is_some_and(|input| is_met(input, &value, place, &at, report));
         let end = read_end(end, place, &at, report);
         is_met.then_some((key.clone(), end?))

@@ -2,9 +2,13 @@
 //! the same cut off and bent. What a fuzzer finds is added by hand and stays.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Composite, HttpFilter, HttpFilterKind, InboundListener, InboundTls, Listener, RouteSource};
+use mesh_core::policy::{
+    Composite, FilterOverride, HttpFilter, HttpFilterKind, InboundListener, InboundTls, Listener, RouteConfiguration,
+    RouteSource,
+};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -55,6 +59,13 @@ fn server_with(own: Composite) -> InboundListener {
     InboundListener { filters: composite(own), ..InboundListener::new("inbound", address, InboundTls::Permissive) }
 }
 
+fn routes_with(own: Composite) -> RouteConfiguration {
+    let mut table = super::refusals::routes();
+    let own = FilterOverride::Composite(own);
+    table.virtual_hosts[0].routes[0].filters = Arc::new([("composite".to_owned(), own.into())].into());
+    table
+}
+
 #[test]
 fn corpora_are_replayed() {
     if std::env::var_os("UPDATE_CORPUS").is_some() {
@@ -62,6 +73,7 @@ fn corpora_are_replayed() {
         write("listener", "server", inbound(), codec::encode_inbound);
         write("routes", "routes", routes(), codec::encode_routes);
         write("listener", "composite-client", of_client().prop_map(client_with), codec::encode_listener);
+        write("routes", "composite", of_server().prop_map(routes_with), codec::encode_routes);
         write("listener", "composite-server", of_server().prop_map(server_with), codec::encode_inbound);
         write("cluster", "cluster", cluster(), codec::encode_cluster);
         write("endpoints", "endpoints", endpoints(), codec::encode_endpoints);
