@@ -31,7 +31,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One of several, by the seed.
-fn one_of<T: Clone>(several: &[T]) -> T {
+pub(crate) fn one_of<T: Clone>(several: &[T]) -> T {
     several[fastrand::usize(..several.len())].clone()
 }
 

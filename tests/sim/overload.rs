@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 
+use crate::brief::one_of;
 use crate::fleet::{Door, Fleet, Handler, Manner, Wire};
 use crate::load::{self, Policy, TARGET, client, client_from, either, goodput, run};
 use crate::{Verdict, each_seed, ensure, fails_for_some_seed, holds_for_each_seed};
@@ -76,12 +77,13 @@ struct Storm {
     amplification: f64,
 }
 
-async fn storm(scale: Scale, budget: Option<RetryBudget>) -> Storm {
+async fn storm(scale: Scale, budget: Option<RetryBudget>, balancer: Balancer) -> Storm {
     let Scale { servers, places, per_try, trouble: lasts, even, most } = scale;
     let manner = Manner { time: Duration::from_millis(50), even, most, ..Manner::default() };
     let fleet = Fleet::new(servers, places, &manner);
     let mut policy = Policy::default().retrying(2, Some(per_try));
     policy.budget = budget;
+    policy.cluster.balancer = balancer;
     let (client, _source) = client(&fleet, &policy);
     let slower = |times: u32| fleet.iter().for_each(|server| server.change(|m| m.time = manner.time * times / 2));
     let mut seen = Vec::new();
@@ -111,8 +113,8 @@ async fn storm(scale: Scale, budget: Option<RetryBudget>) -> Storm {
     }
 }
 
-async fn ends_with_its_cause(scale: Scale) {
-    let storm = storm(scale, Some(budget())).await;
+async fn ends_with_its_cause(scale: Scale, balancer: Balancer) {
+    let storm = storm(scale, Some(budget()), balancer).await;
     assert!(storm.before > 0.97, "{}", storm.before);
     assert!(storm.after >= 0.99, "{:.1} % answered ten seconds later", storm.after * 100.0);
     assert!(storm.amplification <= 1.25, "{} tries for a request", storm.amplification);
@@ -120,8 +122,17 @@ async fn ends_with_its_cause(scale: Scale) {
 
 #[test]
 fn a_storm_of_retries_ends_with_its_cause_r01() {
-    each_seed(1, || ends_with_its_cause(Scale::WHOLE));
-    each_seed(4, || ends_with_its_cause(Scale::SMALL));
+    each_seed(1, || ends_with_its_cause(Scale::WHOLE, Balancer::least_request()));
+    each_seed(4, || ends_with_its_cause(Scale::SMALL, Balancer::least_request()));
+}
+
+/// Of two servers either is needed: a picker that goes by load may not keep to one of them because the other was too slow.
+#[test]
+fn a_storm_of_two_servers_ends_whoever_is_passed_over_r01() {
+    let scale = Scale { servers: 2, places: 1, even: true, most: 16, ..Scale::SMALL };
+    for balancer in [Balancer::least_request(), Balancer::PeakEwma] {
+        each_seed(10, || ends_with_its_cause(scale, balancer.clone()));
+    }
 }
 
 /// Control run: what the servers can do is enough again, and they do nothing but what nobody waits for any more.
@@ -131,7 +142,7 @@ fn without_a_budget_a_storm_outlives_its_cause_r01() {
         // Of the large one a third of the time will do: it does not end.
         let whole = Scale { trouble: Duration::from_secs(10), ..Scale::WHOLE };
         for scale in [Scale::SMALL, whole] {
-            let storm = storm(scale, None).await;
+            let storm = storm(scale, None, Balancer::least_request()).await;
             assert!(storm.before > 0.97, "{}", storm.before);
             assert!(storm.after < 0.5, "{:.1} % answered ten seconds later", storm.after * 100.0);
             assert!(storm.amplification > 1.8, "{} tries for a request", storm.amplification);
@@ -170,12 +181,12 @@ impl Even {
     }
 }
 
-/// One to three servers that can do twenty requests in a second together, and for a second or so can do 40 % of them, or
+/// One to four servers that can do twenty requests in a second together, and for a second or so can do 40 % of them, or
 /// refuse all. They see a quarter more tries than requests at most, and when it is over all is well within ten seconds.
-async fn short_storm(budget: Option<RetryBudget>, balancer: Balancer) -> Verdict {
+async fn short_storm(budget: Option<RetryBudget>) -> Verdict {
     let (mut policy, wire) = either(fastrand::bool());
-    policy.cluster.balancer = balancer;
-    let servers = fastrand::usize(1..=3);
+    policy.cluster.balancer = one_of(&[Balancer::RoundRobin, Balancer::least_request(), Balancer::PeakEwma]);
+    let servers = fastrand::usize(1..=4);
     let time = Duration::from_millis(50) * servers as u32;
     let fleet = Fleet::of(servers, 1, &Manner { time, even: true, most: 5, ..Manner::default() }, wire, None);
     let policy = Policy { budget, ..policy.retrying(fastrand::u32(1..=2), Some(time * 3)) };
@@ -195,22 +206,21 @@ async fn short_storm(budget: Option<RetryBudget>, balancer: Balancer) -> Verdict
         load.ask(1).await;
     }
     let (all, seen) = (load.asked, fleet.seen().iter().sum::<u64>());
-    let what = format!("{servers} servers, {wire:?}, refuses: {refuses}, {seen} tries for {all} requests");
+    let by = &policy.cluster.balancer;
+    let what = format!("{servers} servers, {by:?}, {wire:?}, refuses: {refuses}, {seen} tries for {all} requests");
     ensure(seen as f64 <= all as f64 * 1.25, || what.clone())?;
     ensure(load.are_well(over, 5), || format!("it does not end: {what}"))
 }
 
 #[test]
 fn whatever_its_cause_a_storm_ends_with_it_r01() {
-    // By turns, for a picker that goes by load passes over who failed lately: where one of two servers cannot bear all, each
-    // fails in its turn for as long as that lasts.
-    holds_for_each_seed(|| short_storm(Some(budget()), Balancer::RoundRobin));
+    holds_for_each_seed(|| short_storm(Some(budget())));
 }
 
 /// Control run.
 #[test]
 fn whatever_its_cause_without_a_budget_a_storm_goes_on_r01() {
-    fails_for_some_seed(|| short_storm(None, Balancer::RoundRobin));
+    fails_for_some_seed(|| short_storm(None));
 }
 
 /// A tier that answers by asking the next one. Whether a request is a retry, and an answer one after retries, is

@@ -18,6 +18,7 @@ use mesh_testkit::{FixedSource, clock};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::brief::one_of;
 use crate::fleet::{Fleet, Handler, Manner, Wire};
 use crate::load::{Policy, TARGET, client, either, failures, get, read, request, run, run_of, server_of};
 use crate::pipe::{AGAIN, lossy};
@@ -580,6 +581,37 @@ fn whenever_one_falls_silent_it_costs_what_was_under_way_r23() {
 #[test]
 fn whenever_one_falls_silent_without_pings_and_ejection_it_goes_on_r23() {
     fails_for_some_seed(|| one_falls_silent(false));
+}
+
+/// One of two to four servers takes requests and answers none, and a try has so much time. Of the fifteen requests a second of
+/// the next ten seconds few go there.
+async fn one_answers_nothing(balancer: Balancer) -> Verdict {
+    let (mut policy, wire) = either(fastrand::bool());
+    policy.cluster.balancer = balancer;
+    let per_try = Duration::from_millis(fastrand::u64(50..1_000));
+    let policy = policy.retrying(1, Some(per_try));
+    let fleet = Fleet::of(fastrand::usize(2..=4), 8, &Manner::default(), wire, None);
+    let (client, _source) = client(&fleet, &policy);
+    let silent = fleet.server(fastrand::usize(..fleet.len()));
+    silent.change(|manner| (manner.time, manner.even) = (3600 * SECOND, true));
+    let records = run(&client, 15.0, 10 * SECOND).await;
+    ensure(records.iter().all(|record| record.outcome.is_ok()), || format!("{:?}", failures(&records)))?;
+    // It is left alone twice as long each time, up to five seconds, and asked by one or a few when that is over.
+    let times = (10.0 / per_try.as_secs_f64()).log2() + 2.0;
+    let (seen, all) = (silent.seen(), records.len());
+    let what = || format!("{seen} of {all} in vain for {per_try:?} each, {} servers, {wire:?}", fleet.len());
+    ensure(seen as f64 <= 1.5 * times, what)
+}
+
+#[test]
+fn whoever_answers_nothing_is_asked_less_and_less_r23() {
+    holds_for_each_seed(|| one_answers_nothing(one_of(&[Balancer::least_request(), Balancer::PeakEwma])));
+}
+
+/// Control run: by turns.
+#[test]
+fn whoever_answers_nothing_is_asked_like_others_by_turns_r23() {
+    fails_for_some_seed(|| one_answers_nothing(Balancer::RoundRobin));
 }
 
 /// Connections that nobody uses are lost without a word, as a firewall forgets them, and new ones would be fine. Gives what

@@ -350,7 +350,9 @@ impl Drop for Attempt {
         }
         if self.late_at.is_some_and(|at| Instant::now() + TICK >= at) {
             self.witness(Evidence::Late);
-            self.slipped();
+            self.judge(false);
+            let (took, now) = self.clock();
+            self.in_flight.load().late(took, now);
         } else {
             // Given up before an answer: it would have taken longer than this.
             let (took, now) = self.clock();
@@ -497,6 +499,8 @@ mod tests {
             let cause = own.ended_by(cause, waits);
             drop(own);
             assert_eq!(load.failure_penalty(second + had) > 1.0, blamed, "{cause} after {had:?}");
+            // Who was overloaded is needed again.
+            assert!(load.failure_penalty(second + had * 2) < 2.0, "{cause} after {had:?}");
         }
     }
 

@@ -45,7 +45,8 @@ enum Unreached {
     Late(Duration),
     Tls(Source),
     Stranger(Box<PeerMismatch>),
-    // Ours: it is told as such, and left alone like the others, for a look at files is no cheaper than a dial.
+    // Ours: it is told as such, and left alone like the others, for a look at files is no cheaper than a dial; but never for longer
+    // than the first time.
     Setup(Source),
 }
 
@@ -62,7 +63,10 @@ impl BackOff {
         if !left.is_zero() {
             return Err(Cause::BackingOff { last: Box::new(failing.last.at(address)), ago, left });
         }
-        failing.wait = (failing.wait * FACTOR / 10).min(LONGEST);
+        // What is missing here may be there at any moment, and a look at files burdens nobody else.
+        if !matches!(failing.last, Unreached::Setup(_)) {
+            failing.wait = (failing.wait * FACTOR / 10).min(LONGEST);
+        }
         failing.closed = micros(ago) + around(failing.wait, random);
         Ok(())
     }
@@ -161,6 +165,23 @@ mod tests {
         };
         let text = "127.0.0.1:80: no connection within 1s, 120ms ago; the next attempt is due in 380ms";
         assert_eq!((error.to_string().as_str(), error.code()), (text, cause().code()));
+    }
+
+    #[test]
+    fn what_is_missing_here_is_looked_for_as_often_as_at_first() {
+        let middle: Random = Arc::new(|below: u64| below / 2);
+        let missing = || Cause::TlsSetup { address: address(), source: Arc::new(std::io::Error::other("no file")) };
+        let (begin, mut back_off) = (Instant::now(), BackOff::default());
+        back_off.failed(&missing(), begin, &middle);
+        let mut looked = Vec::new();
+        for millis in 0..3_100 {
+            let now = begin + Duration::from_millis(millis);
+            if back_off.leave(&address(), now, &middle).is_ok() {
+                looked.push(millis);
+                back_off.failed(&missing(), now, &middle);
+            }
+        }
+        assert_eq!(looked, [500, 1000, 1500, 2000, 2500, 3000]);
     }
 
     #[test]

@@ -316,14 +316,12 @@ impl Tls {
         peer: &Peer,
         alpn: Alpn,
     ) -> Result<Connector<'_>, Setup> {
-        let name = match &tls.sni {
-            Some(sni) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
-            None => {
-                // One endpoint's name that is none is neither the cluster's matter nor this process'.
-                let host = peer.metadata.hostname.as_deref().filter(|_| tls.auto_host_sni);
-                let host = host.and_then(|host| ServerName::try_from(host.to_owned()).ok());
-                host.unwrap_or_else(|| self.name_of(peer))
-            }
+        // One endpoint's name that is none is neither the cluster's matter nor this process'.
+        let host = peer.metadata.hostname.as_deref().filter(|_| tls.auto_host_sni);
+        let name = match (host.and_then(|host| ServerName::try_from(host.to_owned()).ok()), &tls.sni) {
+            (Some(host), _) => host,
+            (None, Some(sni)) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
+            (None, None) => self.name_of(peer),
         };
         if let Some(config) = self.kept(alpn, &Material::Files) {
             return Ok(Connector { config, name, watched: None });

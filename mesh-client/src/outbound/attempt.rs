@@ -101,7 +101,7 @@ pub(super) struct Failed {
 /// Where a request goes once more that no retry policy need allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
-    /// To another member that was not tried: no connection to this one came about.
+    /// To another member that was not tried: no connection to this one came about, or none that can carry the request.
     Unreached(usize),
     /// The same, and this one did not even say so in time: if there is one, to a member of another priority.
     Silent(usize),
@@ -492,9 +492,10 @@ impl Hold {
                     let again = if silent { Again::Silent(self.index) } else { Again::Unreached(self.index) };
                     return Err(Failed { cause, again: Some(again) });
                 }
-                // A local limit says nothing of the endpoint.
+                // A local limit says nothing of the endpoint, nor does that it cannot speak what this one request needs: others may.
                 self.attempt.held_back();
-                Err(cause.into())
+                let again = matches!(cause, Cause::UnsupportedAction(_)).then_some(Again::Unreached(self.index));
+                Err(Failed { cause, again })
             }
         }
     }

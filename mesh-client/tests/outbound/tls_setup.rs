@@ -80,7 +80,7 @@ async fn what_is_missing_here_for_tls_is_not_blamed_on_endpoints() {
 
 /// A name that is none is not ours, nor is it the endpoint's to be left out for.
 #[tokio::test]
-async fn an_endpoints_name_that_is_none_is_passed_over() {
+async fn a101_an_endpoints_name_is_the_sni_and_one_that_is_none_is_passed_over() {
     let ca = TestCa::new();
     let spec = CertificateSpec { dns: vec!["reviews".into()], ..CertificateSpec::default() };
     let server = EchoServer::start_tls("reviews", ca.server_showing(ca.certified(&spec), &[b"http/1.1"])).await;
@@ -93,13 +93,23 @@ async fn an_endpoints_name_that_is_none_is_passed_over() {
         ca_file: Some(roots.path().to_str().unwrap().to_owned()),
         insecure_skip_verify: false,
     };
-    for (hostname, expected) in [("no name", Ok("reviews")), ("other.test", Err(Code::WRONG_PEER_IDENTITY))] {
-        let cluster = Cluster { tls: UpstreamTls::Simple(tls.clone()), ..cluster("test") };
+    // By `sni` or by the name that is dialled, and an endpoint's own name goes before either (gRFC A101).
+    let wrong = Err(Code::WRONG_PEER_IDENTITY);
+    for (sni, hostname, expected) in [
+        (None, "no name", Ok("reviews")),
+        (None, "other.test", wrong),
+        (Some("reviews"), "no name", Ok("reviews")),
+        (Some("reviews"), "other.test", wrong),
+        (Some("other.test"), "reviews", Ok("reviews")),
+        (Some("other.test"), "no name", wrong),
+    ] {
+        let tls = OriginatedTls { sni: sni.map(str::to_owned), ..tls.clone() };
+        let cluster = Cluster { tls: UpstreamTls::Simple(tls), ..cluster("test") };
         let mut endpoint = server.endpoint();
         endpoint.metadata =
             Arc::new(EndpointMetadata { hostname: Some(hostname.into()), ..EndpointMetadata::default() });
         let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, [endpoint]));
         let answer = fetch(&Client::builder(source).crypto(crypto()).build(), "/").await;
-        assert_eq!(answer.as_ref().map(server_of).map_err(Fault::code), expected, "{answer:?}");
+        assert_eq!(answer.as_ref().map(server_of).map_err(Fault::code), expected, "{sni:?}, {hostname}: {answer:?}");
     }
 }

@@ -10,7 +10,7 @@ use mesh_client::Client;
 use mesh_core::error::{Code, Fault};
 use mesh_core::health::{AccrualState, Standing};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, Endpoint, FailureAccrual, Forward, OriginatedTls, OutlierDetection,
+    Address, Balancer, CircuitBreakers, Cluster, Endpoint, FailureAccrual, Forward, OriginatedTls, OutlierDetection,
     UpstreamProtocol, UpstreamTls,
 };
 use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, policy};
@@ -205,17 +205,22 @@ async fn speaking(speaks: &[&[u8]], protocol: UpstreamProtocol) -> (EchoServer, 
     let tls = ca.server_showing(ca.certified(&spec), speaks);
     let roots = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(roots.path(), ca.root_pem()).unwrap();
-    let file = roots.path().to_str().unwrap().to_owned();
+    let cluster = trusting(&roots, protocol);
+    (EchoServer::start_tls("api", tls).await, cluster, roots)
+}
+
+/// A cluster of servers of ordinary TLS.
+fn trusting(roots: &tempfile::NamedTempFile, protocol: UpstreamProtocol) -> Cluster {
     let originated = OriginatedTls {
         sni: Some("api.test".into()),
         auto_host_sni: false,
         subject_alt_names: Vec::new(),
-        ca_file: Some(file),
+        ca_file: Some(roots.path().to_str().unwrap().to_owned()),
         insecure_skip_verify: false,
     };
     let mut cluster = Cluster { tls: UpstreamTls::Simple(originated), ..cluster("test") };
     cluster.connection.protocol = protocol;
-    (EchoServer::start_tls("api", tls).await, cluster, roots)
+    cluster
 }
 
 /// HTTP/2 has no words for it: without them it would be a plain request.
@@ -277,6 +282,25 @@ async fn a_server_that_speaks_http2_only_is_none_the_worse_for_who_asks_for_anot
     assert!(endpoint.accrual.is_none_or(|state| state == AccrualState::Closed), "{endpoint:?}");
     // Neither ejected nor left alone for a while.
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+}
+
+/// Of those that do not speak it there may be some among others that do.
+#[tokio::test]
+async fn who_asks_for_another_protocol_goes_on_from_a_server_that_speaks_http2_only() {
+    let ca = TestCa::new();
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
+    let tls = |speaks: &[&[u8]]| ca.server_showing(ca.certified(&spec), speaks);
+    let newer = EchoServer::start_tls("newer", tls(&[b"h2"])).await;
+    let other = EchoServer::start_tls("other", tls(&[b"h2", b"http/1.1"])).await;
+    let cluster = Cluster { balancer: Balancer::RoundRobin, ..trusting(&roots, UpstreamProtocol::Alpn) };
+    let snapshot = snapshot_with(Forward::to("test".into()), cluster, &[&newer, &other]);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).crypto(mesh_testkit::crypto()).build();
+    for _ in 0..4 {
+        assert!(client.send(websocket()).await.is_ok());
+    }
+    assert_eq!((newer.received().len(), other.received().len()), (0, 4));
 }
 
 /// One of each kind there may be whatever the limits: neither can take the other's.

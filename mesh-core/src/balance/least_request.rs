@@ -9,7 +9,7 @@ use super::{Candidate, Candidates, Draw, Pick, Picker};
 
 /// Draws a few different candidates in proportion to their weights and picks the one with the fewest requests in
 /// flight for its weight. On a tie the first drawn wins, so an idle cluster is shared by weight and no
-/// light endpoint starves. An endpoint that failed lately counts as if it had more.
+/// light endpoint starves. An endpoint that failed lately, or was late, counts as if it had more.
 #[derive(Debug)]
 pub struct LeastRequest {
     candidates: Candidates,

@@ -78,7 +78,7 @@ pub struct RootsTls {
 pub struct OriginatedTls {
     /// SNI; None = the dialled host.
     pub sni: Option<String>,
-    /// The endpoint's hostname, where it has one, is the SNI instead (gRFC A101). Default false.
+    /// The endpoint's hostname, where it has one, is the SNI instead, whatever `sni` says (gRFC A101). Default false.
     pub auto_host_sni: bool,
     /// Names of which the certificate must carry one; empty = the SNI. An exact one is compared with DNS names in any case and by
     /// their wildcards, with URIs letter by letter, and as an address if it is one.

@@ -279,6 +279,7 @@ impl Session {
                 ty.uses.retain(|name| known.contains_key(name));
                 ty.due.retain(|name| known.contains_key(name));
                 ty.vanished.retain(|name| known.contains_key(name));
+                ty.unsent.retain(|name, _| name.as_ref().is_none_or(|name| known.contains_key(name)));
             }
             _ => {}
         }

@@ -71,6 +71,68 @@ fn failures_are_forgotten_by_time_and_by_success() {
 }
 
 #[test]
+fn who_is_late_is_passed_over_for_as_long_as_it_took_and_twice_as_long_each_time_until_it_answers() {
+    let ms = Duration::from_millis;
+    let (load, took) = (Load::default(), ms(300));
+    let mut now = SECOND;
+    for time in [300, 600, 1200, 2400, 4800, 5000, 5000] {
+        load.late(took, now);
+        // Under way at the same time.
+        load.late(took, now + ms(299));
+        assert!((load.failure_penalty(now + ms(time - 1)) - 16.0).abs() < 0.01, "{time} ms are not over");
+        now += ms(time + 1);
+        let after = load.failure_penalty(now);
+        assert!(after < 2.0, "{time} ms are over: {after}");
+    }
+    assert!(load.latency(now) > 100_000.0, "it was slow");
+    load.late(took, now);
+    for _ in 0..4 {
+        load.succeeded(ms(50), now + ms(100));
+    }
+    assert!(
+        load.failure_penalty(now + ms(1500)) > 15.9 && load.failure_penalty(now + ms(1600)) < 1.1,
+        "a third of 5 s"
+    );
+    for _ in 0..30 {
+        load.succeeded(ms(50), now + ms(100));
+    }
+    assert_eq!(load.failure_penalty(now + ms(100)), 1.0);
+    load.late(took, now + SECOND);
+    assert!(load.failure_penalty(now + SECOND + took + ms(1)) < 2.0, "as for the first time");
+}
+
+#[test]
+fn of_two_that_were_late_neither_is_passed_over_and_one_that_was_counts_for_one_request_more() {
+    for balancer in [Balancer::least_request(), Balancer::PeakEwma] {
+        let set = candidates(&[1, 1]);
+        let picker = picker_for(&balancer, set.clone(), &mut seeded(1));
+        let mut draw = seeded(2);
+        let mut share = |now: Duration| {
+            let picked = |_: &usize| picker.pick(&Pick { now, ..Pick::default() }, &mut draw) == Some(0);
+            (0..1000).filter(picked).count()
+        };
+        set.iter().for_each(|one| one.load_or_new().succeeded(Duration::from_millis(50), SECOND));
+        set[0].load_or_new().late(SECOND / 2, SECOND);
+        assert_eq!(share(SECOND), 0, "{balancer:?}");
+        set[1].load_or_new().late(SECOND / 2, SECOND);
+        assert!((450..550).contains(&share(SECOND)), "{balancer:?}");
+        set[1].load_or_new().late(SECOND / 2, 2 * SECOND);
+        assert_eq!(share(2 * SECOND), 1000, "control, {balancer:?}: one of them still is");
+    }
+    let set = candidates(&[1, 1]);
+    let picker = picker_for(&Balancer::least_request(), set.clone(), &mut seeded(1));
+    set[0].load_or_new().late(SECOND / 2, SECOND);
+    let now = SECOND + Duration::from_millis(501);
+    let picks = |count: usize| {
+        let mut draw = seeded(2);
+        (0..count).filter(|_| picker.pick(&Pick { now, ..Pick::default() }, &mut draw) == Some(0)).count()
+    };
+    assert_eq!(picks(100), 0, "both are idle");
+    let _busy = set[1].load_or_new().start();
+    assert_eq!(picks(100), 100);
+}
+
+#[test]
 fn a_bad_end_of_a_long_answer_is_no_latency() {
     let load = Load::default();
     load.succeeded(Duration::from_millis(2), SECOND);

@@ -534,3 +534,29 @@ fn what_was_too_large_from_the_first_keeps_nothing_once_it_is_gone() {
         }
     }
 }
+
+#[test]
+fn what_was_too_large_keeps_nothing_once_no_wildcard_covers_it() {
+    for form in BOTH {
+        let of = |there_are: &[&str]| {
+            let all = with_clusters(there_are).naming(Kind::Routes, "r", 1, &["a"; 30]);
+            all.naming(Kind::Routes, "s", 1, &["a"])
+        };
+        let cache = of(&["a", "b"]).cache();
+        let mut client = asking(&cache, form, Dialect::Proxyless, &[], &[]);
+        client.session.limits.largest_response = 400;
+        client.ask(Kind::Routes, &["*"]);
+        client.settle();
+        assert!(client.status(Kind::Routes).unsent.is_some(), "{form:?}");
+        client.ask(Kind::Routes, &["s"]);
+        client.settle();
+        assert_eq!(client.status(Kind::Routes).unsent, None, "{form:?}");
+        of(&["a"]).publish(&cache, "2");
+        client.settle();
+        assert_eq!(clusters(&client), ["a"], "{form:?}");
+        // Control: whoever asks for it is told.
+        client.ask(Kind::Routes, &["r", "s"]);
+        client.settle();
+        assert!(client.status(Kind::Routes).unsent.is_some(), "{form:?}");
+    }
+}
