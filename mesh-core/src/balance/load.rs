@@ -8,7 +8,7 @@ use super::report::EndpointReport;
 use super::stamped::{Stamped, decay, millis};
 use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
-use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// The load of one endpoint.
 ///
@@ -32,9 +32,9 @@ pub struct Load {
     // The whole of the milliseconds, for these may be long ago.
     ramp_from: AtomicU64,
     weighted_since: AtomicU64,
-    reported_in_flight: AtomicU32,
+    reported_in_flight: AtomicU16,
     // Our own requests in flight when it was reported.
-    own_when_reported: AtomicU32,
+    own_when_reported: AtomicU16,
     // How often in a row.
     unreachable: AtomicU8,
     standing: AtomicU8,
@@ -213,8 +213,8 @@ impl Load {
     pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, ended: u32, now: Duration) {
         let (now, own) = (millis(now), self.in_flight().saturating_sub(ended));
         let measured = || self.measured(now).map_or(0.0, |latency| latency * (own as f32 + 1.0));
-        self.reported_in_flight.store(in_flight, Ordering::Relaxed);
-        self.own_when_reported.store(own, Ordering::Relaxed);
+        self.reported_in_flight.store(small(in_flight), Ordering::Relaxed);
+        self.own_when_reported.store(small(own), Ordering::Relaxed);
         self.reported_latency.set(latency.map_or_else(measured, micros), now);
     }
 
@@ -231,9 +231,9 @@ impl Load {
     /// since; the report's age in milliseconds.
     pub(super) fn reported_load(&self, now: u32) -> Option<(u32, f32, u32)> {
         let (latency, age) = self.reported_latency.read(now)?;
-        let reported = self.reported_in_flight.load(Ordering::Relaxed);
-        let before = self.own_when_reported.load(Ordering::Relaxed);
-        let in_flight = reported.saturating_add(self.in_flight()).saturating_sub(before);
+        let reported = u32::from(self.reported_in_flight.load(Ordering::Relaxed));
+        let before = u32::from(self.own_when_reported.load(Ordering::Relaxed));
+        let in_flight = (reported + u32::from(small(self.in_flight()))).saturating_sub(before);
         let growth = (in_flight as f32 + 1.0) / (reported as f32 + 1.0);
         Some((in_flight, latency * growth.powi(CROWD), age))
     }
@@ -317,6 +317,11 @@ fn score(failures: Option<(f32, u32)>) -> f32 {
 #[inline]
 fn is_within(time: f32, age: u32) -> bool {
     (age as f32) < time
+}
+
+/// Of requests in flight: above 65,535 one number is as good as another.
+fn small(requests: u32) -> u16 {
+    u16::try_from(requests).unwrap_or(u16::MAX)
 }
 
 pub(super) fn whole_millis(time: Duration) -> u64 {
