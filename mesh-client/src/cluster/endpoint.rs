@@ -502,6 +502,20 @@ mod tests {
             // Who was overloaded is needed again.
             assert!(load.failure_penalty(second + had * 2) < 2.0, "{cause} after {had:?}");
         }
+        // As long as it took, and no longer, as after a failure.
+        for (answers, penalty) in [(false, 1.7..1.8), (true, 1.0..1.1)] {
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            tokio::time::advance(second / 2).await;
+            if answers {
+                load.succeeded(second / 2, second + second / 2);
+            }
+            tokio::time::advance(second / 2).await;
+            own.ended_by(Cause::PerTryTimeout(second), false);
+            drop(own);
+            let later = load.failure_penalty(3 * second);
+            assert!(penalty.contains(&later), "{answers}: {later}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

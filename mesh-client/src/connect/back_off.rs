@@ -63,10 +63,11 @@ impl BackOff {
         if !left.is_zero() {
             return Err(Cause::BackingOff { last: Box::new(failing.last.at(address)), ago, left });
         }
-        // What is missing here may be there at any moment, and a look at files burdens nobody else.
-        if !matches!(failing.last, Unreached::Setup(_)) {
-            failing.wait = (failing.wait * FACTOR / 10).min(LONGEST);
-        }
+        failing.wait = match failing.last {
+            // What is missing here may be there at any moment, and a look at files burdens nobody else.
+            Unreached::Setup(_) => FIRST,
+            _ => (failing.wait * FACTOR / 10).min(LONGEST),
+        };
         failing.closed = micros(ago) + around(failing.wait, random);
         Ok(())
     }
@@ -182,6 +183,20 @@ mod tests {
             }
         }
         assert_eq!(looked, [500, 1000, 1500, 2000, 2500, 3000]);
+        // However long it was away before, that is so from the second look.
+        let late = Cause::ConnectTimeout { address: address(), after: Duration::from_secs(1) };
+        let (mut back_off, mut now) = (BackOff::default(), begin);
+        back_off.failed(&late, now, &middle);
+        for _ in 0..8 {
+            now += Duration::from_secs(10);
+            back_off.leave(&address(), now, &middle).unwrap();
+            back_off.failed(&late, now, &middle);
+        }
+        for wait in [Duration::from_secs(10), Duration::from_millis(501), Duration::from_millis(501)] {
+            now += wait;
+            back_off.leave(&address(), now, &middle).unwrap();
+            back_off.failed(&missing(), now, &middle);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::report::EndpointReport;
-use super::stamped::{Stamped, decay, millis};
+use super::stamped::{Stamped, decay, millis, since};
 use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -29,9 +29,12 @@ pub struct Load {
     weight: Stamped,
     // As the endpoint reports it (Prequal).
     reported_latency: Stamped,
-    // The whole of the milliseconds, for these may be long ago.
+    // The whole of the milliseconds, for it may be long ago.
     ramp_from: AtomicU64,
-    weighted_since: AtomicU64,
+    // In ticks: they go round after a year, when weights are left out once more for the blackout period.
+    weighted_since: AtomicU32,
+    // The last success; 0 = none.
+    answered: AtomicU32,
     reported_in_flight: AtomicU16,
     // Our own requests in flight when it was reported.
     own_when_reported: AtomicU16,
@@ -85,6 +88,7 @@ impl Load {
     pub fn succeeded(&self, took: Duration, now: Duration) {
         let (now, took) = (millis(now), micros(took));
         self.latency.update(now, |old| peak(old, took));
+        self.answered.store(now.max(1), Ordering::Relaxed);
         if self.failures.read(now).is_some() {
             if self.failure_score(now) < NO_FAILURES {
                 self.failures.clear();
@@ -118,8 +122,8 @@ impl Load {
         self.blame(millis(now));
     }
 
-    /// No answer came in time, `took` after the request, and that is the endpoint's fault. It is passed over for as long as
-    /// it kept us waiting, for most servers go on with what nobody waits for any more, and that takes about as long; twice as
+    /// No answer came in time, `took` after the request. Who has answered others meanwhile is as slow as its latency says, and it
+    /// may have been the request. Who has not is passed over for as long as it kept us waiting, for most servers go on with what nobody waits for any more, and that takes about as long; twice as
     /// long each time that it is late again. Successes shorten that time.
     ///
     /// That is less than what a failure costs. Who fails looks fast and idle; who is late has looked busy all the time. And it
@@ -128,6 +132,10 @@ impl Load {
     pub fn late(&self, took: Duration, now: Duration) {
         self.abandoned(took, now);
         let (now, took) = (millis(now), took.as_secs_f32() * 1e3);
+        let answered = self.answered.load(Ordering::Relaxed);
+        if answered != 0 && is_within(took, since(now, answered)) {
+            return;
+        }
         match self.late.read(now) {
             // Several that were under way meet the same trouble: it counts once.
             Some((time, age)) if is_within(time, age) => {}
@@ -200,7 +208,7 @@ impl Load {
             let expires = settings.weight_expiration.as_millis();
             let fresh = self.weight.read(now).is_some_and(|(_, age)| u128::from(age) < expires);
             if !fresh {
-                self.weighted_since.store(whole_millis(at), Ordering::Relaxed);
+                self.weighted_since.store(ticks(at), Ordering::Relaxed);
             }
             self.weight.set(weight, now);
         }
@@ -221,7 +229,7 @@ impl Load {
     /// The reported weight, unless it is too old or too new (gRFC A58).
     pub(super) fn reported_weight(&self, settings: &WeightedRoundRobin, now: Duration) -> Option<f32> {
         let (weight, age) = self.weight.read(millis(now))?;
-        let known_for = whole_millis(now).saturating_sub(self.weighted_since.load(Ordering::Relaxed));
+        let known_for = TICK * u64::from(ticks(now).wrapping_sub(self.weighted_since.load(Ordering::Relaxed)));
         let usable = u128::from(age) < settings.weight_expiration.as_millis()
             && u128::from(known_for) >= settings.blackout_period.as_millis();
         usable.then_some(weight)
@@ -317,6 +325,14 @@ fn score(failures: Option<(f32, u32)>) -> f32 {
 #[inline]
 fn is_within(time: f32, age: u32) -> bool {
     (age as f32) < time
+}
+
+/// Milliseconds of a tick.
+const TICK: u64 = 8;
+
+/// Ticks of the owner's clock, which go round.
+fn ticks(time: Duration) -> u32 {
+    (whole_millis(time) / TICK) as u32
 }
 
 /// Of requests in flight: above 65,535 one number is as good as another.
