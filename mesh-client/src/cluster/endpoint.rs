@@ -513,7 +513,7 @@ mod tests {
             tokio::time::advance(second / 2).await;
             own.ended_by(Cause::PerTryTimeout(second), false);
             drop(own);
-            let later = load.failure_penalty(3 * second);
+            let later = load.failure_penalty(3 * second + second / 10);
             assert!(penalty.contains(&later), "{answers}: {later}");
         }
     }

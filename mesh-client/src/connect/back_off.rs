@@ -80,7 +80,11 @@ impl BackOff {
             Some(failing) => {
                 let since = micros(now.saturating_duration_since(failing.at));
                 let left = failing.closed.saturating_sub(since);
-                failing.closed = if left > 0 { left } else { around(failing.wait, random) };
+                failing.closed = match (&last, left) {
+                    (_, 0) => around(failing.wait, random),
+                    (Unreached::Setup(_), _) => left.min(around(FIRST, random)),
+                    _ => left,
+                };
                 (failing.last, failing.at) = (last, now);
             }
             None => self.0 = Some(Box::new(Failing { last, at: now, closed: around(FIRST, random), wait: FIRST })),
@@ -183,7 +187,7 @@ mod tests {
             }
         }
         assert_eq!(looked, [500, 1000, 1500, 2000, 2500, 3000]);
-        // However long it was away before, that is so from the second look.
+        // However long it was away before.
         let late = Cause::ConnectTimeout { address: address(), after: Duration::from_secs(1) };
         let (mut back_off, mut now) = (BackOff::default(), begin);
         back_off.failed(&late, now, &middle);
