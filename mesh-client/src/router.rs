@@ -319,7 +319,7 @@ impl Router {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
                 };
-                let pinned = pinned_share(weighted, shares, &session_of, said);
+                let pinned = pinned_share(weighted, shares, session_of, said);
                 let (entry, share, pinned) = pinned.unwrap_or_else(|| {
                     let (entry, share) = draw_share(weighted, shares, env);
                     (entry, share, session_of(&share.session).and_then(said))

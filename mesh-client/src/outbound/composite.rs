@@ -96,7 +96,8 @@ fn million(seed: u64, place: u64) -> u32 {
     let mixed = (seed ^ place).wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (u128::from(mixed ^ mixed >> 31) * u128::from(PerMillion::ALL.get()) >> 64) as u32
+    let whole = u128::from(PerMillion::ALL.get());
+    ((u128::from(mixed ^ mixed >> 31) * whole) >> 64) as u32
 }
 
 /// Filters that one request passes, one list after another.

@@ -257,17 +257,20 @@ impl Predicate {
 
     /// Whether it holds in every reading, and whether in some.
     fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
-        let both = |list: &[Self], of: fn((bool, bool), (bool, bool)) -> (bool, bool), from| {
-            list.iter().map(|each| each.readings(request)).fold(from, of)
-        };
         match self {
             Self::Header(condition) if condition.has_readings(request) => condition.readings(request),
             Self::Header(condition) => {
                 let holds = condition.holds(request);
                 (holds, holds)
             }
-            Self::And(list) => both(list, |a, b| (a.0 && b.0, a.1 && b.1), (true, true)),
-            Self::Or(list) => both(list, |a, b| (a.0 || b.0, a.1 || b.1), (false, false)),
+            Self::And(list) => list.iter().fold((true, true), |(every, some), each| {
+                let (all, any) = each.readings(request);
+                (every && all, some && any)
+            }),
+            Self::Or(list) => list.iter().fold((false, false), |(every, some), each| {
+                let (all, any) = each.readings(request);
+                (every || all, some || any)
+            }),
             Self::Not(inner) => {
                 let (every, some) = inner.readings(request);
                 (!some, !every)
