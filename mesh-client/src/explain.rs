@@ -22,6 +22,7 @@ use crate::cluster::{Backend, InFlight, Members};
 use crate::destination::{Destination, Destinations, Phase};
 use crate::env::Env;
 use crate::error::Cause;
+use crate::outbound::composite::Draws;
 use crate::outbound::head::Head;
 use crate::outbound::trace::Trace;
 use crate::outbound::{header_policies, unsupported};
@@ -438,7 +439,7 @@ fn explain_route(
         explanation.clusters = options(env, &plan.choice, &forward.to, &head);
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
         let shown = (&head.headers, head.uri().path());
-        let chosen = match router.choose(plan, forward, shown, || head.view(&draw), env) {
+        let chosen = match router.choose(plan, forward, shown, || head.view(&draw), &Draws::new(env), env) {
             Ok(chosen) => chosen,
             Err(cause) => {
                 explanation.error = Some(coded(&cause));
@@ -454,7 +455,8 @@ fn explain_route(
             cluster: cluster_dump(env, &mirror.cluster, slot),
         };
         explanation.mirrors = mirrors.map(option).collect();
-        // Balancers hash what is sent, and filters see that as well, and the retry policy.
+        let came = head.copy();
+        // Balancers hash what is sent, and filters see that as well, and the retry policy; composites choose before.
         head.rewrite(route, forward, chosen.share);
         for headers in header_policies(route, chosen.share) {
             headers.request.apply(&mut head.headers);
@@ -462,11 +464,12 @@ fn explain_route(
         head.show_host();
         let retry = plan.retry.as_ref();
         explanation.retry = retry.map(|retries| explain_retry(env, router, plan, retries, chosen.cluster, &head));
-        let (view, now) = (head.view(&draw), Instant::now());
-        let filters = chosen.filters.iter().map(|filter| filter.explain(&view, &chosen.cluster.policy().name, now));
+        let (came, sent, now) = (came.view(&draw), head.view(&draw), Instant::now());
+        let name = &chosen.cluster.policy().name;
+        let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, &sent, name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
-        let refused = chosen.filters.iter().find_map(|filter| filter.fails(&view));
+        let refused = chosen.filters.iter().find_map(|filter| filter.fails(&came));
         refused.iter().for_each(|cause| explanation.fails(cause));
         let query = head.uri().query().unwrap_or_default();
         let input = HashInput { headers: &head.headers, query, source: None, channel_id: env.channel_id };

@@ -2,7 +2,6 @@
 //! what it needs at run time, with its clusters resolved. Built when the snapshot changes, never per
 //! request.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +26,9 @@ use crate::cluster::{Backend, Cluster, Labels};
 use crate::env::{self, Env};
 use crate::error::Cause;
 use crate::outbound::affinity::Affinity;
+use crate::outbound::composite::{Composites, Draws};
 use crate::outbound::deadline::Told;
-use crate::outbound::filters::{Compiler, Composites, Filter, Limits, RoutePlace, Throttling};
+use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
 use crate::outbound::header_policies;
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
@@ -296,19 +296,19 @@ impl Router {
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is
-    /// pinned to one of them (gRFC A60), and what comes with it. `path` is that of the request; all of it is looked at
-    /// where its headers decide about its session.
+    /// pinned to one of them (gRFC A60), and what comes with it. `path` is that of the request; all of it is looked at, as
+    /// it came, where its headers decide about its session.
     pub(crate) fn choose<'r, 'q>(
         &'r self,
         plan: &'r Plan,
         forward: &'r Forward,
         (headers, path): (&http::HeaderMap, &str),
         request: impl Fn() -> RequestView<'q>,
+        draws: &Draws<'_>,
         env: &Env,
     ) -> Result<Chosen<'r>, Cause> {
         let said = |policy: &StatefulSession| session::read(policy, headers, path);
-        let drawn = OnceCell::new();
-        let session_of = |session: &'r Affinity| session.of(&request, || *drawn.get_or_init(|| env.draw_million()));
+        let session_of = |session: &'r Affinity| session.of(&request, draws);
         let plain = |cluster| {
             let session = session_of(&plan.session);
             Chosen { cluster, share: None, filters: &plan.filters, session, pinned: session.and_then(said) }
@@ -377,7 +377,7 @@ impl Router {
             ));
         };
         let plan = self.plan(route);
-        let chosen = self.choose(plan, forward, (&headers, "/"), || view, env)?;
+        let chosen = self.choose(plan, forward, (&headers, "/"), || view, &Draws::new(env), env)?;
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
@@ -500,15 +500,16 @@ impl Plan {
             _ => None,
         };
         let all = compiler.compile(filters, only, of_route);
-        let per_cluster = follow_latency(filters, own);
+        let per_cluster = follow_latency(filters, own, compiler);
+        let session = Affinity::new(filters, only, of_route, compiler);
         let mut share = |slot, entry: &WeightedCluster| {
             let of_entry = |name: &str| Some((&**entry.filters.get(name)?, place(Some(&entry.name))));
+            let own = |name: &str| of_entry(name).or_else(|| of_route(name));
             let filters_of_entry = match entry.filters.is_empty() && !per_cluster {
                 true => all.clone(),
-                false => compiler.compile(filters, Some(&entry.name), |name| of_entry(name).or_else(|| of_route(name))),
+                false => compiler.compile(filters, Some(&entry.name), own),
             };
-            let own = |name: &str| entry.filters.get(name).or_else(|| own.get(name)).map(|own| &**own);
-            let session = Affinity::new(filters, own);
+            let session = Affinity::new(filters, Some(&entry.name), own, compiler);
             Share { slot, filters: filters_of_entry, session }
         };
         let choice = match &route.route().action {
@@ -532,7 +533,6 @@ impl Plan {
         };
         // Without attempts too: the time for one try counts for the only one.
         let retry = route.retry().map(|policy| Retries::new(policy, route));
-        let session = Affinity::new(filters, |name| own.get(name).map(|own| &**own));
         let (hash, cors, mirrors, told, high_priority) = match &route.route().action {
             RouteAction::Forward(forward) => {
                 // Copies want nothing, as in Envoy.
@@ -602,10 +602,14 @@ fn draw_share<'r>(weighted: &'r WeightedClusters, shares: &'r [Share], env: &Env
 }
 
 /// Whether a limit that follows latency, of which each cluster has its own, is among filters or what a route makes of them.
-fn follow_latency(filters: &[HttpFilter], own: &FilterOverrides) -> bool {
-    let is = |kind: &HttpFilterKind| matches!(kind, HttpFilterKind::AdaptiveConcurrency(_));
-    let changed = |own: &FilterOverride| matches!(own, FilterOverride::Composite(composite) if composite.has(&is));
-    filters.iter().any(|filter| filter.kind.has(&is)) || own.values().any(|own| changed(own))
+fn follow_latency(filters: &[HttpFilter], own: &FilterOverrides, compiler: &mut Compiler<'_>) -> bool {
+    let is_one = |filter: &HttpFilter| match &filter.kind {
+        HttpFilterKind::AdaptiveConcurrency(_) => true,
+        HttpFilterKind::Composite(composite) => compiler.follows_latency(composite),
+        _ => false,
+    };
+    filters.iter().any(is_one)
+        || own.values().any(|own| matches!(&**own, FilterOverride::Composite(own) if compiler.follows_latency(own)))
 }
 
 /// Whether two snapshots are the same but for who serves their clusters. Compares no values: what did not change

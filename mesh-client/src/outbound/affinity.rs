@@ -1,10 +1,14 @@
 //! Which session affinity requests have in one place (gRFC A55): the same for all, or what a composite filter finds for
 //! each (gRFC A103).
 
-use mesh_core::matcher::{MatchTree, RequestView};
-use mesh_core::policy::{
-    Composite, ExecuteFilters, FilterOverride, HttpFilter, HttpFilterKind, PerMillion, StatefulSession,
-};
+use std::sync::Arc;
+
+use mesh_core::id::ClusterName;
+use mesh_core::matcher::RequestView;
+use mesh_core::policy::{FilterOverride, HttpFilter, HttpFilterKind, StatefulSession};
+
+use super::composite::{Composite, Draws};
+use super::filters::{Compiler, Place};
 
 /// The session affinity of a place.
 pub(crate) enum Affinity {
@@ -17,26 +21,35 @@ pub(crate) enum Affinity {
 /// One filter that may give it.
 pub(crate) enum Step {
     Session(StatefulSession),
-    /// `None` = no filter.
-    Composite(Box<MatchTree<Option<Chain>>>),
-}
-
-/// The filters of a chain that may give it.
-pub(crate) struct Chain {
-    share: PerMillion,
-    steps: Box<[Step]>,
+    /// The same that requests pass.
+    Composite(Arc<Composite>),
 }
 
 impl Affinity {
-    /// What the filters give in the place that `overridden` looks at.
-    pub(crate) fn new<'p>(filters: &'p [HttpFilter], overridden: impl Fn(&str) -> Option<&'p FilterOverride>) -> Self {
-        let steps = filters.iter().filter_map(|filter| match (&filter.kind, overridden(&filter.name)) {
-            (_, Some(FilterOverride::Disabled)) => None,
-            (HttpFilterKind::Session(_), Some(FilterOverride::Session(session))) => {
-                Some(Step::Session(session.clone()))
+    /// What the filters give in the place that `overridden` looks at, for requests to `cluster`: as they are compiled there.
+    pub(crate) fn new<'p>(
+        filters: &'p [HttpFilter],
+        cluster: Option<&ClusterName>,
+        overridden: impl Fn(&str) -> Option<(&'p FilterOverride, Place)>,
+        compiler: &mut Compiler<'_>,
+    ) -> Self {
+        let steps = filters.iter().filter_map(|filter| match &filter.kind {
+            HttpFilterKind::Session(session) => match overridden(&filter.name) {
+                Some((FilterOverride::Disabled, _)) => None,
+                Some((FilterOverride::Session(session), _)) => Some(Step::Session(session.clone())),
+                _ => session.clone().map(Step::Session),
+            },
+            HttpFilterKind::Composite(composite) => {
+                let made = match overridden(&filter.name) {
+                    Some((FilterOverride::Disabled, _)) => None,
+                    Some((FilterOverride::Composite(own), place)) => {
+                        compiler.composite(own, &filter.name, place, cluster)
+                    }
+                    _ => compiler.composite(composite, &filter.name, None, cluster),
+                };
+                made.filter(|made| made.has_sessions()).map(Step::Composite)
             }
-            (HttpFilterKind::Composite(_), Some(FilterOverride::Composite(composite))) => Step::of_composite(composite),
-            (kind, _) => Step::new(kind),
+            _ => None,
         });
         let steps: Vec<Step> = steps.collect();
         match <[Step; 1]>::try_from(steps) {
@@ -47,51 +60,21 @@ impl Affinity {
         }
     }
 
-    /// That of a request. `draw` gives the same each time it is asked about one: whose session is looked at twice has it or
-    /// not.
+    /// That of a request, as it came. What finds nothing fails the request, later.
     pub(crate) fn of<'q>(
         &self,
         request: impl FnOnce() -> RequestView<'q>,
-        draw: impl Fn() -> u32,
+        draws: &Draws<'_>,
     ) -> Option<&StatefulSession> {
         match self {
             Self::All(session) => session.as_ref(),
-            Self::Each(steps) => first(steps, &request(), &draw),
-        }
-    }
-}
-
-impl Step {
-    fn new(kind: &HttpFilterKind) -> Option<Self> {
-        match kind {
-            HttpFilterKind::Session(session) => session.clone().map(Self::Session),
-            HttpFilterKind::Composite(composite) => Self::of_composite(composite),
-            _ => None,
-        }
-    }
-
-    fn of_composite(composite: &Composite) -> Option<Self> {
-        if !composite.has(&|kind| matches!(kind, HttpFilterKind::Session(Some(_)))) {
-            return None;
-        }
-        let mut chain = |chain: Option<&ExecuteFilters>| {
-            let ExecuteFilters { filters, share, .. } = chain?;
-            let steps = filters.iter().filter_map(|filter| Self::new(&filter.kind)).collect();
-            Some(Chain { share: *share, steps })
-        };
-        Some(Self::Composite(Box::new(MatchTree::new(composite.matcher.as_deref()?, &mut chain))))
-    }
-}
-
-fn first<'s>(steps: &'s [Step], request: &RequestView<'_>, draw: &dyn Fn() -> u32) -> Option<&'s StatefulSession> {
-    steps.iter().find_map(|step| match step {
-        Step::Session(session) => Some(session),
-        Step::Composite(tree) => match tree.find(request) {
-            Some(Some(chain)) if chain.share == PerMillion::ALL || chain.share.hit(draw()) => {
-                first(&chain.steps, request, draw)
+            Self::Each(steps) => {
+                let request = request();
+                steps.iter().find_map(|step| match step {
+                    Step::Session(session) => Some(session),
+                    Step::Composite(composite) => composite.session(&request, draws),
+                })
             }
-            // What finds nothing fails the request, later.
-            _ => None,
-        },
-    })
+        }
+    }
 }

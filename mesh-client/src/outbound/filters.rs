@@ -15,13 +15,13 @@ use mesh_core::limit::{Gradient, RateLimit, RateLimited, Throttle};
 use mesh_core::matcher::RequestView;
 use mesh_core::policy::{
     AdaptiveConcurrency, AdmissionControl, FilterOverride, HttpFilter, HttpFilterKind, LocalRateLimit, PerMillion,
-    RouteMatch,
+    RouteMatch, StatefulSession,
 };
 use mesh_core::retry::RetryTokens;
 use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
 
-use super::composite::Composite;
+use super::composite::{Composite, Composites, Failing};
 use super::fault::Faults;
 use crate::error::{Cause, Refusal};
 use crate::explain::FilterExplanation;
@@ -32,7 +32,11 @@ pub(crate) enum Filter {
     RateLimit(Arc<RateLimit>),
     Throttle(Arc<Throttling>),
     Concurrency(Arc<Concurrency>),
+    /// In a composite's chain only. It is asked where the cluster is chosen, and passed by.
+    Session(StatefulSession),
     Composite(Arc<Composite>),
+    /// In place of a composite's filters where there are none to pass.
+    Failing(Failing),
 }
 
 /// Client-side throttling.
@@ -96,12 +100,9 @@ pub(crate) struct Compiler<'l> {
     pub(crate) before: Option<&'l Limits>,
     pub(crate) limits: Limits,
     pub(crate) now: Instant,
-    /// The listener's composites, which most routes have as they are.
+    /// Most routes have one as it is elsewhere.
     pub(crate) composites: Composites,
 }
-
-/// By name, and by the cluster of those that follow its latency.
-pub(crate) type Composites = HashMap<(String, Option<ClusterName>), Arc<Composite>>;
 
 impl Compiler<'_> {
     /// The filters of one place, whose requests go to `cluster` if that is settled there. `overridden` gives what
@@ -135,9 +136,11 @@ impl Compiler<'_> {
                     self.limit(None, name, Policy::Concurrency(policy.clone()?, cluster.cloned()))
                 }
                 (HttpFilterKind::Composite(_), Some(FilterOverride::Composite(own))) => {
-                    self.composite(own, name, &place, cluster).map(Filter::Composite)
+                    self.composite(own, name, place, cluster).map(Filter::Composite)
                 }
-                (HttpFilterKind::Composite(composite), _) => self.listeners_composite(composite, name, cluster),
+                (HttpFilterKind::Composite(composite), _) => {
+                    self.composite(composite, name, None, cluster).map(Filter::Composite)
+                }
                 _ => None,
             }
         });
@@ -166,11 +169,18 @@ impl Filter {
         })
     }
 
-    /// What it would do to a request to `cluster`, without doing it.
-    pub(crate) fn explain(&self, request: &RequestView<'_>, cluster: &ClusterName, now: Instant) -> FilterExplanation {
-        match self {
+    /// What it would do to a request to `cluster`, without doing it. `came` is the request before it was rewritten, by which
+    /// composites choose. `None` = nothing, here.
+    pub(crate) fn explain(
+        &self,
+        came: &RequestView<'_>,
+        sent: &RequestView<'_>,
+        cluster: &ClusterName,
+        now: Instant,
+    ) -> Option<FilterExplanation> {
+        Some(match self {
             Self::Fault(faults) => {
-                FilterExplanation::Fault { meant: faults.concerns(request, cluster), policy: faults.policy().clone() }
+                FilterExplanation::Fault { meant: faults.concerns(sent, cluster), policy: faults.policy().clone() }
             }
             Self::RateLimit(limit) => {
                 let (tokens, most) = limit.quota(now);
@@ -181,14 +191,16 @@ impl Filter {
                 let (limit, in_flight) = (limit.gradient.limit(), limit.gradient.in_flight());
                 FilterExplanation::Concurrency { limit, in_flight }
             }
-            Self::Composite(composite) => composite.explain(request, cluster, now),
-        }
+            Self::Composite(composite) => composite.explain(came, sent, cluster, now),
+            Self::Session(_) | Self::Failing(_) => return None,
+        })
     }
 
     /// Why it would surely fail a request, whoever makes it and when.
-    pub(crate) fn fails(&self, request: &RequestView<'_>) -> Option<Cause> {
+    pub(crate) fn fails(&self, came: &RequestView<'_>) -> Option<Cause> {
         match self {
-            Self::Composite(composite) => composite.fails(request),
+            Self::Composite(composite) => composite.fails(came),
+            Self::Failing(failing) => Some(failing.cause()),
             _ => None,
         }
     }
@@ -196,7 +208,7 @@ impl Filter {
     /// The same limit once more.
     fn share(&self) -> Option<Self> {
         match self {
-            Self::Fault(_) | Self::Composite(_) => None,
+            Self::Fault(_) | Self::Session(_) | Self::Composite(_) | Self::Failing(_) => None,
             Self::RateLimit(limit) => Some(Self::RateLimit(limit.clone())),
             Self::Throttle(limit) => Some(Self::Throttle(limit.clone())),
             Self::Concurrency(limit) => Some(Self::Concurrency(limit.clone())),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! send      destination → trace, caller's deadline → router → route
-//! forward   cors → cluster → rewrite, headers → filters: faults, limits → mirrors → route timeout
+//! forward   cors → cluster, composites → rewrite, headers → filters: faults, limits → mirrors → route timeout
 //! tries     retries, hedges ─▶ attempt: admission → endpoint → connection ‖ wire
 //! back      classification → response headers → body (counts, frees and logs at its end)
 //! ```
@@ -11,7 +11,7 @@
 mod access;
 pub(crate) mod affinity;
 mod attempt;
-mod composite;
+pub(crate) mod composite;
 pub(crate) mod deadline;
 mod exchange;
 pub(crate) mod fault;
@@ -42,6 +42,7 @@ use mesh_core::policy::{AuthorityRewrite, Forward, HeaderPolicy, RouteAction, We
 use tokio::time::{Instant, sleep};
 
 use self::access::Access;
+use self::composite::Draws;
 use self::deadline::Deadline;
 pub(crate) use self::deadline::Silence;
 pub(crate) use self::exchange::Exchange;
@@ -229,11 +230,15 @@ impl Call<'_> {
         plan: &Plan,
         forward: &Forward,
     ) -> Result<Answer, Cause> {
-        // Drawn once: all tries of a request go to the same cluster.
-        let Chosen { cluster, share, filters, session, pinned } = {
+        // Drawn once: all tries of a request go to the same cluster. Composites see the request as routes do, before it is
+        // rewritten, and their chains and sessions are of one choice.
+        let (Chosen { cluster, share, session, pinned, .. }, filters) = {
             let (env, head) = (self.env, &self.head);
             let (shown, draw) = ((&head.headers, head.uri().path()), || env.draw_million());
-            router.choose(plan, forward, shown, || head.view(&draw), env)?
+            let (request, draws) = (|| head.view(&draw), Draws::new(env));
+            let chosen = router.choose(plan, forward, shown, request, &draws, env)?;
+            let filters = composite::passed(chosen.filters, request, &draws);
+            (chosen, filters)
         };
         let session = Session::new(session, pinned, self.head);
         self.exchange.count_in(cluster.series());
@@ -251,7 +256,7 @@ impl Call<'_> {
         self.head.show_host();
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
         if !filters.is_empty()
-            && let Some(answer) = self.filter(filters, &cluster.policy().name).await?
+            && let Some(answer) = self.filter(&filters, &cluster.policy().name).await?
         {
             return Ok(answer);
         }
@@ -316,50 +321,35 @@ impl Call<'_> {
     }
 
     /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.
-    async fn filter(&mut self, filters: &[Filter], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
-        let (mut filters, mut later) = (filters, Vec::new());
-        loop {
-            filters = match self.pass(filters, &mut later)? {
-                Some((fault, rest)) => {
-                    if let Some(answer) = self.inject(fault, cluster).await? {
-                        return Ok(Some(answer));
-                    }
-                    // There may have been a delay.
-                    self.now = Instant::now();
-                    rest
+    async fn filter(&mut self, lists: &[&[Filter]], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+        for list in lists {
+            let mut left = *list;
+            while let Some((fault, rest)) = self.pass(left)? {
+                if let Some(answer) = self.inject(fault, cluster).await? {
+                    return Ok(Some(answer));
                 }
-                None => match later.pop() {
-                    Some(rest) => rest,
-                    None => return Ok(None),
-                },
-            };
+                // There may have been a delay.
+                self.now = Instant::now();
+                left = rest;
+            }
         }
+        Ok(None)
     }
 
-    /// Passes filters up to the next fault; gives that and those after it. What comes after them, around a composite that
-    /// the fault is in, is put by in `later`, the next last: nothing is, where faults are in none.
-    fn pass<'f>(
-        &mut self,
-        filters: &'f [Filter],
-        later: &mut Vec<&'f [Filter]>,
-    ) -> Result<Option<(&'f Faults, &'f [Filter])>, Cause> {
-        let (env, outermost) = (self.env, later.len());
+    /// Passes filters up to the next fault; gives that and those after it.
+    fn pass<'f>(&mut self, filters: &'f [Filter]) -> Result<Option<(&'f Faults, &'f [Filter])>, Cause> {
+        let env = self.env;
         for (at, filter) in filters.iter().enumerate() {
             match filter {
                 Filter::Fault(fault) => return Ok(Some((fault, &filters[at + 1..]))),
-                Filter::Composite(composite) => {
-                    let draw = || env.draw_million();
-                    let chain = composite.choose(&self.head.view(&draw))?;
-                    if let Some(fault) = self.pass(chain, later)? {
-                        later.insert(outermost, &filters[at + 1..]);
-                        return Ok(Some(fault));
-                    }
-                }
                 Filter::RateLimit(limit) => {
                     pass_rate(limit, &mut self.head.headers, Instant::now(), || env.draw_million())?
                 }
                 Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), env.draw_million())?),
                 Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), || env.id())?),
+                Filter::Failing(failing) => return Err(failing.cause()),
+                // Looked at before, with the request as it came.
+                Filter::Session(_) | Filter::Composite(_) => continue,
             }
             self.now = Instant::now();
         }

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
-use http::{HeaderName, Request};
+use http::{HeaderName, HeaderValue, Request};
 use http_body_util::Empty;
 use mesh_client::{Cause, Client, Error};
 use mesh_core::error::{Blame, Code, Fault as _};
 use mesh_core::policy::{
-    AbortStatus, AdaptiveConcurrency, AuthorizationAction, AuthorizationPolicy, ClusterChoice, Composite,
-    DestinationState, ExecuteFilters, Fault, FaultAbort, FaultDelay, FieldMatcher, FilterOverride, Forward, HeaderKey,
-    HttpFilter, HttpFilterKind, LocalRateLimit, MatchPredicate, MatcherRule, MatcherTree, OnMatch, PerMillion,
-    RouteMatch, SessionSource, Snapshot, StatefulSession, StringMatcher, TokenBucket, WeightedCluster,
-    WeightedClusters,
+    AbortStatus, AdaptiveConcurrency, AuthorityRewrite, AuthorizationAction, AuthorizationPolicy, ClusterChoice,
+    Composite, DestinationState, ExecuteFilters, Fault, FaultAbort, FaultDelay, FieldMatcher, FilterOverride, Forward,
+    HeaderAction, HeaderKey, HeaderOps, HeaderWrite, HttpFilter, HttpFilterKind, LocalRateLimit, MatchPredicate,
+    MatcherRule, MatcherTree, OnMatch, PathRewrite, PerMillion, Rewrite, RouteMatch, SessionSource, Snapshot,
+    StatefulSession, StringMatcher, TokenBucket, WeightedCluster, WeightedClusters,
 };
 use mesh_testkit::{EchoServer, policy};
 
@@ -70,10 +70,19 @@ pub(crate) fn always(kinds: impl IntoIterator<Item = HttpFilterKind>) -> HttpFil
     HttpFilterKind::Composite(by_tier(&[], Some(execute(kinds))))
 }
 
+/// Half of the requests pass these.
+fn half(kinds: impl IntoIterator<Item = HttpFilterKind>) -> HttpFilterKind {
+    let chain = ExecuteFilters { share: PerMillion::new(500_000), ..ExecuteFilters::all(named(kinds)) };
+    HttpFilterKind::Composite(by_tier(&[], Some(OnMatch::Execute(Arc::new(chain)))))
+}
+
 fn filtered(composite: Composite, server: &EchoServer) -> Snapshot {
+    filtered_by(HttpFilterKind::Composite(composite), server)
+}
+
+fn filtered_by(kind: HttpFilterKind, server: &EchoServer) -> Snapshot {
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[server]);
-    Arc::make_mut(&mut snapshot.listener).filters =
-        vec![HttpFilter { name: "composite".into(), kind: HttpFilterKind::Composite(composite) }];
+    Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "composite".into(), kind }];
     snapshot
 }
 
@@ -207,7 +216,9 @@ async fn limits_in_a_composite_outlive_what_changes_around_them() {
     assert_eq!((statuses(&client, "a", 1).await, statuses(&client, "b", 1).await), (vec![200], vec![200]));
     let mut changed = snapshot;
     Arc::make_mut(&mut changed.routes).name = "other".into();
-    let more = [ends[0].clone(), ends[1].clone(), ("c", execute([abort(555)]))];
+    // One of them stands before those there are.
+    let first = ("0", execute([bucket(2, 421)]));
+    let more = [first, ends[0].clone(), ends[1].clone(), ("c", execute([abort(555)]))];
     let kind = HttpFilterKind::Composite(by_tier(&more, None));
     Arc::make_mut(&mut changed.listener).filters = vec![HttpFilter { name: "composite".into(), kind }];
     source.set(TARGET, DestinationState::Ready(Arc::new(changed)));
@@ -217,7 +228,87 @@ async fn limits_in_a_composite_outlive_what_changes_around_them() {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), in_force).await.unwrap();
+    assert_eq!(statuses(&client, "0", 3).await, [200, 200, 421]);
     assert_eq!((statuses(&client, "a", 2).await, statuses(&client, "b", 2).await), (vec![200, 421], vec![200, 421]));
+}
+
+/// What the bucket has left that is in the composite.
+fn tokens(client: &Client, path: &str) -> u64 {
+    let explained = client.explain(&Request::get(format!("http://{TARGET}{path}")).body(()).unwrap());
+    assert_eq!(explained.error, None);
+    let filters = serde_json::to_value(&explained.filters[0]).unwrap()["composite"]["filters"].clone();
+    let tokens = filters.as_array().unwrap().iter().find_map(|filter| filter["rate_limit"]["tokens"].as_u64());
+    tokens.unwrap_or_else(|| panic!("no bucket: {filters}"))
+}
+
+#[tokio::test]
+async fn a103_a_request_is_looked_at_as_it_came() {
+    let server = EchoServer::start("one").await;
+    let is = |input, value: &str| MatchPredicate::Header { input, value: StringMatcher::exact(value) };
+    let tier = HeaderKey::Header(HeaderName::from_static("x-tier"));
+    let came = MatchPredicate::And(vec![is(HeaderKey::Path, "/a/x"), is(HeaderKey::Authority, TARGET)]);
+    let list = vec![
+        FieldMatcher { predicate: is(tier, "added"), on_match: execute([abort(555)]) },
+        FieldMatcher { predicate: came, on_match: execute([sticky("one"), harmless(), bucket(2, 421)]) },
+    ];
+    let tree = MatcherTree { rule: MatcherRule::List(list), on_no_match: None };
+    let mut snapshot = filtered(Composite::of(tree), &server);
+    let authority = Some(AuthorityRewrite::Literal("other.test".into()));
+    let rewrite = Rewrite { path: Some(PathRewrite::Prefix("/".into())), authority, ..Rewrite::default() };
+    let mut route = policy::forward(prefix("/a/"), Forward { rewrite, ..forward_with(None) });
+    let write = HeaderWrite {
+        name: HeaderName::from_static("x-tier"),
+        value: HeaderValue::from_static("added"),
+        action: HeaderAction::Overwrite,
+    };
+    route.headers.request = HeaderOps { write: vec![write], remove: Vec::new() };
+    snapshot.routes = Arc::new(policy::routes([route]));
+    let (client, _) = client_of(snapshot);
+    for left in [2, 1] {
+        let answer = client.send(get("/a/x")).await.unwrap();
+        let echoed =
+            ["x-echo-path", "x-echo-authority"].map(|name| answer.headers()[name].to_str().unwrap().to_owned());
+        assert_eq!(echoed, ["/x", "other.test"]);
+        assert!(answer.headers()[SET_COOKIE].to_str().unwrap().starts_with("one="), "of the same choice");
+        assert_eq!(server.received().last().unwrap().headers["x-tier"], "added");
+        assert_eq!(status(&client, get("/a/y")).await, 503, "the control");
+        // Whoever asks what would be done is told the same.
+        assert_eq!(tokens(&client, "/a/x"), left - 1);
+    }
+    assert_eq!(status(&client, get("/a/x")).await, 421);
+}
+
+#[tokio::test]
+async fn a103_one_draw_decides_about_the_session_and_the_limits_of_a_composite() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(filtered_by(half([sticky("one"), bucket(1000, 421)]), &server));
+    super::fetch(&client, "/").await.unwrap();
+    let mut passed = 0;
+    for asked in 0..60 {
+        let before = tokens(&client, "/");
+        let answer = client.send(get("/")).await.unwrap();
+        let has_session = answer.headers().contains_key(SET_COOKIE);
+        super::read(answer).await.unwrap();
+        assert_eq!(before - tokens(&client, "/"), u64::from(has_session), "request {asked}");
+        passed += u32::from(has_session);
+    }
+    assert!((10..50).contains(&passed), "{passed} of 60");
+}
+
+#[tokio::test]
+async fn a103_a_composite_within_another_has_a_draw_of_its_own() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(filtered_by(half([half([sticky("one"), abort(555)])]), &server));
+    let aborted = statuses(&client, "", 400).await.into_iter().filter(|status| *status == 555).count();
+    let (client, _) = client_of(filtered_by(half([half([sticky("one")])]), &server));
+    let mut sessions = 0;
+    for _ in 0..400 {
+        let answer = client.send(get("/")).await.unwrap();
+        sessions += usize::from(answer.headers().contains_key(SET_COOKIE));
+        super::read(answer).await.unwrap();
+    }
+    // A quarter; one draw for both would be half.
+    assert!((50..150).contains(&aborted) && (50..150).contains(&sessions), "{aborted}, {sessions} of 400");
 }
 
 fn sticky(name: &str) -> HttpFilterKind {

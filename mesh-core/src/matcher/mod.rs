@@ -38,7 +38,7 @@ pub(crate) use self::header::{remove_header, separator};
 pub use self::normal::{Effort, Met, OF_NO_PATH, path_is_met, target_is_met};
 pub use self::path::{PathCondition, unescaped};
 pub use self::text::TextCondition;
-pub use self::tree::{MatchTree, TwoReadings};
+pub use self::tree::{MatchTree, TwoReadings, each_chain, place_within};
 
 pub(crate) use self::cookie::values as cookies;
 pub(crate) use self::query::{decode, first_value};

@@ -3,6 +3,8 @@
 //! Refuses to know what that is: whoever compiles a tree gives what stands for each of its ends. A walk allocates nothing.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -277,10 +279,41 @@ impl Predicate {
     }
 }
 
+/// Shows each chain that a tree may lead to with its place, in the order in which [`MatchTree::new`] asks for what stands
+/// for them. `root` is the tree's own place.
+///
+/// A place is made of the conditions that lead there, not of how many stand before them: what is added to a tree beside
+/// a chain leaves its place as it is. Two chains have one place where their conditions are the same.
+pub fn each_chain<'t>(tree: &'t MatcherTree, root: u64, see: &mut dyn FnMut(u64, &'t Arc<ExecuteFilters>)) {
+    let mut to = |place: u64, on_match: &'t OnMatch| match on_match {
+        OnMatch::Matcher(tree) => each_chain(tree, place, see),
+        OnMatch::Skip => {}
+        OnMatch::Execute(filters) => see(place, filters),
+    };
+    match &tree.rule {
+        MatcherRule::List(list) => {
+            list.iter().for_each(|field| to(place_within(root, &field.predicate), &field.on_match));
+        }
+        MatcherRule::Exact { input, map } => {
+            map.iter().for_each(|(key, end)| to(place_within(root, &("exact", input, key)), end));
+        }
+        MatcherRule::Prefix { input, map } => {
+            map.iter().for_each(|(key, end)| to(place_within(root, &("prefix", input, key)), end));
+        }
+    }
+    tree.on_no_match.iter().for_each(|end| to(place_within(root, &"otherwise"), end));
+}
+
+/// The place of `step` within that of `root`; a number, because names of places would be as long as a tree is deep. The same
+/// in every process of one build.
+pub fn place_within(root: u64, step: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (root, step).hash(&mut hasher);
+    hasher.finish()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use http::{HeaderMap, HeaderName, HeaderValue, Method};
     use proptest::prelude::*;
 
@@ -411,6 +444,55 @@ mod tests {
         let input = header(":authority");
         let rule = MatcherRule::Exact { input, map: map(&[("A.Example", end("host"))]) };
         assert_eq!(found(&tree(rule), &[(":authority", "a.EXAMPLE")]).as_deref(), Some("host"));
+    }
+
+    fn places(tree: &MatcherTree) -> Vec<(String, u64)> {
+        let mut places = Vec::new();
+        each_chain(tree, 7, &mut |place, chain| places.push((chain.filters[0].name.clone(), place)));
+        places
+    }
+
+    #[test]
+    fn a_place_is_not_moved_by_what_comes_before_it() {
+        let inner = |keys: &[(&str, OnMatch)]| {
+            let rule = MatcherRule::Exact { input: header("x"), map: map(keys) };
+            OnMatch::Matcher(Box::new(MatcherTree { rule, on_no_match: Some(end("inner")) }))
+        };
+        let before =
+            list(vec![(exact("a", "1"), inner(&[("b", end("b"))])), (exact("c", "1"), end("c"))], Some(end("o")));
+        let after = list(
+            vec![
+                (exact("new", "1"), end("new")),
+                (exact("a", "1"), inner(&[("a", end("a")), ("b", end("b"))])),
+                (exact("c", "1"), end("c")),
+            ],
+            Some(end("o")),
+        );
+        let (before, after) = (places(&before), places(&after));
+        let kept: Vec<_> = after.iter().filter(|(name, _)| !["new", "a"].contains(&name.as_str())).cloned().collect();
+        assert_eq!(before, kept);
+        // Each has its own.
+        let own: std::collections::HashSet<u64> = after.iter().map(|(_, place)| *place).collect();
+        assert_eq!((own.len(), after.len()), (6, 6));
+        // A tree elsewhere has others.
+        let rule = MatcherRule::Prefix { input: header("x"), map: map(&[("b", end("b"))]) };
+        let prefix =
+            list(vec![(exact("a", "1"), OnMatch::Matcher(MatcherTree { rule, on_no_match: None }.into()))], None);
+        assert_ne!(places(&prefix)[0], before[0]);
+    }
+
+    #[test]
+    fn chains_are_shown_in_the_order_in_which_they_are_compiled() {
+        let keys = map(&[("b", end("1")), ("B", OnMatch::Skip), ("c", end("2")), ("C", end("3"))]);
+        // Capitals come first, and two keys of an authority are one: both are asked for.
+        let rule = MatcherRule::Exact { input: header(":authority"), map: keys };
+        let inner = MatcherTree { rule, on_no_match: Some(end("4")) };
+        let tree =
+            list(vec![(exact("a", "1"), OnMatch::Matcher(inner.into())), (exact("c", "1"), end("5"))], Some(end("6")));
+        let mut asked = Vec::new();
+        MatchTree::new(&tree, &mut |chain| asked.extend(chain.map(|chain| chain.filters[0].name.clone())));
+        let shown: Vec<String> = places(&tree).into_iter().map(|(name, _)| name).collect();
+        assert_eq!((shown, asked.len()), (asked.clone(), 6));
     }
 
     #[test]

@@ -11,8 +11,9 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use mesh_core::limit::{Gradient, RateLimit, RateLimited};
+use mesh_core::matcher::{each_chain, place_within};
 use mesh_core::policy::{
-    AdaptiveConcurrency, Composite, Guards, HttpFilter, HttpFilterKind, InboundListener, PerMillion,
+    AdaptiveConcurrency, Composite, Guards, HttpFilter, HttpFilterKind, InboundListener, MatcherTree, PerMillion,
 };
 
 use super::ask::grpc_status_of;
@@ -186,7 +187,7 @@ impl Ready {
                 && seen.insert(Arc::as_ptr(tree))
                 && filter.kind.has(&|kind| Limit::is_of(kind, scope))
             {
-                maker.chains_of(filter);
+                maker.chains_of(tree, place_within(0, &filter.name), &mut HashMap::new());
             }
         }
         let Maker { all, chains, .. } = maker;
@@ -263,29 +264,23 @@ impl Maker<'_> {
         Some(limit)
     }
 
-    /// Those of the chains of a filter, if it is a composite.
-    fn chains_of(&mut self, filter: &HttpFilter) {
-        if let HttpFilterKind::Composite(composite) = &filter.kind {
-            self.chains_within(composite, &filter.name, &mut HashMap::new());
-        }
-    }
-
-    /// `met` says how often a filter was met in the outermost composite: two chains with equal ones have one each.
-    fn chains_within(&mut self, composite: &Composite, name: &str, met: &mut HashMap<HttpFilter, usize>) {
-        for chain in composite.chains() {
+    /// Those of the chains of a composite filter. `met` says how often a limit was met in one place: two chains with equal ones
+    /// have one each.
+    fn chains_of(&mut self, tree: &MatcherTree, place: u64, met: &mut HashMap<(u64, HttpFilterKind), usize>) {
+        let mut chains = Vec::new();
+        each_chain(tree, place, &mut |place, chain| chains.push((place, chain)));
+        for (place, chain) in chains {
             let mut limits = Vec::new();
             for filter in &chain.filters {
-                // No other filter has this name.
-                let name = || format!("{name}\0{}", filter.name);
-                if let HttpFilterKind::Composite(inner) = &filter.kind {
-                    self.chains_within(inner, &name(), met);
+                let place = place_within(place, &filter.name);
+                if let HttpFilterKind::Composite(Composite { matcher: Some(inner) }) = &filter.kind {
+                    self.chains_of(inner, place, met);
                 } else if Limit::is_of(&filter.kind, self.scope) {
-                    let name = name();
-                    let filter = HttpFilter { name, kind: filter.kind.clone() };
-                    let number = met.entry(filter.clone()).or_default();
+                    let number = met.entry((place, filter.kind.clone())).or_default();
                     *number += 1;
-                    let name = format!("{}\0{number}", filter.name);
-                    limits.extend(self.limit(&HttpFilter { name, ..filter }));
+                    // No filter of a listener has such a name.
+                    let name = format!("{}\0{place:x}\0{number}", filter.name);
+                    limits.extend(self.limit(&HttpFilter { name, kind: filter.kind.clone() }));
                 }
             }
             if !limits.is_empty() {

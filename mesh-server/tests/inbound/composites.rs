@@ -254,8 +254,9 @@ async fn limits_in_a_composite_are_of_its_chains_and_outlive_a_change_around_the
         assert_eq!(world.statuses(&mut client, "a", 1).await, [200]);
         assert_eq!(world.statuses(&mut client, "b", 3).await, [200, 200, 429]);
         assert_eq!(world.statuses(&mut client, "none", 3).await, [200; 3]);
-        // Another listener, and another chain in the same composite.
-        let more = [ends[0].clone(), ends[1].clone(), ("shut", execute(judged(vec![nobody()])))];
+        // Another listener, and other chains in the same composite, one of them with an equal limit before the others.
+        let (early, shut) = (("A", execute(limited(2))), ("shut", execute(judged(vec![nobody()]))));
+        let more = [early, ends[0].clone(), ends[1].clone(), shut];
         world.world.policy.publish(InboundState::Ready(Arc::new(with(&more))));
         // What looks at callers now did not before: the connection is not to be used on.
         within(client.ended).await.unwrap();
@@ -263,6 +264,7 @@ async fn limits_in_a_composite_are_of_its_chains_and_outlive_a_change_around_the
         assert_eq!(world.statuses(&mut client, "shut", 1).await, [403]);
         assert_eq!(world.statuses(&mut client, "a", 2).await, [200, 429], "the bucket is the same");
         assert_eq!(world.statuses(&mut client, "b", 1).await, [429]);
+        assert_eq!(world.statuses(&mut client, "A", 3).await, [200, 200, 429], "it has one of its own");
     }
 }
 
