@@ -110,10 +110,14 @@ async fn later(server: &EchoServer, requests: u64, later: Duration) {
     tokio::time::resume();
 }
 
-/// An address at which nobody listens.
+/// An address at which nobody listens, nor will: it stays taken, or the next server of another test might get it.
 fn dead_address() -> std::net::SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    static TAKEN: parking_lot::Mutex<Vec<tokio::net::TcpSocket>> = parking_lot::Mutex::new(Vec::new());
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    TAKEN.lock().push(socket);
+    address
 }
 
 /// A destination of several clusters.
