@@ -122,9 +122,10 @@ impl Load {
         self.blame(millis(now));
     }
 
-    /// No answer came in time, `took` after the request. Who has answered others meanwhile is as slow as its latency says, and it
-    /// may have been the request. Who has not is passed over for as long as it kept us waiting, for most servers go on with what nobody waits for any more, and that takes about as long; twice as
-    /// long each time that it is late again. Successes shorten that time.
+    /// No answer came in time, `took` after the request. Who has answered others meanwhile is as slow as its latency says,
+    /// and it may have been the request. Who has not is passed over for as long as it kept us waiting, for most servers go on
+    /// with what nobody waits for any more, and that takes about as long; twice as long each time that it is late again.
+    /// Successes shorten that time.
     ///
     /// That is less than what a failure costs. Who fails looks fast and idle; who is late has looked busy all the time. And it
     /// may have been overload: then the others cannot bear for long what this one does not get. With five seconds for each try
@@ -229,7 +230,7 @@ impl Load {
     /// The reported weight, unless it is too old or too new (gRFC A58).
     pub(super) fn reported_weight(&self, settings: &WeightedRoundRobin, now: Duration) -> Option<f32> {
         let (weight, age) = self.weight.read(millis(now))?;
-        let known_for = TICK * u64::from(ticks(now).wrapping_sub(self.weighted_since.load(Ordering::Relaxed)));
+        let known_for = TICK * u64::from(since(ticks(now), self.weighted_since.load(Ordering::Relaxed)));
         let usable = u128::from(age) < settings.weight_expiration.as_millis()
             && u128::from(known_for) >= settings.blackout_period.as_millis();
         usable.then_some(weight)

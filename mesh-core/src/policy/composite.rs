@@ -124,9 +124,10 @@ impl ExecuteFilters {
         !self.jwt.is_empty() || !self.authorization.is_empty()
     }
 
-    /// Whether they may refuse who calls. What only observes, or reads a token that nobody has to show, does not.
+    /// Whether they decide about who calls: what only observes does not. A token that nobody has to show may be refused as well, and
+    /// says what the application is told of its caller.
     pub fn judge(&self) -> bool {
-        self.jwt.iter().any(JwtAuthentication::demands_token) || self.enforced().next().is_some()
+        !self.jwt.is_empty() || self.enforced().next().is_some()
     }
 
     fn enforced(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
@@ -217,11 +218,19 @@ impl Composite {
         self.chains().iter().flat_map(|chain| &chain.filters).any(|filter| filter.kind.has(is))
     }
 
-    /// Whether one of its chains, however deep, may refuse who calls.
+    /// Whether one of its chains, however deep, decides about who calls.
     pub fn judges(&self) -> bool {
-        self.chains().iter().any(|chain| {
-            chain.judge() || chain.filters.iter().any(|f| matches!(&f.kind, HttpFilterKind::Composite(c) if c.judges()))
-        })
+        self.has_chain(&ExecuteFilters::judge)
+    }
+
+    /// Whether one of its chains, however deep, reads tokens.
+    pub fn reads_tokens(&self) -> bool {
+        self.has_chain(&|chain| !chain.jwt.is_empty())
+    }
+
+    fn has_chain(&self, is: &dyn Fn(&ExecuteFilters) -> bool) -> bool {
+        let within = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.has_chain(is));
+        self.chains().iter().any(|chain| is(chain) || chain.filters.iter().any(within))
     }
 }
 
@@ -232,7 +241,7 @@ impl HttpFilterKind {
     }
 }
 
-/// Whether the composites of two lists that may refuse who calls decide alike: limits and the keys of token issuers do not count.
+/// Whether the composites of two lists that decide about who calls do so alike: limits and the keys of token issuers do not count.
 pub(super) fn judge_alike(one: &[HttpFilter], other: &[HttpFilter]) -> bool {
     let alike = |one: &Composite, other: &Composite| match (&one.matcher, &other.matcher) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one.decide_alike(other),
@@ -299,6 +308,19 @@ mod tests {
             let allow = policy(AuthorizationAction::Allow);
             assert!(!judge_alike(&with(Vec::new(), vec![deny]), &with(Vec::new(), vec![allow])));
         }
+        // A token that nobody has to show is looked at all the same.
+        let reads = JwtAuthentication {
+            name: "j".into(),
+            providers: Default::default(),
+            rules: Vec::new(),
+            bypass_cors_preflight: false,
+        };
+        let reads = ExecuteFilters { jwt: vec![reads], ..ExecuteFilters::all(Vec::new()) };
+        let inner = OnMatch::Execute(Arc::new(reads));
+        let inner = Composite::of(MatcherTree { rule: MatcherRule::List(Vec::new()), on_no_match: Some(inner) });
+        assert!(inner.judges() && inner.reads_tokens());
+        let outer = composite(filter(inner.clone()).into(), Vec::new());
+        assert!(outer.judges() && outer.reads_tokens() && !judge_alike(&filter(outer), &filter(inner)));
         // Another way to the same end is another decision.
         let deny = || composite(Vec::new(), vec![policy(AuthorizationAction::Deny)]);
         let tree = |input: &str, key: &str| {

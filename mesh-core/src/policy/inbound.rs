@@ -559,6 +559,15 @@ mod tests {
         let routed = listener.with_routes(&table);
         let kinds: Vec<_> = routed.routes.iter().map(|route| &route.serves.as_ref().unwrap().filters[0].kind).collect();
         assert_eq!(kinds, [&HttpFilterKind::Composite(of_route), &HttpFilterKind::Composite(of_listener)]);
+        // Rules are the listener's.
+        let policy = AuthorizationPolicy::new("p", AuthorizationAction::Deny);
+        let judging = ExecuteFilters { authorization: vec![policy], ..ExecuteFilters::all(Vec::new()) };
+        let judging = FilterOverride::Composite(composite(OnMatch::Execute(Arc::new(judging))));
+        let mut table = table;
+        table.virtual_hosts[0].routes[0].filters = Arc::new([("c".to_owned(), judging.into())].into());
+        let routed = listener.with_routes(&table);
+        let served: Vec<_> = routed.routes.iter().map(|route| route.serves.is_some()).collect();
+        assert_eq!(served, [false, true]);
     }
 
     #[test]

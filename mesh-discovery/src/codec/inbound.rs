@@ -464,6 +464,12 @@ impl Filters<'_> {
                               every RBAC and JWT filter, or after the JWT filters";
                 report.problem(&at.item("http_filters", i), reason);
             }
+            let reads = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.reads_tokens());
+            let rbac = |other: &filter::Filter<'_>| other.type_url == url::RBAC && !is_off(other);
+            if read.filters.iter().any(reads) && self.list[..i].iter().any(rbac) && self.misplaced.insert(i) {
+                let reason = "a server asks RBAC after this composite, which may take tokens away: list it before RBAC";
+                report.problem(&at.item("http_filters", i), reason);
+            }
             let place = if i < first { &mut guards.before } else { &mut guards.filters };
             place.extend_from_slice(&read.filters);
         }

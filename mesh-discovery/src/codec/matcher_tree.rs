@@ -200,8 +200,8 @@ fn read_entries(
     // In the order of the keys, so that reports don't change from one decoding to the next.
     let each = proto.iter().collect::<BTreeMap<_, _>>().into_iter().map(|(key, end)| {
         let at = at.key(name, key);
-        if input == Some(&HeaderKey::Authority) && !seen.insert(key.to_ascii_lowercase()) {
-            report.problem(&at, "the same authority is another key, in other letters");
+        if input == Some(&HeaderKey::Authority) && !seen.insert(key.trim_end_matches('.').to_ascii_lowercase()) {
+            report.problem(&at, "the same authority is another key, in other letters or with a dot");
         }
         let value = StringMatcher { pattern: text(key.clone()), ignore_case: false };
         let is_met = input.is_some_and(|input| is_met(input, &value, place, &at, report));

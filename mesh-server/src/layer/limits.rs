@@ -27,6 +27,8 @@ pub(crate) struct Limits {
     current: ArcSwapOption<Ready>,
     // Whether there is one: asked where there are no filters.
     ready: AtomicBool,
+    // Whether something of the listener is each connection's own: asked once for all of them.
+    of_connections: AtomicBool,
 }
 
 /// Whose requests share a limit.
@@ -108,7 +110,13 @@ pub(super) struct Limited {
 
 impl Limits {
     pub(crate) fn new(scope: Scope) -> Self {
-        Self { scope, current: ArcSwapOption::empty(), ready: AtomicBool::new(false) }
+        let [ready, of_connections] = [false; 2].map(AtomicBool::new);
+        Self { scope, current: ArcSwapOption::empty(), ready, of_connections }
+    }
+
+    /// Whether the listener that was asked for last has limits of connections.
+    pub(super) fn are_of_connections(&self) -> bool {
+        self.of_connections.load(Ordering::Relaxed)
     }
 
     /// Lets a request pass, with a ticket of each limit that wants to know its end or has to say something in its
@@ -141,6 +149,9 @@ impl Limits {
     // Of two requests that do this at once the second takes what the first has made: nobody gets a second bucket.
     #[cold]
     fn make(&self, listener: &Arc<InboundListener>) -> Arc<Ready> {
+        if self.scope == Scope::Server {
+            self.of_connections.store(has_of_connections(listener), Ordering::Relaxed);
+        }
         let of_this = |ready: &&Arc<Ready>| Arc::ptr_eq(&ready.listener, listener);
         let mut made = None;
         self.current.rcu(|before| {
@@ -155,8 +166,16 @@ impl Limits {
     #[cold]
     fn forget(&self) {
         self.ready.store(false, Ordering::Relaxed);
+        self.of_connections.store(false, Ordering::Relaxed);
         self.current.store(None);
     }
+}
+
+fn has_of_connections(listener: &InboundListener) -> bool {
+    let is = |filter: &HttpFilter| filter.kind.has(&|kind| Limit::is_of(kind, Scope::Connection));
+    let guards = listener.routes.iter().filter_map(|route| route.serves.as_deref());
+    let mut of_routes = guards.flat_map(|guards| guards.before.iter().chain(&guards.filters));
+    listener.before.iter().chain(&listener.filters).any(is) || of_routes.any(is)
 }
 
 impl Ready {

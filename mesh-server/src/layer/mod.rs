@@ -448,7 +448,9 @@ impl InboundLayer {
         let caller = Caller { peer, own: self.connection.peer.is_some().then_some(&self.connection.rate) };
         let mut pass = || {
             shared.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
-            self.connection.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
+            if shared.limits.are_of_connections() {
+                self.connection.limits.pass(at, request.headers_mut(), caller, share, &mut tickets)?;
+            }
             // Of the server, once.
             let own = at.2 == Stage::Last && !matches!(at.1, Place::Chain(_));
             if let Some(adaptive) = shared.adaptive.as_ref().filter(|_| own) {

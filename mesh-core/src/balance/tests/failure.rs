@@ -111,7 +111,7 @@ fn of_two_that_were_late_neither_is_passed_over_and_one_that_was_counts_for_one_
             let picked = |_: &usize| picker.pick(&Pick { now, ..Pick::default() }, &mut draw) == Some(0);
             (0..1000).filter(picked).count()
         };
-        set.iter().for_each(|one| one.load_or_new().succeeded(Duration::from_millis(50), SECOND));
+        set.iter().for_each(|one| one.load_or_new().succeeded(Duration::from_millis(50), SECOND / 4));
         set[0].load_or_new().late(SECOND / 2, SECOND);
         assert_eq!(share(SECOND), 0, "{balancer:?}");
         set[1].load_or_new().late(SECOND / 2, SECOND);
@@ -130,6 +130,16 @@ fn of_two_that_were_late_neither_is_passed_over_and_one_that_was_counts_for_one_
     assert_eq!(picks(100), 0, "both are idle");
     let _busy = set[1].load_or_new().start();
     assert_eq!(picks(100), 100);
+}
+
+#[test]
+fn who_answers_others_meanwhile_is_not_late() {
+    let load = Load::default();
+    load.succeeded(Duration::from_millis(50), SECOND / 2);
+    load.late(SECOND, SECOND);
+    assert_eq!(load.failure_penalty(SECOND), 1.0);
+    load.late(SECOND / 4, SECOND);
+    assert!(load.failure_penalty(SECOND) > 1.0, "control: nobody was answered since it began");
 }
 
 #[test]

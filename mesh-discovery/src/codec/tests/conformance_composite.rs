@@ -482,8 +482,10 @@ fn a_server_asks_in_the_order_that_is_listed() {
     server("a composite before rbac", &of(&[&inner, &rbac]), &Says::Refused(&[&at(1)]));
     server("a composite before tokens", &of(&[&rbac, &inner, &jwt]), &Says::Refused(&[&at(2)]));
 
+    let tokens = chain(vec![named(url::JWT, &JwtProto::default())]);
     let whole = |kind: &str| {
         let (type_url, config) = match kind {
+            "t" => (url::WITH_MATCHER, extension::pack(url::WITH_MATCHER, &composite(only(execute(&tokens))))),
             "c" => (url::WITH_MATCHER, extension::pack(url::WITH_MATCHER, &composite(only(skip())))),
             "r" => (url::RBAC, extension::pack(url::RBAC, &Rbac::default())),
             _ => (url::JWT, extension::pack(url::JWT, &JwtProto::default())),
@@ -491,9 +493,15 @@ fn a_server_asks_in_the_order_that_is_listed() {
         assert_eq!(config.type_url, type_url);
         codec::filter::encode(kind, config, false)
     };
-    for (filters, refused) in
-        [(["c", "r", "j"], None), (["r", "j", "c"], None), (["j", "r", "c"], None), (["r", "c", "j"], Some(1))]
-    {
+    for (filters, refused) in [
+        (["c", "r", "j"], None),
+        (["r", "j", "c"], None),
+        (["j", "r", "c"], None),
+        (["r", "c", "j"], Some(1)),
+        (["t", "r", "c"], None),
+        (["j", "t", "r"], None),
+        (["c", "r", "t"], Some(2)),
+    ] {
         let listener = with_server_manager(|m| drop(m.http_filters.splice(0..0, filters.map(whole))));
         let at = refused.map(|at: usize| format!("filter_chains[0].filters[0].http_filters[{at}]"));
         let at: Vec<&str> = at.iter().map(String::as_str).collect();
@@ -510,10 +518,13 @@ fn an_end_that_no_request_of_a_server_comes_to_is_refused() {
         server(absent, &of(absent), &Says::Refused(&[&at]));
     }
     // Names of hosts are one whatever their letters.
-    let twins = |name: &str| composite(map(input(name), Some(TreeType::ExactMatchMap(entries(&["A.test", "a.test"])))));
-    let at = format!("{SERVER}.xds_matcher.matcher_tree.exact_match_map[\"a.test\"]");
-    server("twins", &twins(":authority"), &Says::Refused(&[&at]));
-    server("twins of another header", &twins("x"), &Says::Taken);
+    for twin in ["a.test", "A.test."] {
+        let keys = entries(&["A.test", twin]);
+        let twins = |name: &str| composite(map(input(name), Some(TreeType::ExactMatchMap(keys.clone()))));
+        let at = format!("{SERVER}.xds_matcher.matcher_tree.exact_match_map[{twin:?}]");
+        server("twins", &twins(":authority"), &Says::Refused(&[&at]));
+        server("twins of another header", &twins("x"), &Says::Taken);
+    }
 }
 
 #[test]
