@@ -99,7 +99,8 @@ pub enum OnMatch {
 /// Filters that a request passes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ExecuteFilters {
-    /// Demands on tokens; a server's only, and asked first. Their keys do not age
+    /// Demands on tokens; a server's only, and asked first. Over xDS no composite with some can be sent that stands in
+    /// [`InboundListener::filters`](super::InboundListener::filters) beside authorization: it is refused. Their keys do not age
     /// ([`JwtKeys::Fetched`](super::JwtKeys::Fetched) is a listener's).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jwt: Vec<JwtAuthentication>,

@@ -278,6 +278,8 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
             let is_limit = |filter: &HttpFilter| !matches!(filter.kind, HttpFilterKind::Skipped { .. });
             let early = usize::from(filters.first().is_some_and(is_limit));
             let before = filters.drain(..early).collect::<Vec<_>>();
+            // A server asks RBAC after these, and tells them behind it: what takes tokens away may not stand there.
+            filters.retain(|filter| !matches!(&filter.kind, HttpFilterKind::Composite(c) if c.reads_tokens()));
             let route = |(name, matcher, serves): Drawn| {
                 let serves = serves.map(|(bits, own)| {
                     let authorization = [some(&authorization, bits), own].concat();
