@@ -44,8 +44,10 @@ pub(crate) fn profile(
 /// What a profiler should look at (`--toggle-collect='*steady*'`): everything is connected.
 #[inline(never)]
 fn steady(runtime: &Runtime, workers: Workers) -> Result<(), Error> {
-    let all = workers.into_iter().map(|worker| async move { exchanges(&mut vec![worker]).await });
-    runtime.block_on(try_join_all(all)).map(drop)
+    // Tasks, as when it is measured: none is polled because another was woken.
+    let all = workers.into_iter().map(|worker| runtime.spawn(async move { exchanges(&mut vec![worker]).await }));
+    let all = all.collect::<Vec<_>>();
+    runtime.block_on(try_join_all(all))?.into_iter().collect()
 }
 
 fn count(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, server: Option<&Handle>) -> Result<f64, Error> {

@@ -49,7 +49,7 @@ struct Args {
     /// Seconds of each run.
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
-    /// Only rows whose name holds this text.
+    /// Only the row of this name, or else rows whose name holds this text.
     #[arg(long, default_value = "")]
     only: String,
     /// One short pair: shows that it works, measures nothing.
@@ -159,7 +159,9 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<Vec<Row>, Error> {
     let ca = TestCa::new();
-    let chosen = || ROWS.into_iter().filter(|(name, ..)| name.contains(&args.only));
+    let named = ROWS.iter().any(|(name, ..)| *name == args.only);
+    let chosen =
+        || ROWS.into_iter().filter(|(name, ..)| if named { *name == args.only } else { name.contains(&args.only) });
     if let Some(side) = args.profile {
         for (_, protocol, in_flight) in chosen() {
             allocations::profile(side, &ca, protocol, in_flight, args.apart)?;

@@ -67,7 +67,7 @@ impl RawConnection {
     fn poll_io<T>(
         &mut self,
         cx: &mut Context<'_>,
-        wait: impl FnOnce(&Tether, &Waker) -> io::Result<()>,
+        wait: impl FnOnce(&mut Tether, &Waker) -> io::Result<()>,
         poll: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let ended = match (&mut self.io, self.tether.check()) {
@@ -76,7 +76,7 @@ impl RawConnection {
                 if polled.is_ready() {
                     return polled;
                 }
-                wait(&self.tether, cx.waker())
+                wait(&mut self.tether, cx.waker())
             }
             (_, Err(ended)) => Err(ended),
             (None, Ok(())) => unreachable!("it is given up only when it was taken back, for good"),

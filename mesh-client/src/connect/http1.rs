@@ -161,6 +161,9 @@ impl Wire {
 
     /// Whether nothing has happened to it while it was idle: neither its end, nor bytes that nobody asked for.
     pub(super) fn is_quiet(&mut self) -> bool {
+        if !self.io.may_have_news() {
+            return true;
+        }
         let (io, mut byte) = (&mut self.io, [0]);
         // Whoever has used up his time here sees it all the same.
         let look = poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut ReadBuf::new(&mut byte)));

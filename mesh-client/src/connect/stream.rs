@@ -113,6 +113,22 @@ impl IoStream {
         }
     }
 
+    /// Whether something may have come that nobody has read. Asks the runtime alone, which is much less than to read.
+    pub(super) fn may_have_news(&self) -> bool {
+        // Whoever has used up his time here sees it all the same.
+        match self {
+            Self::Tcp(io) => unconstrained(poll_fn(|cx| io.poll_read_ready(cx))).now_or_never().is_some(),
+            Self::Unix(io) => unconstrained(poll_fn(|cx| io.poll_read_ready(cx))).now_or_never().is_some(),
+            Self::Custom(_) => true,
+            Self::Tls(io) => {
+                let (below, session) = io.tls.get_ref();
+                // It does not want to where it holds what was read, or the word that this is the end.
+                let is_told = io.vouched.as_ref().is_some_and(|vouched| vouched.check().is_err());
+                is_told || !session.wants_read() || below.may_have_news()
+            }
+        }
+    }
+
     /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer that says so.
     pub(super) fn negotiated_h2(&self) -> Option<bool> {
         let Self::Tls(io) = self else { return None };

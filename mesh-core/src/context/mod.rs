@@ -4,14 +4,15 @@
 //! It follows the task: work moved to another task with `tokio::spawn` takes it along through
 //! [`scope`]. This is the one task-local of the library; it holds a request, never configuration.
 
+mod scope;
 mod timeout;
 mod trace;
 
+pub use self::scope::{Scoped, caller, claims, current, enter, is_open, scope};
 pub use self::timeout::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, TimeoutHeader, expected_timeout, grpc_timeout, is_grpc};
 pub use self::trace::{InvalidTraceparent, TraceContext};
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use crate::identity::PeerIdentity;
-use crate::jwt::{Claims, Tokens};
+use crate::jwt::Tokens;
 use crate::policy::is_fixed_header;
 
 /// What a served request passes on to the calls made for it. Printed it shows the names alone of what was only passed on.
@@ -72,10 +73,6 @@ impl Clone for Flag {
     }
 }
 
-tokio::task_local! {
-    static CURRENT: Arc<RequestContext>;
-}
-
 /// Headers that are passed on unread beside the trace headers.
 pub static FORWARDED: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("baggage")];
 
@@ -94,46 +91,6 @@ static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// destination and chooses the route. For a question about a request of another host.
 #[derive(Clone, Debug)]
 pub struct SentHost(pub HeaderValue);
-
-/// A future that runs inside a request's context.
-pub type Scoped<F> = tokio::task::futures::TaskLocalFuture<Arc<RequestContext>, F>;
-
-/// Runs `future` as part of serving the request of `context`. The answer has a name, so that layers
-/// can hold it without a box.
-pub fn scope<F: Future>(context: Arc<RequestContext>, future: F) -> Scoped<F> {
-    CURRENT.scope(context, future)
-}
-
-/// Runs `work` as part of serving the request of `context`: for what a service does inside `call`,
-/// before its future is polled.
-pub fn enter<R>(context: Arc<RequestContext>, work: impl FnOnce() -> R) -> R {
-    CURRENT.sync_scope(context, work)
-}
-
-/// The context of the request being served on this task, if any.
-pub fn current() -> Option<Arc<RequestContext>> {
-    CURRENT.try_with(Arc::clone).ok()
-}
-
-/// Who sent the request being served on this task: its verified identity and its address. `None` outside of a
-/// request, on tasks spawned by it (ask before), and where the connection was accepted by somebody who did not say.
-///
-/// Of axum's handlers [`PeerIdentity`] is an extractor as well.
-pub fn caller() -> Option<Arc<PeerIdentity>> {
-    CURRENT.try_with(|context| context.caller.clone()).ok().flatten()
-}
-
-/// What the token of the request being served on this task says: that of a signature which was checked, by a provider
-/// that the server's policy names. `None` without one, and where [`caller`] has none. Of a request with several tokens
-/// [`RequestContext::tokens`] has all.
-pub fn claims() -> Option<Arc<Claims>> {
-    CURRENT.try_with(|context| context.tokens.as_ref()?.first().cloned()).ok().flatten()
-}
-
-/// Whether a request is being served on this task.
-pub fn is_open() -> bool {
-    CURRENT.try_with(|_| ()).is_ok()
-}
 
 impl RequestContext {
     /// Reads the context of an incoming request: its `traceparent` (no trace if absent or broken),

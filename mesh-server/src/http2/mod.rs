@@ -159,7 +159,9 @@ where
             (None, Some(Box::new(tunnel)))
         };
         let request = Body::of(Request::from_parts(head, body), self.body_idle);
-        TokioExecutor::new().execute(Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone()));
+        // Boxed: the runtime copies a task's future some ten times from its birth to its end, and this is over a kilobyte.
+        let exchange = Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone());
+        TokioExecutor::new().execute(Box::pin(exchange));
     }
 }
 

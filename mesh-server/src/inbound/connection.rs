@@ -34,6 +34,7 @@ use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
 use super::http1::Calls;
+use super::silence::Silence;
 use super::stay::{Guest, LastChange, Leave, Left, after, aged, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
@@ -117,7 +118,9 @@ impl Door {
                 io.tether = Some(tether);
                 let service = Calls { service, idle: self.config.body_idle_timeout };
                 let ended = {
-                    let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                    let mut http1 = self.http1.clone();
+                    http1.timer(Silence::default());
+                    let connection = http1.serve_connection(TokioIo::new(io), service).with_upgrades();
                     let told = |leave: Leave| {
                         layer.leave();
                         left = Some(leave);

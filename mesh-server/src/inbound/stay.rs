@@ -21,6 +21,7 @@ use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
+use super::seldom::Seldom;
 use crate::Config;
 use crate::listen::{Leash, TlsAccept, Verified, Why};
 
@@ -179,9 +180,8 @@ pub(super) fn stay(
         narrowed.notified().await;
         Leave::Narrowed
     };
-    // A set: polled when one of them is woken and not with every read of the connection.
     let all = [Either::Left(time), Either::Right(Either::Left(narrowed)), Either::Right(Either::Right(unwelcome))];
-    all.into_iter().collect::<FuturesUnordered<_>>()
+    Seldom::new(all.into_iter().collect::<FuturesUnordered<_>>())
 }
 
 /// The end of this time; of more than there is, a year.

@@ -505,11 +505,11 @@ impl InboundLayer {
             extensions.insert(Treated { by: shared.clone(), before });
         }
         // Both by reference: what a closure takes along or gives back is copied from one to the next.
-        let (mut request, mut called) = (Some(request), None);
+        let (mut request, mut called, mut context) = (Some(request), None, Some(context));
         let mut call = || called = request.take().map(|request| inner.call(request));
-        match caught(|| context::enter(context.clone(), &mut call)) {
+        match caught(|| context::enter(&mut context, &mut call)) {
             Ok(()) => {
-                let inner = context::scope(context, called.expect("it was called"));
+                let inner = Scoped::new(context, called.expect("it was called"));
                 Work::Serving { inner, grpc, more: None }
             }
             Err(panicked) => {
@@ -686,10 +686,9 @@ where
                     }
                     Err(panicked) => Err(panicked.into()),
                 };
-                let (spent, stalled) = match inner.take_value() {
-                    Some(context) => (context.spent.is_set(), context.stalled.is_set()),
-                    None => (false, false),
-                };
+                let (spent, stalled) = inner
+                    .context()
+                    .map_or((false, false), |context| (context.spent.is_set(), context.stalled.is_set()));
                 match served {
                     // What the application makes of a body that broke off is said in a better way.
                     _ if stalled && !served.as_ref().is_ok_and(|served| served.status().is_success()) => {

@@ -18,6 +18,9 @@ pub(crate) struct Leash {
 /// The other end, in the connection.
 pub(crate) struct Tether {
     cut: Arc<Cut>,
+    // Who waits, as `cut` knows it: it is not told again with every request. What was cut stays so, and nobody waits then.
+    reader: Option<Waker>,
+    writer: Option<Waker>,
     // Closed with the connection.
     _held: oneshot::Sender<Infallible>,
 }
@@ -60,7 +63,7 @@ impl From<Why> for io::Error {
 pub(crate) fn leash() -> (Leash, Tether) {
     let (_held, held) = oneshot::channel();
     let cut = Arc::<Cut>::default();
-    (Leash { cut: cut.clone(), held }, Tether { cut, _held })
+    (Leash { cut: cut.clone(), held }, Tether { cut, reader: None, writer: None, _held })
 }
 
 impl Leash {
@@ -96,14 +99,21 @@ impl Tether {
     }
 
     /// Who waits for bytes hears of the end.
-    pub(crate) fn wait_to_read(&self, waker: &Waker) -> io::Result<()> {
-        self.cut.reader.register(waker);
+    pub(crate) fn wait_to_read(&mut self, waker: &Waker) -> io::Result<()> {
+        wait(&mut self.reader, &self.cut.reader, waker);
         self.check()
     }
 
     /// Who waits to write hears of the end.
-    pub(crate) fn wait_to_write(&self, waker: &Waker) -> io::Result<()> {
-        self.cut.writer.register(waker);
+    pub(crate) fn wait_to_write(&mut self, waker: &Waker) -> io::Result<()> {
+        wait(&mut self.writer, &self.cut.writer, waker);
         self.check()
+    }
+}
+
+fn wait(known: &mut Option<Waker>, at: &AtomicWaker, waker: &Waker) {
+    if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        at.register(waker);
+        *known = Some(waker.clone());
     }
 }

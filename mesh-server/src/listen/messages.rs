@@ -101,10 +101,6 @@ impl Messages {
     /// before it are answered, and closes.
     pub(super) fn see(&mut self, mut bytes: &mut [u8]) {
         while !bytes.is_empty() && self.at != At::Opaque {
-            if let Some(length) = self.line(bytes) {
-                bytes = &mut bytes[length..];
-                continue;
-            }
             // Nearly all fields have names that are none of those looked for: their lines are passed at once.
             if self.at == At::Name && self.word.is_empty() && is_of_no_note(bytes[0]) {
                 match memchr(b'\n', bytes) {
@@ -114,6 +110,10 @@ impl Messages {
                         break;
                     }
                 }
+                continue;
+            }
+            if let Some(length) = self.line(bytes) {
+                bytes = &mut bytes[length..];
                 continue;
             }
             let length = self.length(bytes);
@@ -170,7 +170,6 @@ impl Messages {
                 self.time.end();
                 self.at = std::mem::take(&mut self.head).body();
             }
-            (_, [first, ..]) if is_of_no_note(*first) => {}
             _ => {
                 let (name, value) = line.split_at(memchr(b':', line)?);
                 if name.eq_ignore_ascii_case(LENGTH) && !self.head.chunked {

@@ -142,8 +142,8 @@ impl Detected {
     }
 
     /// Whoever waits to write hears that the connection was cut.
-    fn wait_to_write<T>(&self, cx: &Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match &self.tether {
+    fn wait_to_write<T>(&mut self, cx: &Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &mut self.tether {
             Some(tether) if polled.is_pending() => match tether.wait_to_write(cx.waker()) {
                 Ok(()) => Poll::Pending,
                 Err(cut) => Poll::Ready(Err(cut)),
@@ -176,7 +176,7 @@ impl AsyncRead for Detected {
             let before = buf.filled().len();
             let read = Pin::new(&mut this.stream).poll_read(cx, buf);
             if read.is_pending() {
-                if let Some(tether) = &this.tether {
+                if let Some(tether) = &mut this.tether {
                     tether.wait_to_read(cx.waker())?;
                 }
                 if let Some(frames) = &mut this.frames {
