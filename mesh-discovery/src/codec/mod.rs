@@ -69,6 +69,7 @@ mod session;
 mod subset;
 mod tcp;
 mod tls;
+mod typed_struct;
 mod weighting;
 
 #[cfg(test)]

@@ -135,8 +135,8 @@ fn l2_the_filter_chain_a39() {
         }
     };
     // Field 1 is the wrapped type, field 2 its JSON.
-    let mut named = vec![10, url::FAULT.len() as u8];
-    named.extend(url::FAULT.bytes());
+    let mut named = vec![10, url::SESSION.len() as u8];
+    named.extend(url::SESSION.bytes());
     listener("a TypedStruct that says nothing", wrapped(named.clone(), false), &Says::Taken);
     named.extend([18, 5, 10, 3, 10, 1, b'x']);
     listener("one that says something is unknown", wrapped(named.clone(), false), &Says::Refused(&[&first]));
