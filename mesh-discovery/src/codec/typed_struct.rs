@@ -23,7 +23,7 @@ use super::report::{At, Report};
 use super::{common, parts};
 
 /// Wrappers whose own `type_url` names the real type of a configuration given as a struct.
-const WRAPPERS: [&str; 2] =
+pub(super) const WRAPPERS: [&str; 2] =
     ["type.googleapis.com/xds.type.v3.TypedStruct", "type.googleapis.com/udpa.type.v1.TypedStruct"];
 
 /// `xds.type.v3.TypedStruct` and `udpa.type.v1.TypedStruct`: a configuration as JSON, and the name of its type.
@@ -64,19 +64,25 @@ impl TypedStruct {
                 return None;
             }
         };
+        let json = self.content(at, report)?;
+        let read = M::decode(message(fields, &json, at, report)?.as_slice());
+        read.map_err(|error| report.problem(at, format!("not a {}: {error}", self.type_url))).ok()
+    }
+
+    /// What it says.
+    pub(super) fn content(&self, at: &At<'_>, report: &mut Report) -> Option<Struct> {
         let packed = self.value.concat();
         if let Err(reason) = parts::check(&packed) {
             report.problem(at, reason);
             return None;
         }
-        let Ok(json) = Struct::decode(packed.as_slice()) else {
-            report.problem(at, "not a google.protobuf.Struct");
-            return None;
-        };
-        let read = M::decode(message(fields, &json, at, report)?.as_slice());
-        read.map_err(|error| report.problem(at, format!("not a {}: {error}", self.type_url))).ok()
+        let read = Struct::decode(packed.as_slice());
+        read.map_err(|error| report.problem(at, format!("not a google.protobuf.Struct: {error}"))).ok()
     }
 }
+
+/// Beyond it not every whole number is a `f64` of its own.
+pub(super) const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 
 /// A field of a message.
 struct Field {
@@ -360,10 +366,7 @@ fn number(json: &Json) -> Option<u32> {
 /// Protobuf's JSON has whole numbers as numbers and as texts.
 fn integer(json: &Json) -> Option<i64> {
     match json {
-        // Beyond these not every whole number is one of its own.
-        Json::NumberValue(number) if number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 => {
-            Some(*number as i64)
-        }
+        Json::NumberValue(number) if number.fract() == 0.0 && number.abs() <= MAX_WHOLE => Some(*number as i64),
         Json::StringValue(text) => text.parse().ok(),
         _ => None,
     }

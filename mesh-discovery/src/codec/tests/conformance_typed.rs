@@ -1,7 +1,9 @@
 //! Filters whose configuration comes as JSON in a `TypedStruct`, as Istio's documents have it. See `conformance.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::cluster::v3::{LoadBalancingPolicy, load_balancing_policy::Policy};
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as rds;
 use envoy_types::pb::envoy::extensions::common::ratelimit::v3::LocalRateLimitDescriptor;
@@ -11,18 +13,15 @@ use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::Loca
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, regex_matcher, string_matcher};
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, HttpStatus, Int64Range, TokenBucket};
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, ListValue, Struct, Value, value::Kind};
-use mesh_core::policy::{FilterOverride, HttpFilterKind, Listener};
+use mesh_core::policy::{Balancer, Cluster, FilterOverride, HttpFilterKind, Listener};
 use prost::Message;
 use serde_json::json;
 
 use super::conformance::{Says, says};
 use super::refusals::{number, with_manager, with_route};
-use super::{conformance_server, refusals};
-use crate::codec::typed_struct::TypedStruct;
+use super::{conformance_server, refusals, refusals_cluster};
+use crate::codec::typed_struct::{TypedStruct, WRAPPERS};
 use crate::codec::{self, AnyListener, At, Report, extension, extension::url};
-
-const WRAPPERS: [&str; 2] =
-    ["type.googleapis.com/xds.type.v3.TypedStruct", "type.googleapis.com/udpa.type.v1.TypedStruct"];
 
 fn value(json: serde_json::Value) -> Value {
     let kind = match json {
@@ -372,4 +371,46 @@ fn l2_each_field_of_a_typed_struct_is_the_one_of_its_name_a39() {
     fault["abort"] = json!({"http_status": 503, "percentage": {"numerator": 2}, "responseBody": "b"});
     want.abort = Some(abort(fault_abort::ErrorType::HttpStatus(503)));
     assert_eq!(read::<HttpFault>(url::FAULT, fault), want);
+}
+
+#[test]
+fn c12_a_policy_of_the_applications_own_is_named_by_a_typed_struct_a52() {
+    let ours: Arc<BTreeSet<String>> = BTreeSet::from(["test.Ours".to_owned(), "bare".to_owned()]).into();
+    let nobodys = Arc::default();
+    let list = |policies: Vec<Any>| {
+        let entry = |any| Policy {
+            typed_extension_config: Some(core::TypedExtensionConfig { name: "x".into(), typed_config: Some(any) }),
+        };
+        let list = LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() };
+        refusals_cluster::with_cluster(|c| c.load_balancing_policy = Some(list))
+    };
+    let balancer = |resource: &Any, ours| codec::decode_cluster_for(resource.into(), ours).map(|c| c.value.balancer);
+    let config = json!({"b": [1, 2.5, null, true], "a": {"z": "text", "y": -3}});
+    let custom = |type_url: &str, json| wrapped(type_url, json);
+    let pick_first = || {
+        let url = "type.googleapis.com/envoy.extensions.load_balancing_policies.pick_first.v3.PickFirst";
+        Any { type_url: url.into(), value: Vec::new() }
+    };
+    let named = |name: &str, config: &str| Balancer::Custom { name: name.into(), config: config.into() };
+    let text = r#"{"a":{"y":-3,"z":"text"},"b":[1,2.5,null,true]}"#;
+    for (type_url, json, want) in [
+        ("type.googleapis.com/test.Ours", config, named("test.Ours", text)),
+        ("any.host/of/test.Ours", json!({}), named("test.Ours", "{}")),
+        ("bare", json!({"a": 0.25}), named("bare", r#"{"a":0.25}"#)),
+    ] {
+        let resource = list(vec![custom("test.Another", json!({"a": 1})), custom(type_url, json), pick_first()]);
+        assert_eq!(balancer(&resource, &ours), Ok(want.clone()), "{type_url}");
+        // As we would say it: who has none of that name takes what is next.
+        let again = codec::encode_cluster(&Cluster { balancer: want.clone(), ..Cluster::new("c".into()) });
+        assert_eq!(balancer(&again, &ours), Ok(want));
+        assert_eq!(balancer(&again, &nobodys), Ok(Balancer::RoundRobin));
+        // Control: one that the application does not have is passed over.
+        assert_eq!(balancer(&resource, &nobodys), Ok(Balancer::PickFirst { shuffle: false }));
+    }
+    let alone = list(vec![custom("test.Ours", json!({"a": 1}))]);
+    says("nobody has it", codec::decode_cluster(&alone), &Says::Refused(&["load_balancing_policy"]));
+    let broken = TypedStruct { type_url: "test.Ours".into(), value: vec![vec![7]] };
+    let broken = list(vec![extension::pack(WRAPPERS[0], &broken), pick_first()]);
+    let at = "load_balancing_policy.policies[0]";
+    says("broken", codec::decode_cluster_for((&broken).into(), &ours), &Says::Refused(&[at]));
 }
