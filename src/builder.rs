@@ -1,6 +1,6 @@
 //! Putting a [`Mesh`] together: the only place that knows all four crates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_client::{Breakers, Client, ClientBuilder, InFlight};
+use mesh_core::balance::{Candidates, Draw, MakeNamed, Picker};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::identity::{LifeLeft, TrustBundles};
@@ -47,6 +48,41 @@ pub struct MeshBuilder {
     identity: Option<WatchedIdentity>,
     debug_drain: bool,
     client: Option<Adjust>,
+    balancers: Balancers,
+}
+
+/// Load-balancing policies of the application's own, by name.
+#[derive(Clone, Default)]
+struct Balancers(BTreeMap<String, Arc<MakeNamed>>);
+
+impl Balancers {
+    fn names(&self) -> BTreeSet<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// Gives them to a client, before what else the application says of it.
+    fn then(self, client: Option<Adjust>) -> Option<Adjust> {
+        if self.0.is_empty() {
+            return client;
+        }
+        let adjust = move |builder: ClientBuilder| {
+            let builder = self.0.iter().fold(builder, |builder, (name, make)| {
+                let make = make.clone();
+                builder.balancer(name, move |config, candidates, draw| make(config, candidates, draw))
+            });
+            match &client {
+                Some(Adjust(adjust)) => adjust(builder),
+                None => builder,
+            }
+        };
+        Some(Adjust(Arc::new(adjust)))
+    }
+}
+
+impl fmt::Debug for Balancers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// The application's word on how its client is built.
@@ -206,6 +242,43 @@ impl MeshBuilder {
         self
     }
 
+    /// A load-balancing policy of the application's own, which a control plane chooses by its name, as in gRPC (gRFC A52): a
+    /// cluster's `load_balancing_policy` has a `TypedStruct` whose type ends in `/name`. `make` is given what that says, as a JSON
+    /// object, and the endpoints to choose among, one priority of a cluster usually; `None`, or a panic, has requests go in
+    /// turn. Where the control plane lists another policy after it, clients that have none of this name take that; one that is
+    /// listed alone is refused by them.
+    ///
+    /// ```
+    /// use mesh::parts::mesh_core::balance::{Candidates, Draw, Pick, Picker};
+    ///
+    /// /// Everything to the endpoint of one number, another one for retries.
+    /// #[derive(Debug)]
+    /// struct Fixed { number: usize, of: usize }
+    ///
+    /// impl Picker for Fixed {
+    ///     fn pick(&self, pick: &Pick<'_>, _: &mut Draw<'_>) -> Option<usize> {
+    ///         let mut round = (0..self.of).map(|step| (self.number + step) % self.of);
+    ///         round.clone().find(|index| !pick.tried.contains(index)).or_else(|| round.next())
+    ///     }
+    /// }
+    ///
+    /// // For {"typed_config": {"@type": "type.googleapis.com/xds.type.v3.TypedStruct",
+    /// //      "type_url": "type.googleapis.com/example.Fixed", "value": {"number": 2}}}
+    /// let builder = mesh::Mesh::builder().balancer("example.Fixed", |config, candidates: &Candidates, _: &mut Draw<'_>| {
+    ///     let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    ///     let number = usize::try_from(config["number"].as_u64()?).ok()?;
+    ///     Some(Box::new(Fixed { number, of: candidates.len() }) as Box<dyn Picker>)
+    /// });
+    /// ```
+    pub fn balancer(
+        mut self,
+        name: impl Into<String>,
+        make: impl Fn(&str, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
+    ) -> Self {
+        self.balancers.0.insert(name.into(), Arc::new(make));
+        self
+    }
+
     fn set(mut self, variable: &'static str, value: String) -> Self {
         self.settings.insert(variable, value);
         self
@@ -273,7 +346,7 @@ impl MeshBuilder {
         let authorities: Vec<_> = bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let mut xds = XdsConfig::new(bootstrap);
-        xds.default_provider = default_provider;
+        (xds.default_provider, xds.balancers) = (default_provider, self.balancers.names());
         xds.snapshot = snapshot(config.snapshot, config.snapshot_key);
         let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
         let load = Arc::<LoadStore>::default();
@@ -282,7 +355,7 @@ impl MeshBuilder {
 
         let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
         let load = Some(load);
-        let (inbound, adjust) = (xds, self.client);
+        let (inbound, adjust) = (xds, self.balancers.then(self.client));
         let parts = Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);

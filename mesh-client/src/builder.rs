@@ -1,12 +1,13 @@
 //! Puts a [`Client`] together.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::balance::{Candidates, Draw, MakePicker, Picker};
+use mesh_core::balance::{Candidates, Draw, MakeNamed, MakePicker, Picker};
 use mesh_core::id::Workload;
-use mesh_core::policy;
+use mesh_core::policy::{self, Balancer};
 use mesh_core::retry::RetryThrottling;
 use mesh_core::source::{DestinationSource, Identities, Resolve, Watched};
 use mesh_core::telemetry::Metrics;
@@ -39,6 +40,7 @@ pub struct ClientBuilder {
     connector: Custom,
     limits: Limits,
     picker: Option<Arc<MakePicker>>,
+    balancers: BTreeMap<String, Arc<MakeNamed>>,
     number: Option<u64>,
 }
 
@@ -60,6 +62,7 @@ impl ClientBuilder {
             connector: None,
             limits: Limits::default(),
             picker: None,
+            balancers: BTreeMap::new(),
             number: None,
         }
     }
@@ -162,6 +165,19 @@ impl ClientBuilder {
             })
         };
         self.picker = Some(Arc::new(make));
+        self
+    }
+
+    /// A load-balancing policy of the application's own, for clusters whose policy is [`Balancer::Custom`] of this name: asked
+    /// as [`picker`](Self::picker) is, and after it, with the policy's configuration. `None`, or a panic = in turn, by weight.
+    /// Over xDS such a policy is taken if the source of configuration knows of the name: `MeshBuilder::balancer` of the facade
+    /// tells both.
+    pub fn balancer(
+        mut self,
+        name: impl Into<String>,
+        make: impl Fn(&str, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
+    ) -> Self {
+        self.balancers.insert(name.into(), Arc::new(make));
         self
     }
 
@@ -278,9 +294,27 @@ impl ClientBuilder {
             connector: self.connector,
             limits: self.limits,
             epoch: Instant::now(),
-            picker: self.picker,
+            picker: named(self.balancers, self.picker),
             number,
             channel_id,
         })
     }
+}
+
+/// The picker of the application's own, `before`, and its balancers for clusters that name them.
+fn named(balancers: BTreeMap<String, Arc<MakeNamed>>, before: Option<Arc<MakePicker>>) -> Option<Arc<MakePicker>> {
+    if balancers.is_empty() {
+        return before;
+    }
+    Some(Arc::new(move |cluster: &policy::Cluster, candidates: &Candidates, draw: &mut Draw<'_>| {
+        let own = before.as_ref().and_then(|before| before(cluster, candidates, draw));
+        own.or_else(|| {
+            let Balancer::Custom { name, config } = cluster.balancer.leaf() else { return None };
+            let make = balancers.get(&**name)?;
+            catch_unwind(AssertUnwindSafe(|| make(config, candidates, draw))).unwrap_or_else(|_| {
+                tracing::error!(cluster = %cluster.name, balancer = %name, "the maker of pickers panicked: it goes in turn");
+                None
+            })
+        })
+    }))
 }

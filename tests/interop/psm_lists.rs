@@ -10,9 +10,9 @@ use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::google::protobuf::Any;
-use mesh::Mesh;
 use mesh::parts::mesh_client::ClientBuilder;
-use mesh::parts::mesh_core::balance::{Draw, Pick, Picker};
+use mesh::parts::mesh_core::balance::{Candidates, Draw, Pick, Picker};
+use mesh::{Mesh, MeshBuilder};
 use mesh_core::policy::{
     Address, Balancer, Cluster, Domain, Endpoint, Endpoints, FailurePercentageEjection, Forward, HeaderKey,
     HeaderMatch, HeaderMatcher, HeaderPolicy, Listener, LocalityEndpoints, OutlierDetection, PathMatch, PerMillion,
@@ -29,11 +29,15 @@ use crate::world::eventually;
 
 /// A caller that follows the control plane at `plane`.
 async fn caller(plane: SocketAddr, protocol: Protocol, client: fn(ClientBuilder) -> ClientBuilder) -> Caller {
+    caller_with(plane, protocol, |mesh| mesh.client(client)).await
+}
+
+async fn caller_with(plane: SocketAddr, protocol: Protocol, build: impl FnOnce(MeshBuilder) -> MeshBuilder) -> Caller {
     let bootstrap = json!({
         "xds_servers": [{"server_uri": plane, "channel_creds": [{"type": "insecure"}]}],
         "node": {"id": "me"},
     });
-    let mesh = Mesh::builder().bootstrap(bootstrap.to_string()).client(client).build().await.unwrap();
+    let mesh = build(Mesh::builder().bootstrap(bootstrap.to_string())).build().await.unwrap();
     Caller { mesh, protocol, target: TARGET }
 }
 
@@ -166,13 +170,21 @@ async fn header_matching_30_by_suffix_and_range() {
     }
 }
 
-/// The last of its candidates gets everything: no policy does that.
+/// One of its candidates gets everything, the one from the end that its configuration says: no policy does that.
 #[derive(Debug)]
-struct LastOfAll(usize);
+struct FromTheEnd(Option<usize>);
 
-impl Picker for LastOfAll {
+impl FromTheEnd {
+    fn make(config: &str, candidates: &Candidates, _: &mut Draw<'_>) -> Option<Box<dyn Picker>> {
+        let config: serde_json::Value = serde_json::from_str(config).unwrap();
+        let back = usize::try_from(config["back"].as_u64()?).unwrap();
+        Some(Box::new(Self(candidates.len().checked_sub(back))))
+    }
+}
+
+impl Picker for FromTheEnd {
     fn pick(&self, _: &Pick<'_>, _: &mut Draw<'_>) -> Option<usize> {
-        self.0.checked_sub(1)
+        self.0
     }
 }
 
@@ -184,23 +196,22 @@ async fn custom_lb_09() {
             let servers = [("c", vec![&a, &b, &c])];
             say(version, "r", &[("r", "c")], vec![after_an_unknown_one(balancer)], &servers)
         };
-        let first = Balancer::PickFirst { shuffle: false };
-        let (address, plane) = Puppet::start(version("1", first.clone())).await;
-        let stock = caller(address, protocol, |client| client).await;
-        // The application's own, for clusters of that policy.
-        let own = caller(address, protocol, |client| {
-            client.picker(|cluster, candidates, _| {
-                let ours = matches!(cluster.balancer, Balancer::PickFirst { .. });
-                ours.then(|| Box::new(LastOfAll(candidates.len())) as Box<dyn Picker>)
-            })
-        })
-        .await;
-        stock.becomes(30, &["a"]).await;
+        let custom = |config: &str| Balancer::Custom { name: "test.FromTheEnd".into(), config: config.into() };
+        let (address, plane) = Puppet::start(version("1", custom(r#"{"back":1}"#))).await;
+        let own = caller_with(address, protocol, |mesh| mesh.balancer("test.FromTheEnd", FromTheEnd::make)).await;
+        // The control: who has no policy of that name takes the next one of the list.
+        let stock = caller_with(address, protocol, |mesh| mesh.balancer("test.Another", FromTheEnd::make)).await;
         own.becomes(30, &["c"]).await;
-        // The control: by another second policy both spread.
-        plane.send_replace(version("2", Balancer::RoundRobin));
         stock.becomes(30, &["a", "b", "c"]).await;
+        plane.send_replace(version("2", custom(r#"{"back":2}"#)));
+        own.becomes(30, &["b"]).await;
+        // One that gives none for this configuration.
+        plane.send_replace(version("3", custom("{}")));
         own.becomes(30, &["a", "b", "c"]).await;
+        // The control: by another policy both do as it says.
+        plane.send_replace(version("4", Balancer::PickFirst { shuffle: false }));
+        own.becomes(30, &["a"]).await;
+        stock.becomes(30, &["a"]).await;
     }
 }
 

@@ -167,7 +167,8 @@ fn a_storm_of_pushes_is_applied_one_by_one_in_flat_memory_r41() {
         println!("{variant:?}: {pushes} pushes, {wakes} wake-ups, {} bytes more", memory.bytes_current);
         assert!(pushes as u128 >= STORM.as_millis() * 99 / 100, "every push came: {pushes}");
         assert_eq!(storm.inspector.ahead.load(Relaxed), 0, "read before the last was applied");
-        assert!(wakes as u64 <= 20 * STORM.as_secs(), "{wakes} wake-ups");
+        // Each time it looked at what it had: the newest.
+        assert!(wakes as u128 >= STORM.as_millis() / REBUILD.as_millis() / 2, "it was woken {wakes} times");
         assert!(memory.bytes_current < 16 * 1024, "{} bytes more", memory.bytes_current);
     }
 }

@@ -239,6 +239,38 @@ async fn an_application_can_bring_its_own_picker() {
     assert_eq!(connections, [0, 0, 1], "an endpoint without a request has no connection");
 }
 
+#[tokio::test]
+async fn a_balancer_of_the_applications_own_serves_clusters_that_name_it_a52() {
+    let servers = servers(&["a", "b", "c"]).await;
+    let named = |name: &str, config: &str| {
+        let balancer = Balancer::Custom { name: name.into(), config: config.into() };
+        with(balancer, forward_with(None), &servers)
+    };
+    let build = |snapshot| {
+        Client::builder(FixedSource::of(TARGET, snapshot)).balancer("ours", |config, candidates, _| match config {
+            r#"{"first":true}"# => Some(Box::new(Last(1)) as Box<dyn Picker>),
+            r#"{"first":false}"# => Some(Box::new(Last(candidates.len()))),
+            r#"{"none":true}"# => None,
+            other => panic!("{other}"),
+        })
+    };
+    let all = HashMap::from(["a", "b", "c"].map(|name| (name.to_owned(), 3)));
+    let only = |name: &str| HashMap::from([(name.to_owned(), 9)]);
+    for (config, want) in [
+        (r#"{"first":true}"#, only("a")),
+        (r#"{"first":false}"#, only("c")),
+        (r#"{"none":true}"#, all.clone()),
+        ("it panics", all.clone()),
+    ] {
+        assert_eq!(spread(&build(named("ours", config)).build(), 9).await, want, "{config}");
+    }
+    // A picker of the application's own goes before.
+    let own = build(named("ours", r#"{"first":true}"#)).picker(|_, _, _| Some(Box::new(Last(2)) as Box<dyn Picker>));
+    assert_eq!(spread(&own.build(), 9).await, only("b"));
+    // Control: clusters that name another one.
+    assert_eq!(spread(&build(named("another", r#"{"first":true}"#)).build(), 9).await, all);
+}
+
 /// The snapshot with session affinity by cookie.
 fn with_sessions(mut snapshot: Snapshot, strict: bool) -> Snapshot {
     let source = SessionSource::Cookie { name: "sid".into(), path: "/app".into(), ttl: std::time::Duration::ZERO };

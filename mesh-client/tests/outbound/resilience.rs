@@ -1,6 +1,7 @@
 //! Retries, timeouts, limits.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use mesh_core::error::{BoxError, Code, Fault, Retry};
 use mesh_core::health::Standing;
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints,
-    Forward, Listener, OutlierDetection, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Snapshot,
-    UpstreamProtocol,
+    Forward, Listener, LoadReport, OutlierDetection, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy,
+    Snapshot, UpstreamProtocol,
 };
+use mesh_core::telemetry::load::LoadStore;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, Received, policy};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -461,8 +463,8 @@ async fn more_requests_than_allowed_fail_fast() {
     let server = EchoServer::start("one").await;
     server.behave(Behaviour::Hold);
     let breaker = CircuitBreakers { max_requests: Some(1), ..CircuitBreakers::default() };
-    let limited = Cluster { breaker, ..cluster("test") };
-    let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+    let limited = Cluster { breaker, ..reported() };
+    let (client, load) = reporting(snapshot_with(forward_with(None), limited, &[&server]));
     let mut first = pin!(client.send(get("/1")));
     let second = async {
         server.wait_for_requests(1).await;
@@ -474,12 +476,31 @@ async fn more_requests_than_allowed_fail_fast() {
         error = second => error,
     };
     assert_eq!((error.code(), error.code().response_flag()), (Code::BREAKER_OPEN, "UO"), "{error}");
+    assert_eq!(dropped(&load), (1, vec![]), "the control plane is told, by no category (gRFC A32)");
     server.release();
     // The place is free again only when the first answer has been read.
     let first = first.await.unwrap();
     server.behave(Behaviour::Echo);
     read(first).await.unwrap();
     assert_eq!(fetch(&client, "/3").await.unwrap().status(), 200);
+    assert_eq!(dropped(&load).0, 0, "control: what is served is not dropped");
+}
+
+/// A cluster whose load is reported.
+fn reported() -> Cluster {
+    Cluster { load_report: Some(LoadReport::default()), ..cluster("test") }
+}
+
+fn reporting(snapshot: Snapshot) -> (Client, Arc<LoadStore>) {
+    let load = Arc::<LoadStore>::default();
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).load(load.clone()).build();
+    (client, load)
+}
+
+/// What has been dropped since the last time: all of it, and by category.
+fn dropped(load: &LoadStore) -> (u64, Vec<(String, u64)>) {
+    let reports = load.take(|_| true, tokio::time::Instant::now());
+    (reports.iter().map(|report| report.dropped).sum(), reports.into_iter().flat_map(|report| report.drops).collect())
 }
 
 #[tokio::test]
@@ -569,10 +590,13 @@ async fn the_control_planes_drop_share_is_kept() {
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
     let drops = vec![DropOverload { category: "shed".into(), share: PerMillion::ALL }];
     let endpoints = Endpoints { drops, ..policy::endpoints(&"test".into(), vec![server.endpoint()]) };
-    let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
+    let state = ClusterState::Ready { cluster: reported().into(), endpoints: endpoints.into() };
     snapshot.clusters.insert("test".into(), state);
-    let (client, _) = client_of(snapshot);
-    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::DROPPED);
+    let (client, load) = reporting(snapshot);
+    for _ in 0..3 {
+        assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::DROPPED);
+    }
+    assert_eq!(dropped(&load), (3, vec![("shed".to_owned(), 3)]), "the control plane is told");
 }
 
 /// What an Envoy makes of `max_stream_duration` of the HttpConnectionManager, of the same and of `grpc_timeout_header_max` of

@@ -50,7 +50,7 @@ pub use self::peak_ewma::PeakEwma;
 pub use self::pick_first::PickFirst;
 pub use self::prequal::Prequal;
 pub use self::random::Random;
-pub use self::ready::{MakePicker, ReadySet};
+pub use self::ready::{MakeNamed, MakePicker, ReadySet};
 pub use self::report::EndpointReport;
 pub use self::ring_hash::RingHash;
 pub use self::round_robin::RoundRobin;
@@ -110,7 +110,7 @@ pub fn picker_for(balancer: &Balancer, candidates: Candidates, draw: &mut Draw<'
         Balancer::LeastRequest { choices, bias } => {
             Box::new(LeastRequest::new(candidates, *choices, *bias as f32 / 1e6))
         }
-        Balancer::RoundRobin => Box::new(RoundRobin::new(&candidates, draw)),
+        Balancer::RoundRobin | Balancer::Custom { .. } => Box::new(RoundRobin::new(&candidates, draw)),
         Balancer::WeightedRoundRobin(settings) => Box::new(WeightedRoundRobin::new(candidates, settings.clone(), draw)),
         Balancer::Random | Balancer::Passthrough => Box::new(Random::new(candidates)),
         Balancer::PeakEwma => Box::new(PeakEwma::new(candidates)),

@@ -27,6 +27,12 @@ use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpo
 /// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says.
 pub type MakePicker = dyn Fn(&Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync;
 
+/// Makes a picker for a pool of a cluster whose balancer is one of the caller's own ([`Balancer::Custom`]), by its configuration, a
+/// JSON object; `None` = in turn, by weight.
+///
+/// [`Balancer::Custom`]: crate::policy::Balancer::Custom
+pub type MakeNamed = dyn Fn(&str, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync;
+
 /// The endpoints that may get requests and the pickers over them. `E` is what the caller keeps for an
 /// endpoint (its connections, say).
 ///

@@ -182,12 +182,28 @@ pub enum Balancer {
     },
     /// No choice: dial what the caller dialled (Istio PASSTHROUGH).
     Passthrough,
+    /// One of the application's own, which the control plane names (gRFC A52); in turn, by weight, where the application has
+    /// none of this name or gives none.
+    Custom {
+        /// By this the application has registered it.
+        name: Box<str>,
+        /// Its configuration, a JSON object.
+        config: Box<str>,
+    },
 }
 
 impl Balancer {
     /// Least request as it is by default: two choices, full bias.
     pub const fn least_request() -> Self {
         Self::LeastRequest { choices: 2, bias: 1_000_000 }
+    }
+
+    /// The balancer under all that only narrow the choice.
+    pub fn leaf(&self) -> &Self {
+        match self {
+            Self::RandomSubsetting { child, .. } | Self::DeterministicSubsetting { child, .. } => child.leaf(),
+            other => other,
+        }
     }
 }
 

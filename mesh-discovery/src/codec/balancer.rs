@@ -28,6 +28,7 @@ use mesh_core::policy::{Balancer, Cluster, Discovery, Hashing, LoadSpill, PerMil
 use prost::Message;
 
 use super::common;
+use super::custom_balancer;
 use super::extension;
 use super::locality::{self, read_locality};
 use super::report::{At, Report, consider};
@@ -93,7 +94,7 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     }
     policies.extend(candidates);
     proto.load_balancing_policy = Some(LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() });
-    let leaf = leaf(&cluster.balancer);
+    let leaf = cluster.balancer.leaf();
     proto.lb_policy = match leaf {
         _ if own_choice => LbPolicy::ClusterProvided,
         Balancer::Passthrough => LbPolicy::ClusterProvided,
@@ -173,14 +174,6 @@ fn typed(package: &str, message: &str, config: &impl Message) -> TypedExtensionC
     extension::typed(&name, &format!("{URL_PREFIX}{package}.v3.{message}"), config)
 }
 
-/// The balancer under all that only narrow the choice.
-fn leaf(balancer: &Balancer) -> &Balancer {
-    match balancer {
-        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf(child),
-        other => other,
-    }
-}
-
 fn leaf_mut(balancer: &mut Balancer) -> &mut Balancer {
     match balancer {
         Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf_mut(child),
@@ -257,6 +250,8 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
             deterministic_subsetting(*size, candidates(child, cluster))
         }
         Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
+        // Clients that have none of that name take turns.
+        Balancer::Custom { name, config } => vec![custom_balancer::encode(name, config), round_robin()],
         // A balancer that this codec does not know.
         _ => vec![round_robin()],
     }
@@ -314,6 +309,9 @@ fn decode_list(
             report.problem(&at, "a typed configuration is required");
             return None;
         };
+        if let Some(custom) = custom_balancer::decode(config, &at, report) {
+            return custom.map(Balancing::of);
+        }
         let kind = extension::type_of(config);
         if let Some(ours) = decode_ours(&kind, config, depth, &at, report) {
             return ours;

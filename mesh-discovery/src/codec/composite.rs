@@ -301,7 +301,11 @@ fn read_filter(
 }
 
 /// Decodes what is packed in a composite, if there is room for it.
-pub(super) fn unpack<M: prost::Message + Default>(config: &Any, at: &At<'_>, report: &mut Report) -> Option<M> {
+pub(super) fn unpack<M: prost::Message + Default + 'static>(
+    config: &Any,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<M> {
     if !report.unfold(&config.value, at) {
         return None;
     }

@@ -9,6 +9,7 @@ use prost::Message;
 
 use super::parts;
 use super::report::{At, Report};
+use super::typed_struct::TypedStruct;
 use crate::proto::policy::METADATA_KEY;
 
 /// Type URLs of the extensions that the codec reads and writes.
@@ -79,19 +80,6 @@ pub(super) mod url {
     pub(crate) const PREFIX: &str = "type.googleapis.com/";
 }
 
-/// Wrappers whose own `type_url` names the real type of a configuration given as a struct.
-const TYPED_STRUCTS: [&str; 2] =
-    ["type.googleapis.com/xds.type.v3.TypedStruct", "type.googleapis.com/udpa.type.v1.TypedStruct"];
-
-/// `xds.type.v3.TypedStruct`: a configuration as JSON, and the name of its type.
-#[derive(Clone, PartialEq, prost::Message)]
-struct TypedStruct {
-    #[prost(string, tag = "1")]
-    type_url: String,
-    #[prost(message, optional, tag = "2")]
-    value: Option<Struct>,
-}
-
 /// Packs a message.
 pub(super) fn pack(type_url: &str, message: &impl Message) -> Any {
     Any { type_url: type_url.to_owned(), value: message.encode_to_vec() }
@@ -102,27 +90,27 @@ pub(super) fn typed(name: &str, type_url: &str, message: &impl Message) -> Typed
     TypedExtensionConfig { name: name.to_owned(), typed_config: Some(pack(type_url, message)) }
 }
 
-/// The type an `Any` stands for: the wrapped one if it is a `TypedStruct` that says nothing. One that says something is of a
-/// type of its own, which nobody here knows: JSON is for extensions that bring their own reading of it.
+/// The type an `Any` stands for: the wrapped one if it is a `TypedStruct` that says nothing, or whose JSON can be read here. Any
+/// other is of a type of its own, which nobody here knows.
 pub(super) fn type_of(any: &Any) -> String {
-    if TYPED_STRUCTS.contains(&any.type_url.as_str())
-        && let Ok(wrapped) = TypedStruct::decode(any.value.as_slice())
-        && wrapped.value.is_none_or(|value| value.fields.is_empty())
-    {
-        return wrapped.type_url;
+    match TypedStruct::within(any).flatten() {
+        Some(wrapped) if wrapped.says_nothing() || wrapped.is_read() => wrapped.type_url,
+        _ => any.type_url.clone(),
     }
-    any.type_url.clone()
 }
 
 /// Decodes the bytes of an `Any` whose type has been looked at.
-pub(super) fn unpack<M: Message + Default>(any: &Any, at: &At<'_>, report: &mut Report) -> Option<M> {
-    if TYPED_STRUCTS.contains(&any.type_url.as_str()) {
+pub(super) fn unpack<M: Message + Default + 'static>(any: &Any, at: &At<'_>, report: &mut Report) -> Option<M> {
+    if let Some(wrapped) = TypedStruct::within(any) {
         // Where no type was asked for, what it says must not be lost.
-        if type_of(any) == any.type_url {
-            report.problem(at, "a TypedStruct that says something is not supported here");
-            return None;
-        }
-        return Some(M::default());
+        return match wrapped {
+            Some(wrapped) if wrapped.says_nothing() => Some(M::default()),
+            Some(wrapped) => wrapped.read(at, report),
+            None => {
+                report.problem(at, format!("not a {}", any.type_url));
+                None
+            }
+        };
     }
     if let Err(reason) = parts::check(&any.value) {
         report.problem(at, reason);
@@ -146,7 +134,7 @@ pub(super) fn put<M: Message + Default + PartialEq>(metadata: &mut Option<Metada
 }
 
 /// Our message in `metadata`, or its default.
-pub(super) fn take<M: Message + Default>(
+pub(super) fn take<M: Message + Default + 'static>(
     metadata: Option<&Metadata>,
     name: &str,
     at: &At<'_>,

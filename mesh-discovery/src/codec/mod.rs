@@ -39,6 +39,7 @@ mod composite;
 mod concurrency;
 mod connection;
 mod cors;
+mod custom_balancer;
 mod endpoint;
 pub mod envoy;
 mod extension;
@@ -69,11 +70,13 @@ mod session;
 mod subset;
 mod tcp;
 mod tls;
+mod typed_struct;
 mod weighting;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -247,7 +250,19 @@ pub fn decode_routes<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<Rout
 /// # Errors
 /// The bytes are not a Cluster or a field of it cannot be obeyed: the error holds every problem.
 pub fn decode_cluster<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<Cluster>, DecodeError> {
-    decode(CLUSTER, "cluster", resource.into(), |c: &cluster::Proto| &c.name, cluster::decode, unenforced)
+    decode_cluster_for(resource.into(), &Arc::default())
+}
+
+/// The same for an application that has load-balancing policies of these names.
+pub(crate) fn decode_cluster_for(
+    resource: Packed<'_>,
+    balancers: &Arc<BTreeSet<String>>,
+) -> Result<Decoded<Cluster>, DecodeError> {
+    let fields = |proto: &cluster::Proto, at: &At<'_>, report: &mut Report| {
+        report.with_balancers(balancers);
+        cluster::decode(proto, at, report)
+    };
+    decode(CLUSTER, "cluster", resource, |c: &cluster::Proto| &c.name, fields, unenforced)
 }
 
 /// Decodes a load assignment.

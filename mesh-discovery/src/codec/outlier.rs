@@ -159,12 +159,15 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
             enforcing_local_origin_success_rate, failure_percentage_threshold, enforcing_failure_percentage,
             enforcing_failure_percentage_local_origin, failure_percentage_minimum_hosts,
             failure_percentage_request_volume, max_ejection_time, max_ejection_time_jitter,
-            successful_active_health_check_uneject_host, detect_degraded_hosts,
+            successful_active_health_check_uneject_host, detect_degraded_hosts, always_eject_one_host,
         ],
-        // One endpoint may always be ejected (gRFC A50).
-        idle: [always_eject_one_host],
+        idle: [],
         monitors => "monitor extensions are not known",
     });
+    // Where nothing is said of it: Envoy ejects none then, and gRPC (gRFC A50) one.
+    let never = proto.always_eject_one_host.is_some_and(|always| !always.value);
+    let effect = "one endpoint may always be ejected if others are left, however small its share (gRFC A50)";
+    report.unenforced_if(never, at, "always_eject_one_host", effect);
     let set = common::is_true(proto.detect_degraded_hosts.as_ref());
     report.unenforced_if(set, at, "detect_degraded_hosts", "degraded answers do not count");
 }

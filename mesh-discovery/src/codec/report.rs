@@ -1,8 +1,9 @@
 //! Where the decoder is ([`At`]) and what it found there ([`Report`]): every problem with its field
 //! path, and every accepted field that nothing enforces.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use mesh_core::matcher::{Effort, Met, OF_NO_PATH};
 use mesh_core::policy::{InvalidPolicy, Pattern, PatternRoom, Unenforced};
@@ -87,6 +88,8 @@ pub(super) struct Report {
     is_unchecked: bool,
     /// Of what is read a condition that nothing meets opens nothing.
     never_is_safe: bool,
+    /// Load-balancing policies that the application has.
+    balancers: Arc<BTreeSet<String>>,
     dropped: usize,
     unlisted: usize,
 }
@@ -106,6 +109,7 @@ impl Report {
             effort: Effort::default(),
             is_unchecked: false,
             never_is_safe: false,
+            balancers: Arc::default(),
             dropped: 0,
             unlisted: 0,
         }
@@ -113,6 +117,16 @@ impl Report {
 
     fn resource(&self) -> String {
         format!("{} {}", self.kind, self.name)
+    }
+
+    /// The load-balancing policies that the application has beside ours.
+    pub(super) fn with_balancers(&mut self, names: &Arc<BTreeSet<String>>) {
+        self.balancers = names.clone();
+    }
+
+    /// Whether the application has a load-balancing policy of this name.
+    pub(super) fn has_balancer(&self, name: &str) -> bool {
+        self.balancers.contains(name)
     }
 
     /// Whether nothing is wrong.

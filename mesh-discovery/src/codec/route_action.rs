@@ -302,16 +302,23 @@ fn decode_choice(
     }
 }
 
+/// Decodes a split; `None` without a problem is one whose route is to be skipped (gRFC A28).
 fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Option<WeightedClusters> {
+    let by_header = |entry: &ClusterWeight| entry.name.is_empty() && !entry.cluster_header.is_empty();
+    if let Some(i) = proto.clusters.iter().position(by_header) {
+        let effect = "parts of a split that a header names are not supported: the route is skipped";
+        report.unenforced(&at.item("clusters", i).field("cluster_header"), effect);
+        return None;
+    }
     let mut entries = Vec::with_capacity(proto.clusters.len());
     for (i, entry) in proto.clusters.iter().enumerate() {
         let at = at.item("clusters", i);
         if entry.name.is_empty() {
-            report.problem(&at.field("name"), "a name is required; clusters named by a header are not supported here");
+            report.problem(&at.field("name"), "a name is required");
         }
         let ClusterWeight {
             name: _,
-            // Refused with the name that is missing then.
+            // Without a name the route is skipped, and beside one it has none to say.
             cluster_header: _,
             weight: _,
             metadata_match: _,

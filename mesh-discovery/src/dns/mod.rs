@@ -6,17 +6,19 @@
 //!
 //! Refuses to know what the addresses are for, and keeps no answer beyond its TTL: that is the asker's part.
 
+mod hosts;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{IntoName, Name, RData, RecordType};
@@ -25,6 +27,8 @@ use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Serv
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use self::hosts::HostsFile;
+
 /// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 /// The same the other way round: RFC 8305 would not wait, but hosts without IPv6 are many and can do nothing with what is there.
@@ -32,7 +36,10 @@ const WAIT_FOR_IPV4: Duration = Duration::from_secs(1);
 /// How long an address stands for itself.
 const FOREVER: Duration = Duration::from_secs(86_400);
 
-/// Looks names up over DNS, in the hosts file first. Needs a Tokio runtime. Clones share cache and limits.
+/// Looks names up in the hosts file and over DNS. Needs a Tokio runtime. Clones share cache and limits.
+///
+/// The hosts file comes first, as with `getaddrinfo`: a name that it has as it is written, whatever its dots, has the addresses
+/// that stand there, of one family or both, and DNS is not asked. It is read again within 5 s where it changes.
 ///
 /// ```no_run
 /// use mesh_discovery::dns::DnsResolver;
@@ -46,6 +53,7 @@ pub struct DnsResolver {
     resolver: TokioResolver,
     places: Arc<Semaphore>,
     search: Arc<Search>,
+    hosts: Arc<HostsFile>,
 }
 
 /// Where names that are not complete are looked for.
@@ -65,6 +73,7 @@ pub struct DnsResolverBuilder {
     attempts: Option<usize>,
     negative_ttl: Duration,
     concurrency: usize,
+    hosts: Option<PathBuf>,
 }
 
 /// A resolver cannot be made of these settings, or of the system's.
@@ -88,6 +97,7 @@ impl DnsResolver {
             attempts: None,
             negative_ttl: Duration::from_secs(1),
             concurrency: 64,
+            hosts: None,
         }
     }
 
@@ -213,7 +223,13 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// The resolver. Reads `/etc/resolv.conf` unless servers are given; needs no runtime yet.
+    /// The file of hosts, in the form of `/etc/hosts`; one that is not there has no entries. Default: the system's.
+    pub fn hosts_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.hosts = Some(path.into());
+        self
+    }
+
+    /// The resolver. Reads the hosts file, and `/etc/resolv.conf` unless servers are given; needs no runtime yet.
     ///
     /// # Errors
     /// That file cannot be read or names no server, or a search domain is not a name.
@@ -233,6 +249,8 @@ impl DnsResolverBuilder {
         options.timeout = self.timeout.unwrap_or(options.timeout);
         // hickory counts those after the first, and takes what the file says of all of them for that.
         options.attempts = self.attempts.unwrap_or(options.attempts).saturating_sub(1);
+        // It would be looked at name by name and family by family.
+        options.use_hosts_file = ResolveHosts::Never;
         options.negative_min_ttl = Some(self.negative_ttl);
         options.negative_max_ttl = Some(self.negative_ttl);
         let domains = domain.iter().chain(&search).cloned().collect();
@@ -240,7 +258,8 @@ impl DnsResolverBuilder {
         let config = ResolverConfig::from_parts(domain, search, servers);
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
         let resolver = builder.build().map_err(|error| invalid("resolver", error))?;
-        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)), search: search_list })
+        let hosts = Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system)));
+        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)), search: search_list, hosts })
     }
 }
 
@@ -263,6 +282,10 @@ impl Resolve for DnsResolver {
                 return Ok(Resolved { records: vec![ip], ttl: Some(FOREVER), lacks: None });
             }
             let name = host.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
+            let records = self.hosts.addresses(&name).await;
+            if !records.is_empty() {
+                return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
+            }
             let _place = self.place().await;
             let mut failed = ResolveError::NotFound;
             // Both families of one name before the next one is tried: they are to be those of one host.

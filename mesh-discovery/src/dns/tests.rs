@@ -198,6 +198,38 @@ async fn short_names_are_searched_and_dots_decide_where_first() {
 }
 
 #[tokio::test]
+async fn what_the_hosts_file_has_is_asked_of_nobody() {
+    let server = DnsServer::start().await;
+    for name in ["db.test", "db", "db.default.svc", "db.test.default.svc"] {
+        server.set(name, &["fd00::9", "10.0.0.9"], 60);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts");
+    std::fs::write(&path, "10.0.0.1 db db.test\nfd00::1 six.test\n10.0.0.2 both.test\nfd00::2 both.test\n").unwrap();
+    let resolver = quick(&server).search("default.svc").ndots(5).hosts_file(path).build().unwrap();
+    let found = [
+        // One family beside two in DNS; short and dotted names beside those of a search domain.
+        ("db.test", vec!["10.0.0.1"]),
+        ("db", vec!["10.0.0.1"]),
+        ("DB.test", vec!["10.0.0.1"]),
+        ("db.test.", vec!["10.0.0.1"]),
+        ("six.test", vec!["fd00::1"]),
+        ("both.test", vec!["fd00::2", "10.0.0.2"]),
+    ];
+    for (name, want) in found {
+        let found = resolver.addresses(name).await.unwrap();
+        assert_eq!(texts(&found), want, "{name}");
+        assert_eq!(found.lacks, None, "{name}");
+        assert!(found.ttl.is_some_and(|ttl| ttl <= Duration::from_secs(5)), "{name}: {:?}", found.ttl);
+    }
+    assert_eq!(server.queries(), 0);
+    // Control: what it does not have is asked for.
+    assert_eq!(texts(&resolver.addresses("db.default.svc").await.unwrap()), ["fd00::9", "10.0.0.9"]);
+    let without = quick(&server).search("default.svc").hosts_file(folder.path().join("none")).build().unwrap();
+    assert_eq!(texts(&without.addresses("db").await.unwrap()), ["fd00::9", "10.0.0.9"]);
+}
+
+#[tokio::test]
 async fn look_ups_at_once_are_bounded() {
     let server = DnsServer::start().await;
     server.break_name("silent.test", DnsFault::Silence);

@@ -1,7 +1,7 @@
 //! The handle that hands out destinations and listening addresses.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -52,6 +52,10 @@ pub struct XdsConfig {
     /// identity issued for a join token. Resources that name an instance which does not exist are refused (gRFC
     /// A29), unless the bootstrap declares none at all. Default false.
     pub default_provider: bool,
+    /// Names of the load-balancing policies that the application has beside ours: a cluster that names one of these, by a
+    /// `TypedStruct`, gets [`Balancer::Custom`](mesh_core::policy::Balancer::Custom), and any other is passed over (gRFC A52).
+    /// Default none.
+    pub balancers: BTreeSet<String>,
 }
 
 impl XdsConfig {
@@ -64,6 +68,7 @@ impl XdsConfig {
             variant: None,
             snapshot: None,
             default_provider: false,
+            balancers: BTreeSet::new(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The meeting point of protocol and policy: what the bytes of a resource decode to.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -54,6 +54,8 @@ pub(crate) struct PolicyCodec {
     providers: Option<BTreeMap<String, (bool, bool)>>,
     /// Facts of endpoints of which there are none.
     nothing: Arc<EndpointMetadata>,
+    /// Load-balancing policies of the application's own.
+    balancers: Arc<BTreeSet<String>>,
 }
 
 impl PolicyCodec {
@@ -67,7 +69,7 @@ impl PolicyCodec {
             (name.clone(), (own || files.identity.is_some(), own || files.has_roots()))
         });
         let providers = (!declared.is_empty()).then(|| instances.chain(own).collect());
-        Self { providers, nothing: Arc::default() }
+        Self { providers, nothing: Arc::default(), balancers: config.balancers.clone().into() }
     }
 
     /// A resource that names a provider which does not exist (gRFC A29), or has not what is asked of it, is refused: it
@@ -140,7 +142,7 @@ impl Codec for PolicyCodec {
                 Ok(resource(decoded, Value::Routes))
             }
             Kind::Cluster => {
-                let mut decoded = codec::decode_cluster(body).map_err(|e| e.to_string())?;
+                let mut decoded = codec::decode_cluster_for(body.into(), &self.balancers).map_err(|e| e.to_string())?;
                 names_its_endpoints(name, &decoded.value)?;
                 expects_somebody(&decoded.value, &mut decoded.unenforced);
                 knows_ttls(&decoded.value, &mut decoded.unenforced);

@@ -101,5 +101,6 @@ fn each_balancer() -> Vec<Balancer> {
         Balancer::RingHash { min_size: 1024, max_size: 8 << 20 },
         Balancer::Maglev { table_size: 65_537 },
         Balancer::PickFirst { shuffle: true },
+        Balancer::Custom { name: "nobody's".into(), config: "{}".into() },
     ]
 }

@@ -135,8 +135,8 @@ fn l2_the_filter_chain_a39() {
         }
     };
     // Field 1 is the wrapped type, field 2 its JSON.
-    let mut named = vec![10, url::FAULT.len() as u8];
-    named.extend(url::FAULT.bytes());
+    let mut named = vec![10, url::SESSION.len() as u8];
+    named.extend(url::SESSION.bytes());
     listener("a TypedStruct that says nothing", wrapped(named.clone(), false), &Says::Taken);
     named.extend([18, 5, 10, 3, 10, 1, b'x']);
     listener("one that says something is unknown", wrapped(named.clone(), false), &Says::Refused(&[&first]));
@@ -417,6 +417,30 @@ fn r8_weights_sum_to_something_that_fits_a28() {
     action("none", split(&[]), &Says::Refused(&[at]));
     action("all 0", split(&[Some(0), None]), &Says::Refused(&[at]));
     action("too much", split(&[Some(u32::MAX), Some(1)]), &Says::Refused(&[at]));
+    // A part that a header names costs its route, and no other.
+    let named = |name: &str, cluster_header: &str| {
+        let part = rds::weighted_cluster::ClusterWeight {
+            name: name.into(),
+            cluster_header: cluster_header.into(),
+            weight: number(1),
+            ..Default::default()
+        };
+        with_action(|a| {
+            let split = rds::WeightedCluster { clusters: vec![part], ..Default::default() };
+            a.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(split));
+        })
+    };
+    let resource = changed::<RoutesProto>(named("", "x-cluster"), |proto| {
+        let other = RoutesProto::decode(&*codec::encode_routes(&routes()).value).unwrap();
+        proto.virtual_hosts[0].routes.extend(other.virtual_hosts[0].routes.clone());
+    });
+    let header = format!("{at}.clusters[0].cluster_header");
+    says("by header", codec::decode_routes(&resource), &Says::Reported(&[&header]));
+    let left = codec::decode_routes(&resource).unwrap().value;
+    assert_eq!(left.virtual_hosts[0].routes, routes().virtual_hosts[0].routes);
+    says("by name beside one", codec::decode_routes(&named("c", "x-cluster")), &Says::Taken);
+    let name = format!("{at}.clusters[0].name");
+    says("by neither", codec::decode_routes(&named("", "")), &Says::Refused(&[&name]));
 }
 
 #[test]

@@ -27,7 +27,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher as StringProto, string_matcher::MatchPattern};
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent};
-use envoy_types::pb::google::protobuf::{Any, Duration, FloatValue, UInt64Value};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, FloatValue, UInt64Value};
 use mesh_core::policy::*;
 use prost::{Message, Name};
 
@@ -358,6 +358,11 @@ fn p10_outlier_detection_a50() {
     let split = split.outlier.unwrap();
     assert_eq!((split.consecutive_local_origin, split.enforcing.local_origin.get()), (Some(3), 500_000));
     assert_eq!(split.failure_percentage.unwrap().enforcing_local_origin.get(), 100_000);
+    let one = |always| move |c: &mut Proto| c.outlier_detection.get_or_insert_default().always_eject_one_host = always;
+    for always in [None, Some(BoolValue { value: true })] {
+        cluster("one may be ejected", one(always), &Says::Taken);
+    }
+    cluster("none may", one(Some(BoolValue { value: false })), &Says::Reported(&[&at("always_eject_one_host")]));
 }
 
 #[test]

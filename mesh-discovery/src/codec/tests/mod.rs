@@ -6,6 +6,7 @@ mod conformance_cluster;
 mod conformance_composite;
 mod conformance_inbound_routes;
 mod conformance_server;
+mod conformance_typed;
 mod corpus;
 mod envoy;
 mod generate;

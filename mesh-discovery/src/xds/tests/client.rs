@@ -8,8 +8,8 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{
-    AuthorityRewrite, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
-    InboundListener, InboundState, InboundTls, Instances, JwtAuthentication, JwtRequirement, Listener,
+    AuthorityRewrite, Cluster, ClusterState, DestinationState, Discovery, Domain, Endpoint, Endpoints, Forward,
+    HeaderPolicy, InboundListener, InboundState, InboundTls, Instances, JwtAuthentication, JwtRequirement, Listener,
     LocalityEndpoints, MeshTls, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot,
     StringMatcher, UpstreamTls, VirtualHost,
 };
@@ -25,7 +25,7 @@ use super::super::{
 };
 use super::machine::BOTH;
 use super::{Server, Stream, asked, network, response, version};
-use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
+use crate::bootstrap::{Authority, Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 
 const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
@@ -494,6 +494,47 @@ pub(super) fn client_of(change: impl FnOnce(&mut XdsConfig)) -> (XdsClient, Serv
     config.variant = Some(Variant::StateOfTheWorld);
     change(&mut config);
     (XdsClient::spawn(config, move |_: &XdsServer| transport.clone(), &Handle::current()), server)
+}
+
+/// Its name says that it is a cluster, so it cannot be the name of its endpoints.
+#[tokio::test]
+async fn a47_a_cluster_with_an_xdstp_name_says_what_its_endpoints_are_called() {
+    let name = "xdstp://other/envoy.config.cluster.v3.Cluster/x";
+    let named = "xdstp://other/envoy.config.endpoint.v3.ClusterLoadAssignment/x";
+    let (client, mut server) = client_of(|config| {
+        let client_listener_template = "xdstp://other/envoy.config.listener.v3.Listener/%s".to_owned();
+        let authority = Authority { client_listener_template, servers: vec![], fallback_on_reachability_only: false };
+        config.bootstrap.authorities.insert("other".to_owned(), authority);
+    });
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    stream.expect(Kind::Listener, &["a:80"]).await;
+    stream.respond(Kind::Listener, "v1", "l1", vec![listener()]);
+    stream.expect(Kind::Routes, &["r"]).await;
+    stream.expect(Kind::Listener, &["a:80"]).await;
+    stream.respond(Kind::Routes, "v1", "r1", vec![routes(name)]);
+    stream.expect(Kind::Cluster, &[name]).await;
+    stream.expect(Kind::Routes, &["r"]).await;
+    stream.respond(Kind::Cluster, "v1", "c1", vec![cluster(name)]);
+    let nack = stream.expect(Kind::Cluster, &[name]).await;
+    let error = nack.error.expect("it is refused");
+    assert!(error.contains(name) && error.contains("eds_cluster_config.service_name"), "{error}");
+    // Control: one that says it, by the same name.
+    let discovery = Discovery::Eds { service_name: Some(named.to_owned()) };
+    let good = codec::encode_cluster(&Cluster { discovery, ..Cluster::new(name.into()) });
+    stream.respond(Kind::Cluster, "v2", "c2", vec![good]);
+    stream.expect(Kind::Endpoints, &[named]).await;
+    assert_eq!(stream.expect(Kind::Cluster, &[name]).await.error, None);
+    stream.respond(Kind::Endpoints, "v1", "e1", vec![endpoints(named, 7)]);
+    let is_whole = |state: &DestinationState| match state {
+        DestinationState::Ready(snapshot) => {
+            matches!(snapshot.clusters.get(&name.into()), Some(ClusterState::Ready { .. }))
+        }
+        _ => false,
+    };
+    let whole = state.wait_for(is_whole).await;
+    let DestinationState::Ready(whole) = &*whole else { unreachable!() };
+    assert_eq!(port_of(whole, name), 7);
 }
 
 #[tokio::test]

@@ -1,0 +1,142 @@
+//! The hosts file: what it says of a name is all there is to say. hickory looks at it for one family and one complete name
+//! at a time, so that an entry with one family, or of a short name, would be mixed with what DNS has.
+//!
+//! Refuses to know of search domains: names are looked up as they are written, as getaddrinfo does.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hickory_resolver::Hosts;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// The file is looked at no more often; its entries hold as long. The kubelet and people change it under a running process.
+pub(super) const LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
+
+/// A file of hosts, as it was when it was last looked at.
+pub(super) struct HostsFile {
+    path: PathBuf,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    hosts: Arc<Hosts>,
+    /// Of the file that was read; none if there was none.
+    version: Option<Version>,
+    looked_at: Instant,
+}
+
+/// What tells two contents of one file apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Version {
+    modified: Option<SystemTime>,
+    length: u64,
+}
+
+impl HostsFile {
+    /// Reads the file. One that cannot be read has no entries.
+    pub(super) fn open(path: PathBuf) -> Self {
+        // Before it is read: what changes in between is seen as a change later.
+        let version = std::fs::metadata(&path).ok().map(|metadata| Version::of(&metadata));
+        let hosts = std::fs::read(&path).map(|bytes| parse(&bytes)).unwrap_or_default();
+        Self { path, held: Mutex::new(Held { hosts, version, looked_at: Instant::now() }) }
+    }
+
+    /// Where the system has it.
+    pub(super) fn of_the_system() -> PathBuf {
+        match std::env::var_os("SystemRoot") {
+            Some(root) if cfg!(windows) => PathBuf::from(root).join(r"System32\drivers\etc\hosts"),
+            _ => PathBuf::from("/etc/hosts"),
+        }
+    }
+
+    /// The addresses of `name`, IPv6 first (RFC 6724); none if the file does not name it.
+    pub(super) async fn addresses(&self, name: &Name) -> Vec<IpAddr> {
+        self.look().await;
+        let hosts = self.held.lock().hosts.clone();
+        let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let found = [RecordType::AAAA, RecordType::A].into_iter().filter_map(of);
+        found.flat_map(|found| found.answers().iter().filter_map(|r| r.data.ip_addr()).collect::<Vec<_>>()).collect()
+    }
+
+    /// Reads the file again if it is another one than before. One that cannot be read for the moment is left as it was.
+    async fn look(&self) {
+        let before = {
+            let mut held = self.held.lock();
+            if held.looked_at.elapsed() < LOOKED_AT_EVERY {
+                return;
+            }
+            held.looked_at = Instant::now();
+            held.version
+        };
+        let version = match tokio::fs::metadata(&self.path).await {
+            Ok(metadata) => Some(Version::of(&metadata)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(_) => return,
+        };
+        if version == before {
+            return;
+        }
+        let hosts = match version {
+            Some(_) => match tokio::fs::read(&self.path).await {
+                Ok(bytes) => parse(&bytes),
+                Err(_) => return,
+            },
+            None => Arc::default(),
+        };
+        let mut held = self.held.lock();
+        (held.hosts, held.version) = (hosts, version);
+    }
+}
+
+impl Version {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self { modified: metadata.modified().ok(), length: metadata.len() }
+    }
+}
+
+/// Lines that say nothing are passed over, as the system does.
+fn parse(bytes: &[u8]) -> Arc<Hosts> {
+    let mut hosts = Hosts::default();
+    // A line that is not UTF-8 would end the reading: it is a comment in somebody's language, mostly.
+    let text = String::from_utf8_lossy(bytes);
+    if let Err(error) = hosts.read_hosts_conf(text.as_bytes()) {
+        tracing::warn!(%error, "the hosts file is read in part");
+    }
+    Arc::new(hosts)
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_testkit::clock;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_changes_is_read_again_within_seconds() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hosts");
+        let file = HostsFile::open(path.clone());
+        let db = Name::from_ascii("db").unwrap();
+        let expect = async |want: &[&str]| {
+            let found = file.addresses(&db).await;
+            assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), want);
+        };
+        expect(&[]).await;
+        std::fs::write(&path, b"# \xe9crit\n10.0.0.1 other db # ours\nfd00::1 DB\n10.0.0.2 db\nnonsense db\n").unwrap();
+        // Control: it is not looked at each time.
+        expect(&[]).await;
+        clock::pass(LOOKED_AT_EVERY).await;
+        expect(&["fd00::1", "10.0.0.1", "10.0.0.2"]).await;
+        std::fs::write(&path, "10.0.0.30 db\n").unwrap();
+        clock::pass(LOOKED_AT_EVERY).await;
+        expect(&["10.0.0.30"]).await;
+        std::fs::remove_file(&path).unwrap();
+        clock::pass(LOOKED_AT_EVERY).await;
+        expect(&[]).await;
+    }
+}
