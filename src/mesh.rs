@@ -140,7 +140,7 @@ impl Mesh {
 
     /// A raw connection to an endpoint of `target`, which is named as for [`channel`](Self::channel): balanced, within
     /// the cluster's limits, over mutual TLS where policy says so, and counted. A VirtualService's `tcp` and `tls`
-    /// routes decide where it goes; see [`TcpConnection`] for what becomes of it afterwards.
+    /// routes decide where it goes; see [`TcpConnection`] for what becomes of it afterwards, when its endpoint is gone above all.
     ///
     /// ```no_run
     /// # async fn example(mesh: mesh::Mesh) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

@@ -207,9 +207,12 @@ impl ClientBuilder {
     /// Time for requests under way to an endpoint that discovery says is gone, alone or with its whole cluster or
     /// destination; then their connections are closed. Meanwhile no other request goes there. A cluster that routes
     /// merely no longer name is not gone: what is under way to it ends in its own time, as in Envoy and gRPC (A31), and so
-    /// it does where other policy for a cluster leaves its endpoints. An answer over HTTP/1.1 that is held and not read is cut
-    /// off when it is read again or dropped; a connection that has changed its protocol (a WebSocket) ends in its own time.
-    /// Default 30 s; `Duration::MAX` = until they end, as in Envoy.
+    /// it does where other policy for a cluster leaves its endpoints. If the endpoint comes back within the limit, what is
+    /// under way there goes on. An answer over HTTP/1.1 that is held and not read is cut off when it is read again or
+    /// dropped. A connection that is the application's, be it raw ([`Client::connect`](crate::Client::connect)) or one that has
+    /// changed its protocol (a WebSocket, a tunnel by CONNECT), is closed at the limit whether anybody uses it then or not:
+    /// reading and writing fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). Default 30 s;
+    /// `Duration::MAX` = until they end, as in Envoy.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.limits.drain = limit;
         self

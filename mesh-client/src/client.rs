@@ -43,6 +43,13 @@ use crate::tcp::TcpConnection;
 /// runtimes have two HTTP/2 connections to an endpoint. They close with their runtime. Only where limits allow no further
 /// connection is one of another runtime taken, and if nobody drives that, the request ends with its timeout.
 ///
+/// # Other protocols than HTTP
+/// What `hyper::upgrade::on` makes of an answer to a request with `Upgrade` (a WebSocket) or `CONNECT` over HTTP/1.1 is the
+/// application's. Until it is dropped it counts as a connection and as a request under way. Once its endpoint is gone it has the
+/// [drain limit](crate::ClientBuilder::drain_limit) to end, whether anybody uses it or not: then it is closed, and reading and
+/// writing fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted) and the names of the cluster and the
+/// endpoint, unless the endpoint has come back meanwhile.
+///
 /// # With reqwest
 /// What reqwest has built goes over the mesh, and the answer is reqwest's again: both are `http`'s types beneath, so that this
 /// crate needs to know nothing of it. Timeouts, redirects and connections are the mesh's: a `reqwest::Client` is only there to
@@ -141,7 +148,8 @@ impl Client {
     ///
     /// Over mesh mTLS the ALPN protocol is `istio`, as sidecars have it. An endpoint that cannot be reached within
     /// the connect timeout is passed over, as often as policy says; the deadline of the request being served
-    /// holds too.
+    /// holds too. Once its endpoint is gone the connection has the
+    /// [drain limit](crate::ClientBuilder::drain_limit) to end, and is closed then: [`TcpConnection`] tells what is seen of it.
     ///
     /// ```
     /// use mesh_client::Client;

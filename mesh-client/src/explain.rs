@@ -472,7 +472,8 @@ fn explain_route(
         let refused = chosen.filters.iter().find_map(|filter| filter.fails(&came));
         refused.iter().for_each(|cause| explanation.fails(cause));
         let query = head.uri().query().unwrap_or_default();
-        let input = HashInput { headers: &head.headers, query, source: None, channel_id: env.channel_id };
+        let source = Trace::begin().source();
+        let input = HashInput { headers: &head.headers, query, source, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
         refusal(chosen.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
         explain_pick(env, chosen.cluster, explanation.hash, head.is_https(), explanation);

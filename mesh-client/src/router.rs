@@ -23,6 +23,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::cluster::{Backend, Cluster, Labels};
+use crate::connect::Rest;
 use crate::env::{self, Env};
 use crate::error::Cause;
 use crate::outbound::affinity::Affinity;
@@ -30,9 +31,13 @@ use crate::outbound::composite::{Composites, Draws};
 use crate::outbound::deadline::Told;
 use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
 use crate::outbound::header_policies;
+use crate::outbound::trace::Trace;
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
 const MAX_DEPTH: usize = 16;
+
+/// What is under way at clusters that are gone.
+pub(crate) type Left = Vec<(ClusterName, Rest)>;
 
 /// A destination ready to route requests.
 pub(crate) struct Router {
@@ -381,15 +386,17 @@ impl Router {
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
-        let input = HashInput { headers: &headers, query: "", source: None, channel_id: env.channel_id };
+        let source = Trace::begin().source();
+        let input = HashInput { headers: &headers, query: "", source, channel_id: env.channel_id };
         let hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
         Ok(Raw { cluster: chosen.cluster, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
     /// Lets go of the clusters that `next` has no use for; none = of all, for there is no such destination any more.
     /// Requests under way hold them, but not their idle connections, and they have `limit` for what discovery says is
-    /// gone. That no route names a cluster does not say so: requests to it end in peace, as in Envoy and gRPC (A31).
-    pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration) {
+    /// gone. That no route names a cluster does not say so: requests to it end in peace, as in Envoy and gRPC (A31). What is
+    /// left of those that are gone is put to `left`.
+    pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration, left: &mut Left) {
         if next.is_some_and(|next| Arc::ptr_eq(&self.wiring, &next.wiring)) {
             return;
         }
@@ -398,8 +405,23 @@ impl Router {
             match next.map(|next| next.wiring.clusters.get(name)) {
                 Some(Some(Slot::Ready(next))) if Arc::ptr_eq(cluster, next) => {}
                 Some(Some(Slot::Ready(next))) => cluster.give_way(next, limit),
-                Some(Some(Slot::Aggregate(_)) | None) => cluster.retire(None),
-                Some(Some(Slot::Failed(..))) | None => cluster.retire(Some(limit)),
+                Some(Some(Slot::Aggregate(_)) | None) => cluster.retire(),
+                Some(Some(Slot::Failed(..))) | None => {
+                    left.extend(cluster.leave(limit).into_iter().map(|rest| (name.clone(), rest)));
+                }
+            }
+        }
+    }
+
+    /// Clusters that were gone and are there again go on with what was `left` of them.
+    pub(crate) fn return_to(&self, left: &mut Left, limit: Duration) {
+        left.retain(|(_, rest)| !rest.is_over());
+        for (name, slot) in &self.wiring.clusters {
+            if let Slot::Ready(cluster) = slot
+                && left.iter().any(|(of, _)| of == name)
+            {
+                let rests = left.extract_if(.., |(of, _)| of == name).map(|(_, rest)| rest);
+                cluster.return_to(rests.collect(), limit);
             }
         }
     }

@@ -15,27 +15,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::cluster::{Attempt, Cluster, Endpoint};
-use crate::connect::{IoStream, OpenGuard};
+use crate::connect::{self, Handed, IoStream, OpenGuard, Way};
 use crate::destination::Destination;
 
 /// A raw connection to an endpoint of a destination; made by [`Client::connect`](crate::Client::connect).
 ///
 /// Reads and writes pass through TLS where policy says so: the application sees plain bytes either way. The
-/// connection is the application's from now on. It stays when its endpoint leaves the destination, when the
-/// destination's configuration changes, and when a certificate is renewed; policy's longest life, which a proxy would
-/// keep, is not applied to it. One over which no byte has gone for policy's idle timeout (Envoy `tcp_proxy`, Istio
-/// `connectionPool.tcp.idleTimeout`; 1 h by default) is closed: who waits for bytes then, or uses it after, gets
-/// [`TimedOut`](io::ErrorKind::TimedOut). Until it is dropped it counts against the cluster's `max_connections` and
-/// as load of its endpoint.
+/// connection is the application's from now on. It stays when the destination's configuration changes, and when a
+/// certificate is renewed; policy's longest life, which a proxy would keep, is not applied to it. It is closed, whether
+/// anybody uses it then or not,
+///
+/// * when discovery says that its endpoint is gone, and it has not come back within the
+///   [drain limit](crate::ClientBuilder::drain_limit): who waits for bytes then, or uses it after, gets
+///   [`ConnectionAborted`](io::ErrorKind::ConnectionAborted) with the names of the cluster and the endpoint;
+/// * where somebody uses it and no byte has gone over it for policy's idle timeout (Envoy `tcp_proxy`, Istio
+///   `connectionPool.tcp.idleTimeout`; 1 h by default): he gets [`TimedOut`](io::ErrorKind::TimedOut).
+///
+/// Until it is closed or dropped it counts against the cluster's `max_connections` and as load of its endpoint.
 pub struct TcpConnection {
-    // None: closed, for it was idle.
-    io: Option<IoStream>,
+    io: Handed,
     idle: Option<Box<Idle>>,
     peer: Option<SpiffeId>,
     series: Arc<TcpSeries>,
     endpoint: Arc<Endpoint>,
-    // Given back when the connection is dropped; the destination is not forgotten meanwhile.
-    _counted: (Attempt, OpenGuard, Arc<Cluster>, Arc<Destination>),
 }
 
 /// A connection to an endpoint, and what one try holds of that.
@@ -57,9 +59,11 @@ impl TcpConnection {
         idle: Option<Duration>,
     ) -> Self {
         let Held { io, peer, series, endpoint, attempt, open } = held;
-        series.open();
+        let held = connect::Held::default();
+        // The destination is not forgotten meanwhile.
+        held.clone().keep((attempt, Opened::new(&series), cluster, destination));
         let idle = idle.and_then(Idle::new).map(Box::new);
-        Self { io: Some(io), idle, peer, series, endpoint, _counted: (attempt, open, cluster, destination) }
+        Self { io: Handed::new(io, Some(open), held), idle, peer, series, endpoint }
     }
 
     /// The endpoint at the other end.
@@ -80,18 +84,13 @@ impl TcpConnection {
         poll: impl FnOnce(Pin<&mut IoStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
         moved: impl Fn(&T) -> usize,
     ) -> Poll<io::Result<T>> {
-        let Some(io) = &mut self.io else { return Poll::Ready(Err(silent())) };
-        let Some(idle) = &mut self.idle else { return poll(Pin::new(io), cx) };
+        let Some(idle) = &mut self.idle else { return self.io.poll_io(way, cx, poll) };
         let now = Instant::now();
         let over = now >= idle.end;
-        let polled = if over { Poll::Pending } else { poll(Pin::new(io), cx) };
+        let polled = if over { Poll::Pending } else { self.io.poll_io(way, cx, poll) };
         match &polled {
             Poll::Ready(Ok(done)) if moved(done) > 0 => idle.moved(now),
-            Poll::Pending if over || idle.poll(way, cx) => {
-                // Closed here and not when it is dropped: the other side is to know.
-                self.io = None;
-                return Poll::Ready(Err(silent()));
-            }
+            Poll::Pending if over || idle.poll(way, cx) => return Poll::Ready(Err(self.io.silent())),
             _ => {}
         }
         polled
@@ -111,13 +110,6 @@ struct Idle {
     end: Instant,
     // Reader and writer may be two tasks, and a timer wakes one.
     timers: [Pin<Box<Sleep>>; 2],
-}
-
-/// Which of the two waits.
-#[derive(Clone, Copy)]
-enum Way {
-    Read,
-    Write,
 }
 
 impl Idle {
@@ -146,13 +138,19 @@ impl Idle {
     }
 }
 
-fn silent() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "no byte has gone over the connection for policy's idle timeout")
+/// One connection among those that metrics count as opened and closed.
+struct Opened(Arc<TcpSeries>);
+
+impl Opened {
+    fn new(series: &Arc<TcpSeries>) -> Self {
+        series.open();
+        Self(series.clone())
+    }
 }
 
-impl Drop for TcpConnection {
+impl Drop for Opened {
     fn drop(&mut self) {
-        self.series.close();
+        self.0.close();
     }
 }
 
@@ -185,7 +183,7 @@ impl AsyncWrite for TcpConnection {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

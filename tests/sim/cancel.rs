@@ -31,7 +31,7 @@ use crate::each_seed;
 use crate::fleet::{Door, Fleet, Handler, Wire};
 use crate::load::{Policy, TARGET, read, request};
 
-const TICK: Duration = Duration::from_millis(5);
+pub(crate) const TICK: Duration = Duration::from_millis(5);
 
 /// Answers after a tick: `/fail` with 503, everything else with three chunks and trailers, a tick apart. `/now` is
 /// answered at once.
@@ -130,7 +130,7 @@ async fn bytes(client: Client) {
 }
 
 /// A copy of each request to the servers that it goes to itself.
-fn mirrored(snapshot: &mut Snapshot) {
+pub(crate) fn mirrored(snapshot: &mut Snapshot) {
     let mirror = Mirror { cluster: "fleet".into(), share: PerMillion::ALL, shadow_host: false };
     let routes = Arc::make_mut(&mut snapshot.routes);
     let RouteAction::Forward(forward) = &mut routes.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
@@ -198,7 +198,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// What a client counts as under way.
-fn counted(client: &Client, breakers: &Breakers) -> Vec<String> {
+pub(crate) fn counted(client: &Client, breakers: &Breakers) -> Vec<String> {
     let mut found = Vec::new();
     for state in breakers.snapshot() {
         for in_flight in [state.default, state.high] {
@@ -224,7 +224,7 @@ fn client_of(fleet: &Fleet, policy: &Policy, breakers: &Breakers) -> Client {
     builder(fleet, FixedSource::of(TARGET, snapshot_of(fleet, policy, |_| {})), breakers).build()
 }
 
-fn snapshot_of(fleet: &Fleet, policy: &Policy, shape: fn(&mut Snapshot)) -> Snapshot {
+pub(crate) fn snapshot_of(fleet: &Fleet, policy: &Policy, shape: fn(&mut Snapshot)) -> Snapshot {
     let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
     let two = AdaptiveConcurrency { min_limit: 2, max_limit: 2, min_rtt, ..AdaptiveConcurrency::default() };
     let mut snapshot = policy.snapshot(fleet.endpoints());
@@ -234,7 +234,7 @@ fn snapshot_of(fleet: &Fleet, policy: &Policy, shape: fn(&mut Snapshot)) -> Snap
     snapshot
 }
 
-fn builder(fleet: &Fleet, source: Arc<FixedSource>, breakers: &Breakers) -> ClientBuilder {
+pub(crate) fn builder(fleet: &Fleet, source: Arc<FixedSource>, breakers: &Breakers) -> ClientBuilder {
     let fleet = fleet.clone();
     Client::builder(source).breakers(breakers.clone()).connector(move |address| fleet.connect(&address))
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "the seed, and what was measured")]
 #![allow(clippy::disallowed_methods, reason = "control planes of a test run beside it, and end with it")]
 
+mod aside;
 mod breaker;
 mod brief;
 mod cancel;

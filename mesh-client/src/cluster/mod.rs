@@ -55,7 +55,7 @@ pub(crate) struct Cluster {
     parts: Mutex<Parts>,
     // Held while all endpoints are replaced, and while one is made by the first request to it.
     changing: Mutex<()>,
-    // Of endpoints whose address is one of the set still.
+    // Of endpoints that nobody sends to, while anything is under way there.
     rests: Mutex<Vec<Rest>>,
     admission: Admission,
     labels: RequestLabels,
@@ -402,12 +402,12 @@ impl Cluster {
     }
 
     /// Closes endpoints that are not asked any more. What is under way at one whose address is in the set, with other facts or
-    /// by other policy, goes on like other `rests`; when the address goes, it has `limit`.
+    /// by other policy, goes on like other `rests`; when the address goes, it has `limit`, unless it comes back within that.
     fn part_with<'e>(&self, closed: impl IntoIterator<Item = &'e Arc<Endpoint>>, rests: Vec<Rest>, limit: Duration) {
         let mut all = self.rests.lock();
         all.extend(rests);
         for endpoint in closed {
-            endpoint.pool().close(None);
+            endpoint.pool().close();
             all.push(Rest::of(endpoint.pool()));
         }
         if all.is_empty() {
@@ -417,11 +417,12 @@ impl Cluster {
         let members = self.members();
         let still = members.addresses();
         all.retain(|rest| {
-            let stays = still.contains(&rest.address);
-            if !stays {
-                rest.end_within(limit);
+            if still.contains(&rest.address) {
+                rest.stay();
+            } else {
+                rest.end_within(limit, &self.policy.name);
             }
-            stays && !rest.is_over()
+            !rest.is_over()
         });
     }
 
@@ -436,20 +437,31 @@ impl Cluster {
     }
 
     /// Nobody sends to it any more. Its idle connections close now; requests in flight hold their endpoint and end in
-    /// peace, or within `limit`: it is gone.
-    pub(crate) fn retire(&self, limit: Option<Duration>) {
-        self.members.load().in_use().for_each(|endpoint| endpoint.pool().close(limit));
-        if let Some(limit) = limit {
-            self.rests.lock().drain(..).for_each(|rest| rest.end_within(limit));
-        }
+    /// peace.
+    pub(crate) fn retire(&self) {
+        self.members.load().in_use().for_each(|endpoint| endpoint.pool().close());
     }
 
-    /// The same where `next` has its place: `limit` is for the endpoints that are known to be gone. Nothing is known
+    /// The same where it is gone: they end within `limit`, unless who has what is left of them sees it again.
+    pub(crate) fn leave(&self, limit: Duration) -> Vec<Rest> {
+        self.retire();
+        let mut rests = std::mem::take(&mut *self.rests.lock());
+        rests.extend(self.members().in_use().map(|endpoint| Rest::of(endpoint.pool())));
+        rests.iter().for_each(|rest| rest.end_within(limit, &self.policy.name));
+        rests
+    }
+
+    /// It is there again after it was gone, and this was left.
+    pub(crate) fn return_to(&self, rests: Vec<Rest>, limit: Duration) {
+        self.part_with([], rests, limit);
+    }
+
+    /// It is retired, for `next` has its place: `limit` is for the endpoints that are known to be gone. Nothing is known
     /// where they are found in another way than before, or not yet.
     pub(crate) fn give_way(&self, next: &Self, limit: Duration) {
         let comparable = discriminant(&self.policy.discovery) == discriminant(&next.policy.discovery);
         if !comparable || !next.is_resolved() || !next.dns_failures().is_empty() {
-            return self.retire(None);
+            return self.retire();
         }
         let rests = std::mem::take(&mut *self.rests.lock());
         next.part_with(self.members().in_use(), rests, limit);
@@ -485,7 +497,7 @@ fn ramping(load: Option<Arc<Load>>, now: Duration) -> Arc<Load> {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // Nothing is under way.
-        self.members.load().in_use().for_each(|endpoint| endpoint.pool().close(None));
+        self.members.load().in_use().for_each(|endpoint| endpoint.pool().close());
     }
 }
 

@@ -73,8 +73,8 @@ fn what_never_had_a_connection_takes_nothing_to_be_closed() {
     let members = cluster.members();
     let [one, other] = [0, 1].map(|index| at(&cluster, &members, index, &env));
     // What the thread keeps of its own is there after the first.
-    one.pool().close(None);
-    let closed = measure(|| other.pool().close(None));
+    one.pool().close();
+    let closed = measure(|| other.pool().close());
     assert_eq!(closed.count_total, 0);
     assert!(other.pool().is_closed());
 }

@@ -91,10 +91,10 @@ pub(super) struct Wire {
     room: usize,
     written: Vec<u8>,
     line: Arc<Line>,
-    /// Whose clock tells when its time is over, until it is asked. Whoever reads may be on none, or on one without timers.
+    /// Whose clock tells when its time is over. Whoever reads may be on none, or on one without timers.
     runtime: Option<Handle>,
-    /// Once its end is near.
-    ending: Option<Owned<()>>,
+    /// Once its end is near, and when that is.
+    ending: Option<(Instant, Owned<()>)>,
     /// Of the answer. None is in it while it is waited for, but room, which a request before has left.
     headers: HeaderMap,
     progress: Progress,
@@ -218,22 +218,31 @@ impl Wire {
     /// Its endpoint is gone, and so is the time for what was under way.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         const OVER: &str = "the endpoint is gone, and the time for what was under way";
-        let Some(until) = ready!(self.line.poll_told(cx)) else { return Poll::Pending };
-        if Instant::now() < until {
-            // A task, for a timer of a runtime that has ended must not be polled.
-            if let Some(runtime) = self.runtime.take() {
-                self.ending = Some(worker::spawn(&runtime, async move { sleep_until(until).await }));
+        loop {
+            let until = ready!(self.line.poll_told(cx));
+            if Instant::now() < until {
+                // A task, for a timer of a runtime that has ended must not be polled.
+                if self.ending.is_none()
+                    && let Some(runtime) = &self.runtime
+                {
+                    self.ending = Some((until, worker::spawn(runtime, async move { sleep_until(until).await })));
+                }
+                let Some((ends, ending)) = &mut self.ending else { return Poll::Pending };
+                let (ends, ended) = (*ends, ready!(Pin::new(ending).poll(cx)));
+                // It must not be polled again.
+                self.ending = None;
+                if ended.is_err() {
+                    // That runtime has ended: what there is left is to look at the clock when somebody reads.
+                    self.runtime = None;
+                    return Poll::Pending;
+                }
+                // Told since that it ends later, or not at all. The clock of who reads may be another.
+                if ends < until {
+                    continue;
+                }
             }
-            let Some(ending) = &mut self.ending else { return Poll::Pending };
-            let ended = ready!(Pin::new(ending).poll(cx));
-            // It must not be polled again, whatever the clock of who reads then.
-            self.ending = None;
-            if ended.is_err() {
-                // That runtime has ended: what there is left is to look at the clock when somebody reads.
-                return Poll::Pending;
-            }
+            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER));
         }
-        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, OVER))
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Broken>> {

@@ -23,14 +23,14 @@ pub(crate) mod worker;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mesh_core::id::SpiffeId;
+use mesh_core::id::{ClusterName, SpiffeId};
 use mesh_core::policy::{Address, Cluster, ConnectionOptions, EndpointMetadata, HttpProxy, UpstreamProtocol};
 use mesh_core::race;
 use tokio::time::{Instant, timeout};
 
 pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
-pub(crate) use self::handed::Held;
+pub(crate) use self::handed::{Handed, Held, Way};
 use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection, changes_protocol};
 #[cfg(any(test, feature = "fuzzing"))]
@@ -81,10 +81,19 @@ impl Rest {
         self.counts.strong_count() == 0
     }
 
-    /// It has so long.
-    pub(crate) fn end_within(&self, limit: Duration) {
+    /// Its endpoint is gone, and it has so long from when that was said first.
+    pub(crate) fn end_within(&self, limit: Duration, cluster: &ClusterName) {
         if let Some(counts) = self.counts.upgrade() {
-            counts.lines.end_within(limit);
+            // Whoever hears of it is told which one.
+            let who = || format!("the endpoint {} of cluster {cluster}", self.address).into();
+            counts.lines.end_within(limit, who);
+        }
+    }
+
+    /// Its endpoint is there.
+    pub(crate) fn stay(&self) {
+        if let Some(counts) = self.counts.upgrade() {
+            counts.lines.stay();
         }
     }
 }

@@ -20,7 +20,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
@@ -318,13 +317,9 @@ impl Pool {
         self.keep_shared(|shared| !shared.is_closed() && !is_done(shared, now));
     }
 
-    /// Closes idle connections now and the others when their requests have ended, or after `limit` if there is one:
-    /// the endpoint is gone.
-    pub(crate) fn close(&self, limit: Option<Duration>) {
+    /// Closes idle connections now and the others when their requests have ended.
+    pub(crate) fn close(&self) {
         self.counts.closed.store(true, Ordering::Release);
-        if let Some(limit) = limit {
-            self.counts.lines.end_within(limit);
-        }
         self.drop_idle();
         self.shared.store(None);
         if let Some(kept) = self.kept.get() {

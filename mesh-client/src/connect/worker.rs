@@ -1,13 +1,15 @@
 //! The tasks that drive connections. Each ends when the handle of its connection is dropped: HTTP says
 //! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off. One whose endpoint is gone has the
-//! drain limit for what is under way, as has an HTTP/1.1 connection, which no task drives: whoever reads it asks its
-//! [`Line`], and one whose answer is held and not read stays open until it is.
+//! drain limit for what is under way, unless it comes back within it. So has an HTTP/1.1 connection, which no task drives:
+//! whoever reads it asks its [`Line`], and one whose answer is held and not read stays open until it is. One that is the
+//! application's has a task that takes it back then.
 
 #![allow(clippy::disallowed_methods)] // The one place of this folder that spawns; see above for who owns the tasks.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 /// Time for a connection without a handle to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -29,37 +31,83 @@ pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] onesho
 /// What ends a connection: its last user, or its endpoint. Whoever moves its bytes asks.
 #[derive(Default)]
 pub(super) struct Line {
-    // When it is over, once somebody has said so; `None` = never.
-    until: OnceLock<Option<Instant>>,
+    // Whether it has an end: all that is asked as long as nobody has spoken of one.
+    told: AtomicBool,
+    ends: Mutex<Ends>,
     mover: AtomicWaker,
 }
 
+/// When a connection is over.
+#[derive(Default)]
+struct Ends {
+    // Nobody uses it any more.
+    unused: Option<Instant>,
+    // Its endpoint is gone, unless it comes back.
+    gone: Option<Instant>,
+}
+
 impl Line {
-    /// It has so long from now on, unless it was told before.
+    /// Its last user is gone: it has so long from now on.
     fn end_within(&self, limit: Duration) {
-        if self.until.set(Instant::now().checked_add(limit)).is_ok() {
-            self.mover.wake();
-        }
+        self.tell(|ends| ends.unused = Instant::now().checked_add(limit));
     }
 
-    /// Until when it may go on, once somebody has said so.
-    pub(super) fn poll_told(&self, cx: &Context<'_>) -> Poll<Option<Instant>> {
-        if let Some(until) = self.until.get() {
-            return Poll::Ready(*until);
-        }
+    /// Its endpoint ends it then; `None` = not.
+    fn end_at(&self, gone: Option<Instant>) {
+        self.tell(|ends| ends.gone = gone);
+    }
+
+    fn tell(&self, what: impl FnOnce(&mut Ends)) {
+        let mut ends = self.ends.lock();
+        what(&mut ends);
+        self.told.store(ends.first().is_some(), Ordering::Release);
+        drop(ends);
+        self.mover.wake();
+    }
+
+    /// Until when it may go on, once somebody has said so; who asks is woken when that changes.
+    pub(super) fn poll_told(&self, cx: &Context<'_>) -> Poll<Instant> {
+        // First: what is said from now on wakes.
         self.mover.register(cx.waker());
-        // What was said before that is seen here.
-        self.until.get().map_or(Poll::Pending, |until| Poll::Ready(*until))
+        if !self.is_told() {
+            return Poll::Pending;
+        }
+        self.ends.lock().first().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Whether somebody has.
     pub(super) fn is_told(&self) -> bool {
-        self.until.get().is_some()
+        self.told.load(Ordering::Acquire)
     }
 
     /// Nobody moves its bytes for now.
     pub(super) fn rest(&self) {
         drop(self.mover.take());
+    }
+
+    /// Waits until it is over.
+    async fn over(&self) {
+        loop {
+            let until = poll_fn(|cx| self.poll_told(cx)).await;
+            if Instant::now() >= until {
+                return;
+            }
+            let told_otherwise = poll_fn(|cx| match self.poll_told(cx) {
+                Poll::Ready(told) if told == until => Poll::Pending,
+                _ => Poll::Ready(()),
+            });
+            tokio::select! {
+                biased;
+                () = told_otherwise => {}
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+}
+
+impl Ends {
+    fn first(&self) -> Option<Instant> {
+        self.unused.into_iter().chain(self.gone).min()
     }
 }
 
@@ -85,8 +133,8 @@ pub(super) struct Lines(OnceLock<Box<Mutex<Open>>>);
 #[derive(Default)]
 struct Open {
     lines: Vec<Weak<Line>>,
-    // Known once the endpoint is gone.
-    limit: Option<Duration>,
+    // While the endpoint is gone: how long they have, those still to come as well, and who is gone.
+    gone: Option<(Duration, Arc<str>)>,
 }
 
 impl Lines {
@@ -94,26 +142,46 @@ impl Lines {
     pub(super) fn line(&self) -> Arc<Line> {
         let line = Arc::<Line>::default();
         let mut open = self.0.get_or_init(Box::default).lock();
-        if let Some(limit) = open.limit {
-            line.end_within(limit);
-        } else {
-            // Those that have ended are forgotten when room is needed.
-            if open.lines.len() == open.lines.capacity() {
-                open.lines.retain(|line| line.strong_count() > 0);
-            }
-            open.lines.push(Arc::downgrade(&line));
+        if let Some((limit, _)) = &open.gone {
+            line.end_at(Instant::now().checked_add(*limit));
         }
+        // Those that have ended are forgotten when room is needed.
+        if open.lines.len() == open.lines.capacity() {
+            open.lines.retain(|line| line.strong_count() > 0);
+        }
+        open.lines.push(Arc::downgrade(&line));
         line
     }
 
-    /// All of them, and those still to come, have so long.
-    pub(super) fn end_within(&self, limit: Duration) {
-        let lines = {
-            let mut open = self.0.get_or_init(Box::default).lock();
-            open.limit = Some(limit);
-            std::mem::take(&mut open.lines)
-        };
-        lines.iter().filter_map(Weak::upgrade).for_each(|line| line.end_within(limit));
+    /// All of them, and those still to come, have so long, unless they are told to [stay](Self::stay): `who` is gone. That
+    /// this is said again puts nothing off.
+    pub(super) fn end_within(&self, limit: Duration, who: impl FnOnce() -> Arc<str>) {
+        let mut open = self.0.get_or_init(Box::default).lock();
+        if open.gone.is_none() {
+            open.gone = Some((limit, who()));
+            open.tell(Instant::now().checked_add(limit));
+        }
+    }
+
+    /// Their endpoint is there, or there again.
+    pub(super) fn stay(&self) {
+        let Some(open) = self.0.get() else { return };
+        let mut open = open.lock();
+        if open.gone.take().is_some() {
+            open.tell(None);
+        }
+    }
+
+    /// Who is gone.
+    pub(super) fn gone(&self) -> Option<Arc<str>> {
+        self.0.get()?.lock().gone.as_ref().map(|(_, who)| who.clone())
+    }
+}
+
+impl Open {
+    /// With the lock: who says otherwise in this moment comes before all of them or after.
+    fn tell(&self, until: Option<Instant>) {
+        self.lines.iter().filter_map(Weak::upgrade).for_each(|line| line.end_at(until));
     }
 }
 
@@ -125,22 +193,21 @@ where
 {
     Handle::current().spawn(async move {
         let _guard = guard;
-        until_ended(connection, &line).await;
+        // Beyond its end nothing is waited for: dropping the connection closes it.
+        tokio::select! {
+            biased;
+            _ = connection => {}
+            () = line.over() => {}
+        }
     });
 }
 
-async fn until_ended<F: Future>(connection: F, line: &Line) {
-    tokio::pin!(connection);
-    let until = tokio::select! {
-        biased;
-        _ = &mut connection => return,
-        until = poll_fn(|cx| line.poll_told(cx)) => until,
-    };
-    // Beyond it nothing is waited for: dropping the connection closes it.
-    match until {
-        Some(until) => drop(timeout_at(until, connection).await),
-        None => drop(connection.await),
-    }
+/// Has `end` done on the caller's runtime when a connection that no task drives is over.
+pub(super) fn when_over(line: Arc<Line>, end: impl FnOnce() + Send + 'static) -> Owned<()> {
+    spawn(&Handle::current(), async move {
+        line.over().await;
+        end();
+    })
 }
 
 /// A task of ours: stopped when this is dropped.

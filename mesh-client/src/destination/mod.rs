@@ -34,7 +34,7 @@ use self::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::worker::Mirrors;
-use crate::router::Router;
+use crate::router::{Left, Router};
 
 /// All destinations of one client.
 pub(crate) struct Destinations {
@@ -74,8 +74,9 @@ pub(crate) struct Destination {
     series: Arc<RequestSeries>,
     states: Watched<DestinationState>,
     publisher: Publisher<Phase>,
-    // Held while what was published last is made ready: one at a time, so that nobody goes back to what was before.
-    taking: Mutex<()>,
+    // Held while what was published last is made ready: one at a time, so that nobody goes back to what was before. What is
+    // left of clusters that are gone.
+    taking: Mutex<Left>,
     // Held while an owner begins.
     owner: Mutex<Option<Owned>>,
     destinations: Weak<Destinations>,

@@ -182,14 +182,14 @@ impl Destination {
     /// Takes over the newest state. The last good router stays until there is a better one, or word that the
     /// destination is gone.
     fn take(&self, env: &Arc<Env>) {
-        let _taking = self.taking.lock();
+        let mut left = self.taking.lock();
         let (current, state) = (self.publisher.load_full(), self.states.load_full());
         match &*state {
             DestinationState::Pending => {}
             DestinationState::Failed(why) => {
                 self.publisher.publish(Phase::Failed(why.clone()));
                 if let Phase::Ready(router) = &*current {
-                    router.retire(None, env.limits.drain);
+                    router.retire(None, env.limits.drain, &mut left);
                 }
             }
             DestinationState::Unreachable(why) => self.publisher.publish(Phase::Unreachable(why.clone())),
@@ -202,7 +202,8 @@ impl Destination {
                 let router = Arc::new(Router::build(&self.target, snapshot.clone(), previous, env));
                 self.publisher.publish(Phase::Ready(router.clone()));
                 // After it is in force, so that no new request finds a closed pool.
-                previous.iter().for_each(|previous| previous.retire(Some(&router), env.limits.drain));
+                previous.iter().for_each(|previous| previous.retire(Some(&router), env.limits.drain, &mut left));
+                router.return_to(&mut left, env.limits.drain);
             }
         }
     }

@@ -363,7 +363,7 @@ impl Call<'_> {
         }
         let query = self.head.uri().query().unwrap_or_default();
         let channel_id = self.env.channel_id;
-        let input = HashInput { headers: &self.head.headers, query, source: None, channel_id };
+        let input = HashInput { headers: &self.head.headers, query, source: self.trace.source(), channel_id };
         let hashed = plan.hash.hash(&input, &mut |below| self.env.draw(below));
         self.hash = hashed.hash;
         hashed.cookies

@@ -1,5 +1,6 @@
-//! What a call takes along from the request being served: its trace, its deadline, and that it is a retry.
+//! What a call takes along from the request being served: its trace, its deadline, whose it is, and that it is a retry.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -42,6 +43,11 @@ impl Trace {
     /// When the caller of the request being served stops waiting.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.0.as_ref()?.deadline
+    }
+
+    /// The address of whoever sent the request being served.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        Some(self.0.as_ref()?.caller.as_ref()?.address.ip())
     }
 
     /// Gives the headers of one try of a request with these of its `own`. What the application set itself stays.

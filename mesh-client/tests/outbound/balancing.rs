@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{COOKIE, SET_COOKIE};
-use http::{HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use mesh_client::{Client, Io};
 use mesh_core::balance::{Draw, Pick, Picker};
+use mesh_core::context::{RequestContext, scope};
+use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints,
     FailureAccrual, FilterOverride, Forward, HashPolicy, HashSource, Health, HttpFilter, HttpFilterKind,
@@ -70,6 +72,37 @@ async fn requests_of_one_key_go_to_one_endpoint() {
         }
         let used: std::collections::HashSet<_> = owners.values().collect();
         assert!(used.len() > 1, "control: the users are spread");
+    }
+}
+
+/// The process has no address of interest; who is served by it has one.
+#[tokio::test]
+async fn requests_made_for_one_caller_go_to_one_endpoint_where_policy_hashes_their_source() {
+    let servers = servers(&["a", "b", "c", "d"]).await;
+    for balancer in [ring(), Balancer::Maglev { table_size: 65_537 }] {
+        let (client, _) = client_of(with(balancer, hashing(HashSource::SourceAddress), &servers));
+        let served = |caller: Option<[u8; 4]>, port| {
+            let mut context = RequestContext::from_headers(&HeaderMap::new());
+            let peer = |address| PeerIdentity { spiffe_id: None, address: (address, port).into() };
+            context.caller = caller.map(peer).map(Arc::new);
+            Arc::new(context)
+        };
+        let (mut used, asked) = (HashSet::new(), http::Request::get(format!("http://{TARGET}/")).body(()).unwrap());
+        for last in 0..20 {
+            let caller = Some([10, 0, 0, last]);
+            let mut owners = HashSet::new();
+            // Another port is another connection of the same caller.
+            for port in 1..4 {
+                owners.extend(scope(served(caller, port), spread(&client, 2)).await.into_keys());
+                assert!(scope(served(caller, port), async { client.explain(&asked).hash }).await.is_some());
+            }
+            assert_eq!(owners.len(), 1, "{caller:?}");
+            used.extend(owners);
+        }
+        assert!(used.len() > 1, "control: the callers are spread");
+        // Where nobody is served, or nobody knows who, there is nothing to hash.
+        assert_eq!((spread(&client, 100).await.len(), client.explain(&asked).hash), (4, None));
+        assert_eq!(scope(served(None, 1), spread(&client, 100)).await.len(), 4);
     }
 }
 

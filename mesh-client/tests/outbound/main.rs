@@ -11,6 +11,7 @@ mod grpc;
 mod health;
 mod hedging;
 mod hostile;
+mod leaving;
 mod limits;
 mod load;
 mod mirrors;

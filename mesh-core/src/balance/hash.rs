@@ -41,7 +41,8 @@ pub struct HashInput<'a> {
     pub headers: &'a HeaderMap,
     /// Its query without the `?`; may be empty.
     pub query: &'a str,
-    /// Address of the caller on whose behalf it is sent; `None` = the process itself is the caller.
+    /// Address of whoever sent the request for which it is sent; `None` = it is sent for none, or nobody knows: then there is
+    /// no such thing to hash, as in Envoy without a downstream address.
     pub source: Option<IpAddr>,
     /// One random number for the life of the client.
     pub channel_id: u64,
@@ -125,11 +126,8 @@ impl Source {
                 }
             },
             Self::Query(name) => first_value(input.query, name).map(|value| hash_of(&decode(value))),
-            Self::Caller => Some(match input.source {
-                Some(address) => hash_of(address.to_string().as_bytes()),
-                // Our own address would be a constant; this is one that differs between processes as well.
-                None => input.channel_id,
-            }),
+            // One caller, over whichever family of addresses its connection was accepted.
+            Self::Caller => input.source.map(|address| hash_of(address.to_canonical().to_string().as_bytes())),
             Self::ChannelId => Some(input.channel_id),
         }
     }
@@ -216,15 +214,17 @@ mod tests {
             (HashSource::Query("k".into()), &[], "a=b&k=o%6ee&k=two", of("one")),
             (HashSource::Query("k".into()), &[], "a=k", None),
             (HashSource::ChannelId, &[], "", Some(99)),
-            (HashSource::SourceAddress, &[], "", Some(99)),
+            (HashSource::SourceAddress, &[], "", None),
         ] {
             let got = hash(&[policy(source.clone(), false)], headers, query);
             assert_eq!(got, Hashed { hash: want, cookies: Vec::new() }, "{source:?} {headers:?} {query}");
         }
-        let input =
-            HashInput { headers: &HeaderMap::new(), query: "", source: Some([10, 0, 0, 1].into()), channel_id: 9 };
         let rules = HashRules::new(&[policy(HashSource::SourceAddress, false)]);
-        assert_eq!(rules.hash(&input, &mut |_| 0).hash, of("10.0.0.1"));
+        for (source, want) in [("10.0.0.1", "10.0.0.1"), ("::ffff:10.0.0.1", "10.0.0.1"), ("fd00::1", "fd00::1")] {
+            let source = Some(source.parse().unwrap());
+            let input = HashInput { headers: &HeaderMap::new(), query: "", source, channel_id: 9 };
+            assert_eq!(rules.hash(&input, &mut |_| 0).hash, of(want), "{source:?}");
+        }
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub struct RequestContext {
     pub trace_state: Option<HeaderValue>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// Who sent the request, if whoever accepted its connection knows.
+    /// Who sent the request, if whoever accepted its connection knows. Calls made for it are hashed by this address where
+    /// policy hashes the source ([`HashSource::SourceAddress`](crate::policy::HashSource::SourceAddress)).
     pub caller: Option<Arc<PeerIdentity>>,
     /// Its tokens that hold; `None` = nobody looked for any.
     pub tokens: Option<Arc<Tokens>>,

@@ -6,9 +6,9 @@
 
 use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, Composite, ConnectionOptions, DnsOptions,
-    Endpoint, EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HashSource, HttpFilter,
-    HttpFilterKind, InboundLimits, InboundListener, InboundRoutes, Instances, JwtAuthentication, JwtKeys, LARGEST_RING,
-    Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route,
+    Endpoint, EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
+    InboundLimits, InboundListener, InboundRoutes, Instances, JwtAuthentication, JwtKeys, LARGEST_RING, Listener,
+    LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route,
     RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
@@ -61,21 +61,12 @@ fn least_ring(balancer: &Balancer) -> Option<u64> {
     }
 }
 
-const ROUTE: &[Line<Forward>] = &[
-    line(
-        "to.header",
-        "a client asks for the clusters that it reads the names of: a request whose header names one that no other route of \
+const ROUTE: &[Line<Forward>] = &[line(
+    "to.header",
+    "a client asks for the clusters that it reads the names of: a request whose header names one that no other route of \
          the destination names, or none, fails",
-        |forward| matches!(forward.to, ClusterChoice::Header(_)),
-    ),
-    // As with a sidecar, which has one application's connections. A gateway takes a header or a cookie.
-    line(
-        "hash.source_address",
-        "all requests of a client have one source, itself, and go where that hashes to; whose requests it passes on is not \
-         looked at",
-        |forward| forward.hash.iter().any(|policy| policy.source == HashSource::SourceAddress),
-    ),
-];
+    |forward| matches!(forward.to, ClusterChoice::Header(_)),
+)];
 
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];

@@ -568,7 +568,7 @@ fn an_answer_is_read_where_there_are_no_timers_and_ends_with_its_time() {
             let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
             theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na").await.unwrap();
             let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
-            lines.end_within(std::time::Duration::from_secs(10));
+            lines.end_within(std::time::Duration::from_secs(10), || "it".into());
             let Incoming::Http1(body) = answer.into_body() else { panic!("it is HTTP/1.1") };
             body
         });
@@ -600,7 +600,7 @@ async fn a_peer_that_is_never_waited_for_is_cut_off_all_the_same() {
         theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
         let Incoming::Http1(mut body) = answer.into_body() else { panic!("it is HTTP/1.1") };
-        limit.iter().for_each(|limit| lines.end_within(*limit));
+        limit.iter().for_each(|limit| lines.end_within(*limit, || "it".into()));
         for second in 0..20 {
             // More than is read at once.
             theirs.write_all(&[b'x'; 2 * READ]).await.unwrap();
@@ -708,7 +708,7 @@ async fn what_is_under_way_ends_with_its_endpoint_and_its_time() {
         let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
         let mut head = std::pin::pin!(poll_fn(|cx| flight.poll_head(cx)));
         assert!(poll!(&mut head).is_pending());
-        limit.iter().for_each(|limit| lines.end_within(*limit));
+        limit.iter().for_each(|limit| lines.end_within(*limit, || "it".into()));
         assert!(poll!(&mut head).is_pending());
         theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.unwrap();
         let Incoming::Http1(mut body) = head.await.unwrap().into_body() else { panic!("it is HTTP/1.1") };

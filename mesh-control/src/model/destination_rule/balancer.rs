@@ -88,8 +88,8 @@ fn consistent_hash(spec: &ConsistentHashSpec, check: &mut Check<'_>, path: &str)
         Some(HashSource::Query(name.clone()))
     } else {
         if source_ip {
-            let message =
-                "inside the application the source address is its own: every request and connection hashes alike";
+            let message = "inside the application the source of a request is whoever sent the one that is being served: \
+                           a request that is sent for none goes anywhere, and raw connections all hash alike";
             check.warn(&format!("{path}.useSourceIp"), message);
         }
         Some(HashSource::SourceAddress)
