@@ -267,7 +267,9 @@ pub struct EndpointDump {
     pub reachable: bool,
     /// What its answers take: the average that pickers by load compare. None before the first.
     pub latency: Option<Duration>,
-    /// Factor by which failures make its load look larger to them, 1 to 16.
+    /// For how long it is still passed over because it gave no answer in time. None if it is not; shorter with each answer.
+    pub late: Option<Duration>,
+    /// Factor by which failures make its load look larger to them, 1 to 16; 16 while it is late.
     pub failure_penalty: f32,
     /// Requests in flight.
     pub in_flight: u32,
@@ -625,6 +627,7 @@ fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
             rating: index.and_then(|index| members.ready.rating(index, now)),
             reachable: load.is_none_or(|load| !load.is_unreachable(now)),
             latency: load.and_then(|load| load.measured_latency(now)),
+            late: load.and_then(|load| load.late_for(now)),
             failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),
             in_flight: index.map_or(0, |index| members.ready.candidates()[index].in_flight()),
             open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),

@@ -1,5 +1,5 @@
 //! Every order in which two threads may come to what requests share: the breakers, the budget, token buckets, the limit
-//! on requests in flight and their count, the connections of a pool and who waits for one, fail-fast, pickers. Played by
+//! on requests in flight and their count, an endpoint's load, the connections of a pool and who waits for one, fail-fast, pickers. Played by
 //! loom, in whose hands the feature `_loom` puts the atomics:
 //! `cargo test -p mesh-core --features _loom --test interleavings`.
 //!
@@ -286,6 +286,22 @@ fn what_is_in_flight_is_counted_while_it_is_and_no_longer() {
         });
         assert!(seen.into_iter().all(|seen| seen == 1 || seen == 2), "{seen:?}");
         assert_eq!(load.in_flight(), 0);
+    });
+}
+
+/// What a success takes off is of the time that it finds, and it never puts an older one in place of a newer.
+#[test]
+fn who_is_late_as_another_try_succeeds_is_late() {
+    let ms = Duration::from_millis;
+    in_every_order(move || {
+        let load = Arc::<Load>::default();
+        load.ended_late(ms(200), ms(200), ms(1000));
+        let succeeding = load.clone();
+        let other = thread::spawn(move || succeeding.succeeded(ms(1), ms(1999)));
+        load.ended_late(ms(1), ms(1), ms(2000));
+        other.join().expect("a thread of a test does not panic");
+        let late = load.late_for(ms(2000)).map(|time| time.as_millis());
+        assert_eq!(late, Some(300), "twice as long, less a quarter");
     });
 }
 

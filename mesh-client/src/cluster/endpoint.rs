@@ -77,9 +77,11 @@ impl Endpoint {
             started,
             began,
             measured: false,
+            head_after: 0,
             issued: None,
             watched,
-            late_at: None,
+            limit: None,
+            late: Late::Never,
             ear: None,
             waits_at: None,
             early: None,
@@ -155,17 +157,29 @@ pub(crate) struct Attempt {
     // The same by the load's clock.
     began: Duration,
     measured: bool,
+    // Milliseconds from the begin to the head of an answer that is no failure.
+    head_after: u32,
     // Counted for the control plane.
     issued: Option<Issued>,
     watched: Option<Watched>,
-    // Without an answer by then it is the endpoint's fault.
-    late_at: Option<Instant>,
+    // When its time is over, whoever allowed it.
+    limit: Option<Instant>,
+    late: Late,
     // Hears what the answer says of the endpoint's load.
     ear: Option<Ear>,
     // The limit of our own at which it waits for a connection.
     waits_at: Option<Full>,
     // gRPC status in the head of the answer: it is asked for more than once, and a look-up is a hash.
     early: Option<i32>,
+}
+
+/// Whether it is the endpoint's fault if there is no answer.
+#[derive(Clone, Copy)]
+enum Late {
+    Never,
+    AtLimit,
+    /// The time that policy gives it is over.
+    Now,
 }
 
 /// Timers may be early by less than that.
@@ -183,9 +197,11 @@ impl Attempt {
         self.issued = issued;
     }
 
-    /// Past this moment a missing answer is the endpoint's fault. A limit of the caller's own is none.
-    pub(crate) fn limit(&mut self, late_at: Option<Instant>) {
-        self.late_at = late_at;
+    /// When its time is over, and whether policy says so: then a missing answer is the endpoint's fault. A limit of the
+    /// caller's own is none.
+    pub(crate) fn limit(&mut self, at: Option<Instant>, of_policy: bool) {
+        self.limit = at;
+        self.late = if of_policy { Late::AtLimit } else { Late::Never };
     }
 
     /// Listens to what the answer says of the endpoint's load.
@@ -214,9 +230,11 @@ impl Attempt {
         if let PerTryTimeout(limit) | IdleTimeout(limit) = cause
             && self.started.elapsed() >= limit / 2
         {
-            self.late_at = Some(self.started);
+            self.late = Late::Now;
         }
-        self.late_at = self.late_at.filter(|_| !waits_for_caller);
+        if waits_for_caller {
+            self.late = Late::Never;
+        }
         match (self.waits_at, cause) {
             (Some(Full { limit, allowed }), cause @ (Deadline | IdleTimeout(_) | PerTryTimeout(_) | Timeout(_))) => {
                 Cause::Queued { last: Box::new(cause), limit, allowed }
@@ -245,7 +263,7 @@ impl Attempt {
         }
         let failed = if grpc { early.is_some_and(is_failure) } else { is_server_failure(status) };
         if failed || (grpc && status != StatusCode::OK) {
-            self.slipped();
+            self.slipped(status == StatusCode::GATEWAY_TIMEOUT || early == Some(DEADLINE_EXCEEDED));
         } else {
             self.succeeded();
         }
@@ -270,7 +288,7 @@ impl Attempt {
     pub(crate) fn ended(&mut self, grpc_status: i32) {
         self.witness(Evidence::Grpc(grpc_status));
         if is_failure(grpc_status) {
-            self.slipped();
+            self.slipped(grpc_status == DEADLINE_EXCEEDED);
         }
         self.judge(grpc_status == 0);
     }
@@ -289,12 +307,12 @@ impl Attempt {
     /// No connection, or it broke, and it is the endpoint's fault.
     pub(crate) fn failed(&mut self) {
         self.witness(Evidence::Lost);
-        self.slipped();
+        self.slipped(false);
     }
 
     /// The endpoint refused the request before looking at it: it has enough to do, which makes it no outlier.
     pub(crate) fn refused(&mut self) {
-        self.slipped();
+        self.slipped(false);
     }
 
     fn witness(&mut self, evidence: Evidence) {
@@ -306,17 +324,26 @@ impl Attempt {
     fn succeeded(&mut self) {
         self.measured = true;
         let (took, now) = self.clock();
+        self.head_after = took.as_millis() as u32;
         self.in_flight.load().succeeded(took, now);
     }
 
-    fn slipped(&mut self) {
+    /// The endpoint is to blame for how the try ended; `for_time`: it says itself that its time was over.
+    fn slipped(&mut self, for_time: bool) {
         let (took, now) = self.clock();
         let load = self.in_flight.load();
+        // Overload ends so. Who says it early on, unlike who did so after most of the time there was, is as fast and idle as
+        // others that fail.
+        let late = for_time && self.limit.is_some_and(|at| took >= at.saturating_duration_since(self.started) / 2);
         // The latency is that of the head: what came after may have been a stream of hours.
-        if std::mem::replace(&mut self.measured, true) {
-            load.failed_late(now)
-        } else {
-            load.failed(took, now)
+        match (std::mem::replace(&mut self.measured, true), late) {
+            (false, false) => load.failed(took, now),
+            (false, true) => load.late(took, now),
+            (true, false) => load.failed_late(now),
+            (true, true) => {
+                let head_after = Duration::from_millis(self.head_after.into());
+                load.ended_late(took, took.saturating_sub(head_after), now);
+            }
         }
         self.judge(false);
     }
@@ -348,18 +375,25 @@ impl Drop for Attempt {
         if self.measured {
             return;
         }
-        if self.late_at.is_some_and(|at| Instant::now() + TICK >= at) {
+        let (took, now) = self.clock();
+        let late = match self.late {
+            Late::Never => false,
+            Late::AtLimit => self.limit.is_some_and(|at| self.started + took + TICK >= at),
+            Late::Now => true,
+        };
+        if late {
             self.witness(Evidence::Late);
             self.judge(false);
-            let (took, now) = self.clock();
             self.in_flight.load().late(took, now);
         } else {
             // Given up before an answer: it would have taken longer than this.
-            let (took, now) = self.clock();
             self.in_flight.load().abandoned(took, now);
         }
     }
 }
+
+/// What a gRPC server says whose time is over.
+const DEADLINE_EXCEEDED: i32 = 4;
 
 /// Whether an answer says that the endpoint is not well; 501 is about the request.
 fn is_server_failure(status: StatusCode) -> bool {
@@ -383,9 +417,11 @@ mod tests {
             started: now,
             began: Duration::from_secs(1),
             measured: false,
+            head_after: 0,
             issued: None,
             watched: None,
-            late_at: None,
+            limit: None,
+            late: Late::Never,
             ear: None,
             waits_at: None,
             early: None,
@@ -515,6 +551,65 @@ mod tests {
             drop(own);
             let later = load.failure_penalty(3 * second + second / 10);
             assert!(penalty.contains(&later), "{answers}: {later}");
+        }
+    }
+
+    /// What servers answer that have a limit of their own, after so many milliseconds of a second, whoever allowed that.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_says_no_more_than_too_late_is_late_after_half_of_the_time_and_before_it_a_failure() {
+        let status = |status: i32| -> HeaderMap {
+            [(http::HeaderName::from_static("grpc-status"), status.into())].into_iter().collect()
+        };
+        type End<'e> = &'e dyn Fn(&mut Attempt);
+        let ends: [(&str, bool, End<'_>); 7] = [
+            ("504", true, &|a| a.answered(StatusCode::GATEWAY_TIMEOUT, &HeaderMap::new(), false)),
+            ("504 for gRPC", true, &|a| a.answered(StatusCode::GATEWAY_TIMEOUT, &HeaderMap::new(), true)),
+            ("gRPC status 4 at once", true, &|a| a.answered(StatusCode::OK, &status(4), true)),
+            ("gRPC status 4", true, &|a| {
+                a.answered(StatusCode::OK, &HeaderMap::new(), true);
+                a.ended(4);
+            }),
+            ("503", false, &|a| a.answered(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), false)),
+            ("gRPC status 14 at once", false, &|a| a.answered(StatusCode::OK, &status(14), true)),
+            ("gRPC status 14", false, &|a| {
+                a.answered(StatusCode::OK, &HeaderMap::new(), true);
+                a.ended(14);
+            }),
+        ];
+        let second = Duration::from_secs(1);
+        for (name, for_time, end) in ends {
+            for (after, limited, half) in [(500, true, true), (499, true, false), (900, false, false)] {
+                let (load, after) = (Arc::<Load>::default(), Duration::from_millis(after));
+                let mut own = attempt(&load);
+                own.limit(limited.then(|| own.started() + second), false);
+                tokio::time::advance(after).await;
+                end(&mut own);
+                drop(own);
+                let (now, late) = (second + after, half && for_time);
+                let told = load.late_for(now).map(|time| time.as_millis());
+                assert_eq!(told, late.then_some(after.as_millis()), "{name} after {after:?}, {limited}");
+                // A failure counts for longer.
+                let later = load.failure_penalty(now + after + TICK);
+                assert_eq!(later < 2.0, late, "{name} after {after:?}, {limited}: {later}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_ends_for_lack_of_time_is_late_since_its_head() {
+        let second = Duration::from_secs(1);
+        for answers in [false, true] {
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            own.limit(Some(own.started() + 10 * second), false);
+            tokio::time::advance(second).await;
+            own.answered(StatusCode::OK, &HeaderMap::new(), true);
+            tokio::time::advance(8 * second).await;
+            if answers {
+                load.succeeded(second, 9 * second);
+            }
+            own.ended(4);
+            assert_eq!(load.late_for(10 * second).is_some(), !answers);
         }
     }
 

@@ -192,7 +192,8 @@ impl Shared<'_> {
         exchange.at(&endpoint);
         // Counted before connecting, so that a slow connection repels further requests.
         attempt.report(self.members.issue(index));
-        attempt.limit(self.late_at(now));
+        let time = self.time_of_a_try(now);
+        attempt.limit(time.at(), time.of_route().is_some());
         attempt.listen(self.cluster.listen(&self.members, index, self.env));
         let (lease, receipt, number) = (None, Receipt::Whole, progress.retried);
         // Another try goes where none was made: those before it do not overtake it.
@@ -309,10 +310,10 @@ impl Shared<'_> {
         }
     }
 
-    /// When the endpoint's time for this try is over.
-    fn late_at(&self, now: Instant) -> Option<Instant> {
+    /// When the endpoint's time for a try that begins now is over.
+    fn time_of_a_try(&self, now: Instant) -> Deadline {
         let own = self.retries.and_then(Retries::per_try_timeout);
-        own.map_or(self.limit, |timeout| self.limit.route(now, timeout)).of_route()
+        own.map_or(self.limit, |timeout| self.limit.route(now, timeout))
     }
 
     /// `full` can take no further request.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::report::EndpointReport;
-use super::stamped::{Stamped, decay, millis, since};
+use super::stamped::{Change, Stamped, decay, millis, since};
 use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -89,20 +89,17 @@ impl Load {
         let (now, took) = (millis(now), micros(took));
         self.latency.update(now, |old| peak(old, took));
         self.answered.store(now.max(1), Ordering::Relaxed);
-        if self.failures.read(now).is_some() {
-            if self.failure_score(now) < NO_FAILURES {
-                self.failures.clear();
-            } else {
-                self.failures.update(now, |old| score(old) / 2.0);
-            }
-        }
-        if let Some((time, age)) = self.late.read(now) {
-            if time < 2.0 {
-                self.late.clear();
-            } else {
-                self.late.set(time * UNFORGIVEN, now.wrapping_sub(age));
-            }
-        }
+        self.failures.change(now, |old| match old.map(|_| score(old)) {
+            None => Change::Keep,
+            Some(score) if score < NO_FAILURES => Change::Clear,
+            Some(score) => Change::Renew(score / 2.0),
+        });
+        // In one step with the look at it: a try that is late at this moment would be forgotten.
+        self.late.change(now, |old| match old {
+            None => Change::Keep,
+            Some((time, _)) if time < 2.0 => Change::Clear,
+            Some((time, _)) => Change::Adjust(time * UNFORGIVEN),
+        });
     }
 
     /// A request failed after `took` in a way that is the endpoint's fault. A fast failure does not
@@ -122,29 +119,43 @@ impl Load {
         self.blame(millis(now));
     }
 
-    /// No answer came in time, `took` after the request. Who has answered others meanwhile is as slow as its latency says,
-    /// and it may have been the request. Who has not is passed over for as long as it kept us waiting, for most servers go on
-    /// with what nobody waits for any more, and that takes about as long; twice as long each time that it is late again.
-    /// Successes shorten that time.
+    /// No answer came in time, `took` after the request, or one that says no more than that. Who has answered others
+    /// meanwhile is as slow as its latency says, and it may have been the request. Who has not is passed over for as long as
+    /// it kept us waiting, for most servers go on with what nobody waits for any more, and that takes about as long; twice as
+    /// long each time that it is late again. Successes shorten that time.
     ///
     /// That is less than what a failure costs. Who fails looks fast and idle; who is late has looked busy all the time. And it
     /// may have been overload: then the others cannot bear for long what this one does not get. With five seconds for each try
     /// two servers would be late in turn, for ever.
     pub fn late(&self, took: Duration, now: Duration) {
         self.abandoned(took, now);
-        let (now, took) = (millis(now), took.as_secs_f32() * 1e3);
+        self.pass_over(took, took, millis(now));
+    }
+
+    /// An answer whose head was counted with [`succeeded`](Self::succeeded) came to an end for lack of time, `took` after the
+    /// request and `since` its head. The same as [`late`](Self::late), but for its latency; of others that were answered
+    /// those count that were after its own head.
+    pub fn ended_late(&self, took: Duration, since: Duration, now: Duration) {
+        self.pass_over(took, since, millis(now));
+    }
+
+    /// Passes over who has answered nobody for `silent`, for as long as it `took`.
+    fn pass_over(&self, took: Duration, silent: Duration, now: u32) {
+        let (took, silent) = (took.as_secs_f32() * 1e3, silent.as_secs_f32() * 1e3);
         let answered = self.answered.load(Ordering::Relaxed);
-        if answered != 0 && is_within(took, since(now, answered)) {
+        if answered != 0 && is_within(silent, since(now, answered)) {
             return;
         }
-        match self.late.read(now) {
+        let begins = self.late.change(now, |old| match old {
             // Several that were under way meet the same trouble: it counts once.
-            Some((time, age)) if is_within(time, age) => {}
+            Some((time, age)) if is_within(time, age) => Change::Keep,
             before => {
                 let twice = before.map_or(0.0, |(time, _)| time * 2.0);
-                self.late.set(took.max(twice).min(LONGEST_LATE), now);
-                self.failures.update(now, |old| score(old).max(LATE));
+                Change::Renew(took.max(twice).min(LONGEST_LATE))
             }
+        });
+        if begins {
+            self.failures.update(now, |old| score(old).max(LATE));
         }
     }
 
@@ -180,8 +191,8 @@ impl Load {
     }
 
     /// Factor from 1 (no failure lately) to 16, by which a picker that goes by load makes the load look
-    /// larger. An endpoint that fails is fast and idle; without this it would attract everything. See also
-    /// [`late`](Self::late).
+    /// larger. An endpoint that fails is fast and idle; without this it would attract everything. One that is passed over
+    /// for being late has 16 ([`late_for`](Self::late_for)).
     pub fn failure_penalty(&self, now: Duration) -> f32 {
         self.penalty_at(millis(now))
     }
@@ -190,6 +201,12 @@ impl Load {
     pub(super) fn penalty_at(&self, now: u32) -> f32 {
         let score = if self.is_late(now) { MOST_FAILURES } else { self.failure_score(now) };
         if score < NO_FAILURES { 1.0 } else { (1.0 + score) * (1.0 + score) }
+    }
+
+    /// For how long it is still passed over because it was [`late`](Self::late).
+    pub fn late_for(&self, now: Duration) -> Option<Duration> {
+        let (time, age) = self.late.read(millis(now)).filter(|(time, age)| is_within(*time, *age))?;
+        Some(Duration::from_secs_f32((time - age as f32) / 1e3))
     }
 
     #[inline]

@@ -79,12 +79,11 @@ impl ServedLoad {
         }
     }
 
-    /// Of this level, or else of the nearest that is known: the lower of two.
+    /// Of this level or a lower one, whichever takes longest: no request is faster for what it meets, and a level that is seldom
+    /// met forgets, which must not make a busy server look faster than an idle one. If none is known, of the nearest above.
     fn latency(&self, level: usize, now: u32) -> Option<Duration> {
-        let lower = (0..=level).rev().map(Some).chain(std::iter::repeat(None));
-        let upper = (level + 1..LEVELS).map(Some).chain(std::iter::repeat(None));
-        let mut near = lower.zip(upper).take(LEVELS).flat_map(|(lower, upper)| [lower, upper]).flatten();
-        near.find_map(|level| self.levels[level].latency(now))
+        let known = |level: usize| self.levels[level].latency(now);
+        (0..=level).filter_map(known).max().or_else(|| (level + 1..LEVELS).find_map(known))
     }
 
     fn millis(&self, now: Instant) -> u32 {
@@ -168,6 +167,22 @@ mod tests {
         drop(open);
         let later = load.report(0, now + MS(90) + MEMORY).latency.unwrap();
         assert!(MS(7) < later && later < MS(8), "{later:?} is 20 ms over e");
+    }
+
+    #[test]
+    fn who_is_busy_tells_no_less_than_it_takes_when_idle() {
+        let now = Instant::now();
+        let load = Arc::new(ServedLoad::new(now));
+        let open = load.begin(now);
+        load.begin(now).answered(now + MS(250));
+        drop(open);
+        let later = now + 3 * MEMORY;
+        load.begin(later - MS(100)).answered(later);
+        let busy = load.begin(later);
+        let seen = load.report(0, later);
+        assert_eq!((seen.in_flight, seen.latency), (Some(1), Some(MS(100))));
+        drop(busy);
+        assert_eq!(load.report(0, later).latency, Some(MS(100)));
     }
 
     #[test]

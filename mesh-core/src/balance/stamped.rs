@@ -36,19 +36,40 @@ impl Stamped {
         self.0.store(pack(value, now), Ordering::Relaxed);
     }
 
-    pub(super) fn clear(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
     /// Replaces the number by what `next` makes of it and its age; concurrent updates are all seen.
     pub(super) fn update(&self, now: u32, next: impl Fn(Option<(f32, u32)>) -> f32) {
+        self.change(now, |old| Change::Renew(next(old)));
+    }
+
+    /// Does with the number what `next` makes of it and its age; concurrent changes are all seen. False: it was kept.
+    #[inline]
+    pub(super) fn change(&self, now: u32, next: impl Fn(Option<(f32, u32)>) -> Change) -> bool {
         let mut old = self.0.load(Ordering::Relaxed);
-        while let Err(other) =
-            self.0.compare_exchange_weak(old, pack(next(unpack(old, now)), now), Ordering::Relaxed, Ordering::Relaxed)
-        {
-            old = other;
+        loop {
+            let new = match next(unpack(old, now)) {
+                Change::Keep => return false,
+                Change::Clear => 0,
+                Change::Adjust(value) => pack(value, old as u32),
+                Change::Renew(value) => pack(value, now),
+            };
+            match self.0.compare_exchange_weak(old, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(other) => old = other,
+            }
         }
     }
+}
+
+/// What becomes of a number.
+pub(super) enum Change {
+    /// Nothing.
+    Keep,
+    /// It is forgotten.
+    Clear,
+    /// Another one takes its place, as if set when it was.
+    Adjust(f32),
+    /// Another one takes its place, set now.
+    Renew(f32),
 }
 
 fn pack(value: f32, now: u32) -> u64 {
