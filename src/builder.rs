@@ -302,7 +302,7 @@ impl MeshBuilder {
         let others: Vec<(String, FileWatcher)> = others.map(|(name, files)| (name.to_owned(), files.clone())).collect();
         let Some(bootstrap) = config.bootstrap else {
             let parts = Parts::without_control_plane(runtime, crypto, metrics, self.resolver, TargetSource::alone());
-            let parts = Parts { adjust: self.client, ..parts };
+            let parts = Parts { adjust: self.client, number: config.client_number, ..parts };
             let mut inner = parts.join(config.workload, config.service_account, config.locality, None, Vec::new());
             inner.pod_ip = pod_ip;
             return with_debug(inner, debug).await;
@@ -355,8 +355,9 @@ impl MeshBuilder {
 
         let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
         let load = Some(load);
-        let (inbound, adjust) = (xds, self.balancers.then(self.client));
-        let parts = Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust };
+        let (inbound, adjust, number) = (xds, self.balancers.then(self.client), config.client_number);
+        let parts =
+            Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust, number };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
         (inner.pod_ip, inner.listeners) = (pod_ip, listeners);
@@ -392,6 +393,8 @@ struct Parts {
     destinations: Arc<dyn DestinationSource>,
     inbound: Arc<dyn InboundSource>,
     adjust: Option<Adjust>,
+    /// Which of its fleet this process is.
+    number: Option<u64>,
 }
 
 impl Parts {
@@ -404,7 +407,7 @@ impl Parts {
     ) -> Self {
         let (identities, inbound) = (Identities::new(Watched::fixed(None), []), Arc::new(Passthrough));
         let (load, destinations) = (None, Arc::new(destinations) as _);
-        Self { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust: None }
+        Self { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust: None, number: None }
     }
 
     fn join(
@@ -464,6 +467,9 @@ impl Parts {
         }
         if let Some(load) = &self.load {
             client = client.load(load.clone());
+        }
+        if let Some(number) = self.number {
+            client = client.number(number);
         }
         match &self.adjust {
             Some(Adjust(adjust)) => adjust(client).build(),

@@ -64,6 +64,10 @@ pub struct MeshConfig {
     pub service_account: String,
     /// `MESH_LOCALITY` = `region/zone/subzone`; default unknown.
     pub locality: Locality,
+    /// `MESH_CLIENT_NUMBER`: which of its fleet this process is, counted from 0, where clients use a part of the endpoints each
+    /// ([`ClientBuilder::number`](mesh_client::ClientBuilder::number)). Default: what a StatefulSet says, by the label
+    /// `apps.kubernetes.io/pod-index` or the number at the end of `POD_NAME`; else unknown.
+    pub client_number: Option<u64>,
     /// `POD_IP`: where others reach a listener that is bound to every interface. Default: unknown.
     pub pod_ip: Option<IpAddr>,
     /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
@@ -98,7 +102,7 @@ pub struct InvalidConfig {
 pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     "MESH_CONTROL_PLANE",
     "MESH_CONTROL_PLANE_ID",
     "MESH_ROOT_CERT",
@@ -114,6 +118,7 @@ const KNOWN: [&str; 15] = [
     "MESH_SNAPSHOT_KEY",
     "MESH_OTHER_LISTENERS",
     "MESH_ALLOWED_LISTENERS",
+    "MESH_CLIENT_NUMBER",
 ];
 
 impl MeshConfig {
@@ -136,6 +141,7 @@ impl MeshConfig {
             return Err(invalid("MESH_LOCALITY", reason));
         }
         let locality = Locality::parse(&locality);
+        let client_number = client_number(vars, &labels)?;
         let workload = workload(vars, namespace, labels);
         let proof = match (vars.var("MESH_JOIN_TOKEN"), vars.var("MESH_JOIN_TOKEN_FILE")) {
             (Some(token), _) => Some(JoinToken::Text(token)),
@@ -181,6 +187,7 @@ impl MeshConfig {
             workload,
             service_account,
             locality,
+            client_number,
             pod_ip,
             debug_address,
             snapshot,
@@ -268,6 +275,18 @@ fn labels(vars: &dyn Vars) -> Result<BTreeMap<String, String>, InvalidConfig> {
             Ok((key.trim().to_owned(), value.trim().to_owned()))
         })
         .collect()
+}
+
+/// Which of its fleet this process is, if it is one of a StatefulSet's or somebody says so.
+fn client_number(vars: &dyn Vars, labels: &BTreeMap<String, String>) -> Result<Option<u64>, InvalidConfig> {
+    if let Some(text) = vars.var("MESH_CLIENT_NUMBER") {
+        let wrong = |_| invalid("MESH_CLIENT_NUMBER", format!("{text:?} is not a number: give this client's, from 0"));
+        return text.parse().map(Some).map_err(wrong);
+    }
+    let index = labels.get("apps.kubernetes.io/pod-index").and_then(|index| index.parse().ok());
+    // A ReplicaSet's Pods end in five letters or digits that say nothing.
+    let ordinal = || vars.var("POD_NAME")?.rsplit_once('-')?.1.parse::<u64>().ok().filter(|ordinal| *ordinal < 10_000);
+    Ok(index.or_else(ordinal))
 }
 
 /// Telemetry identity in the order Istio takes it (canonical-name, then `app.kubernetes.io/name`, then `app`).
@@ -585,6 +604,21 @@ mod tests {
         assert!(lasting(&[plane[0], plane[1], ("POD_NAME", "reviews-v1-x")]));
         let json = r#"{"xds_servers": [{"server_uri": "x:1", "channel_creds": [{"type": "insecure"}]}], "node": {"id": "me"}}"#;
         assert!(lasting(&[("GRPC_XDS_BOOTSTRAP_CONFIG", json)]));
+    }
+
+    #[test]
+    fn a_client_knows_its_number_by_its_variable_its_label_or_its_name() {
+        let number = |vars: &[(&'static str, &'static str)]| {
+            let plane = [("MESH_CONTROL_PLANE", "istiod:15010"), ("MESH_ROOT_CERT", "/root.pem")];
+            MeshConfig::from_vars(&given(&[&plane, vars].concat())).map(|config| config.client_number)
+        };
+        let (pod, label) = (("POD_NAME", "kafka-12"), ("MESH_LABELS", "apps.kubernetes.io/pod-index=7"));
+        assert_eq!(number(&[("MESH_CLIENT_NUMBER", "3"), label, pod]).unwrap(), Some(3));
+        assert_eq!((number(&[label, pod]).unwrap(), number(&[pod]).unwrap()), (Some(7), Some(12)));
+        for nobody in ["web-5d4f8c7b9-24689", "web-5d4f8c7b9-x2bcd", "web", "4"] {
+            assert_eq!(number(&[("POD_NAME", nobody)]).unwrap(), None, "{nobody}");
+        }
+        assert_eq!(number(&[("MESH_CLIENT_NUMBER", "-1"), pod]).unwrap_err().variable, "MESH_CLIENT_NUMBER");
     }
 
     #[test]

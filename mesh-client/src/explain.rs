@@ -25,7 +25,7 @@ use crate::error::Cause;
 use crate::outbound::composite::Draws;
 use crate::outbound::head::Head;
 use crate::outbound::trace::Trace;
-use crate::outbound::{header_policies, unsupported};
+use crate::outbound::{destination, header_policies, unsupported};
 use crate::router::{Choice, Plan, Retries, Router, Slot};
 
 /// How far the configuration of a destination is.
@@ -116,8 +116,8 @@ pub struct RetryExplanation {
     pub most: Option<u32>,
     /// Whether gRPC's retry tokens of the destination allow one now; `None` = it has none.
     pub tokens: Option<bool>,
-    /// Whether Linkerd's budget of the destination must have one left for each.
-    pub budgeted: bool,
+    /// Whether Linkerd's budget of the destination has one left now; `None` = it has no budget.
+    pub budget: Option<bool>,
     /// Which outcomes they are for, and everything else about them.
     pub policy: RetryPolicy,
 }
@@ -295,9 +295,14 @@ pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
 }
 
 pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Request<()>) -> Explanation {
-    let (mut explanation, found) = standing(destinations.of(request.uri(), request.headers()));
+    let mut parts = Request::new(()).into_parts().0;
+    parts.method = request.method().clone();
+    parts.uri = request.uri().clone();
+    parts.headers = request.headers().clone();
+    let head = Head::new(parts);
+    let (mut explanation, found) = standing(destination(destinations, None, &head));
     if let Some((router, destination)) = found {
-        explain_route(env, &router, &destination, request, &mut explanation);
+        explain_route(env, &router, &destination, head, &mut explanation);
     }
     explanation
 }
@@ -307,7 +312,7 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
     let Some((router, destination)) = found else { return explanation };
     let Some(tcp) = router.tcp() else {
         // Without routes of their own, raw connections go where this goes.
-        explain_route(env, &router, &destination, &Request::new(()), &mut explanation);
+        explain_route(env, &router, &destination, Head::new(Request::new(()).into_parts().0), &mut explanation);
         return explanation;
     };
     explanation.clusters = tcp.map(|(name, weight, slot)| option(env, weight, name, slot)).collect();
@@ -408,18 +413,7 @@ fn refusal(cluster: &Backend, high: bool) -> Option<Cause> {
     dropped.or_else(|| cluster.refuses(high))
 }
 
-fn explain_route(
-    env: &Env,
-    router: &Router,
-    destination: &Destination,
-    request: &Request<()>,
-    explanation: &mut Explanation,
-) {
-    let mut parts = Request::new(()).into_parts().0;
-    parts.method = request.method().clone();
-    parts.uri = request.uri().clone();
-    parts.headers = request.headers().clone();
-    let mut head = Head::new(parts);
+fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head: Head, explanation: &mut Explanation) {
     head.goes_to(destination);
     let draw = || env.draw_million();
     let walk = router.table().explain(&head.view(&draw));
@@ -506,7 +500,7 @@ fn explain_retry(
         in_flight,
         most,
         tokens: router.tokens().map(|tokens| tokens.allows()),
-        budgeted: router.budget().is_some(),
+        budget: router.budget().map(|budget| budget.allows(Instant::now())),
         policy: retries.policy.clone(),
     }
 }

@@ -50,9 +50,22 @@ impl<'t> Said<'t> {
     }
 }
 
+/// A WebSocket begins as a request of HTTP: `ws` is `http` and `wss` is `https` (RFC 6455, section 3).
+fn ordinary(uri: Uri) -> Uri {
+    let scheme = match uri.scheme() {
+        Some(scheme) if scheme.as_str().eq_ignore_ascii_case("ws") => Scheme::HTTP,
+        Some(scheme) if scheme.as_str().eq_ignore_ascii_case("wss") => Scheme::HTTPS,
+        _ => return uri,
+    };
+    let mut parts = uri.into_parts();
+    parts.scheme = Some(scheme);
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
 impl Head {
     pub(crate) fn new(parts: request::Parts) -> Self {
         let request::Parts { method, uri, headers, extensions, .. } = parts;
+        let uri = ordinary(uri);
         let protocol = extensions.get::<Protocol>().cloned();
         let host = HeaderValue::from_static("");
         let (kept, is_kept, taken) = (SmallVec::new(), false, false);
@@ -122,6 +135,11 @@ impl Head {
 
     pub(crate) fn scheme(&self) -> &str {
         self.uri.scheme_str().unwrap_or("http")
+    }
+
+    /// The scheme, if it is none of HTTP's: whether it is to be encrypted nobody knows.
+    pub(crate) fn foreign_scheme(&self) -> Option<&Scheme> {
+        self.uri.scheme().filter(|scheme| **scheme != Scheme::HTTP && **scheme != Scheme::HTTPS)
     }
 
     /// Whether it is to travel over TLS. Without a scheme policy alone says so.

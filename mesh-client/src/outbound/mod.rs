@@ -108,12 +108,25 @@ pub(crate) async fn send(
     }
 }
 
-fn find(destinations: &Arc<Destinations>, to: Option<&Target>, head: &Head) -> Result<Arc<Destination>, Error> {
-    let found = match to {
+/// Where a request goes: `to`, or where its head says.
+pub(crate) fn destination(
+    destinations: &Arc<Destinations>,
+    to: Option<&Target>,
+    head: &Head,
+) -> Result<Arc<Destination>, Cause> {
+    if let Some(scheme) = head.foreign_scheme() {
+        let why = format!("the scheme {scheme:?} is none of HTTP's: it is to be http or https, ws or wss, or left out");
+        return Err(Cause::BadTarget(why));
+    }
+    match to {
         Some(target) => destinations.to(target),
         None => destinations.of(head.uri(), &head.headers),
-    };
-    found.map_err(|cause| Error::new(head.uri().authority().map_or("(none)", |a| a.as_str()), cause, 0))
+    }
+}
+
+fn find(destinations: &Arc<Destinations>, to: Option<&Target>, head: &Head) -> Result<Arc<Destination>, Error> {
+    destination(destinations, to, head)
+        .map_err(|cause| Error::new(head.uri().authority().map_or("(none)", |a| a.as_str()), cause, 0))
 }
 
 /// Whether a request is gRPC, and the time it says it has, each kind by a header of its own: one walk, for a request

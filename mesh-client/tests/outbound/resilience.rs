@@ -131,6 +131,8 @@ async fn a_request_whose_http2_connection_breaks_goes_elsewhere_if_policy_says_s
         for _ in 0..4 {
             fetch(&client, "/").await.unwrap();
         }
+        let explained = client.explain(&Request::get(format!("http://{TARGET}/")).body(()).unwrap());
+        assert_eq!(explained.retry.and_then(|retry| retry.budget), budget.map(|retries| retries > 0));
         let before = one.requests();
         // At the same one it would break again.
         one.script([Behaviour::CloseConnection; 2]);

@@ -225,7 +225,7 @@ async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
     let told = client.explain(&request);
     assert_eq!((told.state, told.error), (DestinationPhase::Ready, None));
     let retry = told.retry.unwrap();
-    assert_eq!((retry.attempts, retry.budgeted), (2, false));
+    assert_eq!((retry.attempts, retry.budget), (2, None));
     assert_eq!(retry.waits, [Duration::from_millis(1), Duration::from_millis(2)], "the longest they may be");
     let endpoint = &told.clusters[0].cluster.endpoints[0];
     assert_eq!((endpoint.address.to_string(), endpoint.in_flight), (server.address().to_string(), 0));

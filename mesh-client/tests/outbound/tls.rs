@@ -232,16 +232,28 @@ async fn what_asks_for_https_never_goes_out_in_plaintext() {
         let retries = retrying(2, RetryOn { connect_failure: true, ..RetryOn::default() });
         let source = FixedSource::of(TARGET, snapshot_with(forward_with(Some(retries)), without, &[&plain]));
         let client = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build();
-        let error = send(&client, "https").await.unwrap_err();
-        let seen = (error.code(), error.blame(), error.retry(), error.attempts());
-        assert_eq!(seen, (Code::HTTPS_TO_PLAINTEXT, Blame::Configuration, Retry::Never, 1));
-        assert!(error.to_string().contains("scheme is https"), "{error}");
+        for scheme in ["https", "wss", "WSS"] {
+            let error = send(&client, scheme).await.unwrap_err();
+            let seen = (error.code(), error.blame(), error.retry(), error.attempts());
+            assert_eq!(seen, (Code::HTTPS_TO_PLAINTEXT, Blame::Configuration, Retry::Never, 1), "{scheme}");
+            assert!(error.to_string().contains("scheme is https"), "{error}");
+        }
+        // Nobody knows of these.
+        for scheme in ["ftp", "grpcs", "unix"] {
+            let error = send(&client, scheme).await.unwrap_err();
+            assert_eq!((error.code(), error.blame()), (Code::BAD_TARGET, Blame::Caller), "{scheme}");
+            assert!(error.to_string().contains(&format!("{scheme:?} is none of HTTP's")), "{error}");
+        }
     }
     assert_eq!((plain.connections(), plain.requests()), (0, 0));
     // The controls: plaintext for whoever asks for no more, and TLS where policy has some.
-    assert_eq!(send(&builder(auto(), &plain).build(), "http").await.unwrap(), 200);
+    for scheme in ["http", "ws"] {
+        assert_eq!(send(&builder(auto(), &plain).build(), scheme).await.unwrap(), 200);
+    }
     let client = builder(auto(), &secure).identity(ca.watched("default", "web")).build();
-    assert_eq!(send(&client, "https").await.unwrap(), 200);
+    for scheme in ["https", "wss"] {
+        assert_eq!(send(&client, scheme).await.unwrap(), 200);
+    }
 }
 
 #[tokio::test]
