@@ -22,11 +22,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::Io;
+use mesh_core::balance::ServedLoad;
+use mesh_core::orca;
 use mesh_core::policy::{Address, Endpoint};
 use parking_lot::Mutex;
 use tokio::io::DuplexStream;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
 
 use crate::pipe::Pipe;
 
@@ -47,6 +50,8 @@ pub(crate) struct Manner {
     pub(crate) even: bool,
     /// Requests in hand, those in line among them; what is beyond is refused at once.
     pub(crate) most: usize,
+    /// After which it answers 504 itself. The work goes on.
+    pub(crate) patience: Option<Duration>,
     /// Share of the requests that are answered 503 at once.
     pub(crate) failing: f64,
     /// Whether and how connections are taken.
@@ -55,7 +60,8 @@ pub(crate) struct Manner {
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { time: Duration::from_millis(5), even: false, most: usize::MAX, failing: 0.0, door: Door::Open }
+        let (time, door) = (Duration::from_millis(5), Door::Open);
+        Self { time, even: false, most: usize::MAX, patience: None, failing: 0.0, door }
     }
 }
 
@@ -75,6 +81,7 @@ pub(crate) struct Server {
     manner: Mutex<Manner>,
     places: Semaphore,
     in_hand: AtomicUsize,
+    load: Arc<ServedLoad>,
     random: Mutex<fastrand::Rng>,
     handler: Option<Handler>,
     wire: Wire,
@@ -109,7 +116,7 @@ impl Server {
         change(&mut self.manner.lock());
     }
 
-    /// Requests that reached it.
+    /// Requests that reached it; who asks for its load is none.
     pub(crate) fn seen(&self) -> u64 {
         self.seen.load(Relaxed)
     }
@@ -145,18 +152,26 @@ impl Server {
         std::mem::take(&mut *self.silent.lock()).store(true, Relaxed);
     }
 
+    /// What it tells of its load, as a server of ours does: requests that their callers gave up count no more.
+    fn tell(&self) -> Response<AnyBody> {
+        let mut response = plain(StatusCode::NO_CONTENT);
+        response.headers_mut().insert(&orca::BINARY, orca::value(&self.load.report(0, Instant::now())));
+        response
+    }
+
     /// Works on one request as the server's manner says. The work goes on when the client gives up, as that of most
     /// servers does: that is what makes overload last.
     async fn work(self: Arc<Self>) -> StatusCode {
-        let (time, most, failing) = {
+        let (time, most, failing, patience) = {
             let (manner, mut random) = (self.manner.lock(), self.random.lock());
             let factor = if manner.even { 1.0 } else { -(1.0 - random.f64()).ln() };
-            (manner.time.mul_f64(factor), manner.most, random.f64() < manner.failing)
+            (manner.time.mul_f64(factor), manner.most, random.f64() < manner.failing, manner.patience)
         };
         if failing || self.in_hand.load(Relaxed) >= most {
             return StatusCode::SERVICE_UNAVAILABLE;
         }
         self.in_hand.fetch_add(1, Relaxed);
+        let serving = self.load.begin(Instant::now());
         let (done, is_done) = oneshot::channel();
         tokio::spawn(async move {
             {
@@ -166,11 +181,18 @@ impl Server {
             self.in_hand.fetch_sub(1, Relaxed);
             let _ = done.send(());
         });
-        let _ = is_done.await;
+        // Longer than any test.
+        if timeout(patience.unwrap_or(Duration::from_secs(1 << 30)), is_done).await.is_err() {
+            return StatusCode::GATEWAY_TIMEOUT;
+        }
+        serving.answered(Instant::now());
         StatusCode::OK
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<AnyBody>, Infallible> {
+        if request.uri().path() == orca::PROBE_PATH {
+            return Ok(self.tell());
+        }
         self.seen.fetch_add(1, Relaxed);
         let name = self.index.into();
         let mut response = match &self.handler {
@@ -187,7 +209,11 @@ impl Server {
 
     /// The same as the answer to a gRPC call: its status is at its end, or in its head where there are no trailers.
     fn grpc(&self, status: StatusCode) -> Response<AnyBody> {
-        let status = HeaderValue::from(if status == StatusCode::OK { 0 } else { 14 });
+        let status = HeaderValue::from(match status {
+            StatusCode::OK => 0,
+            StatusCode::GATEWAY_TIMEOUT => 4,
+            _ => 14,
+        });
         let end = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), status)]);
         let mut response = match self.wire {
             Wire::Http1 => {
@@ -281,6 +307,7 @@ impl Fleet {
             manner: Mutex::new(manner.clone()),
             places: Semaphore::new(places),
             in_hand: AtomicUsize::new(0),
+            load: Arc::new(ServedLoad::new(Instant::now())),
             random: Mutex::new(fastrand::Rng::with_seed(fastrand::u64(..))),
             handler: handler.clone(),
             wire,

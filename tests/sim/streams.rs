@@ -583,8 +583,8 @@ fn whenever_one_falls_silent_without_pings_and_ejection_it_goes_on_r23() {
     fails_for_some_seed(|| one_falls_silent(false));
 }
 
-/// One of two to four servers takes requests and answers none, and a try has so much time. Of the fifteen requests a second of
-/// the next ten seconds few go there.
+/// One of two to four servers takes requests and answers none, or that it is too late, and a try has so much time. Of the
+/// fifteen requests a second of the next ten seconds few go there.
 async fn one_answers_nothing(balancer: Balancer) -> Verdict {
     let (mut policy, wire) = either(fastrand::bool());
     policy.cluster.balancer = balancer;
@@ -593,19 +593,43 @@ async fn one_answers_nothing(balancer: Balancer) -> Verdict {
     let fleet = Fleet::of(fastrand::usize(2..=4), 8, &Manner::default(), wire, None);
     let (client, _source) = client(&fleet, &policy);
     let silent = fleet.server(fastrand::usize(..fleet.len()));
-    silent.change(|manner| (manner.time, manner.even) = (3600 * SECOND, true));
+    let patience = fastrand::bool().then(|| per_try.mul_f64(0.5 + fastrand::f64() / 3.0));
+    silent.change(|manner| (manner.time, manner.even, manner.patience) = (3600 * SECOND, true, patience));
+    let took = patience.unwrap_or(per_try);
     let records = run(&client, 15.0, 10 * SECOND).await;
     ensure(records.iter().all(|record| record.outcome.is_ok()), || format!("{:?}", failures(&records)))?;
     // It is left alone twice as long each time, up to five seconds, and asked by one or a few when that is over.
-    let times = (10.0 / per_try.as_secs_f64()).log2() + 2.0;
+    let times = (10.0 / took.as_secs_f64()).log2() + 2.0;
     let (seen, all) = (silent.seen(), records.len());
-    let what = || format!("{seen} of {all} in vain for {per_try:?} each, {} servers, {wire:?}", fleet.len());
+    let what = || format!("{seen} of {all} in vain for {took:?} each, {} servers, {wire:?}", fleet.len());
     ensure(seen as f64 <= 1.5 * times, what)
 }
 
 #[test]
 fn whoever_answers_nothing_is_asked_less_and_less_r23() {
     holds_for_each_seed(|| one_answers_nothing(one_of(&[Balancer::least_request(), Balancer::PeakEwma])));
+}
+
+#[test]
+fn it_is_told_for_how_long_who_was_late_is_passed_over() {
+    each_seed(1, || async {
+        let (half, fleet) = (SECOND / 2, Fleet::new(1, 1, &Manner::default()));
+        let (client, _source) = client(&fleet, &Policy::default().retrying(0, Some(half)));
+        let told = || {
+            let endpoint = &client.dump().destinations[0].clusters[0].endpoints[0];
+            (endpoint.late.map(|time| time.as_millis()), endpoint.failure_penalty)
+        };
+        get(&client).await.unwrap();
+        assert_eq!(told(), (None, 1.0));
+        fleet.server(0).change(|manner| (manner.time, manner.even) = (3600 * SECOND, true));
+        assert!(get(&client).await.is_err());
+        assert_eq!(told(), (Some(500), 16.0));
+        clock::pass(half / 5).await;
+        assert_eq!(told(), (Some(400), 16.0));
+        clock::pass(half).await;
+        let (late, penalty) = told();
+        assert!(late.is_none() && penalty < 2.0, "{late:?}, {penalty}");
+    });
 }
 
 /// Control run: by turns.
