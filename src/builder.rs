@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -382,6 +383,12 @@ pub(crate) fn disabled() -> Result<Mesh, StartError> {
     Ok(Mesh::from_inner(parts.join(Workload::default(), account, Locality::default(), None, Vec::new())))
 }
 
+/// A client's number in its fleet, with the fleet above it: those of others have other parts of a cluster, however few they are.
+fn in_fleet(number: u32, workload: &Workload) -> u64 {
+    let fleet = BuildHasherDefault::<DefaultHasher>::default().hash_one((&workload.namespace, &workload.name));
+    (fleet << 32) | u64::from(number)
+}
+
 /// What every mesh is made of.
 struct Parts {
     runtime: ControlRuntime,
@@ -394,7 +401,7 @@ struct Parts {
     inbound: Arc<dyn InboundSource>,
     adjust: Option<Adjust>,
     /// Which of its fleet this process is.
-    number: Option<u64>,
+    number: Option<u32>,
 }
 
 impl Parts {
@@ -469,7 +476,7 @@ impl Parts {
             client = client.load(load.clone());
         }
         if let Some(number) = self.number {
-            client = client.number(number);
+            client = client.number(in_fleet(number, workload));
         }
         match &self.adjust {
             Some(Adjust(adjust)) => adjust(client).build(),

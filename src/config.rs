@@ -67,7 +67,7 @@ pub struct MeshConfig {
     /// `MESH_CLIENT_NUMBER`: which of its fleet this process is, counted from 0, where clients use a part of the endpoints each
     /// ([`ClientBuilder::number`](mesh_client::ClientBuilder::number)). Default: what a StatefulSet says, by the label
     /// `apps.kubernetes.io/pod-index` or the number at the end of `POD_NAME`; else unknown.
-    pub client_number: Option<u64>,
+    pub client_number: Option<u32>,
     /// `POD_IP`: where others reach a listener that is bound to every interface. Default: unknown.
     pub pod_ip: Option<IpAddr>,
     /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
@@ -278,14 +278,14 @@ fn labels(vars: &dyn Vars) -> Result<BTreeMap<String, String>, InvalidConfig> {
 }
 
 /// Which of its fleet this process is, if it is one of a StatefulSet's or somebody says so.
-fn client_number(vars: &dyn Vars, labels: &BTreeMap<String, String>) -> Result<Option<u64>, InvalidConfig> {
+fn client_number(vars: &dyn Vars, labels: &BTreeMap<String, String>) -> Result<Option<u32>, InvalidConfig> {
     if let Some(text) = vars.var("MESH_CLIENT_NUMBER") {
         let wrong = |_| invalid("MESH_CLIENT_NUMBER", format!("{text:?} is not a number: give this client's, from 0"));
         return text.parse().map(Some).map_err(wrong);
     }
     let index = labels.get("apps.kubernetes.io/pod-index").and_then(|index| index.parse().ok());
     // A ReplicaSet's Pods end in five letters or digits that say nothing.
-    let ordinal = || vars.var("POD_NAME")?.rsplit_once('-')?.1.parse::<u64>().ok().filter(|ordinal| *ordinal < 10_000);
+    let ordinal = || vars.var("POD_NAME")?.rsplit_once('-')?.1.parse::<u32>().ok().filter(|ordinal| *ordinal < 10_000);
     Ok(index.or_else(ordinal))
 }
 

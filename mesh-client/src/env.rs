@@ -45,9 +45,9 @@ pub(crate) struct Env {
     pub(crate) epoch: Instant,
     /// Pickers of the application's own.
     pub(crate) picker: Option<Arc<MakePicker>>,
-    /// Which of its fleet this client is, for subsetting.
+    /// Which of its fleet this client is, for deterministic subsetting.
     pub(crate) number: u64,
-    /// One random number for this client's life, to hash by (gRFC A42).
+    /// One random number for this client's life, to hash by (gRFC A42), and for random subsetting (gRFC A68).
     pub(crate) channel_id: u64,
 }
 
@@ -115,6 +115,15 @@ impl Default for Limits {
 }
 
 impl Env {
+    /// What tells this client from others for subsetting.
+    pub(crate) fn subsetter(&self, balancer: &Balancer) -> u64 {
+        match balancer {
+            // Numbers begin with 0 in every fleet: by them all fleets would have the same parts.
+            Balancer::RandomSubsetting { .. } => self.channel_id,
+            _ => self.number,
+        }
+    }
+
     /// A uniform number below `below`.
     pub(crate) fn draw(&self, below: u64) -> u64 {
         (self.random)(below)

@@ -386,8 +386,7 @@ impl Router {
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
-        let source = Trace::begin().source();
-        let input = HashInput { headers: &headers, query: "", source, channel_id: env.channel_id };
+        let input = HashInput { headers: &headers, query: "", source: None, channel_id: env.channel_id };
         let hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
         Ok(Raw { cluster: chosen.cluster, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }

@@ -295,10 +295,10 @@ fn who_is_late_as_another_try_succeeds_is_late() {
     let ms = Duration::from_millis;
     in_every_order(move || {
         let load = Arc::<Load>::default();
-        load.ended_late(ms(200), ms(200), ms(1000));
+        load.late(ms(200), ms(1000));
         let succeeding = load.clone();
         let other = thread::spawn(move || succeeding.succeeded(ms(1), ms(1999)));
-        load.ended_late(ms(1), ms(1), ms(2000));
+        load.late(ms(1), ms(2000));
         other.join().expect("a thread of a test does not panic");
         let late = load.late_for(ms(2000)).map(|time| time.as_millis());
         assert_eq!(late, Some(300), "twice as long, less a quarter");

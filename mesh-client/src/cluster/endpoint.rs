@@ -77,7 +77,6 @@ impl Endpoint {
             started,
             began,
             measured: false,
-            head_after: 0,
             issued: None,
             watched,
             limit: None,
@@ -157,8 +156,6 @@ pub(crate) struct Attempt {
     // The same by the load's clock.
     began: Duration,
     measured: bool,
-    // Milliseconds from the begin to the head of an answer that is no failure.
-    head_after: u32,
     // Counted for the control plane.
     issued: Option<Issued>,
     watched: Option<Watched>,
@@ -324,7 +321,6 @@ impl Attempt {
     fn succeeded(&mut self) {
         self.measured = true;
         let (took, now) = self.clock();
-        self.head_after = took.as_millis() as u32;
         self.in_flight.load().succeeded(took, now);
     }
 
@@ -335,15 +331,12 @@ impl Attempt {
         // Overload ends so. Who says it early on, unlike who did so after most of the time there was, is as fast and idle as
         // others that fail.
         let late = for_time && self.limit.is_some_and(|at| took >= at.saturating_duration_since(self.started) / 2);
-        // The latency is that of the head: what came after may have been a stream of hours.
         match (std::mem::replace(&mut self.measured, true), late) {
             (false, false) => load.failed(took, now),
             (false, true) => load.late(took, now),
-            (true, false) => load.failed_late(now),
-            (true, true) => {
-                let head_after = Duration::from_millis(self.head_after.into());
-                load.ended_late(took, took.saturating_sub(head_after), now);
-            }
+            // The latency is that of the head, what came after may have been a stream of hours, and whoever sends the head
+            // at once looks fast and idle.
+            (true, _) => load.failed_late(now),
         }
         self.judge(false);
     }
@@ -417,7 +410,6 @@ mod tests {
             started: now,
             began: Duration::from_secs(1),
             measured: false,
-            head_after: 0,
             issued: None,
             watched: None,
             limit: None,
@@ -565,7 +557,7 @@ mod tests {
             ("504", true, &|a| a.answered(StatusCode::GATEWAY_TIMEOUT, &HeaderMap::new(), false)),
             ("504 for gRPC", true, &|a| a.answered(StatusCode::GATEWAY_TIMEOUT, &HeaderMap::new(), true)),
             ("gRPC status 4 at once", true, &|a| a.answered(StatusCode::OK, &status(4), true)),
-            ("gRPC status 4", true, &|a| {
+            ("gRPC status 4 after a head", false, &|a| {
                 a.answered(StatusCode::OK, &HeaderMap::new(), true);
                 a.ended(4);
             }),
@@ -592,24 +584,6 @@ mod tests {
                 let later = load.failure_penalty(now + after + TICK);
                 assert_eq!(later < 2.0, late, "{name} after {after:?}, {limited}: {later}");
             }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_that_ends_for_lack_of_time_is_late_since_its_head() {
-        let second = Duration::from_secs(1);
-        for answers in [false, true] {
-            let load = Arc::<Load>::default();
-            let mut own = attempt(&load);
-            own.limit(Some(own.started() + 10 * second), false);
-            tokio::time::advance(second).await;
-            own.answered(StatusCode::OK, &HeaderMap::new(), true);
-            tokio::time::advance(8 * second).await;
-            if answers {
-                load.succeeded(second, 9 * second);
-            }
-            own.ended(4);
-            assert_eq!(load.late_for(10 * second).is_some(), !answers);
         }
     }
 

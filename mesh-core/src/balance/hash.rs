@@ -41,8 +41,8 @@ pub struct HashInput<'a> {
     pub headers: &'a HeaderMap,
     /// Its query without the `?`; may be empty.
     pub query: &'a str,
-    /// Address of whoever sent the request for which it is sent; `None` = it is sent for none, or nobody knows: then there is
-    /// no such thing to hash, as in Envoy without a downstream address.
+    /// Address of whoever sent the request for which it is sent; `None` = it is sent for none, or nobody knows: then this
+    /// client is its source, as the one application behind a sidecar is.
     pub source: Option<IpAddr>,
     /// One random number for the life of the client.
     pub channel_id: u64,
@@ -127,7 +127,10 @@ impl Source {
             },
             Self::Query(name) => first_value(input.query, name).map(|value| hash_of(&decode(value))),
             // One caller, over whichever family of addresses its connection was accepted.
-            Self::Caller => input.source.map(|address| hash_of(address.to_canonical().to_string().as_bytes())),
+            Self::Caller => {
+                let of = |address: IpAddr| hash_of(address.to_canonical().to_string().as_bytes());
+                Some(input.source.map_or(input.channel_id, of))
+            }
             Self::ChannelId => Some(input.channel_id),
         }
     }
@@ -214,7 +217,7 @@ mod tests {
             (HashSource::Query("k".into()), &[], "a=b&k=o%6ee&k=two", of("one")),
             (HashSource::Query("k".into()), &[], "a=k", None),
             (HashSource::ChannelId, &[], "", Some(99)),
-            (HashSource::SourceAddress, &[], "", None),
+            (HashSource::SourceAddress, &[], "", Some(99)),
         ] {
             let got = hash(&[policy(source.clone(), false)], headers, query);
             assert_eq!(got, Hashed { hash: want, cookies: Vec::new() }, "{source:?} {headers:?} {query}");

@@ -129,21 +129,9 @@ impl Load {
     /// two servers would be late in turn, for ever.
     pub fn late(&self, took: Duration, now: Duration) {
         self.abandoned(took, now);
-        self.pass_over(took, took, millis(now));
-    }
-
-    /// An answer whose head was counted with [`succeeded`](Self::succeeded) came to an end for lack of time, `took` after the
-    /// request and `since` its head. The same as [`late`](Self::late), but for its latency; of others that were answered
-    /// those count that were after its own head.
-    pub fn ended_late(&self, took: Duration, since: Duration, now: Duration) {
-        self.pass_over(took, since, millis(now));
-    }
-
-    /// Passes over who has answered nobody for `silent`, for as long as it `took`.
-    fn pass_over(&self, took: Duration, silent: Duration, now: u32) {
-        let (took, silent) = (took.as_secs_f32() * 1e3, silent.as_secs_f32() * 1e3);
+        let (took, now) = (took.as_secs_f32() * 1e3, millis(now));
         let answered = self.answered.load(Ordering::Relaxed);
-        if answered != 0 && is_within(silent, since(now, answered)) {
+        if answered != 0 && is_within(took, since(now, answered)) {
             return;
         }
         let begins = self.late.change(now, |old| match old {

@@ -2,7 +2,7 @@
 //! while it is served, so that trace, deadline and caller travel without the application's help.
 //!
 //! It follows the task: work moved to another task with `tokio::spawn` takes it along through
-//! [`scope`]. This is the one task-local of the library; it holds a request, never configuration.
+//! [`scope`]. This is the one thing of the library that a task has without being given it; it holds a request, never configuration.
 
 mod scope;
 mod timeout;

@@ -25,7 +25,7 @@ pin_project! {
     pub struct Scoped<F> {
         // The one around it while it is polled.
         context: Option<Arc<RequestContext>>,
-        // `None` once it was dropped, which it is inside as well.
+        // `None` once it has ended: it is dropped inside as well.
         #[pin]
         future: Option<F>,
     }
@@ -55,12 +55,14 @@ impl<F: Future> Future for Scoped<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
+        let mut this = self.project();
         let _inside = Inside::of(this.context);
-        match this.future.as_pin_mut() {
-            Some(future) => future.poll(cx),
-            None => unreachable!("it is there until it is dropped"),
+        let future = this.future.as_mut().as_pin_mut().expect("a future is not polled after its end");
+        let polled = future.poll(cx);
+        if polled.is_ready() {
+            this.future.set(None);
         }
+        polled
     }
 }
 
@@ -131,9 +133,9 @@ pub fn is_open() -> bool {
 mod tests {
     use std::future::{pending, poll_fn, ready};
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::pin::pin;
     use std::task::Waker;
 
-    use futures_util::FutureExt;
     use http::HeaderMap;
 
     use super::*;
@@ -146,12 +148,16 @@ mod tests {
         current().is_some_and(|current| Arc::ptr_eq(&current, context))
     }
 
-    /// Asserts where it is dropped.
-    struct Within<'c>(&'c Arc<RequestContext>);
+    fn polled<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
 
-    impl Drop for Within<'_> {
+    /// Asserts where it is dropped.
+    struct Within(Arc<RequestContext>);
+
+    impl Drop for Within {
         fn drop(&mut self) {
-            assert!(is(self.0), "it is dropped inside");
+            assert!(is(&self.0), "it is dropped inside");
         }
     }
 
@@ -163,10 +169,9 @@ mod tests {
             let mut context = Some(inner.clone());
             let called = enter(&mut context, || {
                 assert!(is(&inner));
-                let end = Within(&inner);
+                let end = Within(inner.clone());
                 poll_fn(move |_| {
-                    let _ = &end;
-                    assert!(is(&inner));
+                    assert!(is(&end.0));
                     Poll::<()>::Pending
                 })
             });
@@ -175,7 +180,7 @@ mod tests {
             within.await;
         }));
         for _ in 0..2 {
-            assert!(nested.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(polled(nested.as_mut()).is_pending());
             assert!(!is_open(), "not outside");
         }
         drop(nested);
@@ -186,19 +191,18 @@ mod tests {
     #[test]
     fn what_answers_or_panics_leaves_the_one_around_it() {
         let (outer, inner) = (context(), context());
-        scope(outer.clone(), async {
+        let inside = scope(outer.clone(), async {
             assert_eq!(scope(inner.clone(), ready(7)).await, 7);
             assert!(is(&outer));
-            let panics = scope(inner.clone(), async { panic!("as ordered") });
-            assert!(AssertUnwindSafe(panics).catch_unwind().await.is_err() && is(&outer));
+            let mut panics = pin!(scope(inner.clone(), poll_fn(|_| -> Poll<()> { panic!("as ordered") })));
+            let poll = || polled(panics.as_mut());
+            assert!(catch_unwind(AssertUnwindSafe(poll)).is_err() && is(&outer));
             let mut context = Some(inner.clone());
             let calls = || enter(&mut context, || panic!("as ordered"));
             assert!(catch_unwind(AssertUnwindSafe(calls)).is_err() && is(&outer) && context.is_some());
             drop(scope(inner.clone(), pending::<()>()));
             assert!(is(&outer));
-        })
-        .now_or_never()
-        .unwrap();
-        assert!(!is_open());
+        });
+        assert!(polled(pin!(inside)).is_ready() && !is_open());
     }
 }

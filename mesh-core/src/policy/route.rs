@@ -701,8 +701,9 @@ pub enum HashSource {
     /// A query parameter.
     Query(String),
     /// The address of whoever sent the request that is being served, for which this one is sent (Envoy
-    /// `connection_properties.source_ip`, Istio `useSourceIp`): the server's context has it. A request that is sent for
-    /// none has nothing to hash, and goes by the other policies, or anywhere.
+    /// `connection_properties.source_ip`, Istio `useSourceIp`): the server's context has it. The source of a request that is
+    /// sent for none, and of raw connections, is the client itself: all of them go to one endpoint, as those of the one
+    /// application behind a sidecar do.
     SourceAddress,
     /// One random value for the life of the channel (`io.grpc.channel_id`).
     ChannelId,

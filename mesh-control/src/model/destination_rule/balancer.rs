@@ -89,7 +89,7 @@ fn consistent_hash(spec: &ConsistentHashSpec, check: &mut Check<'_>, path: &str)
     } else {
         if source_ip {
             let message = "inside the application the source of a request is whoever sent the one that is being served: \
-                           a request that is sent for none goes anywhere, and raw connections all hash alike";
+                           those that are sent for none, and raw connections, all hash alike";
             check.warn(&format!("{path}.useSourceIp"), message);
         }
         Some(HashSource::SourceAddress)

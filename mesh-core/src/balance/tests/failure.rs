@@ -143,27 +143,11 @@ fn who_answers_others_meanwhile_is_not_late() {
 }
 
 #[test]
-fn an_answer_that_ends_for_lack_of_time_is_late_unless_others_were_answered_since_its_head() {
-    let ms = Duration::from_millis;
-    for (other, late) in [(None, Some(4)), (Some(2), Some(4)), (Some(5), None)] {
-        let load = Load::default();
-        // Its head came after a second.
-        load.succeeded(SECOND, 4 * SECOND);
-        other.iter().for_each(|at| load.succeeded(ms(50), *at * SECOND));
-        if other == Some(2) {
-            load.succeeded(SECOND, 4 * SECOND);
-        }
-        load.ended_late(4 * SECOND, 3 * SECOND, 7 * SECOND);
-        assert_eq!(load.late_for(7 * SECOND).map(|time| time.as_secs()), late, "{other:?}");
-        assert!(load.latency(7 * SECOND) <= 1e6, "the head's");
-    }
-    // A stream of hours.
+fn who_was_late_is_passed_over_for_five_seconds_at_most() {
     let load = Load::default();
-    load.ended_late(3600 * SECOND, 3600 * SECOND, 3600 * SECOND);
-    assert_eq!(load.late_for(3600 * SECOND).map(|time| time.as_secs()), Some(5));
-    assert_eq!(load.late_for(3602 * SECOND).map(|time| time.as_secs()), Some(3));
-    assert_eq!(load.late_for(3606 * SECOND), None);
-    assert_eq!(load.measured_latency(3600 * SECOND), None);
+    load.late(3600 * SECOND, 3600 * SECOND);
+    let told = |at: u32| load.late_for(at * SECOND).map(|time| time.as_secs());
+    assert_eq!((told(3600), told(3602), told(3606)), (Some(5), Some(3), None));
 }
 
 #[test]
