@@ -22,6 +22,8 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::Io;
+use mesh_core::balance::EndpointReport;
+use mesh_core::orca;
 use mesh_core::policy::{Address, Endpoint};
 use parking_lot::Mutex;
 use tokio::io::DuplexStream;
@@ -51,11 +53,14 @@ pub(crate) struct Manner {
     pub(crate) failing: f64,
     /// Whether and how connections are taken.
     pub(crate) door: Door,
+    /// It tells its load (ORCA), with answers and to those who ask for it, and this is its utilization.
+    pub(crate) utilization: Option<f64>,
 }
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { time: Duration::from_millis(5), even: false, most: usize::MAX, failing: 0.0, door: Door::Open }
+        let (even, most, failing, utilization) = (false, usize::MAX, 0.0, None);
+        Self { time: Duration::from_millis(5), even, most, failing, door: Door::Open, utilization }
     }
 }
 
@@ -170,7 +175,23 @@ impl Server {
         StatusCode::OK
     }
 
+    /// What it tells of its load.
+    fn load(&self) -> Option<HeaderValue> {
+        let manner = self.manner.lock();
+        let utilization = manner.utilization?;
+        let (in_flight, latency) = (Some(self.in_hand.load(Relaxed) as u32), Some(manner.time));
+        let requests_per_second = 100.0;
+        let report =
+            EndpointReport { requests_per_second, utilization, in_flight, latency, ..EndpointReport::default() };
+        Some(orca::value(&report))
+    }
+
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<AnyBody>, Infallible> {
+        if let Some(load) = self.load().filter(|_| request.uri().path() == orca::PROBE_PATH) {
+            let mut response = plain(StatusCode::OK);
+            response.headers_mut().insert(&orca::BINARY, load);
+            return Ok(response);
+        }
         self.seen.fetch_add(1, Relaxed);
         let name = self.index.into();
         let mut response = match &self.handler {
@@ -182,6 +203,7 @@ impl Server {
             }
         };
         response.headers_mut().insert(SERVER, name);
+        response.headers_mut().extend(self.load().map(|load| (orca::BINARY.clone(), load)));
         Ok(response)
     }
 

@@ -47,7 +47,7 @@ const ONE_PROBE: u64 = 1_000_000;
 impl Listening {
     /// `None` if nobody wants to hear anything. `told` = somebody passes load on to the control plane.
     pub(super) fn new(policy: &policy::Cluster, told: bool) -> Option<Arc<Self>> {
-        let heed = match leaf(&policy.balancer) {
+        let heed = match policy.balancer.leaf() {
             Balancer::WeightedRoundRobin(settings) => Heed::Weights(settings.clone()),
             Balancer::Prequal(settings) => Heed::Load(settings.clone()),
             _ => Heed::Nothing,
@@ -126,13 +126,5 @@ impl Ear {
         if let (Some(metrics), Some(issued)) = (&listening.metrics, issued) {
             issued.report(&report, metrics);
         }
-    }
-}
-
-/// The balancer under all that only narrow the choice.
-fn leaf(balancer: &Balancer) -> &Balancer {
-    match balancer {
-        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf(child),
-        other => other,
     }
 }
