@@ -147,11 +147,11 @@ impl ClientBuilder {
     }
 
     /// Pickers of the application's own: asked for every cluster and every pool of candidates in it (one
-    /// for each priority, usually); `None` = the balancer that policy names. Default: policy's.
+    /// for each priority, usually, or for each of its localities where policy weighs them and does not hash); `None` = the balancer that policy names. Default: policy's.
     ///
     /// One that panics when it is asked for a picker has none to give.
     ///
-    /// What stands around a picker stays: priorities, panic, slow start, and passing over endpoints that
+    /// What stands around a picker stays: priorities, shares of localities, panic, slow start, and passing over endpoints that
     /// cannot be reached.
     pub fn picker(
         mut self,

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
+use mesh_core::policy::Balancer;
 use mesh_core::retry::RetryThrottling;
 use mesh_core::source::{Identities, Resolve};
 use mesh_core::telemetry::load::LoadStore;

@@ -16,6 +16,7 @@ use mesh_core::id::Locality;
 use mesh_core::policy::{
     Balancer, CircuitBreakers, ClusterState, Endpoints, FailureAccrual, HedgePolicy, HttpFilter, HttpFilterKind,
     LocalityEndpoints, Mirror, PerMillion, PerMillionRatio, RetryBudget, SessionSource, Snapshot, StatefulSession,
+    WeightedRoundRobin,
 };
 use mesh_testkit::{FixedSource, clock};
 use parking_lot::Mutex;
@@ -39,11 +40,13 @@ fn often() -> bool {
     fastrand::bool()
 }
 
+/// One of all that there are but passthrough, or a part of the endpoints and one of them.
 fn balancer() -> Balancer {
     let hashing = Balancer::RingHash { min_size: 64, max_size: 1024 };
     let first = Balancer::PickFirst { shuffle: true };
     let prequal = Balancer::Prequal(Default::default());
-    one_of(&[
+    let by_load = WeightedRoundRobin { blackout_period: Duration::ZERO, ..WeightedRoundRobin::default() };
+    let leaf = one_of(&[
         Balancer::least_request(),
         Balancer::RoundRobin,
         Balancer::Random,
@@ -52,7 +55,14 @@ fn balancer() -> Balancer {
         hashing,
         first,
         prequal,
-    ])
+        Balancer::WeightedRoundRobin(by_load),
+    ]);
+    let (size, child) = (fastrand::u32(1..4), Box::new(leaf.clone()));
+    match fastrand::u8(..4) {
+        0 => Balancer::RandomSubsetting { size, child },
+        1 => Balancer::DeterministicSubsetting { size, child },
+        _ => leaf,
+    }
 }
 
 fn policy(wire: Wire, attempts: u32) -> Policy {
@@ -63,6 +73,7 @@ fn policy(wire: Wire, attempts: u32) -> Policy {
     cluster.connection.connect_timeout = TIMEOUT / 4;
     cluster.outlier = often().then(|| ejecting(3, SECOND));
     cluster.accrual = often().then(|| FailureAccrual { max_failures: 3, ..FailureAccrual::default() });
+    cluster.locality.weighted = often();
     cluster.locality.panic_threshold = often().then(|| PerMillion::new(500_000));
     if often() {
         let limits = (one_of(&[None, Some(1), Some(8)]), one_of(&[None, Some(4)]), one_of(&[None, Some(1)]));
@@ -96,7 +107,7 @@ fn snapshot(fleet: &Fleet, policy: &Policy) -> Snapshot {
     let group = |zone: usize| LocalityEndpoints {
         locality: Locality { zone: format!("zone-{zone}"), ..Locality::default() },
         priority: zone as u32 * next,
-        weight: NonZeroU32::MIN,
+        weight: one_of(&[NonZeroU32::MIN, NonZeroU32::new(4).unwrap()]),
         endpoints: (zone..fleet.len()).step_by(zones).map(|server| fleet.endpoint(server)).collect(),
     };
     let localities = (0..zones).map(group).collect();
@@ -156,7 +167,8 @@ fn trouble(fleet: &Fleet) {
     match fastrand::u8(..7) {
         0 => server.change(|manner| manner.failing = 1.0),
         1 => server.change(|manner| manner.failing = 0.3),
-        2 => server.change(|manner| manner.time *= 20),
+        // Work goes on when nobody waits any more, and must be over when the trouble has been for a while.
+        2 => server.change(|manner| manner.time = (manner.time * 20).min(2 * SECOND)),
         3 => server.change(|manner| manner.door = Door::Shut),
         4 => server.change(|manner| manner.door = Door::Silent),
         5 => server.recycle(),
@@ -164,9 +176,9 @@ fn trouble(fleet: &Fleet) {
     }
 }
 
-fn end_of_trouble(fleet: &Fleet) {
+fn end_of_trouble(fleet: &Fleet, manner: &Manner) {
     for server in fleet.iter() {
-        server.change(|manner| *manner = Manner::default());
+        server.change(|own| *own = manner.clone());
     }
 }
 
@@ -174,7 +186,9 @@ fn end_of_trouble(fleet: &Fleet) {
 fn whatever_happens_requests_end_in_time_and_nothing_stays_behind() {
     each_seed(1000, || async {
         let wire = one_of(&[Wire::Http1, Wire::Http2(100), Wire::Http2(1)]);
-        let fleet = Fleet::of(fastrand::usize(1..5), 4, &Manner::default(), wire, None);
+        // Some tell their load to those who go by it.
+        let manner = Manner { utilization: often().then_some(0.5), ..Manner::default() };
+        let fleet = Fleet::of(fastrand::usize(1..5), 4, &manner, wire, None);
         let attempts = fastrand::u32(..3);
         let policy = policy(wire, attempts);
         let source = FixedSource::of(TARGET, snapshot(&fleet, &policy));
@@ -193,7 +207,7 @@ fn whatever_happens_requests_end_in_time_and_nothing_stays_behind() {
         let most = records.len() as u64 * (u64::from(attempts) + 2 + policy.mirrors.len() as u64);
         assert!(fleet.seen().iter().sum::<u64>() <= most, "{:?} of {}", fleet.seen(), records.len());
 
-        end_of_trouble(&fleet);
+        end_of_trouble(&fleet, &manner);
         clock::pass(120 * SECOND).await;
         let dump = client.dump();
         assert_eq!(dump.mirrors, 0, "{policy:?}");

@@ -22,7 +22,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_client::Io;
-use mesh_core::balance::ServedLoad;
+use mesh_core::balance::{EndpointReport, ServedLoad};
 use mesh_core::orca;
 use mesh_core::policy::{Address, Endpoint};
 use parking_lot::Mutex;
@@ -56,12 +56,14 @@ pub(crate) struct Manner {
     pub(crate) failing: f64,
     /// Whether and how connections are taken.
     pub(crate) door: Door,
+    /// It tells its load (ORCA), with answers and to those who ask for it, and this is its utilization.
+    pub(crate) utilization: Option<f64>,
 }
 
 impl Default for Manner {
     fn default() -> Self {
         let (time, door) = (Duration::from_millis(5), Door::Open);
-        Self { time, even: false, most: usize::MAX, patience: None, failing: 0.0, door }
+        Self { time, even: false, most: usize::MAX, patience: None, failing: 0.0, door, utilization: None }
     }
 }
 
@@ -189,6 +191,17 @@ impl Server {
         StatusCode::OK
     }
 
+    /// What it tells of its load with each answer.
+    fn told(&self) -> Option<HeaderValue> {
+        let manner = self.manner.lock();
+        let utilization = manner.utilization?;
+        let (in_flight, latency) = (Some(self.in_hand.load(Relaxed) as u32), Some(manner.time));
+        let requests_per_second = 100.0;
+        let report =
+            EndpointReport { requests_per_second, utilization, in_flight, latency, ..EndpointReport::default() };
+        Some(orca::value(&report))
+    }
+
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<AnyBody>, Infallible> {
         if request.uri().path() == orca::PROBE_PATH {
             return Ok(self.tell());
@@ -204,6 +217,7 @@ impl Server {
             }
         };
         response.headers_mut().insert(SERVER, name);
+        response.headers_mut().extend(self.told().map(|load| (orca::BINARY.clone(), load)));
         Ok(response)
     }
 

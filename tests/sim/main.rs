@@ -28,6 +28,7 @@ mod skew;
 mod storm;
 mod streams;
 mod tear;
+mod zones;
 
 use std::future::Future;
 

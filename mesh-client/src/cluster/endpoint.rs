@@ -77,6 +77,7 @@ impl Endpoint {
             started,
             began,
             measured: false,
+            head: None,
             issued: None,
             watched,
             limit: None,
@@ -156,6 +157,8 @@ pub(crate) struct Attempt {
     // The same by the load's clock.
     began: Duration,
     measured: bool,
+    // When the head of an answer came that is no failure, by the load's clock.
+    head: Option<Duration>,
     // Counted for the control plane.
     issued: Option<Issued>,
     watched: Option<Watched>,
@@ -321,6 +324,7 @@ impl Attempt {
     fn succeeded(&mut self) {
         self.measured = true;
         let (took, now) = self.clock();
+        self.head = Some(now);
         self.in_flight.load().succeeded(took, now);
     }
 
@@ -330,13 +334,15 @@ impl Attempt {
         let load = self.in_flight.load();
         // Overload ends so. Who says it early on, unlike who did so after most of the time there was, is as fast and idle as
         // others that fail.
-        let late = for_time && self.limit.is_some_and(|at| took >= at.saturating_duration_since(self.started) / 2);
-        match (std::mem::replace(&mut self.measured, true), late) {
-            (false, false) => load.failed(took, now),
-            (false, true) => load.late(took, now),
-            // The latency is that of the head, what came after may have been a stream of hours, and whoever sends the head
-            // at once looks fast and idle.
-            (true, _) => load.failed_late(now),
+        let waited = self.head.map_or(took, |head| head.saturating_sub(self.began));
+        let late = for_time && self.limit.is_some_and(|at| waited >= at.saturating_duration_since(self.started) / 2);
+        // The latency is that of the head: what came after may have been a stream of hours, and whoever sends the head at once
+        // looks fast and idle.
+        match (std::mem::replace(&mut self.measured, true), self.head.filter(|_| late)) {
+            (false, _) if late => load.late(took, now),
+            (false, _) => load.failed(took, now),
+            (true, Some(head)) => load.ended_late(took, head, now),
+            (true, None) => load.failed_late(now),
         }
         self.judge(false);
     }
@@ -410,6 +416,7 @@ mod tests {
             started: now,
             began: Duration::from_secs(1),
             measured: false,
+            head: None,
             issued: None,
             watched: None,
             limit: None,
@@ -557,7 +564,7 @@ mod tests {
             ("504", true, &|a| a.answered(StatusCode::GATEWAY_TIMEOUT, &HeaderMap::new(), false)),
             ("504 for gRPC", true, &|a| a.answered(StatusCode::GATEWAY_TIMEOUT, &HeaderMap::new(), true)),
             ("gRPC status 4 at once", true, &|a| a.answered(StatusCode::OK, &status(4), true)),
-            ("gRPC status 4 after a head", false, &|a| {
+            ("gRPC status 4", true, &|a| {
                 a.answered(StatusCode::OK, &HeaderMap::new(), true);
                 a.ended(4);
             }),
@@ -584,6 +591,22 @@ mod tests {
                 let later = load.failure_penalty(now + after + TICK);
                 assert_eq!(later < 2.0, late, "{name} after {after:?}, {limited}: {later}");
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_ends_for_lack_of_time_has_failed_unless_its_head_was_late() {
+        let second = Duration::from_secs(1);
+        for (head, late) in [(1, false), (4, false), (5, true), (8, true)] {
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            own.limit(Some(own.started() + 10 * second), false);
+            tokio::time::advance(head * second).await;
+            own.answered(StatusCode::OK, &HeaderMap::new(), true);
+            tokio::time::advance((9 - head) * second).await;
+            own.ended(4);
+            assert_eq!(load.late_for(10 * second).is_some(), late, "{head}");
+            assert!(load.failure_penalty(10 * second) > 1.0, "{head}");
         }
     }
 

@@ -69,7 +69,7 @@ async fn it_shows_shares_weights_and_scores_and_who_would_be_picked() {
     let client = client(snapshot(Balancer::least_request())).await;
     let explained = client.explain(&request(&[]));
     let cluster = &explained.clusters[0].cluster;
-    let [pool] = cluster.pools[..] else { panic!("{cluster:?}") };
+    let [pool] = &cluster.pools[..] else { panic!("{cluster:?}") };
     assert_eq!((pool.priority, pool.share, pool.panic, pool.endpoints), (0, PerMillion::ALL, false, 2));
     let rating = |index: usize| cluster.endpoints[index].rating.map(|r| (r.weight, r.ramp, r.score));
     assert_eq!(rating(0), Some((1, 1.0, Some(Score::InFlight(0.0)))));

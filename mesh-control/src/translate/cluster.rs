@@ -37,7 +37,9 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
     if matches!(cluster.balancer, Balancer::Passthrough) {
         cluster.discovery = Discovery::OriginalDestination;
     }
-    cluster.locality.weighted = endpoints::distribution(scope, &policy).is_some();
+    // A ring goes by them with gRPC's clients and ours whatever is said, and has to with an Envoy.
+    let on_a_ring = matches!(cluster.balancer.leaf(), Balancer::RingHash { .. });
+    cluster.locality.weighted = on_a_ring || endpoints::distribution(scope, &policy).is_some();
     // Linkerd's rule: a profile switches the annotations of its service off.
     let profiled = routes::profile(world, &scope.namespace, &host.name, &host.namespace).is_some();
     cluster.accrual = host.accrual.clone().filter(|_| !profiled);

@@ -497,6 +497,19 @@ fn consistent_hashing_puts_its_source_on_the_route_and_keeps_the_endpoint_on_ret
     assert!(!forward.retry.as_ref().unwrap().avoid_previous_hosts);
 }
 
+/// As gRPC and this library do by themselves, and an Envoy only if it is asked.
+#[test]
+fn a_ring_goes_by_the_weights_of_localities() {
+    let weighted = |balancer: &str| {
+        let rule = format!("{{host: a, trafficPolicy: {{loadBalancer: {balancer}}}}}");
+        let world = world(&(service("a", "default", HTTP) + &istio("DestinationRule", "a", "default", &rule)));
+        world.cluster(&scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap().locality.weighted
+    };
+    assert!(weighted("{consistentHash: {httpHeaderName: x-user}}"));
+    assert!(!weighted("{consistentHash: {httpHeaderName: x-user, maglev: {}}}"));
+    assert!(!weighted("{simple: LEAST_REQUEST}"));
+}
+
 #[test]
 fn consistent_hashing_holds_under_a_profile_and_a_split_too() {
     let rule = |host: &str| {

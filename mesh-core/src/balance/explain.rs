@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::id::Locality;
 use crate::policy::PerMillion;
 
-/// Endpoints of one priority among which one picker chooses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// Endpoints of one priority, or of one of its localities, among which one picker chooses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PoolExplanation {
     /// Their priority.
     pub priority: u32,
+    /// Their locality, where one is drawn by weight before an endpoint is picked; `None` = they are all of the priority.
+    pub locality: Option<Locality>,
     /// What part of the cluster's requests it gets; nothing = it stands by.
     pub share: PerMillion,
     /// Too few are healthy: endpoints take part whatever their health.
@@ -26,7 +29,7 @@ pub struct PoolExplanation {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Rating {
-    /// Its weight among those of its pool, its locality's share in it where localities are weighed.
+    /// Its weight among those of its pool, its locality's share in it where localities are weighed and have one pool.
     pub weight: u32,
     /// What part of its weight it gets while it is new (slow start), above 0; 1 = it is not.
     pub ramp: f32,

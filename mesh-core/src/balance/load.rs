@@ -131,9 +131,24 @@ impl Load {
         self.abandoned(took, now);
         let (took, now) = (took.as_secs_f32() * 1e3, millis(now));
         let answered = self.answered.load(Ordering::Relaxed);
-        if answered != 0 && is_within(took, since(now, answered)) {
-            return;
+        if answered == 0 || !is_within(took, since(now, answered)) {
+            self.pass_over(took, now);
         }
+    }
+
+    /// An answer whose head was counted with [`succeeded`](Self::succeeded) at `head`, late, came to an end for lack of time, `took`
+    /// after the request. The same as [`late`](Self::late) unless others were answered since that head: then it has failed.
+    pub fn ended_late(&self, took: Duration, head: Duration, now: Duration) {
+        let now = millis(now);
+        if self.answered.load(Ordering::Relaxed) == millis(head).max(1) {
+            self.pass_over(took.as_secs_f32() * 1e3, now);
+        } else {
+            self.blame(now);
+        }
+    }
+
+    /// Passes it over for as long as it `took`, in milliseconds.
+    fn pass_over(&self, took: f32, now: u32) {
         let begins = self.late.change(now, |old| match old {
             // Several that were under way meet the same trouble: it counts once.
             Some((time, age)) if is_within(time, age) => Change::Keep,

@@ -18,6 +18,7 @@ mod labelled;
 mod least_request;
 mod levels;
 mod load;
+mod localities;
 mod maglev;
 mod peak_ewma;
 mod pick_first;

@@ -6,6 +6,8 @@
 //!             └ pool ─┘ └ pool ─┘                            └ pool ─┘
 //!             └──────── pool in panic ─────┘
 //! ```
+//!
+//! Where a locality is drawn by weight, each of a pool's localities is a pool by itself.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -16,7 +18,8 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
-use super::levels::{Count, OVERPROVISIONING, Share, availability, available, shares};
+use super::levels::{Count, OVERPROVISIONING, Share, available, shares};
+use super::localities::{Localities, Weighing};
 use super::slow_start::Ramp;
 use super::spill::Spill;
 use super::weights::{Excluded, Weights};
@@ -24,7 +27,8 @@ use super::{Candidates, Draw, Load, Pick, Picker, PoolExplanation, Rating, picke
 use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
 
-/// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says.
+/// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says. Where policy weighs localities and
+/// does not hash, each of them has a pool.
 pub type MakePicker = dyn Fn(&Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync;
 
 /// Makes a picker for a pool of a cluster whose balancer is one of the caller's own ([`Balancer::Custom`]), by its configuration, a
@@ -38,8 +42,10 @@ pub type MakeNamed = dyn Fn(&str, &Candidates, &mut Draw<'_>) -> Option<Box<dyn 
 ///
 /// Usable are endpoints the control plane calls healthy or says nothing of (gRFC A27) and that health
 /// admits; degraded ones, and those whose first health check is not over, take what the healthy cannot.
-/// How much goes to which priority, when all endpoints are used whatever their health, and how localities
-/// are weighed is Envoy's way.
+/// How much goes to which priority, when all endpoints are used whatever their health, and what a locality weighs that
+/// lost some of its endpoints is Envoy's way. Where localities are weighted, each has its share whatever the picker: before
+/// one that compares endpoints a locality is drawn, as in Envoy and gRPC (gRFC A27); those that go by weight alone take the
+/// locality's into account.
 pub struct ReadySet<E> {
     cluster: Arc<Cluster>,
     custom: Option<Arc<MakePicker>>,
@@ -61,6 +67,9 @@ struct Pool {
     until: u64,
     panic: bool,
     degraded: bool,
+    // Of the localities one of which is drawn: which of the pools are theirs, and what this one weighs among them.
+    beside: Range<usize>,
+    weight: u32,
     // If any of them is new.
     ramp: Option<Ramp>,
     // A standby makes its picker when it is needed.
@@ -87,7 +96,6 @@ struct Entry<E> {
     load: Option<Arc<Load>>,
 }
 
-const ALL: u64 = PerMillion::ALL.get() as u64;
 /// Unreachable or ramping endpoints passed over in one pick before it is settled without the picker. At a tenth of the
 /// share three picks in a hundred get there if all but one of very many are new, and few otherwise.
 const MAX_PASSES: usize = 32;
@@ -115,14 +123,10 @@ impl<E> ReadySet<E> {
         let panic = locality.panic_threshold.unwrap_or(PerMillion::NONE);
         let shares = shares(&counts, factor, panic);
         let fails = locality.zone_aware.as_ref().is_some_and(|zones| zones.fail_on_panic);
-        let pools = pools(&levels, &shares, fails);
         let mut weights: Vec<NonZeroU32> =
             entries.iter().map(|entry| policy(&endpoints, entry.place).1.weight).collect();
-        if locality.weighted {
-            for pool in pools.iter().filter(|pool| !pool.panic) {
-                weigh_localities(&endpoints, &entries, pool.range.clone(), factor, &mut weights);
-            }
-        }
+        let weighing = Weighing::of(&cluster, custom.is_some());
+        let pools = weigh(pools(&levels, &shares, fails), weighing, &endpoints, &entries, factor, &mut weights);
         let usable = pools.iter().map(|pool| pool.range.len()).sum();
         let available = available(&counts, &shares, factor);
         let (mut kept, mut candidates) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
@@ -135,11 +139,11 @@ impl<E> ReadySet<E> {
         let mut sum = 0;
         let pools = pools.into_iter().map(|pool| {
             sum += pool.share;
-            let Planned { priority, range, panic, degraded, .. } = pool;
+            let Planned { priority, range, panic, degraded, beside, weight, .. } = pool;
             let ramp =
                 cluster.slow_start.as_ref().and_then(|policy| Ramp::new(policy, &candidates[range.clone()], now));
             let (picker, weights) = (OnceLock::new(), OnceLock::new());
-            Pool { priority, range, until: sum, panic, degraded, ramp, picker, weights }
+            Pool { priority, range, until: sum, panic, degraded, beside, weight, ramp, picker, weights }
         });
         let pools = pools.collect();
         let endpoints = kept.into();
@@ -177,6 +181,7 @@ impl<E> ReadySet<E> {
             && let Some(next) = self.next_priority(pool)
             && spill.goes_on(self.candidates[index].in_flight(), draw)
         {
+            let next = self.drawn(next, |pool| has_other(pool, pick), draw).unwrap_or(next);
             index = self.pick_in(next, pick, draw).unwrap_or(index);
         }
         if self.is_unreachable(index, pick.now) {
@@ -228,7 +233,9 @@ impl<E> ReadySet<E> {
             // Millionths, all of them together a million.
             let share = PerMillion::new((pool.until - std::mem::replace(&mut before, pool.until)) as u32);
             let (priority, panic, degraded, endpoints) = (pool.priority, pool.panic, pool.degraded, pool.range.len());
-            PoolExplanation { priority, share, panic, degraded, endpoints }
+            let locality = || self.candidates.policy(pool.range.start).0.locality.clone();
+            let locality = (pool.beside.len() > 1).then(locality);
+            PoolExplanation { priority, locality, share, panic, degraded, endpoints }
         })
     }
 
@@ -298,9 +305,8 @@ impl<E> ReadySet<E> {
                 of.flat_map(|pool| pool.range.clone()).any(|index| pick.away_from.contains(&index))
             };
             // One that is to fail in panic has nobody to send to, nor has one of which all are to come last.
-            let has_other = |pool: &Pool| pool.range.clone().any(|index| !pick.tried.contains(&index));
-            if let Some(other) = self.pools.iter().find(|pool| has_other(pool) && !is_left(pool.priority)) {
-                return Some(other);
+            if let Some(other) = self.pools.iter().find(|pool| has_other(pool, pick) && !is_left(pool.priority)) {
+                return self.drawn(other, |pool| has_other(pool, pick), draw);
             }
         }
         let first = &self.pools[0];
@@ -308,7 +314,30 @@ impl<E> ReadySet<E> {
             return Some(first);
         }
         let point = draw(last.until);
-        self.pools.iter().find(|pool| point < pool.until)
+        let pool = self.pools.iter().find(|pool| point < pool.until)?;
+        if pick.tried.is_empty() || has_other(pool, pick) {
+            return Some(pool);
+        }
+        self.drawn(pool, |pool| has_other(pool, pick), draw).or(Some(pool))
+    }
+
+    /// One of the pools of localities that `pool` is beside, by weight, of those that `may_be`; where none is drawn it is
+    /// `pool` or nothing.
+    #[cold]
+    fn drawn(&self, pool: &Pool, may_be: impl Fn(&Pool) -> bool, draw: &mut Draw<'_>) -> Option<&Pool> {
+        let all = || self.pools[pool.beside.clone()].iter().filter(|pool| may_be(pool));
+        if pool.beside.len() == 1 {
+            return all().next();
+        }
+        let total = all().map(|pool| u64::from(pool.weight)).sum();
+        let mut point = if total == 0 { return None } else { draw(total) };
+        all().find(|pool| match point.checked_sub(pool.weight.into()) {
+            Some(rest) => {
+                point = rest;
+                false
+            }
+            None => true,
+        })
     }
 
     /// In a pool of a priority that was to be left, one of another locality, whichever can be reached: what keeps one from
@@ -325,6 +354,7 @@ impl<E> ReadySet<E> {
                 && is_admitted(*index)
                 && !self.is_unreachable(*index, pick.now)
         };
+        let pool = self.drawn(pool, |pool| pool.range.clone().any(|index| may_be(&index)), draw)?;
         let mut others = pool.range.clone().filter(may_be);
         let count = others.clone().count() as u64;
         if count == 0 { None } else { others.nth(draw(count) as usize) }
@@ -334,12 +364,19 @@ impl<E> ReadySet<E> {
         self.pools.iter().find(|other| other.priority > pool.priority)
     }
 
-    /// One that can be reached, where nothing of `pool` can.
+    /// One that can be reached, where nothing of `pool` can: of the localities beside it first.
     #[cold]
     fn elsewhere(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
-        let others = self.pools.iter().filter(|other| !std::ptr::eq(*other, pool));
-        let mut picked = others.filter_map(|other| self.pick_in(other, pick, draw));
-        picked.find(|index| !self.is_unreachable(*index, pick.now) && !pick.tried.contains(index))
+        let is_good = |index: &usize| !self.is_unreachable(*index, pick.now) && !pick.tried.contains(index);
+        let may_be = |other: &Pool| !std::ptr::eq(other, pool) && other.range.clone().any(|index| is_good(&index));
+        let each = self.pools.iter().enumerate().filter(|(place, other)| *place == other.beside.start);
+        for first in std::iter::once(pool).chain(each.map(|(_, other)| other)) {
+            let Some(other) = self.drawn(first, may_be, draw) else { continue };
+            if let Some(index) = self.pick_in(other, pick, draw).filter(is_good) {
+                return Some(index);
+            }
+        }
+        None
     }
 
     fn picker<'p>(&self, pool: &'p Pool, draw: &mut Draw<'_>) -> &'p dyn Picker {
@@ -427,6 +464,11 @@ impl<E> std::fmt::Debug for ReadySet<E> {
     }
 }
 
+/// Whether it has an endpoint that is not to come last.
+fn has_other(pool: &Pool, pick: &Pick<'_>) -> bool {
+    pool.range.clone().any(|index| !pick.tried.contains(&index))
+}
+
 fn policy(endpoints: &Endpoints, place: (u32, u32)) -> (&LocalityEndpoints, &Endpoint) {
     let group = &endpoints.localities[place.0 as usize];
     (group, &group.endpoints[place.1 as usize])
@@ -495,6 +537,8 @@ struct Planned {
     share: u64,
     panic: bool,
     degraded: bool,
+    beside: Range<usize>,
+    weight: u32,
 }
 
 /// The pools of every priority, standbys included, without empty ones. In panic all endpoints are one pool, or none if
@@ -512,42 +556,49 @@ fn pools(levels: &[Level], shares: &[Share], fails: bool) -> Vec<Planned> {
         let ranges = if panic { whole } else { parts };
         for (degraded, (range, share)) in [false, true].into_iter().zip(ranges) {
             if !range.is_empty() || panic && fails && share > 0 {
-                pools.push(Planned { priority, range, share, panic, degraded });
+                let beside = pools.len()..pools.len() + 1;
+                pools.push(Planned { priority, range, share, panic, degraded, beside, weight: 1 });
             }
         }
     }
     pools
 }
 
-/// Each locality's weight shared out among its endpoints of the pool by their own weights. A locality
-/// that lost endpoints to bad health keeps its weight down to 71 %, as in Envoy.
-fn weigh_localities<E>(
+/// Lets the weights of localities take part: in the endpoints' weights, or as pools of their own.
+fn weigh<E>(
+    pools: Vec<Planned>,
+    weighing: Weighing,
     endpoints: &Endpoints,
     entries: &[Entry<E>],
-    pool: Range<usize>,
     factor: u32,
     weights: &mut [NonZeroU32],
-) {
-    // By locality: the endpoints of the pool, those that are not draining, the sum of the pool's weights.
-    let mut sums = vec![(0_u64, 0_u64, 0.0_f64); endpoints.localities.len()];
-    for entry in entries.iter().filter(|entry| entry.class != Class::Draining) {
-        sums[entry.place.0 as usize].1 += 1;
+) -> Vec<Planned> {
+    if weighing == Weighing::Not {
+        return pools;
     }
-    for entry in &entries[pool.clone()] {
-        let (members, _, sum) = &mut sums[entry.place.0 as usize];
-        *members += 1;
-        *sum += f64::from(policy(endpoints, entry.place).1.weight.get());
+    let places: Vec<_> = entries.iter().map(|entry| entry.place).collect();
+    let alive = entries.iter().filter(|entry| entry.class != Class::Draining).map(|entry| entry.place);
+    let localities = Localities::new(endpoints, factor, alive);
+    let mut weighed = Vec::with_capacity(pools.len());
+    for pool in pools {
+        let (places, own) = (&places[pool.range.clone()], &mut weights[pool.range.clone()]);
+        let parts = match weighing {
+            Weighing::Hashed => localities.place(places, own),
+            // All endpoints alike, as in Envoy.
+            _ if pool.panic => Vec::new(),
+            Weighing::Drawn => localities.parts(places, pool.share),
+            _ => localities.spread(places, own),
+        };
+        let start = weighed.len();
+        if parts.len() < 2 {
+            weighed.push(Planned { beside: start..start + 1, ..pool });
+            continue;
+        }
+        let beside = start..start + parts.len();
+        weighed.extend(parts.into_iter().map(|part| {
+            let range = pool.range.start + part.range.start..pool.range.start + part.range.end;
+            Planned { range, share: part.share, beside: beside.clone(), weight: part.weight, ..pool }
+        }));
     }
-    let share = |entry: &Entry<E>| {
-        let (group, endpoint) = policy(endpoints, entry.place);
-        let (members, total, sum) = sums[entry.place.0 as usize];
-        let kept = availability(members, total, factor) as f64 / ALL as f64;
-        kept * f64::from(group.weight.get()) * f64::from(endpoint.weight.get()) / sum
-    };
-    let largest = entries[pool.clone()].iter().map(share).fold(f64::MIN_POSITIVE, f64::max);
-    // A million steps: finer than any weight a person writes, and their sum stays far from overflow.
-    let scale = |share: f64| NonZeroU32::new((share / largest * 1e6).round() as u32).unwrap_or(NonZeroU32::MIN);
-    for index in pool {
-        weights[index] = scale(share(&entries[index]));
-    }
+    weighed
 }

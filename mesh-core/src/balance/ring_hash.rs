@@ -10,8 +10,8 @@ use super::{Candidates, Draw, Pick, Picker};
 /// Places each candidate on a ring of hashes in proportion to its weight; a request goes to the next
 /// candidate clockwise from its own hash. When a candidate comes or goes, only its share moves.
 ///
-/// The ring is built as Envoy and gRPC build it, so that all of them agree where a key belongs. A
-/// request without a hash goes to a random place.
+/// The ring is built as Envoy and gRPC build it, and of localities' weights as gRPC does (gRFC A42, A113) and an Envoy that
+/// is asked to, so that all of them agree where a key belongs. A request without a hash goes to a random place.
 #[derive(Debug)]
 pub struct RingHash {
     // Sorted by hash.

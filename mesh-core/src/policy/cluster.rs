@@ -262,7 +262,8 @@ impl Default for WeightedRoundRobin {
 /// How localities take part in balancing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct LocalityBalancing {
-    /// Use the localities' weights. Default false: all endpoints of a priority are one pool.
+    /// Use the localities' weights: each has its share of the requests, whatever the balancer. Default false: all endpoints
+    /// of a priority are one pool. A ring goes by them in any case, and so does the shuffling of pick first (gRFC A42, A113).
     pub weighted: bool,
     /// Below this share of healthy endpoints all are used, if the other priorities cannot take over.
     /// None or 0 = off, as Istio and gRPC have it; Envoy's default is 50 %.

@@ -40,7 +40,7 @@ const CLUSTER: &[Line<Cluster>] = &[
     line(
         "locality.zone_aware",
         "the caller's own zone is not preferred, for its share depends on how the callers are spread over zones, which a \
-         client is not told; what fails in panic, and priorities and weights of localities, are enforced",
+         client is not told; what fails in panic, priorities of localities, and their weights under any balancer, are enforced",
         |c| c.locality.zone_aware.is_some(),
     ),
     line(

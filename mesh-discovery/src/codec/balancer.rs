@@ -86,7 +86,9 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
         policies.push(typed("cluster_provided", "ClusterProvided", &ClusterProvided {}));
     }
     let candidates = candidates(&cluster.balancer, cluster);
-    if cluster.locality.weighted {
+    let leaf = cluster.balancer.leaf();
+    // Who hashes says it by itself: of a ring for each locality gRPC would draw one for each request.
+    if cluster.locality.weighted && !matches!(leaf, Balancer::RingHash { .. } | Balancer::Maglev { .. }) {
         policies.extend(candidates.iter().map(|policy| {
             let child = LoadBalancingPolicy { policies: vec![entry(policy.clone())] };
             typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) })
@@ -94,7 +96,6 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     }
     policies.extend(candidates);
     proto.load_balancing_policy = Some(LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() });
-    let leaf = cluster.balancer.leaf();
     proto.lb_policy = match leaf {
         _ if own_choice => LbPolicy::ClusterProvided,
         Balancer::Passthrough => LbPolicy::ClusterProvided,

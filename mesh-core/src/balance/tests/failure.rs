@@ -143,6 +143,22 @@ fn who_answers_others_meanwhile_is_not_late() {
 }
 
 #[test]
+fn an_answer_that_ends_for_lack_of_time_is_late_and_has_failed_where_others_were_answered_since_its_head() {
+    let us = Duration::from_micros;
+    // Of times that are no whole milliseconds: a request of 0.3 ms, its head and its end.
+    for (other, late) in [(None, true), (Some(us(9_950)), true), (Some(us(10_950)), false)] {
+        let (load, head, end) = (Load::default(), us(10_900), us(11_400));
+        other.iter().filter(|at| **at < head).for_each(|at| load.succeeded(us(50), *at));
+        load.succeeded(us(10_600), head);
+        other.iter().filter(|at| **at > head).for_each(|at| load.succeeded(us(50), *at + us(100)));
+        load.ended_late(us(11_100), head, end);
+        assert_eq!(load.late_for(end).is_some(), late, "{other:?}");
+        assert!(load.failure_penalty(end) > 1.0, "{other:?}: it costs one or the other");
+        assert!(load.latency(end) <= 10_600.0, "the head's");
+    }
+}
+
+#[test]
 fn who_was_late_is_passed_over_for_five_seconds_at_most() {
     let load = Load::default();
     load.late(3600 * SECOND, 3600 * SECOND);

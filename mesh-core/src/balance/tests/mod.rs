@@ -3,6 +3,7 @@
 mod failure;
 mod hashing;
 mod load;
+mod localities;
 mod queues;
 mod ready;
 mod reports;

@@ -9,14 +9,18 @@ use crate::health::Standing;
 use crate::policy::{Cluster, LoadSpill, LocalityBalancing, PerMillion, SlowStart, ZoneAware};
 use Health::{Degraded, Draining, Healthy, Unhealthy, Unknown};
 
-fn cluster(change: impl FnOnce(&mut Cluster)) -> Arc<Cluster> {
+pub(super) fn cluster(change: impl FnOnce(&mut Cluster)) -> Arc<Cluster> {
     let mut cluster = Cluster { balancer: Balancer::Random, ..Cluster::new("c".into()) };
     change(&mut cluster);
     Arc::new(cluster)
 }
 
 /// Keeps the port for each endpoint; `loads` are those there are already.
-fn build(localities: Vec<LocalityEndpoints>, cluster: Arc<Cluster>, loads: &[(u16, Arc<Load>)]) -> ReadySet<u16> {
+pub(super) fn build(
+    localities: Vec<LocalityEndpoints>,
+    cluster: Arc<Cluster>,
+    loads: &[(u16, Arc<Load>)],
+) -> ReadySet<u16> {
     ReadySet::build(endpoints(localities), cluster, None, SECOND, &mut seeded(1), |endpoint| match &endpoint.address {
         Address::Socket(address) => {
             let load = loads.iter().find(|(port, _)| *port == address.port());
@@ -30,7 +34,7 @@ fn ready(localities: Vec<LocalityEndpoints>) -> ReadySet<u16> {
     build(localities, cluster(|_| {}), &[])
 }
 
-fn hits(set: &ReadySet<u16>, ports: &[u16], pick: &Pick<'_>) -> Vec<usize> {
+pub(super) fn hits(set: &ReadySet<u16>, ports: &[u16], pick: &Pick<'_>) -> Vec<usize> {
     let mut draw = seeded(9);
     let mut hits = vec![0; ports.len()];
     for _ in 0..30_000 {
@@ -189,7 +193,7 @@ fn a_retry_can_go_to_another_priority() {
 fn where_there_is_no_other_priority_a_retry_can_go_to_another_locality() {
     let zone = |name: &str, endpoints: &[(u16, u32, Health)]| {
         let locality = crate::id::Locality { zone: name.to_owned(), ..crate::id::Locality::default() };
-        LocalityEndpoints { locality, ..group(0, 1, endpoints) }
+        LocalityEndpoints { locality, ..group(0, endpoints.len() as u32, endpoints) }
     };
     let near: Vec<_> = (10..18).map(|port| (port, 1, Healthy)).collect();
     for balancer in each_balancer() {
@@ -507,6 +511,7 @@ fn pools_say_who_gets_how_much_and_why() {
     let half = || group(0, 1, &(0..10).map(|n| (n, 1, state(n))).collect::<Vec<_>>());
     let pool = |priority, share, endpoints| PoolExplanation {
         priority,
+        locality: None,
         share: PerMillion::new(share),
         panic: false,
         degraded: false,
@@ -616,6 +621,7 @@ proptest! {
     fn whatever_the_endpoints_a_pick_is_usable_and_never_draining(
         groups in proptest::collection::vec(
             (0_u32..3, 1_u32..5, proptest::collection::vec((1_u16..30, 1_u32..9, health()), 0..6)), 0..5),
+        balancer in proptest::sample::select(each_balancer()),
         weighted: bool,
         panic in 0_u32..=1_000_000,
         tried in proptest::collection::vec(0_usize..20, 0..4),
@@ -623,6 +629,7 @@ proptest! {
     ) {
         let groups: Vec<_> = groups.iter().map(|(p, w, list)| group(*p, *w, list)).collect();
         let cluster = cluster(|c| {
+            c.balancer = balancer;
             c.locality.weighted = weighted;
             c.locality.panic_threshold = Some(PerMillion::new(panic));
         });

@@ -293,6 +293,25 @@ fn c12_the_first_policy_that_is_known_a52() {
     cluster("an unknown number", bad, &Says::Refused(&["lb_policy"]));
 }
 
+/// Of a ring for each locality, which `wrr_locality` asks gRPC for, a key would have one endpoint in each.
+#[test]
+fn p6_one_ring_or_table_goes_over_all_localities_a42() {
+    let first = |balancer| {
+        let mut policy = Cluster { balancer, ..Cluster::new("c".into()) };
+        policy.locality.weighted = true;
+        let proto = Proto::decode(&codec::encode_cluster(&policy).value[..]).unwrap();
+        let list = proto.load_balancing_policy.unwrap().policies;
+        let any = list[0].typed_extension_config.as_ref().unwrap().typed_config.clone().unwrap();
+        any.type_url.rsplit('/').next().unwrap().rsplit('.').next().unwrap().to_owned()
+    };
+    let ring = || Balancer::RingHash { min_size: 1024, max_size: 4096 };
+    assert_eq!(first(ring()), "RingHash");
+    assert_eq!(first(Balancer::RandomSubsetting { size: 9, child: Box::new(ring()) }), "RandomSubsetting");
+    assert_eq!(first(Balancer::Maglev { table_size: 65_537 }), "Maglev");
+    // The control: of any other each locality has one.
+    assert_eq!(first(Balancer::least_request()), "WrrLocality");
+}
+
 #[test]
 fn p4_to_p9_balancers_a48_a42_a58_a68() {
     let at = |name: &str| format!("load_balancing_policy.policies[0].{name}");
