@@ -31,7 +31,6 @@ use crate::outbound::composite::{Composites, Draws};
 use crate::outbound::deadline::Told;
 use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
 use crate::outbound::header_policies;
-use crate::outbound::trace::Trace;
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
 const MAX_DEPTH: usize = 16;

@@ -87,6 +87,11 @@ mod tests {
 
     use super::*;
 
+    /// What hyper waits for.
+    fn waits(timer: &Silence, duration: Duration) -> Pin<Box<dyn rt::Sleep>> {
+        timer.sleep_until(timer.now() + duration)
+    }
+
     fn polled(sleep: &mut Pin<Box<dyn rt::Sleep>>) -> bool {
         sleep.now_or_never().is_some()
     }
@@ -96,23 +101,23 @@ mod tests {
         let (timer, second) = (Silence::default(), Duration::from_secs(1));
         for _ in 0..50 {
             // Longer than the one before had left when it was dropped.
-            let mut sleep = timer.sleep(10 * second);
+            let mut sleep = waits(&timer, 10 * second);
             assert!(!polled(&mut sleep));
             advance(3 * second).await;
             assert!(!polled(&mut sleep));
         }
         // A shorter one.
-        let mut sleep = timer.sleep(second);
+        let mut sleep = waits(&timer, second);
         let begun = Instant::now();
         assert!(!polled(&mut sleep));
         sleep.await;
         assert!((second..2 * second).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         // After it was due, and when it has been for long.
         let begun = Instant::now();
-        timer.sleep(2 * second).await;
+        waits(&timer, 2 * second).await;
         assert!((2 * second..3 * second).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         advance(100 * second).await;
-        let mut sleep = timer.sleep(2 * second);
+        let mut sleep = waits(&timer, 2 * second);
         assert!(!polled(&mut sleep));
         advance(3 * second).await;
         assert!(polled(&mut sleep));
@@ -121,7 +126,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_waits_now_is_woken_and_not_who_did_before() {
         let timer = Silence::default();
-        let mut sleep = timer.sleep(Duration::from_secs(5));
+        let mut sleep = waits(&timer, Duration::from_secs(5));
         assert!(!polled(&mut sleep));
         // Another task, whose waker the timer has not seen.
         tokio::spawn(sleep).await.unwrap();
