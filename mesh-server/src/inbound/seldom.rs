@@ -71,7 +71,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use futures_util::FutureExt;
-    use futures_util::stream::poll_fn;
+    use futures_util::stream::{FuturesUnordered, poll_fn};
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
@@ -110,14 +110,15 @@ mod tests {
         let (mut seldom, _) = counted(from);
         assert!(seldom.next().now_or_never().is_none());
         for news in 0..100 {
-            // A task that has not asked before, and one that waits already when the news come.
-            let waits = tokio::spawn(async move {
+            // A task that has not asked before, waits when the news come, and is polled once they have woken it.
+            let waits = async move {
                 let first = seldom.next().await;
                 (seldom, first)
-            });
-            tokio::task::yield_now().await;
+            };
+            let mut task = [Box::pin(waits)].into_iter().collect::<FuturesUnordered<_>>();
+            assert!(task.next().now_or_never().is_none());
             send.send(news).unwrap();
-            let (again, first) = waits.await.unwrap();
+            let (again, first) = task.next().now_or_never().unwrap().unwrap();
             assert_eq!(first, Some(news));
             seldom = again;
         }

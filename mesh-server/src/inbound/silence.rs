@@ -82,6 +82,7 @@ impl Alarm {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use futures_util::stream::{FuturesUnordered, StreamExt};
     use hyper::rt::Timer;
     use tokio::time::advance;
 
@@ -128,7 +129,9 @@ mod tests {
         let timer = Silence::default();
         let mut sleep = waits(&timer, Duration::from_secs(5));
         assert!(!polled(&mut sleep));
-        // Another task, whose waker the timer has not seen.
-        tokio::spawn(sleep).await.unwrap();
+        // Another task, whose waker the timer has not seen, and which is polled once that has woken it.
+        let mut task = [sleep].into_iter().collect::<FuturesUnordered<_>>();
+        assert!(task.next().now_or_never().is_none());
+        assert_eq!(task.next().await, Some(()));
     }
 }
