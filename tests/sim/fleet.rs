@@ -203,7 +203,7 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<AnyBody>, Infallible> {
-        if request.uri().path() == orca::PROBE_PATH {
+        if self.handler.is_none() && request.uri().path() == orca::PROBE_PATH {
             return Ok(self.tell());
         }
         self.seen.fetch_add(1, Relaxed);
