@@ -244,7 +244,8 @@ impl MeshBuilder {
     }
 
     /// A load-balancing policy of the application's own, which a control plane chooses by its name, as in gRPC (gRFC A52): a
-    /// cluster's `load_balancing_policy` has a `TypedStruct` whose type ends in `/name`. `make` is given what that says, as a JSON
+    /// cluster's `load_balancing_policy` has a `TypedStruct` whose type ends in `/name`. Of `name`, too, only what stands behind
+    /// its last `/` counts. `make` is given what that says, as a JSON
     /// object, and the endpoints to choose among, one priority of a cluster usually; `None`, or a panic, has requests go in
     /// turn. Where the control plane lists another policy after it, clients that have none of this name take that; one that is
     /// listed alone is refused by them.
@@ -276,7 +277,9 @@ impl MeshBuilder {
         name: impl Into<String>,
         make: impl Fn(&str, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
     ) -> Self {
-        self.balancers.0.insert(name.into(), Arc::new(make));
+        let mut name = name.into();
+        name.drain(..name.rfind('/').map_or(0, |slash| slash + 1));
+        self.balancers.0.insert(name, Arc::new(make));
         self
     }
 
@@ -654,6 +657,14 @@ mod tests {
     use mesh_testkit::TestCa;
 
     use super::*;
+
+    #[test]
+    fn a_policy_is_known_by_what_stands_behind_the_last_slash_a52() {
+        let names = ["type.googleapis.com/test.Ours", "test.Another", "any.host/of/test.Third"];
+        let with = |builder: MeshBuilder, name: &str| builder.balancer(name, |_, _, _| None);
+        let builder = names.into_iter().fold(MeshBuilder::default(), with);
+        assert_eq!(Vec::from_iter(builder.balancers.names()), ["test.Another", "test.Ours", "test.Third"]);
+    }
 
     #[test]
     fn a_revocation_list_near_its_end_is_told_of() {

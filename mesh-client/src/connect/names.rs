@@ -125,7 +125,12 @@ impl Names {
         self.current(&self.hosts, host, patience, |resolver, last_good| {
             let last_good = last_good.clone();
             Box::pin(async move {
-                let mut found = resolver.addresses(host).await?;
+                let look_up = match family {
+                    DnsFamily::V4Only => resolver.addresses_of(host, Family::V4),
+                    DnsFamily::V6Only => resolver.addresses_of(host, Family::V6),
+                    DnsFamily::Auto | DnsFamily::V4Preferred | DnsFamily::All => resolver.addresses(host),
+                };
+                let mut found = look_up.await?;
                 if let Some((lacking, _)) = found.lacks {
                     found.records.extend(last_good.iter().filter(|ip| Family::of(ip) == lacking));
                 }

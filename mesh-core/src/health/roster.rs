@@ -260,12 +260,14 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         Some(Change::Ejected(reason, time))
     }
 
-    /// Whether one more may be ejected: within the share, or the first one if others are left to serve.
+    /// Whether one more may be ejected: within the share, or the first one if others are left to serve. With a share of 0 none may
+    /// (gRFC A50: an ejection needs less than the share before it).
     fn has_room(&self, key: &K, policy: &OutlierDetection) -> bool {
         let (after, all) = (self.ejected as u64 + 1, self.entries.len() as u64);
         let within = after * u64::from(PerMillion::ALL.get()) <= all * u64::from(policy.max_ejected.get());
         let others = || self.entries.iter().any(|(other, entry)| other != key && entry.serves());
-        within || self.ejected == 0 && others()
+        let is_first = self.ejected == 0 && policy.max_ejected.get() > 0;
+        within || is_first && others()
     }
 }
 

@@ -394,7 +394,7 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Up to this much is added to an ejection at random. Default 0.
     pub max_ejection_jitter: Duration,
-    /// Largest share ejected. One is always allowed, unless it is the last one in use. Default 10 %.
+    /// Largest share ejected. If it is more than 0, one is always allowed, unless it is the last one in use. Default 10 %.
     pub max_ejected: PerMillion,
     /// A passed health check ends an ejection. Default true.
     pub health_check_unejects: bool,

@@ -15,6 +15,12 @@ pub trait Resolve: fmt::Debug + Send + Sync + 'static {
     /// The IPv4 and IPv6 addresses of a name, in the order in which they should be tried.
     fn addresses<'r>(&'r self, host: &'r str) -> Resolving<'r, IpAddr>;
 
+    /// The same where policy wants one family alone. Others may be among them, and are not used. Default: what
+    /// [`addresses`](Self::addresses) gives, as fits a resolver for which a name has no family that hides the other.
+    fn addresses_of<'r>(&'r self, host: &'r str, _family: Family) -> Resolving<'r, IpAddr> {
+        self.addresses(host)
+    }
+
     /// The SRV records of a name such as `_grpc._tcp.greeter.example.com` (RFC 2782). Default: fails, saying
     /// that this resolver cannot.
     fn services<'r>(&'r self, name: &'r str) -> Resolving<'r, Service> {

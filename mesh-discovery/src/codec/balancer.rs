@@ -39,6 +39,8 @@ use crate::proto::policy::{self as extra, ClusterPolicy, PeakEwma};
 
 /// gRFC A52: deepest nesting of policies.
 const MAX_DEPTH: usize = 16;
+/// Unknown policies of one list that are told by name.
+const MAX_NAMED: usize = 8;
 /// gRFC A42: largest ring.
 const MAX_RING: u64 = 8 << 20;
 /// Envoy's bound on Maglev tables.
@@ -89,10 +91,9 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     let leaf = cluster.balancer.leaf();
     // Who hashes says it by itself: of a ring for each locality gRPC would draw one for each request.
     if cluster.locality.weighted && !matches!(leaf, Balancer::RingHash { .. } | Balancer::Maglev { .. }) {
-        policies.extend(candidates.iter().map(|policy| {
-            let child = LoadBalancingPolicy { policies: vec![entry(policy.clone())] };
-            typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) })
-        }));
+        // All within one: a list of which nothing is known refuses its cluster.
+        let child = LoadBalancingPolicy { policies: candidates.iter().cloned().map(entry).collect() };
+        policies.push(typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) }));
     }
     policies.extend(candidates);
     proto.load_balancing_policy = Some(LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() });
@@ -303,7 +304,7 @@ fn decode_list(
         report.problem(at, format!("policies are nested deeper than {MAX_DEPTH} (gRFC A52)"));
         return None;
     }
-    let mut last_resort = None;
+    let (mut last_resort, mut unknown) = (None, Vec::new());
     for (i, policy) in list.policies.iter().enumerate() {
         let at = at.item("policies", i);
         let Some(config) = policy.typed_extension_config.as_ref().and_then(|c| c.typed_config.as_ref()) else {
@@ -317,7 +318,10 @@ fn decode_list(
         if let Some(ours) = decode_ours(&kind, config, depth, &at, report) {
             return ours;
         }
-        let Some(kind) = kind.strip_prefix(URL_PREFIX) else { continue };
+        let Some(kind) = kind.strip_prefix(URL_PREFIX) else {
+            unknown.push(extension::name_of(config));
+            continue;
+        };
         if kind == "cluster_provided.v3.ClusterProvided" {
             last_resort = Some(Balancing::of(Balancer::Passthrough));
             if own_choice {
@@ -328,9 +332,12 @@ fn decode_list(
         if let Some(known) = decode_known(kind, config, depth, &at, report) {
             return known;
         }
+        unknown.push(extension::name_of(config));
     }
     if last_resort.is_none() {
-        report.problem(at, "none of the listed policies is known (gRFC A52)");
+        unknown.truncate(MAX_NAMED);
+        let unknown = unknown.join(", ");
+        report.problem(at, format!("none of the listed policies is known (gRFC A52): {unknown}"));
     }
     last_resort
 }

@@ -294,7 +294,10 @@ fn read_filter(
         url::WITH_MATCHER => decode_within(config, within, &at, report).map(HttpFilterKind::Composite),
         other => match listener::decode_kind(other, config, &at, report) {
             Some(kind) => kind,
-            None => return report.problem(&at, format!("the filter type {other:?} is not supported here (gRFC A103)")),
+            None => {
+                let kind = extension::name_of(config);
+                return report.problem(&at, format!("the filter type {kind} is not supported here (gRFC A103)"));
+            }
         },
     };
     filters.filters.extend(kind.map(|kind| HttpFilter { name, kind }));

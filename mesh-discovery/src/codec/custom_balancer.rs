@@ -2,6 +2,8 @@
 //!
 //! Refuses to know what their configurations mean: they are passed on as JSON.
 
+use std::collections::BTreeMap;
+
 use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
 use envoy_types::pb::google::protobuf::{Any, ListValue, Struct, Value, value::Kind};
 use mesh_core::policy::Balancer;
@@ -27,7 +29,7 @@ pub(super) fn encode(name: &str, config: &str) -> TypedExtensionConfig {
 #[allow(clippy::option_option)]
 pub(super) fn decode(config: &Any, at: &At<'_>, report: &mut Report) -> Option<Option<Balancer>> {
     let wrapped = TypedStruct::within(config)??;
-    let name = wrapped.type_url.rsplit('/').next().filter(|name| report.has_balancer(name))?;
+    let name = Some(wrapped.name()).filter(|name| report.has_balancer(name))?;
     let config = wrapped.content(at, report);
     Some(
         config.map(|config| Balancer::Custom {
@@ -55,7 +57,9 @@ fn as_value(json: Json) -> Value {
 
 /// In the order of the keys, so that equal configurations are equal texts.
 fn as_map(proto: Struct) -> Map<String, Json> {
-    proto.fields.into_iter().map(|(key, value)| (key, as_json(value))).collect()
+    // The map keeps the order of what is put in if any crate of the application wants `serde_json/preserve_order`.
+    let sorted: BTreeMap<_, _> = proto.fields.into_iter().collect();
+    sorted.into_iter().map(|(key, value)| (key, as_json(value))).collect()
 }
 
 fn as_json(value: Value) -> Json {

@@ -94,9 +94,22 @@ pub(super) fn typed(name: &str, type_url: &str, message: &impl Message) -> Typed
 /// other is of a type of its own, which nobody here knows.
 pub(super) fn type_of(any: &Any) -> String {
     match TypedStruct::within(any).flatten() {
-        Some(wrapped) if wrapped.says_nothing() || wrapped.is_read() => wrapped.type_url,
+        Some(wrapped) if wrapped.says_nothing() || wrapped.is_read() => wrapped.url(),
         _ => any.type_url.clone(),
     }
+}
+
+/// The type as a refusal names it; of a `TypedStruct` the type within.
+pub(super) fn name_of(any: &Any) -> String {
+    match TypedStruct::within(any).flatten() {
+        Some(wrapped) => format!("{:?} as JSON", wrapped.name()),
+        None => format!("{:?}", behind_slash(&any.type_url)),
+    }
+}
+
+/// What stands behind the last `/`, or all.
+pub(super) fn behind_slash(type_url: &str) -> &str {
+    type_url.rsplit_once('/').map_or(type_url, |(_, name)| name)
 }
 
 /// Decodes the bytes of an `Any` whose type has been looked at.

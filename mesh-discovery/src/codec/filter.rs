@@ -86,7 +86,8 @@ pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &m
 pub(super) fn skip(filter: &Filter<'_>, at: &At<'_>, report: &mut Report) -> bool {
     let at = at.item("http_filters", filter.index);
     if !filter.is_optional {
-        let reason = format!("the filter type {:?} is not supported here and not optional", filter.type_url);
+        let kind = extension::name_of(filter.config);
+        let reason = format!("the filter type {kind} is not supported here and not optional");
         report.problem(&at, reason);
     }
     filter.is_optional

@@ -47,7 +47,7 @@ pub(super) fn encode(outlier: &OutlierDetection) -> (Proto, OutlierShares) {
             .then(|| common::duration(outlier.max_ejection_jitter)),
         max_ejection_percent: whole(Some(outlier.max_ejected)),
         // Envoy ejects none where the share rounds down to nobody, unless told so.
-        always_eject_one_host: common::boolean(true),
+        always_eject_one_host: common::boolean(outlier.max_ejected.get() > 0),
         successful_active_health_check_uneject_host: common::boolean(outlier.health_check_unejects),
         enforcing_success_rate: whole(success.map(|s| s.enforcing)),
         enforcing_local_origin_success_rate: whole(success.map(|s| s.enforcing_local_origin)),
@@ -77,7 +77,6 @@ pub(super) fn encode(outlier: &OutlierDetection) -> (Proto, OutlierShares) {
 
 /// Decodes outlier detection with Envoy's defaults.
 pub(super) fn decode(proto: &Proto, exact: &OutlierShares, at: &At<'_>, report: &mut Report) -> OutlierDetection {
-    note_unenforced(proto, at, report);
     let number = |value: &Option<UInt32Value>, default: u32| value.map_or(default, |v| v.value);
     let mut share = |value: &Option<UInt32Value>, name: &str, exact: Option<u32>, default: u32| {
         let percent = number(value, default);
@@ -111,6 +110,7 @@ pub(super) fn decode(proto: &Proto, exact: &OutlierShares, at: &At<'_>, report: 
     let consecutive_gateway = limit(&proto.consecutive_gateway_failure, on_gateway);
     let consecutive_local_origin = limit(&proto.consecutive_local_origin_failure, on_local).filter(|_| split);
     let by_rate = |all: PerMillion, local: PerMillion| all != PerMillion::NONE || split && local != PerMillion::NONE;
+    note_unenforced(proto, max_ejected, at, report);
     let mut time = |value, name, default| common::opt_duration(value, at, name, report).unwrap_or(default);
     let interval = time(proto.interval.as_ref(), "interval", Duration::from_secs(10));
     let base_ejection = time(proto.base_ejection_time.as_ref(), "base_ejection_time", Duration::from_secs(30));
@@ -149,7 +149,7 @@ pub(super) fn decode(proto: &Proto, exact: &OutlierShares, at: &At<'_>, report: 
     }
 }
 
-fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
+fn note_unenforced(proto: &Proto, max_ejected: PerMillion, at: &At<'_>, report: &mut Report) {
     consider!(proto, at, report, Proto {
         read: [
             consecutive_5xx, interval, base_ejection_time, max_ejection_percent, enforcing_consecutive_5xx,
@@ -164,10 +164,13 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
         idle: [],
         monitors => "monitor extensions are not known",
     });
-    // Where nothing is said of it: Envoy ejects none then, and gRPC (gRFC A50) one.
-    let never = proto.always_eject_one_host.is_some_and(|always| !always.value);
-    let effect = "one endpoint may always be ejected if others are left, however small its share (gRFC A50)";
-    report.unenforced_if(never, at, "always_eject_one_host", effect);
+    // Where nothing is said of it: Envoy ejects none while one is more than the share, and gRPC (gRFC A50) one. Of a share of 0 both
+    // eject none.
+    let (always, has_share) = (proto.always_eject_one_host.map(|always| always.value), max_ejected.get() > 0);
+    let effect = "one endpoint may always be ejected if others are left, however small the share above 0 (gRFC A50)";
+    report.unenforced_if(always == Some(false) && has_share, at, "always_eject_one_host", effect);
+    let effect = "of a share of 0 none is ejected (gRFC A50)";
+    report.unenforced_if(always == Some(true) && !has_share, at, "always_eject_one_host", effect);
     let set = common::is_true(proto.detect_degraded_hosts.as_ref());
     report.unenforced_if(set, at, "detect_degraded_hosts", "degraded answers do not count");
 }

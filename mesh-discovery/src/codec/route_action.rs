@@ -305,7 +305,8 @@ fn decode_choice(
 /// Decodes a split; `None` without a problem is one whose route is to be skipped (gRFC A28).
 fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Option<WeightedClusters> {
     let by_header = |entry: &ClusterWeight| entry.name.is_empty() && !entry.cluster_header.is_empty();
-    if let Some(i) = proto.clusters.iter().position(by_header) {
+    let is_drawn = |entry: &ClusterWeight| entry.weight.is_some_and(|weight| weight.value > 0);
+    if let Some(i) = proto.clusters.iter().position(|entry| by_header(entry) && is_drawn(entry)) {
         let effect = "parts of a split that a header names are not supported: the route is skipped";
         report.unenforced(&at.item("clusters", i).field("cluster_header"), effect);
         return None;
@@ -313,12 +314,15 @@ fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Optio
     let mut entries = Vec::with_capacity(proto.clusters.len());
     for (i, entry) in proto.clusters.iter().enumerate() {
         let at = at.item("clusters", i);
+        if by_header(entry) {
+            continue;
+        }
         if entry.name.is_empty() {
             report.problem(&at.field("name"), "a name is required");
         }
+        report.unenforced_if(!entry.cluster_header.is_empty(), &at, "cluster_header", "the part goes by its name");
         let ClusterWeight {
             name: _,
-            // Without a name the route is skipped, and beside one it has none to say.
             cluster_header: _,
             weight: _,
             metadata_match: _,

@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Struct, UInt32Value, Value, value::Kind as Json};
 use prost::Message;
 
-use super::extension::url;
+use super::extension::{self, url};
 use super::report::{At, Report};
 use super::{common, parts};
 
@@ -50,17 +50,27 @@ impl TypedStruct {
 
     /// Whether its content can be read here.
     pub(super) fn is_read(&self) -> bool {
-        [url::RATE_LIMIT, url::FAULT].contains(&self.type_url.as_str())
+        [url::RATE_LIMIT, url::FAULT].contains(&self.url().as_str())
+    }
+
+    /// What stands behind the last `/` of its type's URL: what is before it says nothing (gRFC A52).
+    pub(super) fn name(&self) -> &str {
+        extension::behind_slash(&self.type_url)
+    }
+
+    /// Its type's URL as we write it.
+    pub(super) fn url(&self) -> String {
+        format!("{}{}", url::PREFIX, self.name())
     }
 
     /// Reads the content as an `M`, if that is what it is and there is a table of it.
     pub(super) fn read<M: Message + Default + 'static>(&self, at: &At<'_>, report: &mut Report) -> Option<M> {
         let is = TypeId::of::<M>();
-        let fields = match self.type_url.as_str() {
+        let fields = match self.url().as_str() {
             url::RATE_LIMIT if is == TypeId::of::<LocalRateLimit>() => LOCAL_RATE_LIMIT,
             url::FAULT if is == TypeId::of::<HttpFault>() => HTTP_FAULT,
             _ => {
-                report.problem(at, "a TypedStruct that says something is not supported here");
+                report.problem(at, format!("a TypedStruct of {:?} that says something is not read here", self.name()));
                 return None;
             }
         };
@@ -250,8 +260,8 @@ fn message(fields: &[Field], json: &Struct, at: &At<'_>, report: &mut Report) ->
     for (key, value) in &json.fields {
         let name = as_declared(key);
         if !fields.iter().any(|field| field.name == name) {
-            report.problem(&at.field(key), "there is no such field");
-            is_good = false;
+            // One of a newer version: in protobuf's encoding it would be skipped.
+            report.unenforced(&at.field(key), "there is no such field here");
         } else if given.insert(name, (key, value)).is_some() {
             report.problem(&at.field(key), "the field is given twice");
             is_good = false;

@@ -3,8 +3,9 @@
 //!
 //! Refuses to know of search domains: names are looked up as they are written, as getaddrinfo does.
 
+use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +13,7 @@ use hickory_resolver::Hosts;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use parking_lot::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 /// The file is looked at no more often; its entries hold as long. The kubelet and people change it under a running process.
@@ -41,7 +43,7 @@ impl HostsFile {
     /// Reads the file. One that cannot be read has no entries.
     pub(super) fn open(path: PathBuf) -> Self {
         // Before it is read: what changes in between is seen as a change later.
-        let version = std::fs::metadata(&path).ok().map(|metadata| Version::of(&metadata));
+        let version = Version::of(&path).ok().flatten();
         let hosts = std::fs::read(&path).map(|bytes| parse(&bytes)).unwrap_or_default();
         Self { path, held: Mutex::new(Held { hosts, version, looked_at: Instant::now() }) }
     }
@@ -63,7 +65,8 @@ impl HostsFile {
         found.flat_map(|found| found.answers().iter().filter_map(|r| r.data.ip_addr()).collect::<Vec<_>>()).collect()
     }
 
-    /// Reads the file again if it is another one than before. One that cannot be read for the moment is left as it was.
+    /// Reads the file again if it is another one than before. One that cannot be read for the moment, or is being written, is left
+    /// as it was until the next look.
     async fn look(&self) {
         let before = {
             let mut held = self.held.lock();
@@ -73,30 +76,40 @@ impl HostsFile {
             held.looked_at = Instant::now();
             held.version
         };
-        let version = match tokio::fs::metadata(&self.path).await {
-            Ok(metadata) => Some(Version::of(&metadata)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(_) => return,
-        };
-        if version == before {
-            return;
+        let path = self.path.clone();
+        let read = spawn_blocking(move || read_again(&path, before, |path| std::fs::read(path))).await;
+        if let Ok(Some((hosts, version))) = read {
+            let mut held = self.held.lock();
+            (held.hosts, held.version) = (hosts, version);
         }
-        let hosts = match version {
-            Some(_) => match tokio::fs::read(&self.path).await {
-                Ok(bytes) => parse(&bytes),
-                Err(_) => return,
-            },
-            None => Arc::default(),
-        };
-        let mut held = self.held.lock();
-        (held.hosts, held.version) = (hosts, version);
     }
 }
 
 impl Version {
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self { modified: metadata.modified().ok(), length: metadata.len() }
+    /// That of the file there; none if there is none.
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Self { modified: metadata.modified().ok(), length: metadata.len() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// What is there now; none if that is what was there before, or cannot be told.
+fn read_again(
+    path: &Path,
+    before: Option<Version>,
+    read: impl FnOnce(&Path) -> io::Result<Vec<u8>>,
+) -> Option<(Arc<Hosts>, Option<Version>)> {
+    let version = Version::of(path).ok().filter(|version| *version != before)?;
+    if version.is_none() {
+        return Some((Arc::default(), None));
+    }
+    let bytes = read(path).ok()?;
+    // Who writes it in place begins with an empty one.
+    let is_whole = Version::of(path).is_ok_and(|after| after == version);
+    is_whole.then(|| (parse(&bytes), version))
 }
 
 /// Lines that say nothing are passed over, as the system does.
@@ -115,6 +128,26 @@ mod tests {
     use mesh_testkit::clock;
 
     use super::*;
+
+    #[test]
+    fn a_file_that_is_being_written_is_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hosts");
+        std::fs::write(&path, "10.0.0.1 db\n").unwrap();
+        let before = Version::of(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let while_written = |path: &Path| {
+            let read = std::fs::read(path);
+            std::fs::write(path, "10.0.0.2 db\n10.0.0.3 db\n")?;
+            read
+        };
+        assert!(read_again(&path, before, while_written).is_none());
+        let (hosts, version) = read_again(&path, before, |path| std::fs::read(path)).unwrap();
+        let query = Query::query(Name::from_ascii("db").unwrap(), RecordType::A);
+        assert_eq!(hosts.lookup_static_host(&query).unwrap().answers().len(), 2);
+        // Control: what has not changed is not read.
+        assert!(read_again(&path, version, |_| panic!("it is read")).is_none());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_that_changes_is_read_again_within_seconds() {

@@ -39,7 +39,9 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 /// Looks names up in the hosts file and over DNS. Needs a Tokio runtime. Clones share cache and limits.
 ///
 /// The hosts file comes first, as with `getaddrinfo`: a name that it has as it is written, whatever its dots, has the addresses
-/// that stand there, of one family or both, and DNS is not asked. It is read again within 5 s where it changes.
+/// that stand there, of one family or both, and DNS is not asked; it is for whoever wants one family alone of which the file has
+/// none. The file is read again within 5 s where it changes. A name that DNS answered before follows once that answer's time is
+/// over.
 ///
 /// ```no_run
 /// use mesh_discovery::dns::DnsResolver;
@@ -104,6 +106,29 @@ impl DnsResolver {
     /// Waits for a place among the look-ups under way; whoever waits does so within the asker's patience.
     async fn place(&self) -> tokio::sync::SemaphorePermit<'_> {
         self.places.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// The addresses of a name, from the hosts file only those of the family that is `wanted`.
+    async fn look_up(&self, host: &str, wanted: Option<Family>) -> Result<Resolved<IpAddr>, ResolveError> {
+        if let Ok(ip) = host.parse() {
+            return Ok(Resolved { records: vec![ip], ttl: Some(FOREVER), lacks: None });
+        }
+        let name = host.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
+        let mut records = self.hosts.addresses(&name).await;
+        records.retain(|ip| wanted.is_none_or(|family| Family::of(ip) == family));
+        if !records.is_empty() {
+            return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
+        }
+        let _place = self.place().await;
+        let mut failed = ResolveError::NotFound;
+        // Both families of one name before the next one is tried: they are to be those of one host.
+        for name in self.search.names(name) {
+            match self.both(name).await {
+                Ok(found) => return Ok(found),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 
     /// Both families of one name.
@@ -277,26 +302,11 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
 
 impl Resolve for DnsResolver {
     fn addresses<'r>(&'r self, host: &'r str) -> Resolving<'r, IpAddr> {
-        Box::pin(async move {
-            if let Ok(ip) = host.parse() {
-                return Ok(Resolved { records: vec![ip], ttl: Some(FOREVER), lacks: None });
-            }
-            let name = host.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
-            let records = self.hosts.addresses(&name).await;
-            if !records.is_empty() {
-                return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
-            }
-            let _place = self.place().await;
-            let mut failed = ResolveError::NotFound;
-            // Both families of one name before the next one is tried: they are to be those of one host.
-            for name in self.search.names(name) {
-                match self.both(name).await {
-                    Ok(found) => return Ok(found),
-                    Err(error) => failed = error,
-                }
-            }
-            Err(failed)
-        })
+        Box::pin(self.look_up(host, None))
+    }
+
+    fn addresses_of<'r>(&'r self, host: &'r str, family: Family) -> Resolving<'r, IpAddr> {
+        Box::pin(self.look_up(host, Some(family)))
     }
 
     fn services<'r>(&'r self, name: &'r str) -> Resolving<'r, Service> {

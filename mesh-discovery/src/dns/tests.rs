@@ -222,7 +222,13 @@ async fn what_the_hosts_file_has_is_asked_of_nobody() {
         assert_eq!(found.lacks, None, "{name}");
         assert!(found.ttl.is_some_and(|ttl| ttl <= Duration::from_secs(5)), "{name}: {:?}", found.ttl);
     }
+    // Whoever wants one family gets it from there if the file has it.
+    assert_eq!(texts(&resolver.addresses_of("both.test", Family::V4).await.unwrap()), ["10.0.0.2"]);
+    assert_eq!(texts(&resolver.addresses_of("six.test", Family::V6).await.unwrap()), ["fd00::1"]);
     assert_eq!(server.queries(), 0);
+    server.set("six.test", &["fd00::9", "10.0.0.9"], 60);
+    let found = resolver.addresses_of("six.test", Family::V4).await.unwrap();
+    assert!(texts(&found).contains(&"10.0.0.9".to_owned()), "{found:?}");
     // Control: what it does not have is asked for.
     assert_eq!(texts(&resolver.addresses("db.default.svc").await.unwrap()), ["fd00::9", "10.0.0.9"]);
     let without = quick(&server).search("default.svc").hosts_file(folder.path().join("none")).build().unwrap();

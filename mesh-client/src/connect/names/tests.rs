@@ -166,6 +166,31 @@ async fn policy_cannot_ask_for_look_ups_without_a_pause() {
     }
 }
 
+/// A resolver in which one family hides the other, as in a file of hosts.
+#[derive(Debug)]
+struct Hiding;
+
+impl Resolve for Hiding {
+    fn addresses<'r>(&'r self, _host: &'r str) -> Resolving<'r, IpAddr> {
+        self.addresses_of("", Family::V6)
+    }
+
+    fn addresses_of<'r>(&'r self, _host: &'r str, family: Family) -> Resolving<'r, IpAddr> {
+        let ip = if family == Family::V4 { "10.0.0.1" } else { "::1" };
+        let found = Resolved { records: vec![ip.parse().unwrap()], ttl: None, lacks: None };
+        Box::pin(std::future::ready(Ok(found)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_is_told_that_one_family_alone_is_wanted() {
+    for (family, want) in [(DnsFamily::V4Only, "10.0.0.1"), (DnsFamily::V6Only, "::1"), (DnsFamily::Auto, "::1")] {
+        let options = DnsOptions { family, ..DnsOptions::default() };
+        let names = Names::new(Arc::new(Hiding), Arc::new(|below| below - 1), 5 * SECOND, options);
+        assert_eq!(texts(&names.addresses(HOST, PATIENCE).await), [want], "{family:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn policy_says_which_families_are_used() {
     let resolver = FakeResolver::new();

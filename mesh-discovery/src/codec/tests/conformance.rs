@@ -418,18 +418,19 @@ fn r8_weights_sum_to_something_that_fits_a28() {
     action("all 0", split(&[Some(0), None]), &Says::Refused(&[at]));
     action("too much", split(&[Some(u32::MAX), Some(1)]), &Says::Refused(&[at]));
     // A part that a header names costs its route, and no other.
-    let named = |name: &str, cluster_header: &str| {
-        let part = rds::weighted_cluster::ClusterWeight {
-            name: name.into(),
-            cluster_header: cluster_header.into(),
-            weight: number(1),
-            ..Default::default()
-        };
+    let part = |name: &str, cluster_header: &str, weight: Option<u32>| rds::weighted_cluster::ClusterWeight {
+        name: name.into(),
+        cluster_header: cluster_header.into(),
+        weight: weight.and_then(number),
+        ..Default::default()
+    };
+    let of = |clusters: Vec<rds::weighted_cluster::ClusterWeight>| {
         with_action(|a| {
-            let split = rds::WeightedCluster { clusters: vec![part], ..Default::default() };
+            let split = rds::WeightedCluster { clusters, ..Default::default() };
             a.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(split));
         })
     };
+    let named = |name: &str, cluster_header: &str| of(vec![part(name, cluster_header, Some(1))]);
     let resource = changed::<RoutesProto>(named("", "x-cluster"), |proto| {
         let other = RoutesProto::decode(&*codec::encode_routes(&routes()).value).unwrap();
         proto.virtual_hosts[0].routes.extend(other.virtual_hosts[0].routes.clone());
@@ -438,7 +439,15 @@ fn r8_weights_sum_to_something_that_fits_a28() {
     says("by header", codec::decode_routes(&resource), &Says::Reported(&[&header]));
     let left = codec::decode_routes(&resource).unwrap().value;
     assert_eq!(left.virtual_hosts[0].routes, routes().virtual_hosts[0].routes);
-    says("by name beside one", codec::decode_routes(&named("c", "x-cluster")), &Says::Taken);
+    says("by name beside one", codec::decode_routes(&named("c", "x-cluster")), &Says::Reported(&[&header]));
+    // One that is never drawn costs nothing.
+    for weight in [Some(0), None] {
+        let resource = of(vec![part("", "x-cluster", weight), part("c", "", Some(1))]);
+        says("never by header", codec::decode_routes(&resource), &Says::Taken);
+        let plain = codec::decode_routes(&of(vec![part("c", "", Some(1))])).unwrap().value;
+        assert_eq!(codec::decode_routes(&resource).unwrap().value, plain);
+    }
+    says("all never", codec::decode_routes(&of(vec![part("", "x-cluster", Some(0))])), &Says::Refused(&[at]));
     let name = format!("{at}.clusters[0].name");
     says("by neither", codec::decode_routes(&named("", "")), &Says::Refused(&[&name]));
 }

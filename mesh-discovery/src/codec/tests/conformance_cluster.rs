@@ -382,6 +382,19 @@ fn p10_outlier_detection_a50() {
         cluster("one may be ejected", one(always), &Says::Taken);
     }
     cluster("none may", one(Some(BoolValue { value: false })), &Says::Reported(&[&at("always_eject_one_host")]));
+    let of_none = |always: Option<bool>| {
+        move |c: &mut Proto| {
+            let outlier = c.outlier_detection.get_or_insert_default();
+            outlier.always_eject_one_host = always.map(|value| BoolValue { value });
+            outlier.max_ejection_percent = number(0);
+        }
+    };
+    for always in [None, Some(false)] {
+        cluster("none is ejected of a share of 0", of_none(always), &Says::Taken);
+    }
+    let ours = codec::encode_cluster(&decoded(of_none(None)));
+    assert!(codec::decode_cluster(&ours).unwrap().unenforced.is_empty());
+    cluster("one of a share of 0", of_none(Some(true)), &Says::Reported(&[&at("always_eject_one_host")]));
 }
 
 #[test]
