@@ -297,6 +297,7 @@ impl ClientBuilder {
             connector: self.connector,
             limits: self.limits,
             epoch: Instant::now(),
+            picks_all: self.picker.is_some(),
             picker: named(self.balancers, self.picker),
             number,
             channel_id,

@@ -46,6 +46,8 @@ pub(crate) struct Env {
     pub(crate) epoch: Instant,
     /// Pickers of the application's own.
     pub(crate) picker: Option<Arc<MakePicker>>,
+    /// They may be for any cluster, and not only for those that name one.
+    pub(crate) picks_all: bool,
     /// Which of its fleet this client is, for deterministic subsetting.
     pub(crate) number: u64,
     /// One random number for this client's life, to hash by (gRFC A42), and for random subsetting (gRFC A68).
@@ -116,6 +118,12 @@ impl Default for Limits {
 }
 
 impl Env {
+    /// Makes a cluster's picker, if that may be one of the application's own.
+    pub(crate) fn picker_for(&self, balancer: &Balancer) -> Option<Arc<MakePicker>> {
+        let named = matches!(balancer.leaf(), Balancer::Custom { .. });
+        self.picker.clone().filter(|_| self.picks_all || named)
+    }
+
     /// What tells this client from others for subsetting.
     pub(crate) fn subsetter(&self, balancer: &Balancer) -> u64 {
         match balancer {

@@ -370,7 +370,7 @@ impl Cluster {
         let ready = ReadySet::build(
             subset.clone(),
             self.policy.clone(),
-            env.picker.clone(),
+            env.picker_for(&self.policy.balancer),
             now,
             &mut |below| env.draw(below),
             |endpoint| {

@@ -155,7 +155,7 @@ impl Cluster {
         let ready = ReadySet::build(
             left.clone(),
             self.policy.clone(),
-            env.picker.clone(),
+            env.picker_for(&self.policy.balancer),
             env.since_epoch(Instant::now()),
             &mut |below| env.draw(below),
             |endpoint| {

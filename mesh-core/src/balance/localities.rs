@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 
 use super::levels::availability;
-use crate::policy::{Balancer, Cluster, Endpoints, PerMillion};
+use crate::policy::{Balancer, Cluster, Discovery, Endpoints, PerMillion};
 
 /// In which way they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +52,20 @@ impl Weighing {
     /// How they do in a cluster; with pickers of the caller's `own` nobody knows what these compare.
     pub(super) fn of(cluster: &Cluster, own: bool) -> Self {
         match cluster.balancer.leaf() {
-            // gRPC always does; an Envoy asks for it, and from a control plane that serves both both must hear the same.
-            Balancer::RingHash { .. } => Self::Hashed,
-            Balancer::PickFirst { shuffle: true } if !cluster.locality.weighted => Self::Hashed,
+            // gRPC always does; an Envoy asks for it, and from a control plane that serves both both must hear the same. Elsewhere
+            // than over EDS localities have weights only where somebody means them.
+            Balancer::RingHash { .. } if cluster.locality.weighted || by_eds(cluster) => Self::Hashed,
+            Balancer::PickFirst { shuffle: true } if !cluster.locality.weighted && by_eds(cluster) => Self::Hashed,
             _ if !cluster.locality.weighted => Self::Not,
             Balancer::Maglev { .. } => Self::Hashed,
             Balancer::RoundRobin | Balancer::Random | Balancer::Passthrough if !own => Self::Spread,
             _ => Self::Drawn,
         }
     }
+}
+
+fn by_eds(cluster: &Cluster) -> bool {
+    matches!(cluster.discovery, Discovery::Eds { .. })
 }
 
 impl<'a> Localities<'a> {
@@ -107,21 +112,25 @@ impl<'a> Localities<'a> {
         Vec::new()
     }
 
-    /// The same in gRPC's fixed point, with the whole weight of each locality, wherever in the pool its endpoints are.
-    pub(super) fn place(&self, places: &[Place], weights: &mut [NonZeroU32]) -> Vec<Part> {
-        let mut sums = vec![0_u64; self.total.len()];
-        for ((locality, _), weight) in places.iter().zip(&*weights) {
-            sums[*locality as usize] += u64::from(weight.get());
-        }
-        let here = self.endpoints.localities.iter().zip(&sums).filter(|(_, sum)| **sum > 0);
-        let (count, all) =
-            here.fold((0, 0), |(count, all), (group, _)| (count + 1, all + u64::from(group.weight.get())));
-        if count < 2 {
+    /// The same in gRPC's fixed point, with the whole weight of each locality, wherever in the pool its endpoints are. Those of
+    /// `whole` that are not in the pool, for they are ejected or fail their checks, keep their part: as in gRPC, whose ring
+    /// they stay in, the others of their locality weigh no more for that.
+    pub(super) fn place(&self, places: &[Place], whole: &[Place], weights: &mut [NonZeroU32]) -> Vec<Part> {
+        let mut here: Vec<u32> = places.iter().map(|(locality, _)| *locality).collect();
+        here.sort_unstable();
+        here.dedup();
+        let all: u64 = here.iter().map(|locality| u64::from(self.weight((*locality, 0)))).sum();
+        if here.len() < 2 {
             return Vec::new();
+        }
+        let mut sums = vec![0_u64; self.total.len()];
+        for (locality, at) in whole {
+            let own = &self.endpoints.localities[*locality as usize].endpoints[*at as usize];
+            sums[*locality as usize] += u64::from(own.weight.get());
         }
         for (place, weight) in places.iter().zip(weights) {
             let locality = u64::from(self.weight(*place)) * ONE / all;
-            let endpoint = u64::from(weight.get()) * ONE / sums[place.0 as usize];
+            let endpoint = u64::from(weight.get()) * ONE / sums[place.0 as usize].max(1);
             *weight = NonZeroU32::new((locality * endpoint / ONE) as u32).unwrap_or(NonZeroU32::MIN);
         }
         Vec::new()

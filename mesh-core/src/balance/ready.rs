@@ -583,7 +583,15 @@ fn weigh<E>(
     for pool in pools {
         let (places, own) = (&places[pool.range.clone()], &mut weights[pool.range.clone()]);
         let parts = match weighing {
-            Weighing::Hashed => localities.place(places, own),
+            Weighing::Hashed if pool.panic || pool.degraded => localities.place(places, places, own),
+            Weighing::Hashed => {
+                let well = |entry: &&Entry<E>| {
+                    let health = policy(endpoints, entry.place).1.health;
+                    entry.priority == pool.priority && matches!(health, Health::Healthy | Health::Unknown)
+                };
+                let whole: Vec<_> = entries.iter().filter(well).map(|entry| entry.place).collect();
+                localities.place(places, &whole, own)
+            }
             // All endpoints alike, as in Envoy.
             _ if pool.panic => Vec::new(),
             Weighing::Drawn => localities.parts(places, pool.share),

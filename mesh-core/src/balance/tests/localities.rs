@@ -3,7 +3,7 @@
 use super::ready::{build, cluster, hits};
 use super::*;
 use crate::health::{Reason, Standing};
-use crate::policy::{Cluster, LoadSpill, PerMillion, SlowStart, WeightedRoundRobin};
+use crate::policy::{Cluster, Discovery, LoadSpill, PerMillion, SlowStart, WeightedRoundRobin};
 use Health::{Healthy, Unhealthy};
 
 const NEAR: [u16; 3] = [10, 11, 12];
@@ -350,6 +350,31 @@ fn a_ring_goes_by_the_weights_of_localities_as_grpcs_does() {
     assert_eq!(weights, [&grpc[..2], &second].concat());
     let one = build(groups().split_off(1), cluster(|c| c.balancer = ring.clone()), &[]);
     assert_eq!(one.candidates()[0].weight.get(), 3, "one locality is no choice");
+    // Nobody gave weights to the localities of a cluster that has its endpoints written in it.
+    let inline = cluster(|c| {
+        c.balancer = ring.clone();
+        c.discovery = Discovery::Static(Arc::new(Endpoints::at("test", [])));
+    });
+    let weights: Vec<_> = build(groups(), inline, &[]).candidates().iter().take(4).map(|c| c.weight.get()).collect();
+    assert_eq!(weights, plain);
+}
+
+/// In gRPC it stays in the ring, and who comes next takes its keys: nobody weighs more for it.
+#[test]
+fn who_is_ejected_from_a_ring_keeps_its_part_of_its_locality() {
+    let groups = || vec![zone("a", 0, 10, &[1, 2, 3, 4]), zone("b", 0, 10, &[5, 6, 7, 8])];
+    let ring = || cluster(|c| c.balancer = Balancer::RingHash { min_size: 1024, max_size: 8 << 20 });
+    let weights = |ejected: &[u16]| {
+        let load = Arc::<Load>::default();
+        load.set_standing(Standing::Ejected(Reason::Consecutive5xx));
+        let loads: Vec<_> = ejected.iter().map(|port| (*port, load.clone())).collect();
+        let set = build(groups(), ring(), &loads);
+        let pool = set.pools().next().unwrap();
+        set.candidates().iter().take(pool.endpoints).map(|c| c.weight.get()).collect::<Vec<_>>()
+    };
+    let whole = weights(&[]);
+    assert_eq!(whole, [whole[0]; 8]);
+    assert_eq!(weights(&[1, 2, 3]), [whole[0]; 5]);
 }
 
 #[test]
