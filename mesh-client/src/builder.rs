@@ -181,9 +181,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Which of its fleet this client is, counted from 0 (the ordinal of a StatefulSet, say), for deterministic
-    /// subsetting: clusters of which each client uses a part. Bits above the 32nd tell fleets apart, which would have the same
-    /// parts otherwise. Default: a random number, with which deterministic subsetting is as uneven as random subsetting.
+    /// Which of its fleet this client is, counted from 0 (the ordinal of a StatefulSet, say), for clusters
+    /// of which each client uses a part. Bits above the 32nd tell fleets apart, which would have the same parts otherwise.
+    /// Default: a random number, with which deterministic subsetting is as uneven as random subsetting.
     pub fn number(mut self, number: u64) -> Self {
         self.number = Some(number);
         self

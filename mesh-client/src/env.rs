@@ -48,9 +48,9 @@ pub(crate) struct Env {
     pub(crate) picker: Option<Arc<MakePicker>>,
     /// They may be for any cluster, and not only for those that name one.
     pub(crate) picks_all: bool,
-    /// Which of its fleet this client is, for deterministic subsetting.
+    /// Which of its fleet this client is, for subsetting.
     pub(crate) number: u64,
-    /// One random number for this client's life, to hash by (gRFC A42), and for random subsetting (gRFC A68).
+    /// One random number for this client's life, to hash by (gRFC A42).
     pub(crate) channel_id: u64,
 }
 
@@ -122,15 +122,6 @@ impl Env {
     pub(crate) fn picker_for(&self, balancer: &Balancer) -> Option<Arc<MakePicker>> {
         let named = matches!(balancer.leaf(), Balancer::Custom { .. });
         self.picker.clone().filter(|_| self.picks_all || named)
-    }
-
-    /// What tells this client from others for subsetting.
-    pub(crate) fn subsetter(&self, balancer: &Balancer) -> u64 {
-        match balancer {
-            // Numbers begin with 0 in every fleet: by them all fleets would have the same parts.
-            Balancer::RandomSubsetting { .. } => self.channel_id,
-            _ => self.number,
-        }
     }
 
     /// A uniform number below `below`.

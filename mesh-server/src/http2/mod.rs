@@ -159,9 +159,7 @@ where
             (None, Some(Box::new(tunnel)))
         };
         let request = Body::of(Request::from_parts(head, body), self.body_idle);
-        // Boxed: the runtime copies a task's future some ten times from its birth to its end, and this is over a kilobyte.
-        let exchange = Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone());
-        TokioExecutor::new().execute(Box::pin(exchange));
+        TokioExecutor::new().execute(Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone()));
     }
 }
 
