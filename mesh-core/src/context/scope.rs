@@ -1,7 +1,7 @@
 //! Which request's context a task is in. Refuses to know what is in a context.
 //!
-//! tokio has task-locals; one of them takes its value and what the future answers from hand to hand, which for every request
-//! served is a fifth of what the inbound layer costs.
+//! tokio has task-locals; one of them takes what the future answers from hand to hand, and calls a service with a second count of
+//! the context: some 460 instructions for each request served, where this takes some 300.
 
 use std::cell::RefCell;
 use std::future::Future;

@@ -1,5 +1,5 @@
 //! How long an HTTP/1.1 connection may be silent, counted for hyper with one timer of the runtime. hyper asks for a new timer with
-//! every head; to begin and end it costs what a tenth of the whole mesh does. Here a timer that is begun stays: when it is due
+//! every head, and the runtime takes a lock to begin it and another to end it. Here a timer that is begun stays: when it is due
 //! for a head that has come long since, it goes on to the one that is waited for.
 //!
 //! Refuses to know what is waited for.
