@@ -259,10 +259,7 @@ fn client(protocol: Protocol) -> Client {
         let spiffe_id = CALLER.parse().ok();
         let layer = layer.for_peer(PeerIdentity { spiffe_id, address: ([127, 0, 0, 1], 4000).into() });
         match protocol {
-            Protocol::Http1 => {
-                let service = TowerToHyperService::new(layer.layer(service_fn(echo::http)));
-                spawn(async move { http_server().serve_connection(TokioIo::new(theirs), service).await });
-            }
+            Protocol::Http1 => spawn(server.serve_http1(theirs, layer.layer(service_fn(echo::http)))),
             Protocol::Grpc => spawn(server.serve_http2(theirs, layer.layer(echo::grpc()))),
         }
         std::future::ready(Ok(Box::new(ours) as Box<dyn Io>))

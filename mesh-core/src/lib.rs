@@ -15,6 +15,7 @@ pub mod context;
 pub mod drain;
 pub mod error;
 pub mod health;
+pub mod http1;
 pub mod id;
 pub mod identity;
 pub mod jwt;

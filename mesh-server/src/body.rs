@@ -51,8 +51,9 @@ pub(crate) fn with_trailers<B: Send + 'static>(request: &mut Request<B>) -> Opti
 #[derive(Debug)]
 pub(crate) enum Incoming {
     Hyper(hyper::body::Incoming),
-    /// Of a stream that has one.
-    Http2(Option<Upload>),
+    Http2(Upload),
+    /// All of it is here; empty = there is none.
+    Whole(Bytes),
 }
 
 impl From<hyper::body::Incoming> for Incoming {
@@ -63,7 +64,13 @@ impl From<hyper::body::Incoming> for Incoming {
 
 impl From<Option<Upload>> for Incoming {
     fn from(body: Option<Upload>) -> Self {
-        Self::Http2(body)
+        body.map_or(Self::Whole(Bytes::new()), Self::Http2)
+    }
+}
+
+impl From<Bytes> for Incoming {
+    fn from(body: Bytes) -> Self {
+        Self::Whole(body)
     }
 }
 
@@ -74,11 +81,12 @@ impl Incoming {
                 let frame = ready!(http_body::Body::poll_frame(Pin::new(body), cx));
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
-            Self::Http2(Some(body)) => {
+            Self::Http2(body) => {
                 let frame = ready!(body.poll_frame(cx));
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
-            Self::Http2(None) => Poll::Ready(None),
+            Self::Whole(body) if body.is_empty() => Poll::Ready(None),
+            Self::Whole(body) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(body))))),
         }
     }
 
@@ -86,21 +94,24 @@ impl Incoming {
     fn is_none(&self) -> bool {
         match self {
             Self::Hyper(body) => http_body::Body::is_end_stream(body),
-            Self::Http2(body) => body.is_none(),
+            Self::Http2(_) => false,
+            Self::Whole(body) => body.is_empty(),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Hyper(body) => http_body::Body::is_end_stream(body),
-            Self::Http2(body) => body.as_ref().is_none_or(Upload::is_end_stream),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Whole(body) => body.is_empty(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Hyper(body) => http_body::Body::size_hint(body),
-            Self::Http2(body) => body.as_ref().map_or(SizeHint::with_exact(0), Upload::size_hint),
+            Self::Http2(body) => body.size_hint(),
+            Self::Whole(body) => SizeHint::with_exact(body.len() as u64),
         }
     }
 }

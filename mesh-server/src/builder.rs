@@ -16,7 +16,7 @@ use mesh_core::policy::{AuthorizerProvider, InboundState};
 use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Metrics;
 
-use crate::http2::Dates;
+use crate::dates::Dates;
 use crate::inbound::Door;
 use crate::layer::{Concurrency, Gate, Limits, Places, Policy, Priorities, Scope, Shared, Slashes};
 use crate::listen::TlsAccept;
@@ -184,7 +184,7 @@ impl ServerBuilder {
                 .map(|policy| Arc::new(Concurrency::new(policy, Instant::now()))),
             limits: Limits::new(Scope::Server),
         });
-        let dates = Dates::new(self.clock.clone());
+        let dates = Arc::new(Dates::new(self.clock.clone()));
         let tls = TlsAccept::new(&self.identities, provider, self.clock, peers);
         let door = Door::new(self.config, inbound, tls, layer, self.stats, drain, dates);
         Server::new(Arc::new(door), self.readiness)

@@ -24,7 +24,8 @@ pub struct Config {
     /// How long the head of a request may take from its first byte to its last, over HTTP/1 and HTTP/2. Then the connection is
     /// closed. Default 10 s.
     pub header_read_timeout: Duration,
-    /// How long an HTTP/1 connection may go without a whole request: from the end of one to the end of the head of the next.
+    /// How long an HTTP/1 connection may go without a request: from the end of one to the next, whose head has
+    /// `header_read_timeout` then.
     /// HTTP/2 connections may be idle for as long as they answer pings. Default 60 s.
     pub idle_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not

@@ -4,10 +4,11 @@
 //! request that the application gets is what the policy judged, and a refusal is of what the policy says.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
-use std::pin::pin;
+use std::future::{Future, Ready, ready};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -27,6 +28,28 @@ use mesh_core::source::Watched;
 use mesh_core::target::{EncodedSlash, normalize_authority, normalize_path};
 
 use crate::{Config, Server};
+
+/// Polls for as long as it goes on by itself.
+pub(crate) fn settle<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    let woken = Arc::<Woken>::default();
+    let waker = Waker::from(woken.clone());
+    loop {
+        match Pin::new(&mut *future).poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return Some(output),
+            Poll::Pending if woken.0.swap(false, Ordering::Relaxed) => {}
+            Poll::Pending => return None,
+        }
+    }
+}
 
 /// The routes, in order: each has a policy of its own that may be closed.
 const ROUTES: [&str; 4] = ["/admin", "/a/b", "/a", "/"];

@@ -20,10 +20,12 @@ mod accepted;
 mod body;
 mod builder;
 mod config;
+mod dates;
 mod ext_authz;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod http1;
 mod http2;
 mod inbound;
 mod layer;
@@ -41,6 +43,7 @@ pub use self::body::{Body, BodyError};
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;
 pub use self::ext_authz::{ExtAuthz, InvalidProvider};
+pub use self::http1::Http1Connection;
 pub use self::http2::Http2Connection;
 pub use self::inbound::{InboundStats, Refusal};
 pub use self::layer::{InboundBody, InboundLayer, InboundService, Priority, ResponseFuture};

@@ -12,13 +12,17 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
 use mesh_core::policy::InboundState;
 
 use crate::inbound::{Door, run};
-use crate::{Accepted, Body, Http2Connection, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
+use crate::{
+    Accepted, Body, Http1Connection, Http2Connection, InboundLayer, InboundStats, RawConnection, Readiness,
+    ServerBuilder,
+};
 
 /// The inbound side of the mesh. Cheap to clone; may serve several listeners of the same policy.
 ///
@@ -176,6 +180,26 @@ impl Server {
     /// How old a connection may get the connection says itself ([`Accepted::leaving`](crate::Accepted::leaving)).
     pub fn http1(&self) -> http1::Builder {
         self.door.http1.clone()
+    }
+
+    /// Serves HTTP/1.1 over a connection of [`accept`](Self::accept), or of another acceptor, as [`serve`](Self::serve) does and
+    /// for less than hyper's [`http1`](Self::http1): with the limits of this server's [`Config`](crate::Config) and the bodies that
+    /// [`request`](Self::request) makes. Requests whose head and body are there at once, nearly all, are read and answered
+    /// here; a connection on which anything else comes (a body that is still on its way or in chunks, an upgrade, HTTP/1.0, no
+    /// HTTP at all) is hyper's from there on. [`Accepted::layer`](crate::Accepted::layer) or
+    /// [`inbound_layer`](Self::inbound_layer) is to be around `service`, which is called as it is, and not called again before its answer
+    /// has ended. Nobody but the loop ends the connection in peace ([`Http1Connection::leave`]), which is to be called once
+    /// [`Accepted::leaving`](crate::Accepted::leaving) says so.
+    pub fn serve_http1<T, S, RB>(&self, io: T, service: S) -> Http1Connection<T, S, RB>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        RB: http_body::Body<Data = Bytes> + Send + 'static,
+        RB::Error: Into<BoxError>,
+    {
+        self.door.own_http1.serve(io, Instant::now(), service)
     }
 
     /// Serves HTTP/2 over a connection of [`accept`](Self::accept), or of another acceptor, as [`serve`](Self::serve) does and

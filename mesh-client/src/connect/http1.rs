@@ -40,7 +40,6 @@ use self::chunked::{Chunked, Next};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::fuzzing::answer;
 pub(crate) use self::head::RequestHead;
-pub(super) use self::head::has;
 use self::head::{Framing, Head, Progress};
 use self::relay::Relay;
 use self::upload::Upload;
@@ -48,6 +47,7 @@ use super::IoStream;
 use super::pool::OpenGuard;
 use super::worker::{self, Line, Owned};
 use crate::body::{Broken, Incoming, Outgoing, Unanswered};
+pub(super) use mesh_core::http1::has;
 
 /// Bytes that are read at once: at first, and at most where an answer fills them.
 const READ: usize = 8 * 1024;

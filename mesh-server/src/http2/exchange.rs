@@ -17,8 +17,9 @@ use tower_service::Service;
 
 use mesh_core::error::BoxError;
 
-use super::{Dates, Tunnel};
+use super::Tunnel;
 use crate::Body;
+use crate::dates::Dates;
 
 /// Pieces of an answer in a row, before others have their turn: it may have no end of empty ones.
 const PIECES: usize = 1024;

@@ -9,7 +9,6 @@
 //!
 //! Refuses to know policy, and what bytes are read from.
 
-mod dates;
 mod ear;
 mod exchange;
 mod keepalive;
@@ -34,13 +33,13 @@ use tower_service::Service;
 
 use mesh_core::error::BoxError;
 
-pub(crate) use self::dates::Dates;
 use self::ear::Ear;
 use self::exchange::Exchange;
 use self::keepalive::{KeepAlive, Silent};
 use self::tunnel::Tunnel;
 pub(crate) use self::upload::Upload;
 use crate::config::MOST_HEADER_BYTES;
+use crate::dates::Dates;
 use crate::{Body, Config};
 
 /// How connections of a server are.
@@ -54,7 +53,7 @@ pub(crate) struct Http2 {
 }
 
 impl Http2 {
-    pub(crate) fn new(config: &Config, dates: Dates) -> Self {
+    pub(crate) fn new(config: &Config, dates: Arc<Dates>) -> Self {
         let mut builder = server::Builder::new();
         builder
             .max_concurrent_streams(config.max_concurrent_streams)
@@ -74,7 +73,7 @@ impl Http2 {
             interval: config.keep_alive_interval,
             timeout: config.keep_alive_timeout,
             body_idle: config.body_idle_timeout,
-            dates: Arc::new(dates),
+            dates,
         }
     }
 

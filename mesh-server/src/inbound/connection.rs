@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures_util::stream::StreamExt;
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -33,12 +33,12 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
-use super::http1::Calls;
-use super::silence::Silence;
 use super::stay::{Guest, LastChange, Leave, Left, after, aged, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
-use crate::http2::{Dates, Http2};
+use crate::dates::Dates;
+use crate::http1::Http1;
+use crate::http2::Http2;
 use crate::listen::{
     Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash, looks_like_http1,
     refuse_plaintext,
@@ -57,9 +57,10 @@ pub(crate) struct Door {
     pub(crate) close: DrainTrigger,
     /// Of policy, as connections saw it last.
     pub(super) change: Arc<LastChange>,
-    pub(crate) http1: http1::Builder,
+    pub(crate) own_http1: Http1,
     pub(crate) own_http2: Http2,
     /// For applications with a loop of their own.
+    pub(crate) http1: http1::Builder,
     pub(crate) http2: http2::Builder<TokioExecutor>,
 }
 
@@ -81,12 +82,13 @@ impl Door {
         layer: InboundLayer,
         stats: Arc<InboundStats>,
         drain: DrainWatch,
-        dates: Dates,
+        dates: Arc<Dates>,
     ) -> Self {
         let http1 = http1_builder(&config);
+        let own_http1 = Http1::new(&config, http1.clone(), dates.clone());
         let (own_http2, http2) = (Http2::new(&config, dates), http2_builder(&config));
         let (close, change) = (drain::channel().0, Arc::default());
-        Self { config, inbound, tls, layer, stats, drain, close, change, http1, own_http2, http2 }
+        Self { config, inbound, tls, layer, stats, drain, close, change, own_http1, own_http2, http1, http2 }
     }
 
     /// Takes a connection from its first byte to its end.
@@ -116,21 +118,16 @@ impl Door {
             HttpVersion::Http1 => {
                 let (leash, tether) = leash();
                 io.tether = Some(tether);
-                let service = Calls { service, idle: self.config.body_idle_timeout };
                 let ended = {
-                    let mut http1 = self.http1.clone();
-                    http1.timer(Silence::default());
-                    let connection = http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                    let since = io.unwatched();
+                    let connection = self.own_http1.serve(io, since, service);
                     let told = |leave: Leave| {
                         layer.leave();
                         left = Some(leave);
                         leave.notice(&self.config)
                     };
                     let over = || layer.give_up();
-                    let ended =
-                        drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config)
-                            .await;
-                    ended.map(|ended| ended.map_err(Into::into))
+                    drive(pin!(connection), |c| c.leave(), &mut closing, (told, over), &self.config).await
                 };
                 stay_taken_over(leash, left, closing, self.close.watch().drained(), &self.config).await;
                 ended

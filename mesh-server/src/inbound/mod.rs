@@ -1,13 +1,11 @@
 //! From a listening socket to requests: `worker` accepts, `connection` decides about one socket and
-//! serves it, `raw` does so where it carries no requests, `stay` says how long, `silence` how long without a request, `seldom` asks what
+//! serves it, `raw` does so where it carries no requests, `stay` says how long, `seldom` asks what
 //! ends it only when that has news, `peers` counts those of one address, `stats` counts what was refused.
 
 mod connection;
-mod http1;
 mod peers;
 mod raw;
 mod seldom;
-mod silence;
 mod stats;
 mod stay;
 mod worker;

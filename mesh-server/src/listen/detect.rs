@@ -2,13 +2,15 @@
 
 use std::io;
 
+use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use super::stream::{DETECT_LEN, Detected, Stream};
+use super::stream::{Detected, Stream};
 
 /// What begins every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8; DETECT_LEN] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DETECT_LEN: usize = 24;
 
 /// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,5 +43,6 @@ pub(crate) async fn detect(mut stream: Stream) -> io::Result<(HttpVersion, Detec
         }
     };
     let since = since.unwrap_or_else(Instant::now);
-    Ok((version, Detected { stream, seen, filled, given: 0, since, frames: None, messages: None, tether: None }))
+    let seen = BytesMut::from(&seen[..filled]);
+    Ok((version, Detected { stream, seen, since, frames: None, messages: None, tether: None }))
 }

@@ -8,6 +8,7 @@ mod frames;
 mod head;
 mod messages;
 mod plaintext;
+mod rewound;
 mod stream;
 mod tls;
 
@@ -18,5 +19,6 @@ use self::messages::Messages;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::messages::fuzzing::messages;
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
+pub(crate) use self::rewound::Rewound;
 pub(crate) use self::stream::{Detected, Stream};
 pub(crate) use self::tls::{TlsAccept, TlsRefused, Verified};

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -44,15 +45,11 @@ impl Stream {
     }
 }
 
-/// How many bytes tell HTTP/2 from HTTP/1: the length of HTTP/2's preface.
-pub(super) const DETECT_LEN: usize = 24;
-
 /// A socket whose first bytes were read to look at them and are given again.
 pub(crate) struct Detected {
     pub(super) stream: Stream,
-    pub(super) seen: [u8; DETECT_LEN],
-    pub(super) filled: usize,
-    pub(super) given: usize,
+    /// Those that are to be given again.
+    pub(super) seen: BytesMut,
     /// When the first of them came.
     pub(super) since: Instant,
     /// Of HTTP/2.
@@ -137,6 +134,12 @@ impl Detected {
         }
     }
 
+    /// Of HTTP/1 whoever serves it looks at heads himself. Gives when the first byte came.
+    pub(crate) fn unwatched(&mut self) -> Instant {
+        self.messages = None;
+        self.since
+    }
+
     fn check(&self) -> io::Result<()> {
         self.tether.as_ref().map_or(Ok(()), Tether::check)
     }
@@ -170,8 +173,7 @@ impl Detected {
 impl AsyncRead for Detected {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let rest = &this.seen[this.given..this.filled];
-        if rest.is_empty() {
+        if this.seen.is_empty() {
             this.check()?;
             let before = buf.filled().len();
             let read = Pin::new(&mut this.stream).poll_read(cx, buf);
@@ -192,9 +194,9 @@ impl AsyncRead for Detected {
             }
             return Poll::Ready(this.see_frames(cx, &buf.filled()[before..]));
         }
-        let (before, now) = (buf.filled().len(), rest.len().min(buf.remaining()));
-        buf.put_slice(&rest[..now]);
-        this.given += now;
+        let (before, now) = (buf.filled().len(), this.seen.len().min(buf.remaining()));
+        buf.put_slice(&this.seen[..now]);
+        this.seen.advance(now);
         if let Some(messages) = &mut this.messages {
             messages.see(&mut buf.filled_mut()[before..]);
         }

@@ -5,7 +5,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue};
+use mesh_core::http1::Spans;
 
 use super::Error;
 use super::head::MAX_HEADERS;
@@ -76,7 +76,11 @@ impl Chunked {
             self.at = self.step(byte)?;
             if self.at == At::End {
                 let trailers = std::mem::take(&mut self.trailers);
-                return Ok(Some(if trailers.is_empty() { Next::End } else { Next::Trailers(parse(&trailers)?) }));
+                return Ok(Some(if trailers.is_empty() {
+                    Next::End
+                } else {
+                    Next::Trailers(parse(&trailers.into())?)
+                }));
             }
         }
     }
@@ -151,15 +155,13 @@ impl Chunked {
     }
 }
 
-fn parse(lines: &[u8]) -> Result<HeaderMap, Error> {
+fn parse(lines: &Bytes) -> Result<HeaderMap, Error> {
     let mut room = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let parsed = httparse::parse_headers(lines, &mut room).map_err(Error::Head)?;
+    let parsed = httparse::parse_headers(lines, &mut room)?;
     let httparse::Status::Complete((_, headers)) = parsed else {
         return Err(Error::Chunk("its trailers are none"));
     };
-    let mut trailers = HeaderMap::with_capacity(headers.len());
-    for header in headers {
-        trailers.append(HeaderName::from_bytes(header.name.as_bytes())?, HeaderValue::from_bytes(header.value)?);
-    }
+    let mut trailers = HeaderMap::new();
+    Spans::of(lines, headers).take(lines, &mut trailers, |_, _| ())?;
     Ok(trailers)
 }

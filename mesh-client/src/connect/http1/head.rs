@@ -6,16 +6,13 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRAILER,
-    TRANSFER_ENCODING,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use httparse::ParserConfig;
 use hyper::ext::ReasonPhrase;
+use mesh_core::http1::{Length, Sending, Spans, has, line};
 use mesh_core::target::host;
-use smallvec::SmallVec;
 
 use super::Error;
 use crate::body::Outgoing;
@@ -40,15 +37,6 @@ pub(super) enum Framing {
     ToEnd,
 }
 
-/// How a request's body is framed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Sending {
-    /// This is left of it; 0 = nothing.
-    Length(u64),
-    /// In chunks, with those trailers that were announced.
-    Chunked(Vec<HeaderName>),
-}
-
 /// The head of an answer, but for its headers.
 #[derive(Debug)]
 pub(super) struct Head {
@@ -68,12 +56,6 @@ pub(super) struct Progress {
     seen: usize,
     empty: u32,
     provisional: u32,
-}
-
-/// Where in the bytes of a head a header stands.
-struct Span {
-    name: (usize, usize),
-    value: (usize, usize),
 }
 
 impl Progress {
@@ -118,13 +100,7 @@ impl Progress {
             let version = if answer.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
             let reason = answer.reason.filter(|reason| status.canonical_reason() != Some(reason));
             let reason = reason.and_then(|reason| ReasonPhrase::try_from(reason.as_bytes()).ok());
-            let begin = read.as_ptr() as usize;
-            let span = |text: &[u8]| (text.as_ptr() as usize - begin, text.as_ptr() as usize - begin + text.len());
-            // Filled where they are: a list that is collected is copied once more.
-            let mut spans = SmallVec::<[Span; 24]>::new();
-            for header in answer.headers.iter() {
-                spans.push(Span { name: span(header.name.as_bytes()), value: span(header.value) });
-            }
+            let spans = Spans::of(read, answer.headers);
             let bytes = read.split_to(length).freeze();
             let told = Told::take(&bytes, &spans, headers)?;
             let keep_alive = told.keeps(version);
@@ -178,22 +154,17 @@ struct Told {
 
 impl Told {
     /// Takes the headers.
-    fn take(bytes: &Bytes, spans: &[Span], headers: &mut HeaderMap) -> Result<Self, Error> {
+    fn take(bytes: &Bytes, spans: &Spans, headers: &mut HeaderMap) -> Result<Self, Error> {
         let mut told = Self::default();
-        headers.reserve(spans.len());
-        for Span { name, value } in spans {
-            let name = HeaderName::from_bytes(&bytes[name.0..name.1])?;
-            // A slice of the head: nothing is copied.
-            let value = HeaderValue::from_maybe_shared(bytes.slice(value.0..value.1))?;
-            if name == CONNECTION {
-                told.close |= has(&value, "close");
-            } else if name == TRANSFER_ENCODING {
+        spans.take(bytes, headers, |name, value| {
+            if *name == CONNECTION {
+                told.close |= has(value, "close");
+            } else if *name == TRANSFER_ENCODING {
                 told.coded = true;
-            } else if name == CONTENT_LENGTH {
-                told.length = told.length.also(&value);
+            } else if *name == CONTENT_LENGTH {
+                told.length = told.length.also(value);
             }
-            headers.append(name, value);
-        }
+        })?;
         Ok(told)
     }
 
@@ -240,46 +211,6 @@ fn coded(headers: &HeaderMap) -> Result<Framing, Error> {
     Ok(if chunked { Framing::Chunked } else { Framing::ToEnd })
 }
 
-/// What the lines of `Content-Length` say together, found on the walk that all headers are looked at on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Length {
-    #[default]
-    Unsaid,
-    /// All of them this one.
-    Said(u64),
-    /// No number, or several.
-    None,
-}
-
-impl Length {
-    /// With one more line, which may be a list.
-    fn also(self, value: &HeaderValue) -> Self {
-        value.as_bytes().split(|byte| *byte == b',').fold(self, |before, said| {
-            match (before, number(said.trim_ascii())) {
-                (Self::Unsaid, Some(said)) => Self::Said(said),
-                (Self::Said(before), Some(said)) if before == said => Self::Said(said),
-                _ => Self::None,
-            }
-        })
-    }
-}
-
-/// A number of nothing but digits: `parse` would take a sign.
-fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |number, digit| {
-        let digit = char::from(*digit).to_digit(10)?;
-        number.checked_mul(10)?.checked_add(u64::from(digit))
-    })
-}
-
-/// Whether a list has this token.
-pub(in crate::connect) fn has(value: &HeaderValue, token: &str) -> bool {
-    value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
-}
-
 /// The head of a request, from where it is: nothing of it is copied but what is written.
 pub(crate) struct RequestHead<'h> {
     pub(crate) method: &'h Method,
@@ -313,7 +244,7 @@ impl<'h> RequestHead<'h> {
         if let Some(host) = host(self.headers).or(self.host) {
             line(&HOST, host, to);
         }
-        let (mut keep_alive, mut coded, mut length, mut trailers) = (true, false, Length::Unsaid, false);
+        let (mut keep_alive, mut coded, mut length) = (true, false, Length::Unsaid);
         for (name, value) in self.headers {
             if *name == HOST || beside.iter().any(|(said, _)| *said == name) {
                 continue;
@@ -325,13 +256,11 @@ impl<'h> RequestHead<'h> {
                 continue;
             } else if *name == CONNECTION {
                 keep_alive &= !has(value, "close");
-            } else if *name == TRAILER {
-                trailers = true;
             }
             line(name, value, to);
         }
         beside.iter().for_each(|(name, value)| line(name, value, to));
-        let sending = self.frame(body, Own { coded, length, trailers }, to)?;
+        let sending = self.frame(body, Own { coded, length }, to)?;
         to.extend_from_slice(b"\r\n");
         Ok((sending, keep_alive))
     }
@@ -347,7 +276,7 @@ impl<'h> RequestHead<'h> {
                 Some(said) if said > 0 => Err(Error::Length),
                 // What has none usually says so, where it could have one (RFC 9110, section 8.6).
                 said if said.is_some() || matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {
-                    Ok(sized(0, to))
+                    Ok(Sending::sized(0, to))
                 }
                 _ => Ok(Sending::Length(0)),
             };
@@ -355,26 +284,15 @@ impl<'h> RequestHead<'h> {
         if !own.coded {
             return match (said, exact) {
                 (Some(said), Some(exact)) if said != exact => Err(Error::Length),
-                (Some(length), _) | (None, Some(length)) => Ok(sized(length, to)),
+                (Some(length), _) | (None, Some(length)) => Ok(Sending::sized(length, to)),
                 // Hardly ever is there one, and who reads it may not expect it.
                 (None, None) if matches!(*method, Method::GET | Method::HEAD | Method::CONNECT) => {
                     Ok(Sending::Length(0))
                 }
-                (None, None) => {
-                    to.extend_from_slice(b"transfer-encoding: chunked\r\n");
-                    Ok(chunked(headers, own.trailers))
-                }
+                (None, None) => Ok(Sending::chunked(headers, to)),
             };
         }
-        let codings = headers.get_all(TRANSFER_ENCODING);
-        for value in &codings {
-            line(&TRANSFER_ENCODING, value, to);
-        }
-        let last = codings.iter().next_back().and_then(|value| value.to_str().ok()?.rsplit(',').next());
-        if !last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked")) {
-            to.extend_from_slice(b"transfer-encoding: chunked\r\n");
-        }
-        Ok(chunked(headers, own.trailers))
+        Ok(Sending::chunked(headers, to))
     }
 }
 
@@ -382,24 +300,6 @@ impl<'h> RequestHead<'h> {
 struct Own {
     coded: bool,
     length: Length,
-    trailers: bool,
-}
-
-fn sized(length: u64, to: &mut Vec<u8>) -> Sending {
-    to.extend_from_slice(b"content-length: ");
-    decimal(length, to);
-    to.extend_from_slice(b"\r\n");
-    Sending::Length(length)
-}
-
-fn chunked(headers: &HeaderMap, trailers: bool) -> Sending {
-    let mut announced = Vec::new();
-    if trailers {
-        let lines = headers.get_all(TRAILER).iter().filter_map(|value| value.to_str().ok());
-        let names = lines.flat_map(|line| line.split(','));
-        announced.extend(names.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()));
-    }
-    Sending::Chunked(announced)
 }
 
 /// The target of a request, in origin form.
@@ -407,39 +307,8 @@ fn target(uri: &Uri) -> &str {
     uri.path_and_query().map_or("/", |path| path.as_str())
 }
 
-pub(super) fn line(name: &HeaderName, value: &HeaderValue, to: &mut Vec<u8>) {
-    to.extend_from_slice(name.as_str().as_bytes());
-    to.extend_from_slice(b": ");
-    to.extend_from_slice(value.as_bytes());
-    to.extend_from_slice(b"\r\n");
-}
-
-fn decimal(number: u64, to: &mut Vec<u8>) {
-    let mut digits = [0; 20];
-    to.extend_from_slice(written(number, 10, &mut digits));
-}
-
-/// A number in digits, without a formatter.
-pub(super) fn written(mut number: u64, base: u64, digits: &mut [u8; 20]) -> &[u8] {
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b"0123456789abcdef"[(number % base) as usize];
-        number /= base;
-        if number == 0 {
-            return &digits[at..];
-        }
-    }
-}
-
-impl From<InvalidHeaderName> for Error {
-    fn from(_: InvalidHeaderName) -> Self {
-        Self::Head(httparse::Error::HeaderName)
-    }
-}
-
-impl From<InvalidHeaderValue> for Error {
-    fn from(_: InvalidHeaderValue) -> Self {
-        Self::Head(httparse::Error::HeaderValue)
+impl From<httparse::Error> for Error {
+    fn from(error: httparse::Error) -> Self {
+        Self::Head(error)
     }
 }

@@ -1,35 +1,43 @@
 //! Entry point for the fuzzer, for the replay of its corpus and for a property; not a part of the interface.
 //!
 //! hyper's own server reads what the watcher lets through. What hyper makes of the whole is what it makes, one by one, of the
-//! messages into which the watcher cuts it: so each request that is served began where the watcher looks at a head.
+//! messages into which the watcher cuts it: so each request that is served began where the watcher looks at a head. And the
+//! own server of HTTP/1.1 gives the application what those two together do.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use rustls::time_provider::DefaultTimeProvider;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+use tower_service::Service;
 
 use super::{At, Messages};
+use crate::dates::Dates;
+use crate::fuzzing::settle;
+use crate::http1::Http1;
+use crate::{Body, Config};
 
 /// Reads a connection, cut into pieces as long as its first byte says.
 ///
 /// # Panics
 /// hyper and the watcher do not see the same messages; or one is served that says twice how long it is, or refused that
-/// does not.
+/// does not; or the own server serves others.
 pub(crate) fn messages(bytes: &[u8]) {
     let [piece, raw @ ..] = bytes else { return };
     let piece = usize::from(*piece).max(1);
@@ -40,6 +48,7 @@ pub(crate) fn messages(bytes: &[u8]) {
     assert_eq!(again, text, "pieces of {piece} bytes are seen in another way");
 
     let served = serve(&text, piece);
+    assert_eq!(serve_own(raw, piece), served, "the own server of {:?}", String::from_utf8_lossy(raw));
     let shown = || String::from_utf8_lossy(raw);
     assert!(served.len() <= heads, "{heads} heads are seen, and served were {served:#?} of {:?}", shown());
     for (at, request) in served.iter().enumerate() {
@@ -120,48 +129,68 @@ impl PartialEq for Served {
     }
 }
 
-/// What hyper gives to an application that reads each body and switches no protocol, as the inbound layer has it end then.
+/// What hyper gives to an application.
 fn serve(bytes: &[u8], piece: usize) -> Vec<Served> {
     let served = Arc::<Mutex<Vec<Served>>>::default();
     let note = served.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let served = note.clone();
-        async move {
-            let switches = request.extensions().get::<OnUpgrade>().is_some();
-            let (head, body) = request.into_parts();
-            let at = {
-                let mut served = served.lock();
-                served.push(Served { head, body: None });
-                served.len() - 1
-            };
-            let body = body.collect().await.map(|body| (body.trailers().cloned(), body.to_bytes()));
-            let broken = body.is_err();
-            served.lock()[at].body = Some(body.map(|(trailers, all)| (all, trailers)).map_err(|e| e.to_string()));
-            let mut response = Response::new(Empty::<Bytes>::new());
-            if switches || broken {
-                *response.status_mut() = StatusCode::BAD_REQUEST;
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let line = Line { bytes: Bytes::copy_from_slice(bytes), piece };
-    let mut connection = pin!(http1::Builder::new().half_close(false).serve_connection(line, service).with_upgrades());
-    let woken = Arc::<Woken>::default();
-    let waker = Waker::from(woken.clone());
-    while connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending()
-        && woken.0.swap(false, Ordering::Relaxed)
-    {}
+    let service = service_fn(move |request: Request<Incoming>| answer(Body::of(request, None), note.clone()));
+    let line = TokioIo::new(Line { bytes: Bytes::copy_from_slice(bytes), piece });
+    settle(&mut Box::pin(http1::Builder::new().half_close(false).serve_connection(line, service).with_upgrades()));
     std::mem::take(&mut *served.lock())
 }
 
-#[derive(Default)]
-struct Woken(AtomicBool);
+/// What the own server gives to it.
+fn serve_own(bytes: &[u8], piece: usize) -> Vec<Served> {
+    let served = Arc::<Mutex<Vec<Served>>>::default();
+    let mut hyper = http1::Builder::new();
+    hyper.half_close(false);
+    // There is no runtime, and no timer.
+    let mut config = Config::default();
+    (config.idle_timeout, config.header_read_timeout, config.body_idle_timeout) = (Duration::MAX, Duration::MAX, None);
+    let http1 = Http1::new(&config, hyper, Arc::new(Dates::new(Arc::new(DefaultTimeProvider))));
+    let line = Line { bytes: Bytes::copy_from_slice(bytes), piece };
+    settle(&mut Box::pin(http1.serve(line, Instant::now(), Application(served.clone()))));
+    std::mem::take(&mut *served.lock())
+}
 
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
+#[derive(Clone)]
+struct Application(Arc<Mutex<Vec<Served>>>);
+
+impl Service<Request<Body>> for Application {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(answer(request, self.0.clone()))
+    }
+}
+
+/// An application that reads each body and switches no protocol, as the inbound layer has it end then.
+async fn answer<B>(request: Request<B>, served: Arc<Mutex<Vec<Served>>>) -> Result<Response<Empty<Bytes>>, Infallible>
+where
+    B: http_body::Body<Data = Bytes, Error: Display>,
+{
+    let switches = request.extensions().get::<OnUpgrade>().is_some();
+    let (head, body) = request.into_parts();
+    let at = {
+        let mut served = served.lock();
+        served.push(Served { head, body: None });
+        served.len() - 1
+    };
+    let body = body.collect().await.map(|body| (body.trailers().cloned(), body.to_bytes()));
+    let broken = body.is_err();
+    served.lock()[at].body = Some(body.map(|(trailers, all)| (all, trailers)).map_err(|e| e.to_string()));
+    let mut response = Response::new(Empty::new());
+    if switches || broken {
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
 
 /// Gives its bytes piece by piece, then none and no end; takes everything.
@@ -170,8 +199,8 @@ struct Line {
     piece: usize,
 }
 
-impl Read for Line {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, mut into: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+impl AsyncRead for Line {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let length = self.piece.min(self.bytes.len()).min(into.remaining());
         if length == 0 {
             return Poll::Pending;
@@ -181,7 +210,7 @@ impl Read for Line {
     }
 }
 
-impl Write for Line {
+impl AsyncWrite for Line {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(bytes.len()))
     }

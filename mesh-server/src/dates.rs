@@ -32,7 +32,7 @@ impl Dates {
     }
 
     /// `None` = nobody knows it.
-    pub(super) fn now(&self) -> Option<HeaderValue> {
+    pub(crate) fn now(&self) -> Option<HeaderValue> {
         let now = Instant::now();
         if let Some(last) = &*self.last.load()
             && now < last.until

@@ -1,0 +1,117 @@
+//! Requests of HTTP/1.1 that can be read in one way only, found in what was read of a connection.
+//!
+//! Refuses to know what they ask for, and to take apart what is any other message: its bytes stay.
+
+use std::mem::MaybeUninit;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, Uri, Version};
+use httparse::{Header, ParserConfig, Status};
+
+use mesh_core::http1::Spans;
+
+/// Headers of a request that is looked at. hyper has room for as many without an allocation.
+const MAX_HEADERS: usize = 100;
+/// The longest target: what [`Uri`] has room for, and hyper takes.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
+/// What the bytes of a connection begin with.
+pub(super) enum Found {
+    /// A request with all of its body, and whether the connection may carry another.
+    Whole(Request<Bytes>, bool),
+    /// A part of what may be a head.
+    Part,
+    /// What is not for here.
+    Other,
+}
+
+/// What a head says of its message, if it says it plainly.
+struct Plain {
+    length: usize,
+    keep_alive: bool,
+}
+
+/// Drops empty lines.
+pub(super) fn skip_empty(read: &mut BytesMut) {
+    loop {
+        match **read {
+            [b'\n', ..] => read.advance(1),
+            [b'\r', b'\n', ..] => read.advance(2),
+            _ => return,
+        }
+    }
+}
+
+/// Takes a request out of what was `read`. Its headers are put into `room`, which is empty.
+pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, room: &mut HeaderMap) -> Found {
+    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let end = match ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, read, &mut headers) {
+        Ok(Status::Complete(end)) => end,
+        Ok(Status::Partial) => return Found::Part,
+        Err(_) => return Found::Other,
+    };
+    let (Some(method), Some(target), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
+        return Found::Other;
+    };
+    let Some(Plain { length, keep_alive }) = plain(parsed.headers) else { return Found::Other };
+    if end > max_head || parsed.headers.len() > max_headers || target.len() > MAX_TARGET || read.len() - end < length {
+        return Found::Other;
+    }
+    let Ok(method) = Method::from_bytes(method.as_bytes()) else { return Found::Other };
+    if method == Method::CONNECT {
+        return Found::Other;
+    }
+    let spans = Spans::of(read, parsed.headers);
+    let from = target.as_ptr() as usize - read.as_ptr() as usize;
+    let target = from..from + target.len();
+
+    let head = read.split_to(end).freeze();
+    let uri = Uri::from_maybe_shared(head.slice(target));
+    let taken = spans.take(&head, room, |_, _| ());
+    let (Ok(uri), Ok(())) = (uri, taken) else {
+        // As it was.
+        room.clear();
+        let rest = std::mem::replace(read, BytesMut::from(&head[..]));
+        read.extend_from_slice(&rest);
+        return Found::Other;
+    };
+    let mut request = Request::new(read.split_to(length).freeze());
+    (*request.method_mut(), *request.uri_mut(), *request.version_mut()) = (method, uri, Version::HTTP_11);
+    *request.headers_mut() = std::mem::take(room);
+    Found::Whole(request, keep_alive)
+}
+
+/// What headers say of the message. `None`: more than can be said in one way, or what is not for here.
+fn plain(headers: &[Header<'_>]) -> Option<Plain> {
+    let (mut length, mut keep_alive) = (None, true);
+    for Header { name, value } in headers {
+        // Nearly all names are as long as none of these.
+        match name.len() {
+            6 if name.eq_ignore_ascii_case("expect") => return None,
+            7 if name.eq_ignore_ascii_case("upgrade") => return None,
+            17 if name.eq_ignore_ascii_case("transfer-encoding") => return None,
+            14 if name.eq_ignore_ascii_case("content-length") => {
+                if length.replace(number(value)?).is_some() {
+                    return None;
+                }
+            }
+            10 if name.eq_ignore_ascii_case("connection") => keep_alive &= !closes(value),
+            _ => {}
+        }
+    }
+    Some(Plain { length: length.unwrap_or(0), keep_alive })
+}
+
+/// A number of nothing but a few digits.
+fn number(value: &[u8]) -> Option<usize> {
+    if !(1..=9).contains(&value.len()) {
+        return None;
+    }
+    value.iter().try_fold(0, |number, digit| Some(number * 10 + char::from(*digit).to_digit(10)? as usize))
+}
+
+/// Whether a `Connection` says that this request is the last.
+fn closes(value: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+}
