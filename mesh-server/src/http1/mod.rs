@@ -304,10 +304,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         Poll::Pending
     }
 
-    /// The peer wants no answer any more: it has closed its half. Looked for until it sends something else.
+    /// The peer wants no answer any more: it has closed its half. Looked for until it sends something else; that the connection
+    /// was cut is told by it for as long as it lasts.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<BoxError> {
         if !self.read.is_empty() {
-            return Poll::Pending;
+            return match Pin::new(&mut self.io).poll_flush(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(error.into()),
+                Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+            };
         }
         // What is served holds slices of the buffer: new room would be new memory.
         match ready!(self.poll_read(1, cx)) {

@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use mesh_testkit::clock;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::time::sleep_until;
 
 use super::*;
@@ -530,4 +530,51 @@ async fn an_answer_that_nobody_reads_waits_and_is_not_gathered() {
     peer.write_all(GET.as_bytes()).await.unwrap();
     assert!(settle(&mut connection).is_none());
     assert!(taken.load(Ordering::Relaxed) < 30, "{taken:?}");
+}
+
+/// Fails once it is cut, for who asks.
+struct Cut(DuplexStream, Arc<AtomicBool>);
+
+impl Cut {
+    fn check(&self) -> io::Result<()> {
+        if self.1.load(Ordering::Relaxed) { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+impl AsyncRead for Cut {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Cut {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check()?;
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check()?;
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_ends_whatever_its_peer_has_sent_meanwhile() {
+    for bytes in [GET.to_owned(), format!("{GET}{GET}"), format!("{GET}G")] {
+        let (mut peer, theirs) = duplex(1 << 16);
+        let (config, cut) = (Config::default(), Arc::<AtomicBool>::default());
+        let http1 = Http1::new(&config, http1_builder(&config), Arc::new(Dates::new(Arc::new(Standing))));
+        let application = Application { answers: |_| Box::pin(pending()), open: Arc::default() };
+        let mut connection = Box::pin(http1.serve(Cut(theirs, cut.clone()), Instant::now(), application));
+        peer.write_all(bytes.as_bytes()).await.unwrap();
+        assert!(settle(&mut connection).is_none() && settle(&mut connection).is_none());
+        cut.store(true, Ordering::Relaxed);
+        assert!(settle(&mut connection).expect("it has ended").is_err(), "{bytes}");
+    }
 }

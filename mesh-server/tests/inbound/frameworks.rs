@@ -132,7 +132,7 @@ async fn a_loop_of_the_applications_own_waits_for_no_handshake_that_does_not_com
     serving.abort();
 }
 
-/// A loop around hyper as this server sets it up, or for HTTP/2 this server's `own`.
+/// A loop around hyper as this server sets it up, or with this server's `own` connections.
 async fn looped_as_set_up(server: Server, listener: TcpListener, own: bool) {
     loop {
         let (tcp, peer) = listener.accept().await.unwrap();
@@ -141,9 +141,12 @@ async fn looped_as_set_up(server: Server, listener: TcpListener, own: bool) {
             let Some(connection) = server.accept(tcp, peer).await else { return };
             let hello = get(|| async { "hello" }).post(|body: bytes::Bytes| async { body });
             let router = Router::new().route("/", hello);
-            if own && connection.is_http2() {
+            if own {
                 let service = ServiceBuilder::new().layer(connection.layer()).service(router);
-                return drop(server.serve_http2(connection, service).await);
+                return match connection.is_http2() {
+                    true => drop(server.serve_http2(connection, service).await),
+                    false => drop(server.serve_http1(connection, service).await),
+                };
             }
             let bodies = server.clone();
             let service = ServiceBuilder::new().map_request(move |request| bodies.request(request));
@@ -160,13 +163,19 @@ async fn looped_as_set_up(server: Server, listener: TcpListener, own: bool) {
 
 #[tokio::test]
 async fn a_body_that_stops_coming_is_given_up_in_the_applications_own_loop_too() {
+    for own in [false, true] {
+        gives_a_body_up_that_stops_coming(own).await;
+    }
+}
+
+async fn gives_a_body_up_that_stops_coming(own: bool) {
     let mut config = Config::default();
     config.body_idle_timeout = Some(std::time::Duration::from_millis(50));
     let mut world =
         World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("") })).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.address = listener.local_addr().unwrap();
-    let serving = spawn(looped_as_set_up(world.server.clone(), listener, false));
+    let serving = spawn(looped_as_set_up(world.server.clone(), listener, own));
     let post = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 2\r\n\r\na";
     let stopped = raw(world.address, post.as_bytes()).await;
     assert!(stopped.starts_with("HTTP/1.1 408"), "{stopped}");
