@@ -12,7 +12,6 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
@@ -199,7 +198,7 @@ impl Server {
         RB: http_body::Body<Data = Bytes> + Send + 'static,
         RB::Error: Into<BoxError>,
     {
-        self.door.own_http1.serve(io, Instant::now(), service)
+        self.door.own_http1.serve(io, None, service)
     }
 
     /// Serves HTTP/2 over a connection of [`accept`](Self::accept), or of another acceptor, as [`serve`](Self::serve) does and

@@ -2,13 +2,22 @@
 //!
 //! Refuses to know connections.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRAILER, TRANSFER_ENCODING};
 use http::{StatusCode, response};
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use mesh_core::error::BoxError;
 use mesh_core::http1::{Halt, Length, Sending, has, line};
+
+/// What is to be known of the request.
+#[derive(Clone, Copy)]
+pub(super) struct Asked {
+    /// It asks for a head alone.
+    pub(super) head: bool,
+    /// It takes trailers.
+    pub(super) trailers: bool,
+}
 
 /// Why an answer cannot be sent as it is.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +38,7 @@ pub(super) enum Wrong {
 pub(super) fn write(
     head: &response::Parts,
     body: &impl Body,
-    to_head: bool,
+    asked: Asked,
     keep_alive: &mut bool,
     date: Option<&HeaderValue>,
     to: &mut Vec<u8>,
@@ -40,6 +49,7 @@ pub(super) fn write(
     }
     to.reserve(128 + 48 * head.headers.len());
     status(head, to);
+    let bare = asked.head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let (mut closes, mut coded, mut dated, mut length) = (false, false, false, Length::Unsaid);
     for (name, value) in &head.headers {
         if *name == CONTENT_LENGTH {
@@ -48,6 +58,8 @@ pub(super) fn write(
         } else if *name == TRANSFER_ENCODING {
             coded = true;
             continue;
+        } else if *name == TRAILER && bare {
+            continue;
         } else if *name == CONNECTION {
             closes |= has(value, "close");
         } else if *name == DATE {
@@ -55,7 +67,7 @@ pub(super) fn write(
         }
         line(name, value, to);
     }
-    let sending = match frame(head, body, to_head, (coded, length), to) {
+    let sending = match frame(head, body, asked, (coded, length), to) {
         Ok(sending) => sending,
         Err(wrong) => {
             to.truncate(start);
@@ -90,7 +102,7 @@ fn status(head: &response::Parts, to: &mut Vec<u8>) {
 fn frame(
     head: &response::Parts,
     body: &impl Body,
-    to_head: bool,
+    asked: Asked,
     (coded, length): (bool, Length),
     to: &mut Vec<u8>,
 ) -> Result<Sending, Wrong> {
@@ -100,14 +112,19 @@ fn frame(
     if head.status == StatusCode::NO_CONTENT {
         return Ok(Sending::Length(0));
     }
-    if to_head || head.status == StatusCode::NOT_MODIFIED {
-        if let Some(length) = said.or(exact.filter(|exact| to_head && *exact > 0)) {
+    if asked.head || head.status == StatusCode::NOT_MODIFIED {
+        if let Some(length) = said.or(exact.filter(|exact| asked.head && *exact > 0)) {
             Sending::sized(length, to);
         }
         return Ok(Sending::Length(0));
     }
+    let chunked = |to: &mut Vec<u8>| match Sending::chunked(&head.headers, to) {
+        // Nobody takes them (RFC 9110, section 6.5.1).
+        Sending::Chunked(_) if !asked.trailers => Sending::Chunked(Vec::new()),
+        sending => sending,
+    };
     if coded {
-        return Ok(Sending::chunked(&head.headers, to));
+        return Ok(chunked(to));
     }
     match (length, exact) {
         // What is said of nothing is not true, and does no harm.
@@ -115,7 +132,7 @@ fn frame(
         (Length::None, _) => Err(Wrong::Length),
         (Length::Said(said), Some(exact)) if said != exact => Err(Wrong::Contradicts { said, exact }),
         (Length::Said(length), _) | (Length::Unsaid, Some(length)) => Ok(Sending::sized(length, to)),
-        (Length::Unsaid, None) => Ok(Sending::chunked(&head.headers, to)),
+        (Length::Unsaid, None) => Ok(chunked(to)),
     }
 }
 

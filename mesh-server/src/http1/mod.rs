@@ -2,12 +2,12 @@
 //! else comes is hyper's from there on.
 //!
 //! hyper's connection is made for every kind of message in both directions at once, and pays for that with each request. Here one
-//! is looked for whose head and body are there in one piece and whose length can be read in one way only. What is not whole,
-//! in chunks, an upgrade, an expectation, of HTTP/1.0 or no request at all goes to hyper, byte for byte as it came, so that there
-//! is one answer to it and not two.
+//! is looked for whose head and body are there when they are read, with a length that is said once and as a number. What is not
+//! whole by then, in chunks, an upgrade, an expectation, of HTTP/1.0 or no request at all goes to hyper as it came, so that there is
+//! one answer to it and not two.
 //!
 //! ```text
-//! resting ─▶ a request ─▶ asking, serving the service ─▶ sending its answer ─▶ resting again
+//! resting ─▶ a request ─▶ calling the service ─▶ sending its answer ─▶ resting again
 //!        └▶ anything else ─▶ hyper, to the connection's end
 //! ```
 //!
@@ -16,6 +16,7 @@
 mod answer;
 mod calls;
 mod request;
+mod silence;
 #[cfg(test)]
 mod tests;
 
@@ -39,8 +40,10 @@ use tower_service::Service;
 use mesh_core::error::BoxError;
 use mesh_core::http1::{Sending, Transfer};
 
-use self::calls::Calls;
-use self::request::Found;
+use self::answer::Asked;
+use self::calls::{Called, Calls};
+use self::request::{Found, Said};
+use self::silence::Silence;
 use crate::config::MOST_HEADER_BYTES;
 use crate::dates::Dates;
 use crate::listen::Rewound;
@@ -49,9 +52,13 @@ use crate::{Body, Config};
 /// Bytes that are read at once; a request that is longer goes to hyper.
 const READ: usize = 8 * 1024;
 /// Bytes of a buffer for answers that stays with a connection.
-const MAX_KEPT: usize = 32 * 1024;
+const MAX_KEPT: usize = 8 * 1024;
 /// Headers for which a connection keeps room.
 const MAX_ROOM: usize = 24;
+/// Requests, and reads for one, before others have their turn: what ends the connection is one of them.
+const ROUNDS: usize = 16;
+/// Empty lines before a request. There is no reason for any; who sends some is understood (RFC 9112, section 2.2).
+const MAX_EMPTY: usize = 100;
 
 /// How connections of a server are.
 #[derive(Clone)]
@@ -79,8 +86,8 @@ impl Http1 {
         }
     }
 
-    /// Serves a connection, whose first byte came at `since`.
-    pub(crate) fn serve<T, S, B>(&self, io: T, since: Instant, service: S) -> Http1Connection<T, S, B>
+    /// Serves a connection. `begun` = when its first byte came, if it has.
+    pub(crate) fn serve<T, S, B>(&self, io: T, begun: Option<Instant>, service: S) -> Http1Connection<T, S, B>
     where
         S: Service<Request<Body>>,
     {
@@ -91,10 +98,13 @@ impl Http1 {
             written: Vec::new(),
             headers: HeaderMap::new(),
             keep_alive: true,
-            since: Some(since),
+            trailers: false,
+            begun,
+            empty: 0,
+            silent: None,
             silence: None,
         };
-        Http1Connection { wire: Some(wire), service, step: Step::Resting, to_head: false }
+        Http1Connection { wire: Some(wire), service: Some(service), step: Step::Resting, to_head: false }
     }
 }
 
@@ -107,21 +117,19 @@ pin_project! {
     {
         // Until it is hyper's.
         wire: Option<Wire<T>>,
-        service: S,
+        service: Option<S>,
         // The request that is served asks for a head alone.
         to_head: bool,
         #[pin]
-        step: Step<S::Future, B>,
+        step: Step<S, S::Future, B>,
     }
 }
 
 pin_project! {
     #[project = StepProjection]
-    enum Step<F, B> {
+    enum Step<S, F, B> {
         Resting,
-        // Boxed: most services are ready.
-        Asking { request: Option<Box<Request<Body>>> },
-        Serving { #[pin] answer: F },
+        Calling { #[pin] called: Called<S, F> },
         Sending { #[pin] body: Option<B>, transfer: Transfer },
         Closing,
         Handed { connection: Pin<Box<dyn Rest>> },
@@ -155,8 +163,14 @@ struct Wire<T> {
     headers: HeaderMap,
     /// Whether it may carry another request.
     keep_alive: bool,
-    /// When the first byte of what was read came, or since when nothing has.
-    since: Option<Instant>,
+    /// Whether who asks takes trailers.
+    trailers: bool,
+    /// When the first byte came, until a request is read or nothing is.
+    begun: Option<Instant>,
+    /// Empty lines that have come since the last request.
+    empty: usize,
+    /// Since when nothing has come that is waited for.
+    silent: Option<Instant>,
     silence: Option<Pin<Box<Sleep>>>,
 }
 
@@ -195,74 +209,71 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
-            let wire = match this.step.as_mut().project() {
-                StepProjection::Handed { connection } => return connection.as_mut().poll(cx).map_err(Into::into),
-                _ => this.wire.as_mut().expect("it is there until it is handed on"),
-            };
-            let next = match this.step.as_mut().project() {
-                StepProjection::Resting => match ready!(wire.poll_next(cx))? {
+        for _ in 0..ROUNDS {
+            if let StepProjection::Handed { connection } = this.step.as_mut().project() {
+                return connection.as_mut().poll(cx).map_err(Into::into);
+            }
+            let wire = this.wire.as_mut().expect("it is there until it is handed on");
+            if let StepProjection::Resting = this.step.as_mut().project() {
+                match ready!(wire.poll_next(cx))? {
                     Next::Request(request) => {
                         *this.to_head = *request.method() == Method::HEAD;
-                        let request = Body::of(request, wire.how.body_idle);
-                        // Nearly always it is ready, and then the request is not moved for nothing.
-                        match this.service.poll_ready(cx) {
-                            Poll::Ready(ready) => {
-                                ready.map_err(Into::into)?;
-                                Step::Serving { answer: this.service.call(request) }
-                            }
-                            Poll::Pending => Step::Asking { request: Some(Box::new(request)) },
-                        }
+                        let service = this.service.clone().expect("it is there until the connection is handed on");
+                        let called = Called::of(service, Body::of(request, wire.how.body_idle));
+                        this.step.set(Step::Calling { called });
                     }
                     Next::Other => {
-                        let wire = this.wire.take().expect("it was there a moment ago");
-                        Step::Handed { connection: wire.hand_on(this.service.clone()) }
+                        let (wire, service) = (this.wire.take(), this.service.take());
+                        let (wire, service) = wire.zip(service).expect("they are there until now");
+                        this.step.set(Step::Handed { connection: wire.hand_on(service) });
+                        continue;
                     }
-                    Next::End => Step::Closing,
-                },
-                StepProjection::Asking { request } => match this.service.poll_ready(cx) {
-                    Poll::Pending => return wire.poll_gone(cx).map(Err),
-                    Poll::Ready(ready) => {
-                        ready.map_err(Into::into)?;
-                        let request = *request.take().expect("it is called once");
-                        Step::Serving { answer: this.service.call(request) }
-                    }
-                },
-                StepProjection::Serving { answer } => match answer.poll(cx) {
-                    Poll::Pending => return wire.poll_gone(cx).map(Err),
-                    Poll::Ready(answer) => wire.begin(answer.map_err(Into::into)?, *this.to_head),
-                },
-                StepProjection::Sending { body, transfer } => {
-                    match transfer.poll_send(body, &mut wire.io, &mut wire.written, cx) {
-                        Poll::Pending => return wire.poll_gone(cx).map(Err),
-                        Poll::Ready(sent) => sent.map_err(answer::broken)?,
-                    }
-                    wire.rest();
-                    if wire.keep_alive { Step::Resting } else { Step::Closing }
+                    Next::End => this.step.set(Step::Closing),
                 }
-                StepProjection::Closing => {
-                    return Pin::new(&mut wire.io).poll_shutdown(cx).map_err(Into::into);
+            }
+            if let StepProjection::Calling { called } = this.step.as_mut().project() {
+                match called.poll(cx)? {
+                    Poll::Pending => return wire.poll_gone(cx).map(Err),
+                    Poll::Ready(answer) => {
+                        let sending = wire.begin(answer, *this.to_head);
+                        this.step.set(sending);
+                    }
                 }
-                StepProjection::Handed { .. } => unreachable!("it is polled above"),
-            };
-            this.step.set(next);
+            }
+            if let StepProjection::Sending { body, transfer } = this.step.as_mut().project() {
+                match transfer.poll_send(body, &mut wire.io, &mut wire.written, cx) {
+                    Poll::Pending => return wire.poll_gone(cx).map(Err),
+                    Poll::Ready(sent) => sent.map_err(answer::broken)?,
+                }
+                wire.rest();
+                this.step.set(if wire.keep_alive { Step::Resting } else { Step::Closing });
+            }
+            if let StepProjection::Closing = this.step.as_mut().project() {
+                return Pin::new(&mut wire.io).poll_shutdown(cx).map_err(Into::into);
+            }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     /// Waits for the next request.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
-        loop {
+        for _ in 0..ROUNDS {
             if !self.keep_alive {
                 return Poll::Ready(Ok(Next::End));
             }
-            // Empty lines before a request are none (RFC 9112, section 2.2), and no reason to wait longer.
-            request::skip_empty(&mut self.read);
+            // Empty lines before a request are none, and no reason to wait longer.
+            self.empty += request::skip_empty(&mut self.read);
+            if self.empty > MAX_EMPTY {
+                return Poll::Ready(Ok(Next::Other));
+            }
             if !self.read.is_empty() {
                 match request::find(&mut self.read, self.how.max_head, self.how.max_headers, &mut self.headers) {
-                    Found::Whole(request, keep_alive) => {
-                        (self.keep_alive, self.since) = (keep_alive, None);
+                    Found::Whole(request, Said { keep_alive, trailers }) => {
+                        (self.keep_alive, self.trailers) = (keep_alive, trailers);
+                        (self.begun, self.empty, self.silent) = (None, 0, None);
                         return Poll::Ready(Ok(Next::Request(request)));
                     }
                     Found::Part if self.read.len() < READ => {}
@@ -278,6 +289,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                 Poll::Ready(Ok(_)) | Poll::Pending => return Poll::Ready(Ok(Next::Other)),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Reads, with room for so much at least.
@@ -290,7 +303,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 
     /// Nothing has come for as long as it may.
     fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.since.get_or_insert_with(Instant::now);
+        self.begun = None;
+        let since = *self.silent.get_or_insert_with(Instant::now);
         // An end beyond all time is none.
         let Some(until) = since.checked_add(self.how.idle) else { return Poll::Pending };
         let silence = self.silence.get_or_insert_with(|| Box::pin(sleep_until(until)));
@@ -322,10 +336,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     }
 
     /// Writes the head of an answer.
-    fn begin<F, B: http_body::Body>(&mut self, answer: Response<B>, to_head: bool) -> Step<F, B> {
+    fn begin<S, F, B: http_body::Body>(&mut self, answer: Response<B>, to_head: bool) -> Step<S, F, B> {
         let (mut head, body) = answer.into_parts();
         let date = self.how.dates.now();
-        let written = answer::write(&head, &body, to_head, &mut self.keep_alive, date.as_ref(), &mut self.written);
+        let to = Asked { head: to_head, trailers: self.trailers };
+        let written = answer::write(&head, &body, to, &mut self.keep_alive, date.as_ref(), &mut self.written);
         let (sending, body) = match written {
             Ok(sending) => (sending, Some(body)),
             Err(wrong) => {
@@ -356,9 +371,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         S: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
-        let since = self.since.unwrap_or_else(Instant::now);
-        let io = TokioIo::new(Rewound::new(self.io, self.read, since, self.how.head_limit));
-        let calls = Calls::new(service, self.how.body_idle);
-        Box::pin(self.how.builder.serve_connection(io, calls).with_upgrades())
+        let begun = self.begun.unwrap_or_else(Instant::now);
+        let io = TokioIo::new(Rewound::new(self.io, self.read, begun, self.how.head_limit));
+        let calls = Calls { service, idle: self.how.body_idle };
+        let mut builder = self.how.builder;
+        builder.timer(Silence::default());
+        Box::pin(builder.serve_connection(io, calls).with_upgrades())
     }
 }

@@ -1,4 +1,5 @@
-//! Requests of HTTP/1.1 that can be read in one way only, found in what was read of a connection.
+//! Requests of HTTP/1.1 that are plain to read, found in what was read of a connection: whole, and with one length, or none, of
+//! nothing but digits.
 //!
 //! Refuses to know what they ask for, and to take apart what is any other message: its bytes stay.
 
@@ -17,29 +18,32 @@ const MAX_TARGET: usize = u16::MAX as usize - 1;
 
 /// What the bytes of a connection begin with.
 pub(super) enum Found {
-    /// A request with all of its body, and whether the connection may carry another.
-    Whole(Request<Bytes>, bool),
-    /// A part of what may be a head.
+    /// A request with all of its body.
+    Whole(Request<Bytes>, Said),
+    /// A part of what may be a request.
     Part,
     /// What is not for here.
     Other,
 }
 
-/// What a head says of its message, if it says it plainly.
-struct Plain {
-    length: usize,
-    keep_alive: bool,
+/// What a request says of the connection and of its answer.
+pub(super) struct Said {
+    /// The connection may carry another.
+    pub(super) keep_alive: bool,
+    /// Who asks takes trailers.
+    pub(super) trailers: bool,
 }
 
-/// Drops empty lines.
-pub(super) fn skip_empty(read: &mut BytesMut) {
-    loop {
+/// Drops empty lines; says how many.
+pub(super) fn skip_empty(read: &mut BytesMut) -> usize {
+    for lines in 0.. {
         match **read {
             [b'\n', ..] => read.advance(1),
             [b'\r', b'\n', ..] => read.advance(2),
-            _ => return,
+            _ => return lines,
         }
     }
+    0
 }
 
 /// Takes a request out of what was `read`. Its headers are put into `room`, which is empty.
@@ -54,9 +58,12 @@ pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, roo
     let (Some(method), Some(target), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
         return Found::Other;
     };
-    let Some(Plain { length, keep_alive }) = plain(parsed.headers) else { return Found::Other };
-    if end > max_head || parsed.headers.len() > max_headers || target.len() > MAX_TARGET || read.len() - end < length {
+    let Some((length, said)) = plain(parsed.headers) else { return Found::Other };
+    if end > max_head || parsed.headers.len() > max_headers || target.len() > MAX_TARGET {
         return Found::Other;
+    }
+    if read.len() - end < length {
+        return Found::Part;
     }
     let Ok(method) = Method::from_bytes(method.as_bytes()) else { return Found::Other };
     if method == Method::CONNECT {
@@ -79,12 +86,12 @@ pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, roo
     let mut request = Request::new(read.split_to(length).freeze());
     (*request.method_mut(), *request.uri_mut(), *request.version_mut()) = (method, uri, Version::HTTP_11);
     *request.headers_mut() = std::mem::take(room);
-    Found::Whole(request, keep_alive)
+    Found::Whole(request, said)
 }
 
-/// What headers say of the message. `None`: more than can be said in one way, or what is not for here.
-fn plain(headers: &[Header<'_>]) -> Option<Plain> {
-    let (mut length, mut keep_alive) = (None, true);
+/// What headers say of the message, and how long its body is. `None`: more than can be said in one way, or what is not for here.
+fn plain(headers: &[Header<'_>]) -> Option<(usize, Said)> {
+    let (mut length, mut said) = (None, Said { keep_alive: true, trailers: false });
     for Header { name, value } in headers {
         // Nearly all names are as long as none of these.
         match name.len() {
@@ -96,11 +103,12 @@ fn plain(headers: &[Header<'_>]) -> Option<Plain> {
                     return None;
                 }
             }
-            10 if name.eq_ignore_ascii_case("connection") => keep_alive &= !closes(value),
+            10 if name.eq_ignore_ascii_case("connection") => said.keep_alive &= !lists(value, b"close"),
+            2 if name.eq_ignore_ascii_case("te") => said.trailers |= lists(value, b"trailers"),
             _ => {}
         }
     }
-    Some(Plain { length: length.unwrap_or(0), keep_alive })
+    Some((length.unwrap_or(0), said))
 }
 
 /// A number of nothing but a few digits.
@@ -111,7 +119,7 @@ fn number(value: &[u8]) -> Option<usize> {
     value.iter().try_fold(0, |number, digit| Some(number * 10 + char::from(*digit).to_digit(10)? as usize))
 }
 
-/// Whether a `Connection` says that this request is the last.
-fn closes(value: &[u8]) -> bool {
-    value.split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"))
+/// Whether a list has this token.
+fn lists(value: &[u8], token: &[u8]) -> bool {
+    value.split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(token))
 }

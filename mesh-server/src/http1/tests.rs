@@ -76,7 +76,7 @@ fn connect(answers: Answers, config: &Config) -> (Connection, DuplexStream, Arc<
     let http1 = Http1::new(config, http1_builder(config), Arc::new(Dates::new(Arc::new(Standing))));
     let open = Arc::<AtomicUsize>::default();
     let application = Application { answers, open: open.clone() };
-    (Box::pin(http1.serve(theirs, Instant::now(), application)), ours, open)
+    (Box::pin(http1.serve(theirs, None, application)), ours, open)
 }
 
 fn is_handed(connection: &Connection) -> bool {
@@ -200,8 +200,26 @@ fn say(response: &mut Response<Content>, name: header::HeaderName, value: &'stat
     response.headers_mut().append(name, HeaderValue::from_static(value));
 }
 
+/// Lets others have their turn.
+async fn turn() {
+    let mut waits = true;
+    std::future::poll_fn(|cx| {
+        if std::mem::take(&mut waits) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// Each frame is waited for, so that those before it have gone out.
 fn in_pieces(frames: Vec<Result<Frame<Bytes>, BoxError>>) -> Content {
-    BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames)))
+    let waited = |frame| async {
+        turn().await;
+        frame
+    };
+    BodyExt::boxed(StreamBody::new(futures_util::stream::iter(frames).then(waited)))
 }
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -321,9 +339,13 @@ async fn an_answer_of_unknown_length_goes_in_chunks_with_the_trailers_that_it_an
     }
     let chunks = "6\r\nhello \r\n3\r\nyou\r\n0\r\n";
     let head = format!("transfer-encoding: chunked\r\n{DATE}\r\n{chunks}");
-    assert_eq!(sent(|_| pieces(false), GET).await, (format!("HTTP/1.1 200 OK\r\n{head}\r\n"), true));
-    let announced = format!("HTTP/1.1 200 OK\r\ntrailer: x-sum\r\n{head}x-sum: 7\r\n\r\n");
-    assert_eq!(sent(|_| pieces(true), GET).await, (announced, true));
+    let takes = "GET / HTTP/1.1\r\nhost: a\r\nTE: gzip, trailers\r\n\r\n";
+    for request in [GET, takes] {
+        assert_eq!(sent(|_| pieces(false), request).await, (format!("HTTP/1.1 200 OK\r\n{head}\r\n"), true));
+    }
+    let announced = format!("HTTP/1.1 200 OK\r\ntrailer: x-sum\r\n{head}");
+    assert_eq!(sent(|_| pieces(true), takes).await, (format!("{announced}x-sum: 7\r\n\r\n"), true));
+    assert_eq!(sent(|_| pieces(true), GET).await, (format!("{announced}\r\n"), true));
     // What is larger than what is written at once.
     let (got, goes_on) = sent(
         |_| with(|r| *r.body_mut() = Full::new(vec![b'x'; 300_000].into()).map_err(|never| match never {}).boxed()),
@@ -372,7 +394,9 @@ async fn an_answer_that_breaks_off_ends_its_connection_without_an_end() {
             None => assert_eq!((why, come(&mut peer).split_once("\r\n\r\n").unwrap().1), ("", "half")),
         }
         drop(connection);
-        assert!(!come(&mut peer).contains("0\r\n\r\n"));
+        let rest = come(&mut peer);
+        assert_eq!(rest.contains("half"), !why.is_empty(), "{rest}");
+        assert!(!rest.contains("0\r\n\r\n"), "{rest}");
     }
 }
 
@@ -410,7 +434,7 @@ async fn who_goes_away_has_its_request_given_up_however_far_it_was() {
 async fn a_connection_that_leaves_ends_with_the_answer_that_is_on_its_way() {
     let answers: Answers = |_| {
         Box::pin(async { Response::new(full("late")) }.then(|r| async {
-            tokio::task::yield_now().await;
+            turn().await;
             r
         }))
     };
@@ -472,6 +496,26 @@ async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_not
     assert_eq!(open.load(Ordering::Relaxed), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_head_that_comes_in_pieces_has_its_time_from_its_first_byte_on() {
+    for (before, seconds, served) in
+        [("", 9, true), ("", 11, false), (GET, 9, true), (GET, 11, false), ("\r\n", 9, true)]
+    {
+        let (mut connection, mut peer, _) = connect(hello, &Config::default());
+        peer.write_all(before.as_bytes()).await.unwrap();
+        assert!(settle(&mut connection).is_none());
+        clock::pass(Duration::from_secs(40)).await;
+        peer.write_all(&GET.as_bytes()[..20]).await.unwrap();
+        assert!(settle(&mut connection).is_none() && is_handed(&connection));
+        come(&mut peer);
+        clock::pass(Duration::from_secs(seconds)).await;
+        let ended = settle(&mut connection).is_some();
+        peer.write_all(&GET.as_bytes()[20..]).await.unwrap();
+        assert_eq!((ended, ended || settle(&mut connection).is_none()), (!served, true), "{before:?} {seconds}");
+        assert_eq!(come(&mut peer).starts_with("HTTP/1.1 200"), served, "{before:?} {seconds}");
+    }
+}
+
 /// Is ready when it is told so.
 #[derive(Clone)]
 struct Slow(Arc<AtomicBool>, Application);
@@ -502,7 +546,7 @@ async fn a_service_is_called_when_it_is_ready() {
     let application = Application { answers: echo, open: Arc::default() };
     let is_ready = Arc::<AtomicBool>::default();
     let slow = Slow(is_ready.clone(), application);
-    let mut connection = Box::pin(http1.serve(theirs, Instant::now(), slow));
+    let mut connection = Box::pin(http1.serve(theirs, None, slow));
     peer.write_all(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab").await.unwrap();
     assert!((&mut connection).now_or_never().is_none());
     assert_eq!(come(&mut peer), "");
@@ -526,7 +570,7 @@ async fn an_answer_that_nobody_reads_waits_and_is_not_gathered() {
         });
         ready(Ok::<_, Infallible>(Response::new(StreamBody::new(pieces))))
     });
-    let mut connection = Box::pin(http1.serve(theirs, Instant::now(), service));
+    let mut connection = Box::pin(http1.serve(theirs, None, service));
     peer.write_all(GET.as_bytes()).await.unwrap();
     assert!(settle(&mut connection).is_none());
     assert!(taken.load(Ordering::Relaxed) < 30, "{taken:?}");
@@ -571,10 +615,55 @@ async fn a_connection_that_is_cut_ends_whatever_its_peer_has_sent_meanwhile() {
         let (config, cut) = (Config::default(), Arc::<AtomicBool>::default());
         let http1 = Http1::new(&config, http1_builder(&config), Arc::new(Dates::new(Arc::new(Standing))));
         let application = Application { answers: |_| Box::pin(pending()), open: Arc::default() };
-        let mut connection = Box::pin(http1.serve(Cut(theirs, cut.clone()), Instant::now(), application));
+        let mut connection = Box::pin(http1.serve(Cut(theirs, cut.clone()), None, application));
         peer.write_all(bytes.as_bytes()).await.unwrap();
         assert!(settle(&mut connection).is_none() && settle(&mut connection).is_none());
         cut.store(true, Ordering::Relaxed);
         assert!(settle(&mut connection).expect("it has ended").is_err(), "{bytes}");
     }
+}
+
+/// Gives the same bytes again and again, and takes everything.
+struct Endless(&'static [u8], usize);
+
+impl AsyncRead for Endless {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.1 += 1;
+        buf.put_slice(&self.0[..self.0.len().min(buf.remaining())]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Endless {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn who_never_stops_sending_lets_others_have_their_turn() {
+    let http1 = |config| Http1::new(config, http1_builder(config), Arc::new(Dates::new(Arc::new(Standing))));
+    let config = Config::default();
+    let application = Application { answers: hello, open: Arc::default() };
+    let mut connection = Box::pin(http1(&config).serve(Endless(GET.as_bytes(), 0), None, application.clone()));
+    for _ in 0..10 {
+        let before = connection.wire.as_ref().unwrap().io.1;
+        assert!((&mut connection).now_or_never().is_none());
+        assert!(connection.wire.as_ref().unwrap().io.1 - before <= 2 * ROUNDS);
+    }
+    // Whatever it asks meanwhile, it leaves when it is told to.
+    connection.as_mut().leave();
+    settle(&mut connection).unwrap().unwrap();
+    // And who says nothing at all is not heard for ever.
+    let mut connection = Box::pin(http1(&config).serve(Endless(b"\r\n", 0), None, application));
+    let polls = (0..100).position(|_| (&mut connection).now_or_never().is_some());
+    assert!(polls.is_some_and(|polls| polls > 0), "{polls:?}");
 }

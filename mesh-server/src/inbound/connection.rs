@@ -119,8 +119,8 @@ impl Door {
                 let (leash, tether) = leash();
                 io.tether = Some(tether);
                 let ended = {
-                    let since = io.unwatched();
-                    let connection = self.own_http1.serve(io, since, service);
+                    let begun = io.unwatched();
+                    let connection = self.own_http1.serve(io, Some(begun), service);
                     let told = |leave: Leave| {
                         layer.leave();
                         left = Some(leave);
@@ -321,12 +321,15 @@ fn reason(refused: &TlsRefused) -> Refusal {
     }
 }
 
+/// What hyper adds to the time of now.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 pub(crate) fn http1_builder(config: &Config) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .timer(TokioTimer::new())
         // The time of a head from its first byte on is counted by `Messages`.
-        .header_read_timeout(config.idle_timeout)
+        .header_read_timeout(config.idle_timeout.min(LONGEST))
         .max_header_size(config.max_header_bytes.min(MOST_HEADER_BYTES) as usize)
         // hyper panics below 8 KiB.
         .max_buf_size(config.max_buffer.max(8192))

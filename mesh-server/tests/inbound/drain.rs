@@ -406,6 +406,30 @@ async fn the_drain_limit_ends_what_does_not_finish() {
     }
 }
 
+/// Who always has something to be served is not served for ever.
+#[tokio::test]
+async fn the_drain_limit_ends_who_never_stops_asking() {
+    for bytes in ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "\r\n"] {
+        let mut config = lame_duck(Duration::ZERO);
+        config.drain_limit = Duration::from_millis(50);
+        let mut world =
+            World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("hello") })).await;
+        let (mut reads, mut writes) = TcpStream::connect(world.address).await.unwrap().into_split();
+        writes.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert!(within(reads.read(&mut [0; 1024])).await.unwrap() > 0);
+        let many = bytes.repeat(1000);
+        let asking = spawn(async move { while writes.write_all(many.as_bytes()).await.is_ok() {} });
+        let reading = spawn(async move {
+            let mut buffer = vec![0; 1 << 16];
+            while reads.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        });
+        world.drain.drain();
+        within(&mut world.serving).await.unwrap().unwrap();
+        within(asking).await.unwrap();
+        within(reading).await.unwrap();
+    }
+}
+
 /// R34: what has sent nothing, or not enough to be anything, has nothing to finish. A server that waited for it would not end
 /// here: no limit is over within the test.
 #[tokio::test]

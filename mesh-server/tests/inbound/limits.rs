@@ -360,3 +360,20 @@ async fn a_body_that_comes_slowly_and_a_call_that_may_be_silent_are_waited_for()
         assert!(answer.ends_with("begun end"), "{version:?}: {answer}");
     }
 }
+
+/// A place that the application keeps for who is refused is given back with the refusal, and not with the connection.
+#[tokio::test]
+async fn who_is_refused_takes_no_place_in_the_applications_own_limit() {
+    for version in [Http::One, Http::Two] {
+        let service = tower::ServiceBuilder::new()
+            .concurrency_limit(1)
+            .service(tower::service_fn(|_: http::Request<mesh_server::Body>| async { text("hello") }));
+        let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+        let mut refused = world.plain(version).await;
+        assert_eq!(within(refused.get("/a%2Fb")).await.unwrap().0, 400, "{version:?}");
+        // The first one stays.
+        let mut other = world.plain(version).await;
+        assert_eq!(within(other.get("/")).await.unwrap().0, 200, "{version:?}");
+        assert_eq!(within(refused.get("/")).await.unwrap().0, 200, "{version:?}");
+    }
+}

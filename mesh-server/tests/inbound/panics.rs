@@ -1,8 +1,10 @@
 //! Code of the application that panics (R37): its request fails, and nothing else does.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, Ready};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -22,7 +24,7 @@ use mesh_core::policy::{
 use mesh_server::{Body, Config, ServerBuilder};
 
 use crate::filters::adaptive;
-use crate::kit::{Client, Http, World, eventually, get, listener, read, within};
+use crate::kit::{Client, Http, World, eventually, get, listener, policy as plain, read, within};
 
 /// An application whose code panics where the path says, and answers `hello` otherwise.
 #[derive(Clone)]
@@ -158,6 +160,37 @@ async fn a_service_that_panics_when_asked_whether_it_is_ready_costs_its_requests
         let (world, _) = world(true).await;
         let mut client = world.plain(version).await;
         assert_eq!([status(&mut client, "/").await, status(&mut client, "/").await], [500; 2], "{version:?}");
+    }
+}
+
+/// Panics the first time that anybody asks it, and is as good as new afterwards but where it was torn.
+#[derive(Clone)]
+struct Once(Arc<AtomicBool>, bool);
+
+impl Service<Request<Body>> for Once {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        assert!(!self.1, "it is torn");
+        self.1 = !self.0.swap(true, Ordering::Relaxed);
+        assert!(!self.1, "it panics once");
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Body>) -> Self::Future {
+        std::future::ready(Ok(Response::new(Full::new(Bytes::from_static(b"hello")))))
+    }
+}
+
+#[tokio::test]
+async fn what_has_panicked_is_asked_for_no_other_request_of_its_connection() {
+    for version in [Http::One, Http::Two] {
+        let service = Once(Arc::default(), false);
+        let world = World::start(plain(InboundTls::Permissive), Config::default(), service).await;
+        let mut client = world.plain(version).await;
+        assert_eq!([status(&mut client, "/").await, status(&mut client, "/").await], [500, 200], "{version:?}");
     }
 }
 

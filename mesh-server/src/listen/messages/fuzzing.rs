@@ -14,8 +14,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
-use http_body_util::{BodyExt, Empty};
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -33,22 +36,27 @@ use crate::fuzzing::settle;
 use crate::http1::Http1;
 use crate::{Body, Config};
 
-/// Reads a connection, cut into pieces as long as its first byte says.
+/// Reads a connection, cut into pieces as its first byte says.
 ///
 /// # Panics
 /// hyper and the watcher do not see the same messages; or one is served that says twice how long it is, or refused that
-/// does not; or the own server serves others.
+/// does not; or the own server serves others, or writes other answers.
 pub(crate) fn messages(bytes: &[u8]) {
-    let [piece, raw @ ..] = bytes else { return };
-    let piece = usize::from(*piece).max(1);
+    let [how, raw @ ..] = bytes else { return };
+    let (piece, how) = (usize::from(how / 4).max(1), How::of(*how));
     let Watched { text, starts, heads, refused } = watch(raw);
     let mut again = raw.to_vec();
     let mut watcher = Messages::new(Duration::MAX, Instant::now());
     again.chunks_mut(piece).for_each(|piece| watcher.see(piece));
     assert_eq!(again, text, "pieces of {piece} bytes are seen in another way");
 
+    let (own, hypers) = (serve_own(raw, how), serve_with(&text, how));
+    assert_eq!(own.0, hypers.0, "the own server of {:?}, {how:?}", String::from_utf8_lossy(raw));
+    // Whether a peer that has closed its half still gets a 400 depends with hyper on the pieces that it reads.
+    if !how.ends {
+        assert_eq!(own.1, hypers.1, "the own server's answers to {:?}, {how:?}", String::from_utf8_lossy(raw));
+    }
     let served = serve(&text, piece);
-    assert_eq!(serve_own(raw, piece), served, "the own server of {:?}", String::from_utf8_lossy(raw));
     let shown = || String::from_utf8_lossy(raw);
     assert!(served.len() <= heads, "{heads} heads are seen, and served were {served:#?} of {:?}", shown());
     for (at, request) in served.iter().enumerate() {
@@ -129,35 +137,74 @@ impl PartialEq for Served {
     }
 }
 
-/// What hyper gives to an application.
-fn serve(bytes: &[u8], piece: usize) -> Vec<Served> {
-    let served = Arc::<Mutex<Vec<Served>>>::default();
-    let note = served.clone();
-    let service = service_fn(move |request: Request<Incoming>| answer(Body::of(request, None), note.clone()));
-    let line = TokioIo::new(Line { bytes: Bytes::copy_from_slice(bytes), piece });
-    settle(&mut Box::pin(http1::Builder::new().half_close(false).serve_connection(line, service).with_upgrades()));
-    std::mem::take(&mut *served.lock())
+/// How the bytes of a connection come and go.
+#[derive(Clone, Copy, Debug)]
+struct How {
+    piece: usize,
+    /// Nothing is there between two pieces, and no more is taken than one. (Of a write that waits hyper gives up the 400.)
+    halting: bool,
+    /// The peer closes its half after the last.
+    ends: bool,
 }
 
-/// What the own server gives to it.
-fn serve_own(bytes: &[u8], piece: usize) -> Vec<Served> {
-    let served = Arc::<Mutex<Vec<Served>>>::default();
+impl How {
+    fn of(byte: u8) -> Self {
+        Self { piece: usize::from(byte / 4).max(1), halting: byte & 1 == 1, ends: byte & 2 == 2 }
+    }
+
+    fn line(self, bytes: &[u8], written: &Written) -> Line {
+        Line { bytes: Bytes::copy_from_slice(bytes), how: self, rests: false, written: written.clone() }
+    }
+}
+
+type Written = Arc<Mutex<Vec<u8>>>;
+
+/// What hyper gives to an application.
+fn serve(bytes: &[u8], piece: usize) -> Vec<Served> {
+    serve_with(bytes, How { piece, halting: false, ends: false }).0
+}
+
+/// The same, and what it answers.
+fn serve_with(bytes: &[u8], how: How) -> (Vec<Served>, Vec<Vec<String>>) {
+    let (served, written) = (Arc::<Mutex<Vec<Served>>>::default(), Written::default());
+    let note = served.clone();
+    let service = service_fn(move |request: Request<Incoming>| answer(Body::of(request, None), note.clone()));
+    let line = TokioIo::new(how.line(bytes, &written));
+    settle(&mut Box::pin(http1::Builder::new().half_close(false).serve_connection(line, service).with_upgrades()));
+    (std::mem::take(&mut *served.lock()), lines(&written.lock()))
+}
+
+/// What the own server gives to it, and answers.
+fn serve_own(bytes: &[u8], how: How) -> (Vec<Served>, Vec<Vec<String>>) {
+    let (served, written) = (Arc::<Mutex<Vec<Served>>>::default(), Written::default());
     let mut hyper = http1::Builder::new();
-    hyper.half_close(false);
     // There is no runtime, and no timer.
+    hyper.half_close(false).header_read_timeout(None);
     let mut config = Config::default();
     (config.idle_timeout, config.header_read_timeout, config.body_idle_timeout) = (Duration::MAX, Duration::MAX, None);
     let http1 = Http1::new(&config, hyper, Arc::new(Dates::new(Arc::new(DefaultTimeProvider))));
-    let line = Line { bytes: Bytes::copy_from_slice(bytes), piece };
-    settle(&mut Box::pin(http1.serve(line, Instant::now(), Application(served.clone()))));
-    std::mem::take(&mut *served.lock())
+    settle(&mut Box::pin(http1.serve(how.line(bytes, &written), None, Application(served.clone()))));
+    (std::mem::take(&mut *served.lock()), lines(&written.lock()))
+}
+
+/// The parts of what was written that an empty line divides, each with its lines in order: which header comes first says
+/// nothing, and the date is another one.
+fn lines(written: &[u8]) -> Vec<Vec<String>> {
+    let text = String::from_utf8_lossy(written);
+    let part = |part: &str| {
+        let mut lines: Vec<_> =
+            part.split("\r\n").filter(|line| !line.starts_with("date: ")).map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    text.split("\r\n\r\n").map(part).collect()
 }
 
 #[derive(Clone)]
 struct Application(Arc<Mutex<Vec<Served>>>);
 
 impl Service<Request<Body>> for Application {
-    type Response = Response<Empty<Bytes>>;
+    type Response = Response<Content>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -170,13 +217,26 @@ impl Service<Request<Body>> for Application {
     }
 }
 
-/// An application that reads each body and switches no protocol, as the inbound layer has it end then.
-async fn answer<B>(request: Request<B>, served: Arc<Mutex<Vec<Served>>>) -> Result<Response<Empty<Bytes>>, Infallible>
+type Content = BoxBody<Bytes, Infallible>;
+
+/// An application that reads each body and switches no protocol, as the inbound layer has it end then. What it answers depends on
+/// what it is asked.
+async fn answer<B>(request: Request<B>, served: Arc<Mutex<Vec<Served>>>) -> Result<Response<Content>, Infallible>
 where
     B: http_body::Body<Data = Bytes, Error: Display>,
 {
     let switches = request.extensions().get::<OnUpgrade>().is_some();
     let (head, body) = request.into_parts();
+    let mut response = Response::new(match head.uri.path().len() {
+        2 => Full::new(Bytes::from_static(b"hello")).boxed(),
+        3 => {
+            let trailers = HeaderMap::from_iter([(SUM, HeaderValue::from_static("7"))]);
+            let frames = [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers)].map(Ok);
+            BodyExt::boxed(StreamBody::new(stream::iter(frames)))
+        }
+        _ => Empty::new().boxed(),
+    });
+    response.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-sum"));
     let at = {
         let mut served = served.lock();
         served.push(Served { head, body: None });
@@ -185,7 +245,6 @@ where
     let body = body.collect().await.map(|body| (body.trailers().cloned(), body.to_bytes()));
     let broken = body.is_err();
     served.lock()[at].body = Some(body.map(|(trailers, all)| (all, trailers)).map_err(|e| e.to_string()));
-    let mut response = Response::new(Empty::new());
     if switches || broken {
         *response.status_mut() = StatusCode::BAD_REQUEST;
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -193,16 +252,31 @@ where
     Ok(response)
 }
 
-/// Gives its bytes piece by piece, then none and no end; takes everything.
+const SUM: HeaderName = HeaderName::from_static("x-sum");
+
+/// Gives its bytes piece by piece, then none; notes what is written.
 struct Line {
     bytes: Bytes,
-    piece: usize,
+    how: How,
+    rests: bool,
+    written: Written,
+}
+
+impl Line {
+    /// Whether it is to be asked again, this time.
+    fn rests(&mut self, cx: &mut Context<'_>) -> bool {
+        self.rests = self.how.halting && !self.rests;
+        if self.rests {
+            cx.waker().wake_by_ref();
+        }
+        self.rests
+    }
 }
 
 impl AsyncRead for Line {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let length = self.piece.min(self.bytes.len()).min(into.remaining());
-        if length == 0 {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let length = self.how.piece.min(self.bytes.len()).min(into.remaining());
+        if (length == 0 && !self.how.ends) || self.rests(cx) {
             return Poll::Pending;
         }
         into.put_slice(&self.bytes.split_to(length));
@@ -212,7 +286,9 @@ impl AsyncRead for Line {
 
 impl AsyncWrite for Line {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
+        let length = if self.how.halting { self.how.piece.min(bytes.len()) } else { bytes.len() };
+        self.written.lock().extend_from_slice(&bytes[..length]);
+        Poll::Ready(Ok(length))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -250,14 +326,16 @@ mod tests {
         b"\x06HEAD / HTTP/1.1\r\nconnection: close\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
         b"\x01POST / HTTP/1.1\r\ntransfer-encoding:\t chunked \t\r\nhost: a\r\n\r\n0\r\n\r\nGET /2 HTTP/1.1\r\n\r\n",
     ];
-    const LINES: [&str; 5] = [
+    const LINES: [&str; 7] = [
         "GET / HTTP/1.1\r\n",
         "POST /p HTTP/1.1\r\n",
+        "GET /bc HTTP/1.1\r\n",
+        "HEAD /h HTTP/1.1\r\n",
         "CONNECT a:1 HTTP/1.1\r\n",
         "GET /old HTTP/1.0\r\n",
         "\r\nPUT /n HTTP/1.1\n",
     ];
-    const FIELDS: [&str; 12] = [
+    const FIELDS: [&str; 13] = [
         "host: a\r\n",
         "content-length: 3\r\n",
         "Content-Length:5\r\n",
@@ -268,6 +346,7 @@ mod tests {
         "upgrade: a\r\n",
         "connection: keep-alive\n",
         "connection: close\r\n",
+        "te: trailers\r\n",
         "expect: 100-continue\r\n",
         "x-transfer-encoding: gzip\r\n",
     ];
