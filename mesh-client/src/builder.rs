@@ -153,6 +153,10 @@ impl ClientBuilder {
     ///
     /// What stands around a picker stays: priorities, shares of localities, panic, slow start, and passing over endpoints that
     /// cannot be reached.
+    ///
+    /// What endpoints say of their load with answers (ORCA) it [hears](Picker::hear), whatever balancer policy names. Streams of
+    /// reports are opened, and probes sent, only where that balancer is one of ours that goes by them; what those say is in the
+    /// [load](Candidates), as ours read it.
     pub fn picker(
         mut self,
         make: impl Fn(&policy::Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
@@ -169,7 +173,7 @@ impl ClientBuilder {
     }
 
     /// A load-balancing policy of the application's own, for clusters whose policy is [`Balancer::Custom`] of this name: asked
-    /// as [`picker`](Self::picker) is, and after it, with the policy's configuration. `None`, or a panic = in turn, by weight.
+    /// as [`picker`](Self::picker) is, and after it, with the policy's configuration; it hears what one of those hears. `None`, or a panic = in turn, by weight.
     /// Over xDS such a policy is taken if the source of configuration knows of the name: `MeshBuilder::balancer` of the facade
     /// tells both.
     pub fn balancer(

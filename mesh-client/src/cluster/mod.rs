@@ -145,7 +145,7 @@ impl Cluster {
             admission,
             series: env.metrics.series(&labels),
             labels,
-            listening: Listening::new(&policy, load.is_some()),
+            listening: Listening::new(&policy, load.is_some(), env.picker_for(&policy.balancer).is_some()),
             asking: ArcSwapOption::empty(),
             load,
             look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {

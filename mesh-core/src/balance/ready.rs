@@ -23,7 +23,7 @@ use super::localities::{Localities, Weighing};
 use super::slow_start::Ramp;
 use super::spill::Spill;
 use super::weights::{Excluded, Weights};
-use super::{Candidates, Draw, Load, Pick, Picker, PoolExplanation, Rating, picker_for};
+use super::{Candidates, Draw, EndpointReport, Load, Pick, Picker, PoolExplanation, Rating, picker_for};
 use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
 
@@ -211,11 +211,22 @@ impl<E> ReadySet<E> {
 
     /// Takes note of a fresh load report of an endpoint; see [`Picker::reported`].
     pub fn reported(&self, index: usize, now: Duration) {
-        if let Some(pool) = self.pools.iter().find(|pool| pool.range.contains(&index))
-            && let Some(picker) = pool.picker.get()
-        {
-            picker.reported(index - pool.range.start, now);
+        if let Some((picker, place)) = self.picker_of(index) {
+            picker.reported(place, now);
         }
+    }
+
+    /// Passes on a load report that came with an answer of an endpoint; see [`Picker::hear`].
+    pub fn hear(&self, index: usize, report: &EndpointReport, now: Duration) {
+        if let Some((picker, place)) = self.picker_of(index) {
+            picker.hear(place, report, now);
+        }
+    }
+
+    /// The picker that may give an endpoint, if there was a pick, and which of its candidates that is.
+    fn picker_of(&self, index: usize) -> Option<(&dyn Picker, usize)> {
+        let pool = self.pools.iter().find(|pool| pool.range.contains(&index))?;
+        Some((&**pool.picker.get()?, index - pool.range.start))
     }
 
     /// An endpoint to ask for its load, of those a pick could give now: by weight, as those that are to serve more must be
