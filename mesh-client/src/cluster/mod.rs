@@ -360,7 +360,7 @@ impl Cluster {
 
     fn replace(&self, endpoints: Arc<Endpoints>, env: &Env, mut parts: MutexGuard<'_, Parts>) {
         let changing = self.changing.lock();
-        let subset = subset(&endpoints, &self.policy.balancer, env.number);
+        let subset = subset(&endpoints, &self.policy, env.number);
         let reported = self.load.as_ref();
         let reported = reported.map(|load| Arc::new(Reported::new(load, &subset.localities, &endpoints.drops)));
         let now = env.since_epoch(Instant::now());
