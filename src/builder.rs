@@ -247,7 +247,8 @@ impl MeshBuilder {
     /// cluster's `load_balancing_policy` has a `TypedStruct` whose type ends in `/name`. Of `name`, too, only what stands behind
     /// its last `/` counts. `make` is given what that says, as a JSON
     /// object, and the endpoints to choose among, one priority of a cluster usually; `None`, or a panic, has requests go in
-    /// turn. Where the control plane lists another policy after it, clients that have none of this name take that; one that is
+    /// turn. What endpoints say of their load with answers (ORCA) the picker hears (`Picker::hear`); streams of reports it cannot
+    /// ask for. Where the control plane lists another policy after it, clients that have none of this name take that; one that is
     /// listed alone is refused by them.
     ///
     /// ```

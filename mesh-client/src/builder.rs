@@ -153,6 +153,10 @@ impl ClientBuilder {
     ///
     /// What stands around a picker stays: priorities, shares of localities, panic, slow start, and passing over endpoints that
     /// cannot be reached.
+    ///
+    /// What endpoints say of their load with answers (ORCA) it [hears](Picker::hear), whatever balancer policy names. Streams of
+    /// reports are opened, and probes sent, only where that balancer is one of ours that goes by them; what those say is in the
+    /// [load](Candidates), as ours read it.
     pub fn picker(
         mut self,
         make: impl Fn(&policy::Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
@@ -169,7 +173,7 @@ impl ClientBuilder {
     }
 
     /// A load-balancing policy of the application's own, for clusters whose policy is [`Balancer::Custom`] of this name: asked
-    /// as [`picker`](Self::picker) is, and after it, with the policy's configuration. `None`, or a panic = in turn, by weight.
+    /// as [`picker`](Self::picker) is, and after it, with the policy's configuration; it hears what one of those hears. `None`, or a panic = in turn, by weight.
     /// Over xDS such a policy is taken if the source of configuration knows of the name: `MeshBuilder::balancer` of the facade
     /// tells both.
     pub fn balancer(
@@ -209,12 +213,27 @@ impl ClientBuilder {
     /// merely no longer name is not gone: what is under way to it ends in its own time, as in Envoy and gRPC (A31), and so
     /// it does where other policy for a cluster leaves its endpoints. If the endpoint comes back within the limit, what is
     /// under way there goes on. An answer over HTTP/1.1 that is held and not read is cut off when it is read again or
-    /// dropped. A connection that is the application's, be it raw ([`Client::connect`](crate::Client::connect)) or one that has
-    /// changed its protocol (a WebSocket, a tunnel by CONNECT), is closed at the limit whether anybody uses it then or not:
-    /// reading and writing fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted). Default 30 s;
+    /// dropped. Connections that are the application's have a [limit of their own](Self::raw_drain_limit). Default 30 s;
     /// `Duration::MAX` = until they end, as in Envoy.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
-        self.limits.drain = limit;
+        self.limits.drain.requests = limit;
+        self
+    }
+
+    /// The same for connections that are the application's, be they raw ([`Client::connect`](crate::Client::connect)) or such
+    /// that have changed their protocol over HTTP/1.1 (a WebSocket, a tunnel by CONNECT; over HTTP/2 that is a stream, and a
+    /// request like others). At the limit one is closed whether anybody uses it then or not: reading and writing fail with
+    /// [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
+    ///
+    /// Default: `Duration::MAX`, until one of both sides ends them, or policy's idle timeout. So it is in Envoy, where removal of a
+    /// host, or of its cluster, drains pools and leaves the connections of `tcp_proxy` alone
+    /// (only `close_connections_on_host_health_failure` closes those, and for health), and in Linkerd's proxy, which forwards
+    /// until one side closes. Nobody but the two sides knows where a protocol may be interrupted: a server that leaves finishes
+    /// the transactions it has, a client that is cut off in one cannot tell whether it was made, and sends it again to another one.
+    /// What is lost without a limit: an endpoint that is gone without a word holds its connections, and their places among
+    /// `max_connections`, until the kernel's keepalive (policy's `tcp_keepalive`) or a write finds out, or its reader's timeout.
+    pub fn raw_drain_limit(mut self, limit: Duration) -> Self {
+        self.limits.drain.handed = limit;
         self
     }
 

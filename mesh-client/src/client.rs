@@ -45,10 +45,10 @@ use crate::tcp::TcpConnection;
 ///
 /// # Other protocols than HTTP
 /// What `hyper::upgrade::on` makes of an answer to a request with `Upgrade` (a WebSocket) or `CONNECT` over HTTP/1.1 is the
-/// application's. Until it is dropped it counts as a connection and as a request under way. Once its endpoint is gone it has the
-/// [drain limit](crate::ClientBuilder::drain_limit) to end, whether anybody uses it or not: then it is closed, and reading and
-/// writing fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted) and the names of the cluster and the
-/// endpoint, unless the endpoint has come back meanwhile.
+/// application's. Until it is dropped it counts as a connection and as a request under way. Once its endpoint is gone it goes on,
+/// or has a [limit](crate::ClientBuilder::raw_drain_limit) to end if there is one, whether anybody uses it or not: then it is
+/// closed, and reading and writing fail with [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted) and the names of the
+/// cluster and the endpoint, unless the endpoint has come back meanwhile.
 ///
 /// # With reqwest
 /// What reqwest has built goes over the mesh, and the answer is reqwest's again: both are `http`'s types beneath, so that this
@@ -148,8 +148,8 @@ impl Client {
     ///
     /// Over mesh mTLS the ALPN protocol is `istio`, as sidecars have it. An endpoint that cannot be reached within
     /// the connect timeout is passed over, as often as policy says; the deadline of the request being served
-    /// holds too. Once its endpoint is gone the connection has the
-    /// [drain limit](crate::ClientBuilder::drain_limit) to end, and is closed then: [`TcpConnection`] tells what is seen of it.
+    /// holds too. Once its endpoint is gone the connection goes on, or for a
+    /// [limit](crate::ClientBuilder::raw_drain_limit) if there is one: [`TcpConnection`] tells what is seen of it.
     ///
     /// ```
     /// use mesh_client::Client;

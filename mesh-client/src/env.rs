@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Breakers;
 use crate::connect::Custom;
+use crate::connect::worker::Drain;
 
 /// Gives a uniform number below its argument, which is never 0.
 pub(crate) type Random = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
@@ -89,7 +90,7 @@ pub(crate) struct Limits {
     /// Longest wait of a request for a connection while as many as allowed are in use.
     pub(crate) queue_wait: Option<Duration>,
     /// Time for what is under way to an endpoint that is gone.
-    pub(crate) drain: Duration,
+    pub(crate) drain: Drain,
     /// Longest wait for a connection of any kind, after which further requests fail at once.
     pub(crate) fail_fast: Option<Duration>,
     /// gRPC's retry throttling, of each destination by itself.
@@ -109,7 +110,7 @@ impl Default for Limits {
             dns_min_refresh: Duration::from_secs(5),
             builds: (4, 16),
             queue_wait: None,
-            drain: Duration::from_secs(30),
+            drain: Drain { requests: Duration::from_secs(30), handed: Duration::MAX },
             fail_fast: None,
             retry_throttling: None,
             throttling: None,

@@ -24,9 +24,16 @@ use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::composite::Draws;
 use crate::outbound::head::Head;
+use crate::outbound::places::{Foreseen, Places};
+use crate::outbound::session::Session;
 use crate::outbound::trace::Trace;
 use crate::outbound::{destination, header_policies, unsupported};
 use crate::router::{Choice, Plan, Retries, Router, Slot};
+
+/// Retries that are shown.
+const MAX_RETRIES: u32 = 16;
+/// Endpoints that are named for each of them.
+const MAX_AMONG: usize = 32;
 
 /// How far the configuration of a destination is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -110,6 +117,14 @@ pub struct RetryExplanation {
     pub chained: bool,
     /// The longest back-off before each of them, the first 16. An answer may ask for another one.
     pub waits: Vec<Duration>,
+    /// Where they would go, the first 16, if the try at [`pick`](Explanation::pick) and each of them were connected to and then
+    /// of no use. All are in the cluster of the first try. Shorter if there is nowhere to go; each takes a turn, like a pick.
+    pub places: Vec<RetryPlace>,
+    /// How long one try may take, within what the route gives all of them; with a hedge policy that says so another one begins
+    /// beside it then. `None` = as long as all of them.
+    pub per_try_timeout: Option<Duration>,
+    /// How long it may be without a byte; `None` = any time.
+    pub per_try_idle_timeout: Option<Duration>,
     /// Retries in flight at the cluster that this request would go to.
     pub in_flight: u32,
     /// How many there may be now by its circuit breaker; `None` = any number.
@@ -120,6 +135,25 @@ pub struct RetryExplanation {
     pub budget: Option<bool>,
     /// Which outcomes they are for, and everything else about them.
     pub policy: RetryPolicy,
+}
+
+/// Where one retry would go.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct RetryPlace {
+    /// The endpoint.
+    pub address: Address,
+    /// Its priority.
+    pub priority: u32,
+    /// Where it runs.
+    pub locality: Locality,
+    /// A try before it was there: policy does not mind, or nobody else is left.
+    pub repeated: bool,
+    /// How many endpoints it is one of, by what policy says of previous hosts, their priorities and metadata, and by who can be
+    /// reached.
+    pub candidates: usize,
+    /// Who they are, 32 of them at most.
+    pub among: Vec<Address>,
 }
 
 /// One cluster that a request may go to.
@@ -294,7 +328,7 @@ pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
     }
 }
 
-pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Request<()>) -> Explanation {
+pub(crate) fn explain(env: &Arc<Env>, destinations: &Arc<Destinations>, request: &Request<()>) -> Explanation {
     let mut parts = Request::new(()).into_parts().0;
     parts.method = request.method().clone();
     parts.uri = request.uri().clone();
@@ -307,7 +341,7 @@ pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Req
     explanation
 }
 
-pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, target: &Target) -> Explanation {
+pub(crate) fn explain_connect(env: &Arc<Env>, destinations: &Arc<Destinations>, target: &Target) -> Explanation {
     let (mut explanation, found) = standing(destinations.to(target));
     let Some((router, destination)) = found else { return explanation };
     let Some(tcp) = router.tcp() else {
@@ -319,7 +353,7 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
     match router.choose_tcp(target.host_port(), env) {
         Ok(raw) => {
             explanation.hash = raw.hash;
-            explain_pick(env, raw.cluster, raw.hash, false, &mut explanation);
+            explain_pick(env, raw.cluster, &raw.cluster.members(), raw.hash, false, &mut explanation);
         }
         Err(cause) => explanation.error = Some(coded(&cause)),
     }
@@ -365,9 +399,15 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
     (explanation, router.map(|router| (router, destination)))
 }
 
-/// Which endpoint would be picked, or why none.
-fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, https: bool, explanation: &mut Explanation) {
-    let members = cluster.members();
+/// Which endpoint would be picked, and its index; or why none.
+fn explain_pick(
+    env: &Env,
+    cluster: &Backend,
+    members: &Members,
+    hash: Option<u64>,
+    https: bool,
+    explanation: &mut Explanation,
+) -> Option<usize> {
     let session = explanation.session.as_mut();
     let pinned = session.and_then(|session| {
         let found = members.ready.pinned(&session.address, &cluster.policy().override_host);
@@ -391,8 +431,9 @@ fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, https: bool, ex
             cluster.lacks(endpoint).filter(|_| open == 0).iter().for_each(|cause| explanation.fails(cause));
             explanation.pick = Some(PickExplanation { cluster: cluster.policy().name.clone(), address });
         }
-        None => explanation.fails(&cluster.no_endpoint(&members)),
+        None => explanation.fails(&cluster.no_endpoint(members)),
     }
+    index
 }
 
 impl Explanation {
@@ -413,7 +454,13 @@ fn refusal(cluster: &Backend, high: bool) -> Option<Cause> {
     dropped.or_else(|| cluster.refuses(high))
 }
 
-fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head: Head, explanation: &mut Explanation) {
+fn explain_route(
+    env: &Arc<Env>,
+    router: &Router,
+    destination: &Destination,
+    mut head: Head,
+    explanation: &mut Explanation,
+) {
     head.goes_to(destination);
     let draw = || env.draw_million();
     let walk = router.table().explain(&head.view(&draw));
@@ -442,7 +489,7 @@ fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head
                 return;
             }
         };
-        explanation.session = chosen.session.zip(chosen.pinned).map(|(policy, Pinned { address, cluster })| {
+        explanation.session = chosen.session.zip(chosen.pinned.clone()).map(|(policy, Pinned { address, cluster })| {
             SessionExplanation { address, cluster, holds: false, strict: policy.strict }
         });
         let mirrors = forward.mirrors.iter().zip(&plan.mirrors);
@@ -458,8 +505,7 @@ fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head
             headers.request.apply(&mut head.headers);
         }
         head.show_host();
-        let retry = plan.retry.as_ref();
-        explanation.retry = retry.map(|retries| explain_retry(env, router, plan, retries, chosen.cluster, &head));
+        let session = Session::new(chosen.session, chosen.pinned, &came);
         let (came, sent, now) = (came.view(&draw), head.view(&draw), Instant::now());
         let name = &chosen.cluster.policy().name;
         let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, &sent, name, now));
@@ -472,7 +518,13 @@ fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head
         let input = HashInput { headers: &head.headers, query, source, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
         refusal(chosen.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
-        explain_pick(env, chosen.cluster, explanation.hash, head.is_https(), explanation);
+        let (cluster, members, hash) = (chosen.cluster, chosen.cluster.members(), explanation.hash);
+        let first = explain_pick(env, cluster, &members, hash, head.is_https(), explanation);
+        let retries = plan.retry.as_ref();
+        let places = Places { env, cluster, members, retries, session: &session, hash };
+        let timeout = explanation.timeout;
+        let retry = retries.map(|retries| explain_retry(router, plan, retries, (&places, first), &head, timeout));
+        explanation.retry = retry;
     }
 }
 
@@ -481,27 +533,47 @@ fn is_grpc(head: &Head) -> bool {
 }
 
 fn explain_retry(
-    env: &Env,
     router: &Router,
     plan: &Plan,
     retries: &Retries,
-    cluster: &Backend,
+    (places, first): (&Places<'_>, Option<usize>),
     head: &Head,
+    timeout: Option<Duration>,
 ) -> RetryExplanation {
-    let draw = || env.draw_million();
+    let draw = || places.env.draw_million();
     let chained = Trace::begin().is_retry();
     let concerned = !chained && retries.concerns(|| head.view(&draw));
     let attempts = if concerned { retries.attempts(is_grpc(head)) } else { 0 };
-    let (in_flight, most) = cluster.admission().retries(plan.high_priority);
+    let (in_flight, most) = places.cluster.admission().retries(plan.high_priority);
+    let shown = attempts.min(MAX_RETRIES);
+    let foreseen = first.map_or_else(Vec::new, |first| places.foresee(first, shown));
+    let per_try_timeout = retries.per_try_timeout();
     RetryExplanation {
         attempts,
         chained,
-        waits: (0..attempts.min(16)).map(|retry| retries.backoff.bound(retry)).collect(),
+        waits: (0..shown).map(|retry| retries.backoff.bound(retry)).collect(),
+        places: foreseen.into_iter().map(|foreseen| retry_place(&places.members, foreseen)).collect(),
+        per_try_timeout: per_try_timeout.map(|time| timeout.map_or(time, |timeout| timeout.min(time))),
+        per_try_idle_timeout: retries.per_try_idle(),
         in_flight,
         most,
         tokens: router.tokens().map(|tokens| tokens.allows()),
         budget: router.budget().map(|budget| budget.allows(Instant::now())),
         policy: retries.policy.clone(),
+    }
+}
+
+fn retry_place(members: &Members, Foreseen { index, repeated, among }: Foreseen) -> RetryPlace {
+    let candidates = members.ready.candidates();
+    let (group, endpoint) = candidates.policy(index);
+    let addresses = among.iter().map(|index| candidates.policy(*index).1.address.clone());
+    RetryPlace {
+        address: endpoint.address.clone(),
+        priority: group.priority,
+        locality: group.locality.clone(),
+        repeated,
+        candidates: among.len(),
+        among: addresses.take(MAX_AMONG).collect(),
     }
 }
 

@@ -51,7 +51,7 @@ pub use self::connect::{Connect, Io, SystemResolver};
 pub use self::error::{Cause, Error, PeerMismatch, Refusal};
 pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
-    FilterExplanation, MirrorOption, PickExplanation, RetryExplanation, SessionExplanation,
+    FilterExplanation, MirrorOption, PickExplanation, RetryExplanation, RetryPlace, SessionExplanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
 pub use self::limit::{LimitLayer, Limited, LimitedBody};

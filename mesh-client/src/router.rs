@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Backend, Cluster, Labels};
 use crate::connect::Rest;
+use crate::connect::worker::Drain;
 use crate::env::{self, Env};
 use crate::error::Cause;
 use crate::outbound::affinity::Affinity;
@@ -36,7 +37,7 @@ use crate::outbound::header_policies;
 const MAX_DEPTH: usize = 16;
 
 /// What is under way at clusters that are gone.
-pub(crate) type Left = Vec<(ClusterName, Rest)>;
+pub(crate) type Left = BTreeMap<ClusterName, Vec<Rest>>;
 
 /// A destination ready to route requests.
 pub(crate) struct Router {
@@ -394,7 +395,7 @@ impl Router {
     /// Requests under way hold them, but not their idle connections, and they have `limit` for what discovery says is
     /// gone. That no route names a cluster does not say so: requests to it end in peace, as in Envoy and gRPC (A31). What is
     /// left of those that are gone is put to `left`.
-    pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration, left: &mut Left) {
+    pub(crate) fn retire(&self, next: Option<&Self>, limit: Drain, left: &mut Left) {
         if next.is_some_and(|next| Arc::ptr_eq(&self.wiring, &next.wiring)) {
             return;
         }
@@ -405,21 +406,23 @@ impl Router {
                 Some(Some(Slot::Ready(next))) => cluster.give_way(next, limit),
                 Some(Some(Slot::Aggregate(_)) | None) => cluster.retire(),
                 Some(Some(Slot::Failed(..))) | None => {
-                    left.extend(cluster.leave(limit).into_iter().map(|rest| (name.clone(), rest)));
+                    left.entry(name.clone()).or_default().extend(cluster.leave(limit));
                 }
             }
         }
     }
 
     /// Clusters that were gone and are there again go on with what was `left` of them.
-    pub(crate) fn return_to(&self, left: &mut Left, limit: Duration) {
-        left.retain(|(_, rest)| !rest.is_over());
+    pub(crate) fn return_to(&self, left: &mut Left, limit: Drain) {
+        left.retain(|_, rests| {
+            rests.retain(|rest| !rest.is_over());
+            !rests.is_empty()
+        });
         for (name, slot) in &self.wiring.clusters {
             if let Slot::Ready(cluster) = slot
-                && left.iter().any(|(of, _)| of == name)
+                && let Some(rests) = left.remove(name)
             {
-                let rests = left.extract_if(.., |(of, _)| of == name).map(|(_, rest)| rest);
-                cluster.return_to(rests.collect(), limit);
+                cluster.return_to(rests, limit);
             }
         }
     }

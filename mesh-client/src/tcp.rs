@@ -25,8 +25,8 @@ use crate::destination::Destination;
 /// certificate is renewed; policy's longest life, which a proxy would keep, is not applied to it. It is closed, whether
 /// anybody uses it then or not,
 ///
-/// * when discovery says that its endpoint is gone, and it has not come back within the
-///   [drain limit](crate::ClientBuilder::drain_limit): who waits for bytes then, or uses it after, gets
+/// * if there is a [limit](crate::ClientBuilder::raw_drain_limit), when discovery says that its endpoint is gone, and it has not
+///   come back within that: who waits for bytes then, or uses it after, gets
 ///   [`ConnectionAborted`](io::ErrorKind::ConnectionAborted) with the names of the cluster and the endpoint;
 /// * where somebody uses it and no byte has gone over it for policy's idle timeout (Envoy `tcp_proxy`, Istio
 ///   `connectionPool.tcp.idleTimeout`; 1 h by default): he gets [`TimedOut`](io::ErrorKind::TimedOut).

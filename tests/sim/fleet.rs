@@ -56,7 +56,8 @@ pub(crate) struct Manner {
     pub(crate) failing: f64,
     /// Whether and how connections are taken.
     pub(crate) door: Door,
-    /// It tells its load (ORCA), with answers and to those who ask for it, and this is its utilization.
+    /// It tells its load (ORCA) with each answer, and this is its utilization; `None` = it tells nothing there. Who asks for its
+    /// load is told what it measures itself, whatever this is.
     pub(crate) utilization: Option<f64>,
 }
 

@@ -737,6 +737,11 @@ fn pick_first_begins_the_next_of_its_list_a_quarter_of_a_second_after_the_one_be
             // Control: there is nobody else.
             assert_eq!(list(&[NEVER]).await, (5000, None));
         }
+        // Whatever part of the endpoints the list is of.
+        let random = Balancer::RandomSubsetting { size: 9, child: Box::new(first()) };
+        for part in [random.clone(), Balancer::DeterministicSubsetting { size: 9, child: Box::new(random) }] {
+            assert_eq!(first_of_list(&[NEVER, NEVER, 20], part, true).await, (520, Some(2)));
+        }
         let (took, who) = first_of_list(&[NEVER, NEVER], Balancer::RoundRobin, true).await;
         assert!(who.is_none() && took >= 5000, "control: other balancers wait for the one that they chose, {took}");
     });

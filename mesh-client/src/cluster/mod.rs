@@ -40,7 +40,7 @@ use self::orca::{Ear, Listening};
 use self::part::Parts;
 pub(crate) use self::part::{Backend, Labels};
 use self::report::Reported;
-use crate::connect::worker::{Owned, Wake};
+use crate::connect::worker::{Drain, Owned, Wake};
 use crate::connect::{Dialer, Rest};
 use crate::env::Env;
 use crate::error::Cause;
@@ -145,7 +145,7 @@ impl Cluster {
             admission,
             series: env.metrics.series(&labels),
             labels,
-            listening: Listening::new(&policy, load.is_some()),
+            listening: Listening::new(&policy, load.is_some(), env.picker_for(&policy.balancer).is_some()),
             asking: ArcSwapOption::empty(),
             load,
             look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {
@@ -360,7 +360,7 @@ impl Cluster {
 
     fn replace(&self, endpoints: Arc<Endpoints>, env: &Env, mut parts: MutexGuard<'_, Parts>) {
         let changing = self.changing.lock();
-        let subset = subset(&endpoints, &self.policy.balancer, env.number);
+        let subset = subset(&endpoints, &self.policy, env.number);
         let reported = self.load.as_ref();
         let reported = reported.map(|load| Arc::new(Reported::new(load, &subset.localities, &endpoints.drops)));
         let now = env.since_epoch(Instant::now());
@@ -403,7 +403,7 @@ impl Cluster {
 
     /// Closes endpoints that are not asked any more. What is under way at one whose address is in the set, with other facts or
     /// by other policy, goes on like other `rests`; when the address goes, it has `limit`, unless it comes back within that.
-    fn part_with<'e>(&self, closed: impl IntoIterator<Item = &'e Arc<Endpoint>>, rests: Vec<Rest>, limit: Duration) {
+    fn part_with<'e>(&self, closed: impl IntoIterator<Item = &'e Arc<Endpoint>>, rests: Vec<Rest>, limit: Drain) {
         let mut all = self.rests.lock();
         all.extend(rests);
         for endpoint in closed {
@@ -443,7 +443,7 @@ impl Cluster {
     }
 
     /// The same where it is gone: they end within `limit`, unless who has what is left of them sees it again.
-    pub(crate) fn leave(&self, limit: Duration) -> Vec<Rest> {
+    pub(crate) fn leave(&self, limit: Drain) -> Vec<Rest> {
         self.retire();
         let mut rests = std::mem::take(&mut *self.rests.lock());
         rests.extend(self.members().in_use().map(|endpoint| Rest::of(endpoint.pool())));
@@ -452,13 +452,13 @@ impl Cluster {
     }
 
     /// It is there again after it was gone, and this was left.
-    pub(crate) fn return_to(&self, rests: Vec<Rest>, limit: Duration) {
+    pub(crate) fn return_to(&self, rests: Vec<Rest>, limit: Drain) {
         self.part_with([], rests, limit);
     }
 
     /// It is retired, for `next` has its place: `limit` is for the endpoints that are known to be gone. Nothing is known
     /// where they are found in another way than before, or not yet.
-    pub(crate) fn give_way(&self, next: &Self, limit: Duration) {
+    pub(crate) fn give_way(&self, next: &Self, limit: Drain) {
         let comparable = discriminant(&self.policy.discovery) == discriminant(&next.policy.discovery);
         if !comparable || !next.is_resolved() || !next.dns_failures().is_empty() {
             return self.retire();

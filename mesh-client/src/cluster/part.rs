@@ -53,7 +53,7 @@ impl Backend {
         let known = parts.living().find(|part| part.wanted == *wanted);
         let part = known.unwrap_or_else(|| {
             let whole = cluster.members();
-            let subset = subset(&whole.source, &cluster.policy.balancer, env.number);
+            let subset = subset(&whole.source, &cluster.policy, env.number);
             let members = ArcSwap::new(cluster.left_of(&whole, &subset, &whole.known(), wanted, None, env));
             let part = Arc::new(Part { wanted: wanted.clone(), members });
             // Routes may come and go without a change of endpoints.

@@ -116,11 +116,11 @@ impl Handed {
         let stream = Mutex::new(Stream::Open(Open { io, waiting: [None, None], open }));
         let bytes = Arc::new(Bytes { stream, held });
         let ending = counts.map(|counts| {
-            let (line, bytes) = (counts.lines.line(), Arc::downgrade(&bytes));
-            worker::when_over(line, move || {
-                if let (Some(bytes), Some(who)) = (bytes.upgrade(), counts.lines.gone()) {
-                    bytes.end(Why::Gone(who));
-                }
+            let (line, bytes) = (counts.lines.handed(), Arc::downgrade(&bytes));
+            worker::when_over(line, move |line| {
+                let Some(bytes) = bytes.upgrade() else { return true };
+                let who = counts.lines.ended(line);
+                who.map(|who| bytes.end(Why::Gone(who))).is_some()
             })
         });
         Self { bytes, _ending: ending }

@@ -44,6 +44,7 @@ pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 pub(crate) use self::tls::refusal;
 use self::tls::{Alpn, Tls, speaks_none_of_ours};
+use self::worker::Drain;
 use crate::env::{Env, Random};
 use crate::error::Cause;
 
@@ -82,7 +83,7 @@ impl Rest {
     }
 
     /// Its endpoint is gone, and it has so long from when that was said first.
-    pub(crate) fn end_within(&self, limit: Duration, cluster: &ClusterName) {
+    pub(crate) fn end_within(&self, limit: Drain, cluster: &ClusterName) {
         if let Some(counts) = self.counts.upgrade() {
             // Whoever hears of it is told which one.
             let who = || format!("the endpoint {} of cluster {cluster}", self.address).into();

@@ -2,7 +2,7 @@
 //! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off. One whose endpoint is gone has the
 //! drain limit for what is under way, unless it comes back within it. So has an HTTP/1.1 connection, which no task drives:
 //! whoever reads it asks its [`Line`], and one whose answer is held and not read stays open until it is. One that is the
-//! application's has a task that takes it back then.
+//! application's has a [limit of its own](Drain), and a task that takes it back then.
 
 #![allow(clippy::disallowed_methods)] // The one place of this folder that spawns; see above for who owns the tasks.
 
@@ -28,9 +28,27 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Held by whoever uses what a task does; dropping it ends the task.
 pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<Infallible>);
 
+/// How long what is under way has once its endpoint is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drain {
+    /// Requests.
+    pub(crate) requests: Duration,
+    /// Connections that are the application's.
+    pub(crate) handed: Duration,
+}
+
+impl Drain {
+    /// Until when, from now on; `None` = any time.
+    fn end(&self, line: &Line) -> Option<Instant> {
+        Instant::now().checked_add(if line.handed { self.handed } else { self.requests })
+    }
+}
+
 /// What ends a connection: its last user, or its endpoint. Whoever moves its bytes asks.
 #[derive(Default)]
 pub(super) struct Line {
+    // It is the application's.
+    handed: bool,
     // Whether it has an end: all that is asked as long as nobody has spoken of one.
     told: AtomicBool,
     ends: Mutex<Ends>,
@@ -73,6 +91,11 @@ impl Line {
             return Poll::Pending;
         }
         self.ends.lock().first().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Whether it is over.
+    fn is_over(&self) -> bool {
+        self.ends.lock().first().is_some_and(|end| Instant::now() >= end)
     }
 
     /// Whether somebody has.
@@ -134,16 +157,25 @@ pub(super) struct Lines(OnceLock<Box<Mutex<Open>>>);
 struct Open {
     lines: Vec<Weak<Line>>,
     // While the endpoint is gone: how long they have, those still to come as well, and who is gone.
-    gone: Option<(Duration, Arc<str>)>,
+    gone: Option<(Drain, Arc<str>)>,
 }
 
 impl Lines {
     /// That of a new connection.
     pub(super) fn line(&self) -> Arc<Line> {
-        let line = Arc::<Line>::default();
+        self.add(Line::default())
+    }
+
+    /// That of one that is the application's.
+    pub(super) fn handed(&self) -> Arc<Line> {
+        self.add(Line { handed: true, ..Line::default() })
+    }
+
+    fn add(&self, line: Line) -> Arc<Line> {
+        let line = Arc::new(line);
         let mut open = self.0.get_or_init(Box::default).lock();
         if let Some((limit, _)) = &open.gone {
-            line.end_at(Instant::now().checked_add(*limit));
+            line.end_at(limit.end(&line));
         }
         // Those that have ended are forgotten when room is needed.
         if open.lines.len() == open.lines.capacity() {
@@ -155,11 +187,11 @@ impl Lines {
 
     /// All of them, and those still to come, have so long, unless they are told to [stay](Self::stay): `who` is gone. That
     /// this is said again puts nothing off.
-    pub(super) fn end_within(&self, limit: Duration, who: impl FnOnce() -> Arc<str>) {
+    pub(super) fn end_within(&self, limit: Drain, who: impl FnOnce() -> Arc<str>) {
         let mut open = self.0.get_or_init(Box::default).lock();
         if open.gone.is_none() {
             open.gone = Some((limit, who()));
-            open.tell(Instant::now().checked_add(limit));
+            open.tell(|line| limit.end(line));
         }
     }
 
@@ -168,20 +200,22 @@ impl Lines {
         let Some(open) = self.0.get() else { return };
         let mut open = open.lock();
         if open.gone.take().is_some() {
-            open.tell(None);
+            open.tell(|_| None);
         }
     }
 
-    /// Who is gone.
-    pub(super) fn gone(&self) -> Option<Arc<str>> {
-        self.0.get()?.lock().gone.as_ref().map(|(_, who)| who.clone())
+    /// Who is gone, if that is why this line of them is over. With the lock: who has come back since the line's time was over, or
+    /// come back and gone again, takes nothing with it.
+    pub(super) fn ended(&self, line: &Line) -> Option<Arc<str>> {
+        let open = self.0.get()?.lock();
+        open.gone.as_ref().filter(|_| line.is_over()).map(|(_, who)| who.clone())
     }
 }
 
 impl Open {
     /// With the lock: who says otherwise in this moment comes before all of them or after.
-    fn tell(&self, until: Option<Instant>) {
-        self.lines.iter().filter_map(Weak::upgrade).for_each(|line| line.end_at(until));
+    fn tell(&self, until: impl Fn(&Line) -> Option<Instant>) {
+        self.lines.iter().filter_map(Weak::upgrade).for_each(|line| line.end_at(until(&line)));
     }
 }
 
@@ -202,11 +236,16 @@ where
     });
 }
 
-/// Has `end` done on the caller's runtime when a connection that no task drives is over.
-pub(super) fn when_over(line: Arc<Line>, end: impl FnOnce() + Send + 'static) -> Owned<()> {
+/// Has `end` done on the caller's runtime when a connection that no task drives is over; until it says that it is done, for
+/// the endpoint may have come back in that moment.
+pub(super) fn when_over(line: Arc<Line>, mut end: impl FnMut(&Line) -> bool + Send + 'static) -> Owned<()> {
     spawn(&Handle::current(), async move {
-        line.over().await;
-        end();
+        loop {
+            line.over().await;
+            if end(&line) {
+                return;
+            }
+        }
     })
 }
 
@@ -277,6 +316,7 @@ pub(super) fn send_on(upload: impl Future<Output = ()> + Send + 'static) -> Aliv
 #[cfg(test)]
 mod tests {
     use futures_util::{FutureExt, poll};
+    use tokio::time::advance;
 
     use super::*;
 
@@ -292,5 +332,60 @@ mod tests {
         assert!(poll!(&mut waits).is_pending());
         wake.wake();
         assert!(waits.now_or_never().is_some());
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const LIMITS: Drain = Drain { requests: SECOND, handed: Duration::from_secs(3) };
+
+    #[tokio::test(start_paused = true)]
+    async fn each_kind_of_connection_has_its_own_limit() {
+        let lines = Lines::default();
+        let [requests, handed] = [lines.line(), lines.handed()];
+        lines.end_within(LIMITS, || "it".into());
+        let late = lines.handed();
+        for (passed, over) in [(0, [false; 3]), (1, [true, false, false]), (2, [true; 3])] {
+            advance(passed * SECOND).await;
+            assert_eq!([&requests, &handed, &late].map(|line| line.is_over()), over);
+        }
+        let unlimited = Lines::default();
+        let line = unlimited.handed();
+        unlimited.end_within(Drain { handed: Duration::MAX, ..LIMITS }, || "it".into());
+        assert!(!line.is_told());
+    }
+
+    /// Its time was over when it came back, and who takes the connection back hears of it only then.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_comes_back_as_its_time_is_over_stays_and_is_taken_back_the_next_time() {
+        let lines = Arc::new(Lines::default());
+        let line = lines.handed();
+        let gone = |who: &'static str| lines.end_within(LIMITS, || who.into());
+        gone("the first");
+        advance(4 * SECOND).await;
+        assert_eq!(lines.ended(&line).as_deref(), Some("the first"), "control");
+        // It comes back, leaves again, comes back, each before anybody has looked.
+        lines.stay();
+        assert_eq!(lines.ended(&line), None);
+        gone("the second");
+        assert_eq!(lines.ended(&line), None, "it has all of its time again");
+        lines.stay();
+
+        let (asked, mut told) = tokio::sync::mpsc::unbounded_channel();
+        gone("the third");
+        let other = lines.clone();
+        let _owner = when_over(line, move |line| {
+            // In the moment between it comes back, and leaves anew.
+            let asks = other.ended(line);
+            if asks.as_deref() == Some("the third") {
+                other.stay();
+                other.end_within(LIMITS, || "the fourth".into());
+            }
+            let done = other.ended(line).is_some();
+            let _ = asked.send((asks, done));
+            done
+        });
+        let third = told.recv().await.unwrap();
+        assert_eq!((third.0.as_deref(), third.1), (Some("the third"), false));
+        let fourth = told.recv().await.unwrap();
+        assert_eq!((fourth.0.as_deref(), fourth.1), (Some("the fourth"), true));
     }
 }

@@ -192,3 +192,89 @@ async fn it_shows_where_a_session_is_pinned_and_whether_that_holds() {
     assert!(!refused.session.unwrap().holds && refused.pick.is_none());
     assert!(refused.error.unwrap().starts_with("MESH-"), "a strict session fails rather than move");
 }
+
+/// A route with this retry policy, and endpoints 1 and 2 of the first priority and 3 of the next, 2 with the metadata
+/// `canary=yes`.
+fn snapshot_with(retry: RetryPolicy, timeout: Option<Duration>) -> Snapshot {
+    let forward = Forward { retry: Some(retry), timeout, ..Forward::to("test".into()) };
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    let cluster =
+        mesh_core::policy::Cluster { balancer: Balancer::Random, ..mesh_core::policy::Cluster::new("test".into()) };
+    let mut canary = Endpoint::new(at(2));
+    Arc::make_mut(&mut canary.metadata).lb.insert("canary".into(), "yes".into());
+    let mut snapshot = policy::snapshot(routes, [(cluster.clone(), vec![Endpoint::new(at(1)), canary])]);
+    let mut endpoints = policy::endpoints(&"test".into(), vec![Endpoint::new(at(1))]);
+    let first = Arc::clone(match &snapshot.clusters[&ClusterName::new("test")] {
+        ClusterState::Ready { endpoints, .. } => endpoints,
+        ClusterState::Failed(why) => panic!("{why}"),
+    });
+    endpoints.localities = first.localities.clone();
+    let next = policy::endpoints(&"test".into(), vec![Endpoint::new(at(3))]);
+    endpoints.localities.extend(next.localities.into_iter().map(|mut group| {
+        group.priority = 1;
+        group.locality.zone = "far".into();
+        group
+    }));
+    let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints: Arc::new(endpoints) };
+    snapshot.clusters.insert("test".into(), state);
+    snapshot
+}
+
+/// Of each retry: where it would go, among how many, and whether it was there before.
+fn places(explained: &Explanation) -> Vec<(&Address, usize, bool)> {
+    let retry = explained.retry.as_ref().unwrap();
+    retry.places.iter().map(|place| (&place.address, place.candidates, place.repeated)).collect()
+}
+
+#[tokio::test]
+async fn it_shows_where_retries_would_go() {
+    let retry = |change: fn(&mut RetryPolicy)| {
+        let mut retry = RetryPolicy::new(3, Default::default());
+        change(&mut retry);
+        retry
+    };
+    let explain = async |change, headers: &[(&'static str, &str)]| {
+        client(snapshot_with(retry(change), None)).await.explain(&request(headers))
+    };
+    // Away from who was tried, as long as anybody else of the priority is left; and from the third on nobody is.
+    let told = explain(|_| {}, &[]).await;
+    let (first, other) = match &told.pick.as_ref().unwrap().address {
+        address if *address == at(1) => (at(1), at(2)),
+        _ => (at(2), at(1)),
+    };
+    let [second, rest @ ..] = &places(&told)[..] else { panic!("{told:?}") };
+    assert_eq!(*second, (&other, 1, false));
+    assert!(rest.len() == 2 && rest.iter().all(|place| place.1 == 2 && place.2), "{rest:?}");
+    let place = &told.retry.as_ref().unwrap().places[0];
+    assert_eq!((place.priority, &place.among), (0, &vec![other]), "and not {first}");
+    // Another priority, as long as there is one that was not tried.
+    let told = explain(|retry| retry.next_locality = true, &[]).await;
+    let place = &told.retry.as_ref().unwrap().places[0];
+    assert_eq!((&place.address, place.priority, place.locality.zone.as_str()), (&at(3), 1, "far"));
+    assert_eq!((place.repeated, &place.among), (false, &vec![at(3)]));
+    // Anywhere.
+    let told = explain(|retry| retry.avoid_previous_hosts = false, &[]).await;
+    assert!(places(&told).iter().all(|place| place.1 == 2), "{told:?}");
+    // Not to a canary.
+    let canary = |retry: &mut RetryPolicy| {
+        retry.avoid_metadata = vec![[("canary".to_owned(), "yes".to_owned())].into()];
+        retry.avoid_previous_hosts = false;
+    };
+    let told = explain(canary, &[]).await;
+    assert!(places(&told).iter().all(|place| (place.0, place.1) == (&at(1), 1)), "{told:?}");
+}
+
+#[tokio::test]
+async fn it_shows_that_retries_of_a_strict_session_stay_and_how_long_a_try_has() {
+    let mut retry = RetryPolicy::new(2, Default::default());
+    retry.per_try_timeout = Some(Duration::from_secs(5));
+    retry.per_try_idle_timeout = Some(Duration::from_secs(1));
+    for (route, time) in [(None, 5), (Some(Duration::from_secs(2)), 2), (Some(Duration::ZERO), 5)] {
+        let client = client(with_sessions(snapshot_with(retry.clone(), route), true)).await;
+        let told = client.explain(&request(&[("x-session", &STANDARD.encode(at(1).to_string()))]));
+        assert_eq!(places(&told), [(&at(1), 1, true), (&at(1), 1, true)]);
+        let told = told.retry.unwrap();
+        assert_eq!(told.per_try_timeout, Some(Duration::from_secs(time)));
+        assert_eq!(told.per_try_idle_timeout, Some(Duration::from_secs(1)));
+    }
+}

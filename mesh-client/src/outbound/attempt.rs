@@ -4,17 +4,16 @@
 //! head that it is given, so that several tries may be under way at once. Refuses to know whether there is
 //! another try.
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response};
-use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED, TRACEPARENT};
 use mesh_core::error::Retry;
-use mesh_core::policy::{Address, RetryPolicy};
+use mesh_core::policy::Address;
 use mesh_core::retry::{Budget, RetryTokens};
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -22,17 +21,14 @@ use tokio::time::Instant;
 use super::deadline::{self, Deadline, Told};
 use super::exchange::{Exchange, Hold};
 use super::head::{Head, Said};
-use super::session::Session;
+use super::places::Places;
 use super::trace::Trace;
 use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
-use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
+use crate::cluster::{Attempt, Endpoint, Permit, Retrying};
 use crate::connect::{Http1Error, Http1Flight, Lease, Needs, SoleConnection, refusal};
-use crate::env::Env;
 use crate::error::{Cause, Source, find};
 use crate::router::Retries;
 
-/// Endpoints with unwanted metadata passed over in one pick (Istio `host_selection_retry_max_attempts`).
-const MAX_AVOIDED: usize = 5;
 /// Members beyond the first that one try turns to because the one before could not be connected to. gRPC's picks only
 /// go to connected members; here one or two dead addresses in a list must not cost a request, nor a dead fleet its time.
 const MAX_UNREACHED: u32 = 5;
@@ -48,22 +44,18 @@ const REFUSAL: Duration = Duration::from_secs(10);
 
 /// What the tries of a request share.
 pub(super) struct Shared<'t> {
-    pub(super) env: &'t Arc<Env>,
+    /// Where they go.
+    pub(super) places: Places<'t>,
     /// When the first of them begins.
     pub(super) now: Instant,
     pub(super) trace: &'t Trace,
     pub(super) payload: &'t Payload,
-    pub(super) hash: Option<u64>,
     pub(super) grpc: bool,
     pub(super) limit: Deadline,
-    pub(super) cluster: &'t Arc<Cluster>,
-    pub(super) members: Arc<Members>,
-    pub(super) retries: Option<&'t Retries>,
     /// The route's timeout.
     pub(super) told: Option<&'t Told>,
     /// Retries allowed; 0 where this request may have none, whatever the policy.
     pub(super) attempts: u32,
-    pub(super) session: &'t Session<'t>,
     pub(super) endpoint_host: bool,
     /// What retries of this destination may cost (gRFC A6).
     pub(super) tokens: Option<&'t Arc<RetryTokens>>,
@@ -154,11 +146,15 @@ impl From<Cause> for Failed {
     }
 }
 
-impl Shared<'_> {
-    pub(super) fn policy(&self) -> Option<&RetryPolicy> {
-        self.retries.map(|retries| &retries.policy)
-    }
+impl<'t> Deref for Shared<'t> {
+    type Target = Places<'t>;
 
+    fn deref(&self) -> &Places<'t> {
+        &self.places
+    }
+}
+
+impl Shared<'_> {
     /// Picks an endpoint (or takes that of the try before, to go out `again`) and counts the try in, unless the time is over.
     pub(super) fn launch(
         &self,
@@ -314,77 +310,6 @@ impl Shared<'_> {
     fn time_of_a_try(&self, now: Instant) -> Deadline {
         let own = self.retries.and_then(Retries::per_try_timeout);
         own.map_or(self.limit, |timeout| self.limit.route(now, timeout))
-    }
-
-    /// `full` can take no further request.
-    fn pick(&self, progress: &Progress, tried: &[usize], now: Duration, full: &[usize]) -> Option<usize> {
-        if let Some(address) = self.session.address() {
-            let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
-            match pinned.map(|(index, _)| index) {
-                // A retry goes elsewhere, unless the session must not.
-                Some(index) if self.session.is_strict() || !(tried.contains(&index) || full.contains(&index)) => {
-                    return Some(index);
-                }
-                None if self.session.is_strict() => return None,
-                _ => {}
-            }
-        }
-        let policy = self.policy();
-        let tried = if tried.is_empty() { tried } else { self.avoided(progress) };
-        let leave = progress.silent || policy.is_some_and(|policy| policy.next_locality);
-        let both: SmallVec<[usize; 8]>;
-        let pick = Pick {
-            now,
-            tried: if full.is_empty() {
-                tried
-            } else {
-                both = tried.iter().chain(full).copied().collect();
-                &both
-            },
-            hash: self.hash,
-            // Of where it was, and not of who is full.
-            away_from: if leave { &progress.tried } else { &[] },
-        };
-        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
-            Some(policy) => self.pick_without(policy, &pick),
-            None => {
-                let index = self.pick_one(&pick)?;
-                // All of its priority were tried: rather another one than once more who cannot be connected to.
-                let exhausted = !progress.unreached.is_empty() && !leave && pick.tried.contains(&index);
-                let other = || self.pick_one(&Pick { away_from: &[index], ..pick });
-                Some(if exhausted { other().unwrap_or(index) } else { index })
-            }
-        }
-    }
-
-    /// Where another try does not go while there are others.
-    fn avoided<'p>(&self, progress: &'p Progress) -> &'p [usize] {
-        let avoid = self.policy().is_none_or(|policy| policy.avoid_previous_hosts);
-        if avoid { &progress.tried } else { &progress.unreached }
-    }
-
-    fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {
-        self.members.ready.pick(pick, &mut |below| self.env.draw(below)).map(|(index, _)| index)
-    }
-
-    /// A pick that passes over endpoints with the metadata that retries avoid, while there are others.
-    fn pick_without(&self, policy: &RetryPolicy, pick: &Pick<'_>) -> Option<usize> {
-        let mut passed: SmallVec<[usize; 8]> = pick.tried.into();
-        let first = self.pick_one(pick)?;
-        let mut index = first;
-        for _ in 0..MAX_AVOIDED {
-            let lb = &self.members.ready.candidates().policy(index).1.metadata.lb;
-            let is_rejected = |labels: &BTreeMap<_, _>| labels.iter().all(|(key, value)| lb.get(key) == Some(value));
-            if !policy.avoid_metadata.iter().any(is_rejected) {
-                return Some(index);
-            }
-            passed.push(index);
-            index = self.pick_one(&Pick { tried: &passed, ..*pick })?;
-            if passed.contains(&index) {
-                break;
-            }
-        }
-        Some(first)
     }
 
     /// Puts the request on the connection and waits for the answer's head.

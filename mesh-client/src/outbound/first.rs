@@ -26,7 +26,7 @@ impl Shared<'_> {
     /// names one, nor where connections are limited: who waits for room would have others dialled, and lose its place.
     pub(super) fn picks_first(&self) -> bool {
         let room = self.cluster.admission().room(self.high_priority);
-        matches!(self.cluster.policy().balancer, Balancer::PickFirst { .. })
+        matches!(self.cluster.policy().balancer.leaf(), Balancer::PickFirst { .. })
             && self.members.ready.len() > 1
             && self.session.address().is_none()
             && room.of_cluster.is_none()

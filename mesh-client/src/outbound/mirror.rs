@@ -19,6 +19,7 @@ use super::attempt::{Progress, Shared};
 use super::deadline::Deadline;
 use super::exchange::Exchange;
 use super::head::Head;
+use super::places::Places;
 use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Body, Payload};
@@ -83,19 +84,14 @@ impl Copy {
                 let members = cluster.members();
                 members.check_drops(&cluster, &env)?;
                 let shared = Shared {
-                    env: &env,
+                    places: Places { env: &env, cluster: &cluster, members, retries: None, session: &session, hash },
                     now: Instant::now(),
                     trace: &trace,
                     payload: &payload,
-                    hash,
                     grpc,
                     limit,
-                    cluster: &cluster,
-                    members,
-                    retries: None,
                     told: None,
                     attempts: 0,
-                    session: &session,
                     endpoint_host: false,
                     tokens: None,
                     budget: None,

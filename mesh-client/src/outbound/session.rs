@@ -10,7 +10,7 @@ use super::head::Head;
 use crate::cluster::{Backend, Endpoint};
 
 /// The session of one request; none if its route, or the entry of a split that it goes to, has no affinity.
-pub(super) struct Session<'r> {
+pub(crate) struct Session<'r> {
     policy: Option<&'r StatefulSession>,
     // Whether the request's path has sessions, asked before it is rewritten.
     applies: bool,
@@ -19,7 +19,7 @@ pub(super) struct Session<'r> {
 
 impl<'r> Session<'r> {
     /// With what the request says of it, as the application made it.
-    pub(super) fn new(policy: Option<&'r StatefulSession>, pinned: Option<Pinned>, head: &Head) -> Self {
+    pub(crate) fn new(policy: Option<&'r StatefulSession>, pinned: Option<Pinned>, head: &Head) -> Self {
         let applies = policy.is_some_and(|policy| session::applies(policy, head.uri().path()));
         Self { policy, applies, pinned }
     }

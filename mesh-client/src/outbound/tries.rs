@@ -18,6 +18,7 @@ use super::attempt::{Again, Failed, Progress, Resends, Shared};
 use super::exchange::{Exchange, Hold};
 use super::filters::Ticket;
 use super::head::Head;
+use super::places::Places;
 use super::session::Session;
 use super::{Call, deadline, hedge};
 use crate::body::{Incoming, Payload};
@@ -56,19 +57,14 @@ pub(super) async fn send(
     let may = !call.trace.is_retry() && retries.is_some_and(|retries| retries.concerns(|| call.head.view(&draw)));
     let Call { env, now, head, trace, payload, exchange, hash, .. } = call;
     let shared = Shared {
-        env,
+        places: Places { env, cluster, members, retries, session, hash: *hash },
         now: *now,
         trace,
         payload,
-        hash: *hash,
         grpc: exchange.is_grpc(),
         limit: exchange.limit(),
-        cluster,
-        members,
-        retries,
         told: plan.told.as_ref(),
         attempts: retries.filter(|_| may).map_or(0, |retries| retries.attempts(exchange.is_grpc())),
-        session,
         endpoint_host,
         tokens: router.tokens(),
         budget,

@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use http::{Method, Request};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use mesh_client::{Breakers, Client};
+use mesh_client::{Breakers, Client, ClientBuilder};
 use mesh_core::policy::{Address, ClusterState, DestinationState, Endpoint, Snapshot, UpstreamProtocol};
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::clock::pass;
@@ -100,12 +100,17 @@ async fn accept(listener: &TcpListener, kind: Kind) -> TcpStream {
 }
 
 impl World {
+    /// Of which what the application has so long, and requests nearly no time.
     async fn of(kind: Kind, limit: Duration) -> Self {
+        Self::with(kind, |client| client.drain_limit(SECOND / 10).raw_drain_limit(limit)).await
+    }
+
+    async fn with(kind: Kind, limits: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::new(Address::Socket(listener.local_addr().unwrap()));
         let source = FixedSource::of(TARGET, policy::snapshot_of(cluster("test"), [endpoint.clone()]));
         let (breakers, metrics) = (Breakers::default(), Arc::<Metrics>::default());
-        let builder = Client::builder(source.clone()).drain_limit(limit);
+        let builder = limits(Client::builder(source.clone()));
         let client = builder.breakers(breakers.clone()).metrics(metrics.clone()).build();
         let (ours, theirs) = tokio::join!(take_over(&client, kind), accept(&listener, kind));
         let world = Self { client, source, breakers, metrics, endpoint, ours, theirs };
@@ -214,6 +219,31 @@ async fn what_the_application_has_of_a_removed_endpoint_is_taken_back_when_its_t
             // And so on.
             expect_gone(&reading.read(&mut [0]).await.unwrap_err(), &world.endpoint, &what);
             expect_gone(&writing.flush().await.unwrap_err(), &world.endpoint, &what);
+        }
+    }
+}
+
+/// As in Envoy and Linkerd: a database's connection, say, is not cut in the middle of a transaction.
+#[tokio::test]
+async fn by_default_what_the_application_has_outlives_the_requests_of_its_endpoint() {
+    for (kind, gone) in KINDS.into_iter().flat_map(|kind| GONE.map(|gone| (kind, gone))) {
+        for requests in [Some(LIMIT), None] {
+            let limit = |client: ClientBuilder| requests.into_iter().fold(client, ClientBuilder::drain_limit);
+            let mut world = World::with(kind, limit).await;
+            world.lose(gone, NOBODY).await;
+            tokio::time::pause();
+            pass(120 * SECOND).await;
+            tokio::time::resume();
+            world.theirs.write_all(b"still").await.unwrap();
+            let mut bytes = [0; 5];
+            world.ours.read_exact(&mut bytes).await.unwrap();
+            assert_eq!((&bytes, world.held().0), (b"still", 1), "{kind:?} {gone:?}");
+            // When it ends nothing of it is left.
+            drop(world.theirs);
+            assert_eq!(world.ours.read(&mut bytes).await.unwrap(), 0);
+            drop(world.ours);
+            let all = world.breakers.snapshot();
+            assert!(all.iter().all(|one| (one.connections, one.default.requests) == (0, 0)), "{kind:?} {gone:?}");
         }
     }
 }

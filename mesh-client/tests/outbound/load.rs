@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,7 +12,8 @@ use futures_util::StreamExt;
 use futures_util::poll;
 use futures_util::stream::FuturesUnordered;
 use http::HeaderName;
-use mesh_client::Client;
+use mesh_client::{Client, ClientBuilder};
+use mesh_core::balance::{Candidates, Draw, EndpointReport, Pick, Picker};
 use mesh_core::orca::{PROBE_PATH, STREAM_PATH};
 use mesh_core::policy::{
     Balancer, Cluster, ConnectionOptions, HttpFilter, HttpFilterKind, LoadReport, Prequal, SessionSource,
@@ -231,6 +233,59 @@ async fn a85_metrics_that_policy_names_go_to_the_control_plane() {
         let sums: Vec<_> = metrics.iter().map(|(name, metric)| (name.as_str(), metric.sum)).collect();
         assert_eq!(sums, want);
         assert!(metrics.values().all(|metric| metric.requests == 4));
+    }
+}
+
+/// One that goes by what it hears: to whom says the least of the processor, and to who has said nothing first.
+#[derive(Debug)]
+struct Hearing(Vec<AtomicU64>);
+
+impl Hearing {
+    fn over(candidates: &Candidates) -> Option<Box<dyn Picker>> {
+        Some(Box::new(Self(candidates.iter().map(|_| AtomicU64::new(0)).collect())))
+    }
+}
+
+impl Picker for Hearing {
+    fn pick(&self, _pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
+        (0..self.0.len()).min_by_key(|index| self.0[*index].load(Ordering::Relaxed))
+    }
+
+    fn hear(&self, index: usize, report: &EndpointReport, _now: Duration) {
+        self.0[index].store((report.cpu * 1e6) as u64, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn pickers_of_the_applications_own_hear_what_answers_say_of_load() {
+    let named = Balancer::Custom { name: "mine".into(), config: "{}".into() };
+    let plain = |client: ClientBuilder| client;
+    let by_name = |client: ClientBuilder| client.balancer("mine", |_, candidates, _| Hearing::over(candidates));
+    let for_all = |client: ClientBuilder| client.picker(|_, candidates, _| Hearing::over(candidates));
+    let (busy, idle) = (Behaviour::Reporting("cpu_utilization=0.9"), Behaviour::Reporting("cpu_utilization=0.2"));
+    let rows: [(Balancer, fn(ClientBuilder) -> ClientBuilder, [usize; 2]); 5] = [
+        (named.clone(), by_name, [1, 21]),
+        (Balancer::RoundRobin, for_all, [1, 21]),
+        (weighted(true), for_all, [1, 21]),
+        // Controls.
+        (Balancer::RoundRobin, by_name, [11, 11]),
+        (named, plain, [11, 11]),
+    ];
+    for grpc in [false, true] {
+        for (balancer, adjust, want) in rows.clone() {
+            let servers = two([busy, idle]).await;
+            let policy = Cluster { balancer: balancer.clone(), ..cluster("test") };
+            let snapshot = snapshot_with(forward_with(None), policy, &[&servers[0], &servers[1]]);
+            let client = adjust(Client::builder(FixedSource::of(TARGET, snapshot))).build();
+            for _ in 0..22 {
+                let mut request = get("/");
+                if grpc {
+                    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+                }
+                read(client.send(request).await.unwrap()).await.unwrap();
+            }
+            assert_eq!(servers.each_ref().map(served), want, "{balancer:?}, gRPC {grpc}");
+        }
     }
 }
 

@@ -93,6 +93,12 @@ pub trait Picker: fmt::Debug + Send + Sync {
     /// answer. Most pickers read the load when they pick and need no word.
     fn reported(&self, _index: usize, _now: Duration) {}
 
+    /// A report of its load came with an answer of the candidate (ORCA, gRFC A51), in its headers or its trailers: of a request
+    /// that this picker gave it, or another one of the same set. What it makes of that is its own; a picker lasts until the
+    /// endpoints or their health change, so what is to last longer is kept by address with whoever makes pickers. Called
+    /// for pickers of the caller's own; those of this crate read the load.
+    fn hear(&self, _index: usize, _report: &EndpointReport, _now: Duration) {}
+
     /// What it compares of this candidate, for people who ask why; `None` if it compares nothing.
     fn score(&self, _index: usize, _now: Duration) -> Option<Score> {
         None

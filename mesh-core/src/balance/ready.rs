@@ -23,9 +23,11 @@ use super::localities::{Localities, Weighing};
 use super::slow_start::Ramp;
 use super::spill::Spill;
 use super::weights::{Excluded, Weights};
-use super::{Candidates, Draw, Load, Pick, Picker, PoolExplanation, Rating, picker_for};
+use super::{Candidates, Draw, EndpointReport, Load, Pick, Picker, PoolExplanation, Rating, picker_for};
 use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
+
+mod choices;
 
 /// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says. Where policy weighs localities and
 /// does not hash, each of them has a pool.
@@ -174,15 +176,14 @@ impl<E> ReadySet<E> {
     pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
         let pool = self.pool(pick, draw)?;
         let mut index = self.pick_in(pool, pick, draw)?;
-        if !pick.away_from.is_empty() {
+        if !pick.away_from.is_empty() && self.is_left(pool.priority, pick) {
             index = self.other_locality(pool, pick, draw).unwrap_or(index);
         }
         if let Some(spill) = &self.spill
-            && let Some(next) = self.next_priority(pool)
+            && let Some(next) = self.next_priority(pool, pick)
             && spill.goes_on(self.candidates[index].in_flight(), draw)
         {
-            let next = self.drawn(next, |pool| has_other(pool, pick), draw).unwrap_or(next);
-            index = self.pick_in(next, pick, draw).unwrap_or(index);
+            index = self.further(next, pick, draw).unwrap_or(index);
         }
         if self.is_unreachable(index, pick.now) {
             index = self.elsewhere(pool, pick, draw).unwrap_or(index);
@@ -210,11 +211,22 @@ impl<E> ReadySet<E> {
 
     /// Takes note of a fresh load report of an endpoint; see [`Picker::reported`].
     pub fn reported(&self, index: usize, now: Duration) {
-        if let Some(pool) = self.pools.iter().find(|pool| pool.range.contains(&index))
-            && let Some(picker) = pool.picker.get()
-        {
-            picker.reported(index - pool.range.start, now);
+        if let Some((picker, place)) = self.picker_of(index) {
+            picker.reported(place, now);
         }
+    }
+
+    /// Passes on a load report that came with an answer of an endpoint; see [`Picker::hear`].
+    pub fn hear(&self, index: usize, report: &EndpointReport, now: Duration) {
+        if let Some((picker, place)) = self.picker_of(index) {
+            picker.hear(place, report, now);
+        }
+    }
+
+    /// The picker that may give an endpoint, if there was a pick, and which of its candidates that is.
+    fn picker_of(&self, index: usize) -> Option<(&dyn Picker, usize)> {
+        let pool = self.pools.iter().find(|pool| pool.range.contains(&index))?;
+        Some((&**pool.picker.get()?, index - pool.range.start))
     }
 
     /// An endpoint to ask for its load, of those a pick could give now: by weight, as those that are to serve more must be
@@ -299,15 +311,10 @@ impl<E> ReadySet<E> {
 
     fn pool(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<&Pool> {
         let last = self.pools.last()?;
-        if !pick.away_from.is_empty() {
-            let is_left = |priority: u32| {
-                let of = self.pools.iter().filter(|pool| pool.priority == priority);
-                of.flat_map(|pool| pool.range.clone()).any(|index| pick.away_from.contains(&index))
-            };
-            // One that is to fail in panic has nobody to send to, nor has one of which all are to come last.
-            if let Some(other) = self.pools.iter().find(|pool| has_other(pool, pick) && !is_left(pool.priority)) {
-                return self.drawn(other, |pool| has_other(pool, pick), draw);
-            }
+        if !pick.away_from.is_empty()
+            && let Some(other) = self.other_priority(pick)
+        {
+            return self.drawn(other, |pool| has_other(pool, pick), draw);
         }
         let first = &self.pools[0];
         if first.until == last.until {
@@ -319,6 +326,20 @@ impl<E> ReadySet<E> {
             return Some(pool);
         }
         self.drawn(pool, |pool| has_other(pool, pick), draw).or(Some(pool))
+    }
+
+    /// The first pool of a priority that is not to be left. One that is to fail in panic has nobody to send to, nor has one of
+    /// which all are to come last.
+    #[cold]
+    fn other_priority(&self, pick: &Pick<'_>) -> Option<&Pool> {
+        self.pools.iter().find(|pool| has_other(pool, pick) && !self.is_left(pool.priority, pick))
+    }
+
+    /// Whether a priority is to be left if there is another one.
+    #[cold]
+    fn is_left(&self, priority: u32, pick: &Pick<'_>) -> bool {
+        let of = self.pools.iter().filter(|pool| pool.priority == priority);
+        of.flat_map(|pool| pool.range.clone()).any(|index| pick.away_from.contains(&index))
     }
 
     /// One of the pools of localities that `pool` is beside, by weight, of those that `may_be`; where none is drawn it is
@@ -344,35 +365,49 @@ impl<E> ReadySet<E> {
     /// being reached keeps its neighbours as well.
     #[cold]
     fn other_locality(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
-        let locality = |index: usize| &self.candidates.policy(index).0.locality;
-        let left = || pick.away_from.iter().copied().filter(|left| *left < self.candidates.len());
-        let is_left = |index: usize| left().any(|left| locality(left) == locality(index));
-        let is_admitted = |index: usize| self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
-        let may_be = |index: &usize| {
-            !pick.tried.contains(index)
-                && !is_left(*index)
-                && is_admitted(*index)
-                && !self.is_unreachable(*index, pick.now)
-        };
+        let may_be = |index: &usize| self.is_elsewhere(*index, pick);
         let pool = self.drawn(pool, |pool| pool.range.clone().any(|index| may_be(&index)), draw)?;
         let mut others = pool.range.clone().filter(may_be);
         let count = others.clone().count() as u64;
         if count == 0 { None } else { others.nth(draw(count) as usize) }
     }
 
-    fn next_priority(&self, pool: &Pool) -> Option<&Pool> {
-        self.pools.iter().find(|other| other.priority > pool.priority)
+    /// Whether it is of another locality than those that are to be left, and can be reached.
+    fn is_elsewhere(&self, index: usize, pick: &Pick<'_>) -> bool {
+        let locality = |index: usize| &self.candidates.policy(index).0.locality;
+        let mut left = pick.away_from.iter().filter(|left| **left < self.candidates.len());
+        let is_admitted = self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
+        is_admitted && self.is_good(index, pick) && !left.any(|left| locality(*left) == locality(index))
+    }
+
+    /// Whether it is not to come last, and can be reached.
+    fn is_good(&self, index: usize, pick: &Pick<'_>) -> bool {
+        !pick.tried.contains(&index) && !self.is_unreachable(index, pick.now)
+    }
+
+    /// Where a request of a busy pool goes on to: the next priority of which anything can be reached.
+    fn next_priority(&self, pool: &Pool, pick: &Pick<'_>) -> Option<&Pool> {
+        self.pools.iter().find(|other| other.priority > pool.priority && self.has_good(other, pick))
+    }
+
+    /// One of the localities of `next`, none of those of which nothing can be reached.
+    fn further(&self, next: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        let next = self.drawn(next, |other| self.has_good(other, pick), draw)?;
+        self.pick_in(next, pick, draw).filter(|index| self.is_good(*index, pick))
+    }
+
+    fn has_good(&self, pool: &Pool, pick: &Pick<'_>) -> bool {
+        pool.range.clone().any(|index| self.is_good(index, pick))
     }
 
     /// One that can be reached, where nothing of `pool` can: of the localities beside it first.
     #[cold]
     fn elsewhere(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
-        let is_good = |index: &usize| !self.is_unreachable(*index, pick.now) && !pick.tried.contains(index);
-        let may_be = |other: &Pool| !std::ptr::eq(other, pool) && other.range.clone().any(|index| is_good(&index));
+        let may_be = |other: &Pool| !std::ptr::eq(other, pool) && self.has_good(other, pick);
         let each = self.pools.iter().enumerate().filter(|(place, other)| *place == other.beside.start);
         for first in std::iter::once(pool).chain(each.map(|(_, other)| other)) {
             let Some(other) = self.drawn(first, may_be, draw) else { continue };
-            if let Some(index) = self.pick_in(other, pick, draw).filter(is_good) {
+            if let Some(index) = self.pick_in(other, pick, draw).filter(|index| self.is_good(*index, pick)) {
                 return Some(index);
             }
         }

@@ -45,6 +45,11 @@ impl Spill {
         }
         next > 0 && draw(u64::from(ALL)) < u64::from(next)
     }
+
+    /// Whether one may do so where no endpoint has more in flight.
+    pub(super) fn may_go_on(&self, in_flight: u32) -> bool {
+        in_flight >= self.high || self.share.load(Ordering::Relaxed) > 0
+    }
 }
 
 #[cfg(test)]

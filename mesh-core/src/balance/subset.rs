@@ -1,15 +1,17 @@
 //! Subsetting: a client of a large cluster uses a part of it, so that not everybody connects to
 //! everybody.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use twox_hash::XxHash64;
 
-use crate::policy::{Balancer, Endpoints, LocalityEndpoints};
+use crate::policy::{Balancer, Cluster, Endpoints, LocalityEndpoints};
 
-/// The part of `endpoints` that `balancer` asks for, in each priority by itself; all of them if it asks
-/// for none. `client` tells the clients of a fleet apart: for deterministic subsetting its number,
-/// counted from 0 (a StatefulSet's ordinal), for random subsetting any number of its own.
+/// The part of `endpoints` that a cluster's balancer asks for, in each priority by itself, or in each
+/// [locality](crate::policy::LocalityBalancing::part_of_each); all of them if it asks for none. `client` tells the clients of a
+/// fleet apart: for deterministic subsetting its number, counted from 0 (a StatefulSet's ordinal), for random subsetting any
+/// number of its own. Of a part another one may be taken.
 ///
 /// Random (gRFC A68): the endpoints whose addresses hash lowest with the client's number. Stable, but
 /// some endpoints are in many more parts than others.
@@ -21,22 +23,26 @@ use crate::policy::{Balancer, Endpoints, LocalityEndpoints};
 /// one of them would have less than its due. So an endpoint that goes is missed by the clients that had
 /// it, and by hardly any other. The price: parts differ in size. They are as large as asked for on average, those of a
 /// lot between half and twice as large, and each a third smaller or half as large again at most.
-pub fn subset(endpoints: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> Arc<Endpoints> {
-    let (size, choose): (u32, Choose) = match balancer {
-        Balancer::RandomSubsetting { size, .. } => (*size, random),
-        Balancer::DeterministicSubsetting { size, .. } => (*size, share),
+pub fn subset(endpoints: &Arc<Endpoints>, cluster: &Cluster, client: u64) -> Arc<Endpoints> {
+    cut(endpoints, &cluster.balancer, cluster.locality.part_of_each, client)
+}
+
+fn cut(endpoints: &Arc<Endpoints>, balancer: &Balancer, of_each: bool, client: u64) -> Arc<Endpoints> {
+    let (size, child, choose): (u32, _, Choose) = match balancer {
+        Balancer::RandomSubsetting { size, child } => (*size, child, random),
+        Balancer::DeterministicSubsetting { size, child } => (*size, child, share),
         _ => return endpoints.clone(),
     };
     let size = size.max(1) as usize;
     let mut chosen: Vec<Vec<bool>> =
         endpoints.localities.iter().map(|group| vec![false; group.endpoints.len()]).collect();
-    let mut priorities: Vec<u32> = endpoints.localities.iter().map(|group| group.priority).collect();
-    priorities.sort_unstable();
-    priorities.dedup();
-    for priority in priorities {
-        let groups = endpoints.localities.iter().enumerate().filter(|(_, group)| group.priority == priority);
-        let own = groups.flat_map(|(place, group)| (0..group.endpoints.len()).map(move |index| (place, index)));
-        let own: Vec<(usize, usize)> = own.collect();
+    // What is cut down by itself.
+    let mut wholes = BTreeMap::<usize, Vec<(usize, usize)>>::new();
+    for (place, group) in endpoints.localities.iter().enumerate() {
+        let whole = wholes.entry(if of_each { place } else { group.priority as usize }).or_default();
+        whole.extend((0..group.endpoints.len()).map(|index| (place, index)));
+    }
+    for own in wholes.into_values() {
         let address =
             |(place, index): &(usize, usize)| endpoints.localities[*place].endpoints[*index].address.to_string();
         let addresses: Vec<String> = own.iter().map(address).collect();
@@ -52,12 +58,13 @@ pub fn subset(endpoints: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> A
         LocalityEndpoints { locality: locality.clone(), priority: *priority, weight: *weight, endpoints }
     });
     let localities = localities.collect();
-    Arc::new(Endpoints {
+    let part = Arc::new(Endpoints {
         cluster: endpoints.cluster.clone(),
         localities,
         drops: endpoints.drops.clone(),
         overprovisioning_factor: endpoints.overprovisioning_factor,
-    })
+    });
+    cut(&part, child, of_each, client)
 }
 
 /// Which of these addresses a client has, about so many.

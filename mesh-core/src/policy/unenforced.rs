@@ -247,7 +247,7 @@ fn cluster_is_considered(cluster: Cluster, tls: OriginatedTls) {
         name: _,
         discovery: _,
         balancer: _,
-        locality: LocalityBalancing { weighted: _, panic_threshold: _, zone_aware: _, spill: _ },
+        locality: LocalityBalancing { weighted: _, part_of_each: _, panic_threshold: _, zone_aware: _, spill: _ },
         slow_start: _,
         hashing: _,
         subsets: _,

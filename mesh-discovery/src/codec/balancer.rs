@@ -62,6 +62,9 @@ const SUBSETTING: &str = "type.googleapis.com/mesh.policy.v1.DeterministicSubset
 pub(super) struct Balancing {
     pub(super) balancer: Balancer,
     pub(super) weighted: bool,
+    pub(super) part_of_each: bool,
+    // That is said, and not by a policy's own setting.
+    by_locality: bool,
     pub(super) zone_aware: Option<ZoneAware>,
     pub(super) spill: Option<LoadSpill>,
     pub(super) slow_start: Option<SlowStart>,
@@ -70,7 +73,9 @@ pub(super) struct Balancing {
 
 impl Balancing {
     fn of(balancer: Balancer) -> Self {
-        Self { balancer, weighted: false, zone_aware: None, spill: None, slow_start: None, hashing: None }
+        let (weighted, part_of_each, by_locality) = (false, false, false);
+        let (zone_aware, spill, slow_start, hashing) = (None, None, None, None);
+        Self { balancer, weighted, part_of_each, by_locality, zone_aware, spill, slow_start, hashing }
     }
 
     fn with_locality(self, config: Option<&LocalityLbConfig>, at: &At<'_>, report: &mut Report) -> Self {
@@ -89,11 +94,8 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     }
     let candidates = candidates(&cluster.balancer, cluster);
     let leaf = cluster.balancer.leaf();
-    // Who hashes says it by itself: of a ring for each locality gRPC would draw one for each request.
-    if cluster.locality.weighted && !matches!(leaf, Balancer::RingHash { .. } | Balancer::Maglev { .. }) {
-        // All within one: a list of which nothing is known refuses its cluster.
-        let child = LoadBalancingPolicy { policies: candidates.iter().cloned().map(entry).collect() };
-        policies.push(typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) }));
+    if draws_locality(cluster) && (cluster.locality.part_of_each || !is_part(&cluster.balancer)) {
+        policies.push(by_locality(&candidates));
     }
     policies.extend(candidates);
     proto.load_balancing_policy = Some(LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() });
@@ -152,6 +154,8 @@ pub(super) fn decode(
             found.hashing = found.hashing.or(Some(older));
         }
     }
+    // One endpoint has no neighbours.
+    found.weighted &= *found.balancer.leaf() != Balancer::Passthrough;
     found.spill = ours.spill.map(|extra::LoadSpill { low, high }| LoadSpill { low, high });
     if let Some(slow_start) = &ours.slow_start {
         let window = common::opt_duration(slow_start.window.as_ref(), at, "slow_start.window", report);
@@ -181,6 +185,35 @@ fn leaf_mut(balancer: &mut Balancer) -> &mut Balancer {
         Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf_mut(child),
         other => other,
     }
+}
+
+fn draws_locality(cluster: &Cluster) -> bool {
+    cluster.locality.weighted && is_drawn_for(cluster.balancer.leaf())
+}
+
+/// Whether a locality is drawn before an endpoint. Who hashes says by itself that localities weigh: of a ring for each of them gRPC
+/// would draw one for each request. What dials the caller's own address has no choice.
+fn is_drawn_for(leaf: &Balancer) -> bool {
+    !matches!(leaf, Balancer::RingHash { .. } | Balancer::Maglev { .. } | Balancer::Passthrough)
+}
+
+/// All within one: a list of which nothing is known refuses its cluster.
+fn by_locality(policies: &[TypedExtensionConfig]) -> TypedExtensionConfig {
+    let child = LoadBalancingPolicy { policies: policies.iter().cloned().map(entry).collect() };
+    typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) })
+}
+
+fn is_part(balancer: &Balancer) -> bool {
+    matches!(balancer, Balancer::RandomSubsetting { .. } | Balancer::DeterministicSubsetting { .. })
+}
+
+/// What goes over a part of the endpoints: is that of all localities together, one of them is drawn below it.
+fn within(child: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfig> {
+    let mut policies = candidates(child, cluster);
+    if draws_locality(cluster) && !cluster.locality.part_of_each && !is_part(child) {
+        policies.insert(0, by_locality(&policies));
+    }
+    policies
 }
 
 /// The policy and, after it, what clients that don't know it should take.
@@ -247,10 +280,8 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
         Balancer::PickFirst { shuffle } => {
             vec![typed("pick_first", "PickFirst", &PickFirst { shuffle_address_list: *shuffle })]
         }
-        Balancer::RandomSubsetting { size, child } => random_subsetting(*size, candidates(child, cluster)),
-        Balancer::DeterministicSubsetting { size, child } => {
-            deterministic_subsetting(*size, candidates(child, cluster))
-        }
+        Balancer::RandomSubsetting { size, child } => random_subsetting(*size, within(child, cluster)),
+        Balancer::DeterministicSubsetting { size, child } => deterministic_subsetting(*size, within(child, cluster)),
         Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
         // Clients that have none of that name take turns.
         Balancer::Custom { name, config } => vec![custom_balancer::encode(name, config), round_robin()],
@@ -385,7 +416,8 @@ fn decode_known(
         "wrr_locality.v3.WrrLocality" => extension::unpack::<WrrLocality>(config, at, report).and_then(|wrapper| {
             let child = wrapper.endpoint_picking_policy.unwrap_or_default();
             let inner = decode_list(&child, false, depth + 1, &at.field("endpoint_picking_policy"), report)?;
-            Some(Balancing { weighted: true, ..inner })
+            let part_of_each = is_part(&inner.balancer) && !inner.by_locality && is_drawn_for(inner.balancer.leaf());
+            Some(Balancing { weighted: true, by_locality: true, part_of_each, ..inner })
         }),
         "random_subsetting.v3.RandomSubsetting" => {
             let wrapper = extension::unpack::<RandomSubsetting>(config, at, report);

@@ -1,5 +1,5 @@
 //! What endpoints say of their load (ORCA, gRFC A51), and who goes by it: weighted round robin (gRFC A58), Prequal, the
-//! control plane (gRFC A85).
+//! control plane (gRFC A85), pickers of the application's own.
 //!
 //! Reports come with answers and are read by the request; on streams of their own and as answers to probes they are
 //! read by a task of the cluster. A cluster whose policy goes by none of it has no [`Listening`], and its requests look
@@ -29,6 +29,8 @@ pub(super) struct Listening {
     heed: Heed,
     // Metrics to pass on to the control plane, if it wants any.
     metrics: Option<LoadReport>,
+    // Pickers are the application's own, and hear what comes with answers.
+    own: bool,
     // The task's.
     wake: Wake,
     // Probes that requests have asked for, in millionths.
@@ -45,18 +47,19 @@ enum Heed {
 const ONE_PROBE: u64 = 1_000_000;
 
 impl Listening {
-    /// `None` if nobody wants to hear anything. `told` = somebody passes load on to the control plane.
-    pub(super) fn new(policy: &policy::Cluster, told: bool) -> Option<Arc<Self>> {
+    /// `None` if nobody wants to hear anything. `told` = somebody passes load on to the control plane; `own` = pickers are the
+    /// application's.
+    pub(super) fn new(policy: &policy::Cluster, told: bool, own: bool) -> Option<Arc<Self>> {
         let heed = match policy.balancer.leaf() {
             Balancer::WeightedRoundRobin(settings) => Heed::Weights(settings.clone()),
             Balancer::Prequal(settings) => Heed::Load(settings.clone()),
             _ => Heed::Nothing,
         };
         let metrics = policy.load_report.as_ref().filter(|report| told && !report.metrics.is_empty()).cloned();
-        if matches!(heed, Heed::Nothing) && metrics.is_none() {
+        if matches!(heed, Heed::Nothing) && metrics.is_none() && !own {
             return None;
         }
-        Some(Arc::new(Self { heed, metrics, wake: Wake::default(), owed: AtomicU64::new(0) }))
+        Some(Arc::new(Self { heed, metrics, own, wake: Wake::default(), owed: AtomicU64::new(0) }))
     }
 
     /// Whether endpoints are asked, beside what they say with answers.
@@ -72,7 +75,7 @@ impl Listening {
     pub(super) fn request(self: &Arc<Self>, members: &Arc<Members>, index: usize) -> Option<Ear> {
         match &self.heed {
             Heed::Load(settings) => self.owe(settings.probes_per_request),
-            Heed::Weights(settings) if settings.out_of_band && self.metrics.is_none() => return None,
+            Heed::Weights(settings) if settings.out_of_band && self.metrics.is_none() && !self.own => return None,
             Heed::Weights(_) | Heed::Nothing => {}
         }
         Some(Ear { listening: self.clone(), members: Arc::downgrade(members), index })
@@ -122,6 +125,9 @@ impl Ear {
                 }
             }
             Heed::Weights(_) | Heed::Nothing => {}
+        }
+        if listening.own {
+            members.upgrade().iter().for_each(|members| members.ready.hear(*index, &report, now));
         }
         if let (Some(metrics), Some(issued)) = (&listening.metrics, issued) {
             issued.report(&report, metrics);

@@ -10,7 +10,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::custom::Io;
-use super::super::worker::Lines;
+use super::super::worker::{Drain, Lines};
 use super::*;
 use crate::body::Payload;
 
@@ -19,6 +19,11 @@ fn wire() -> (Box<Wire>, DuplexStream) {
     let (ours, theirs) = duplex(1 << 20);
     let io: Box<dyn Io> = Box::new(ours);
     (Wire::new(io.into(), Lines::default().line(), None), theirs)
+}
+
+/// A limit for all that is under way.
+fn drain(limit: std::time::Duration) -> Drain {
+    Drain { requests: limit, handed: limit }
 }
 
 fn request(method: &str, headers: &[(&'static str, &str)], body: Outgoing) -> Request<Outgoing> {
@@ -568,7 +573,7 @@ fn an_answer_is_read_where_there_are_no_timers_and_ends_with_its_time() {
             let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
             theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na").await.unwrap();
             let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
-            lines.end_within(std::time::Duration::from_secs(10), || "it".into());
+            lines.end_within(drain(std::time::Duration::from_secs(10)), || "it".into());
             let Incoming::Http1(body) = answer.into_body() else { panic!("it is HTTP/1.1") };
             body
         });
@@ -600,7 +605,7 @@ async fn a_peer_that_is_never_waited_for_is_cut_off_all_the_same() {
         theirs.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         let answer = poll_fn(|cx| flight.poll_head(cx)).await.unwrap();
         let Incoming::Http1(mut body) = answer.into_body() else { panic!("it is HTTP/1.1") };
-        limit.iter().for_each(|limit| lines.end_within(*limit, || "it".into()));
+        limit.iter().for_each(|limit| lines.end_within(drain(*limit), || "it".into()));
         for second in 0..20 {
             // More than is read at once.
             theirs.write_all(&[b'x'; 2 * READ]).await.unwrap();
@@ -708,7 +713,7 @@ async fn what_is_under_way_ends_with_its_endpoint_and_its_time() {
         let mut flight = begin(Wire::new(io.into(), lines.line(), None), get()).ok().unwrap();
         let mut head = std::pin::pin!(poll_fn(|cx| flight.poll_head(cx)));
         assert!(poll!(&mut head).is_pending());
-        limit.iter().for_each(|limit| lines.end_within(*limit, || "it".into()));
+        limit.iter().for_each(|limit| lines.end_within(drain(*limit), || "it".into()));
         assert!(poll!(&mut head).is_pending());
         theirs.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.unwrap();
         let Incoming::Http1(mut body) = head.await.unwrap().into_body() else { panic!("it is HTTP/1.1") };

@@ -1,5 +1,6 @@
 //! Pickers against their definitions, and what stands around them: helpers of the tests beside this file.
 
+mod choices;
 mod failure;
 mod hashing;
 mod load;

@@ -506,6 +506,31 @@ fn a_busy_zone_spills_over_and_an_idle_one_serves_alone() {
 }
 
 #[test]
+fn a_busy_zone_spills_over_to_nobody_who_cannot_be_reached() {
+    let zone = |priority, name: &str, port: u16| LocalityEndpoints {
+        locality: Locality { zone: name.to_owned(), ..Locality::default() },
+        ..group(priority, 1, &[(port, 1, Healthy)])
+    };
+    let groups = vec![zone(0, "own", 10), zone(1, "near", 20), zone(1, "gone", 21), zone(2, "far", 30)];
+    for weighted in [false, true] {
+        let locality =
+            LocalityBalancing { weighted, spill: Some(LoadSpill { low: 0, high: 1 }), ..LocalityBalancing::default() };
+        let set = build(groups.clone(), cluster(|c| c.locality = locality), &[]);
+        let load = |port| set.candidates()[set.find(&address(port)).unwrap()].load_or_new().clone();
+        let _busy = load(10).start();
+        let now = 100 * SECOND;
+        let of = || hits(&set, &[10, 20, 21, 30], &Pick { now, ..Pick::default() });
+        of();
+        assert_fits(&of(), &[0.0, 1.0, 1.0, 0.0], "all of it in the end");
+        // For each that is gone as well, where the others' requests go.
+        for (gone, shares) in [(21, [0.0, 1.0, 0.0, 0.0]), (20, [0.0, 0.0, 0.0, 1.0]), (30, [1.0, 0.0, 0.0, 0.0])] {
+            load(gone).unreachable(now);
+            assert_fits(&of(), &shares, &format!("without {gone}, by weight {weighted}"));
+        }
+    }
+}
+
+#[test]
 fn pools_say_who_gets_how_much_and_why() {
     let state = |n: u16| if n < 5 { Unhealthy } else { Healthy };
     let half = || group(0, 1, &(0..10).map(|n| (n, 1, state(n))).collect::<Vec<_>>());

@@ -11,8 +11,12 @@ fn fleet(backends: &[u16]) -> Arc<Endpoints> {
     endpoints(vec![group(0, 1, &list)])
 }
 
+fn cut(all: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> Arc<Endpoints> {
+    subset(all, &policy::Cluster { balancer: balancer.clone(), ..policy::Cluster::new("c".into()) }, client)
+}
+
 fn part(all: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> HashSet<Address> {
-    subset(all, balancer, client).iter().map(|endpoint| endpoint.address.clone()).collect()
+    cut(all, balancer, client).iter().map(|endpoint| endpoint.address.clone()).collect()
 }
 
 fn deterministic(size: u32) -> Balancer {
@@ -98,7 +102,7 @@ fn a_part_is_about_as_large_as_asked_for() {
     assert!((0..100).all(|client| part(&all, &random(20), client).len() == 20));
     assert_eq!(part(&all, &random(500), 1).len(), 300);
     assert_eq!(part(&all, &deterministic(500), 1).len(), 300);
-    assert!(Arc::ptr_eq(&subset(&all, &Balancer::RoundRobin, 1), &all));
+    assert!(Arc::ptr_eq(&cut(&all, &Balancer::RoundRobin, 1), &all));
     assert_eq!(part(&fleet(&[]), &deterministic(1), 1).len(), 0);
 }
 
@@ -146,7 +150,50 @@ fn one_endpoint_less_moves_little_more_than_its_own_connections() {
 fn each_priority_is_cut_down_by_itself() {
     let list = |from: u16| (from..from + 40).map(|port| (port, 1, Health::Healthy)).collect::<Vec<_>>();
     let all = endpoints(vec![group(0, 1, &list(1)), group(1, 1, &list(100)), group(0, 1, &list(200))]);
-    let cut = subset(&all, &random(10), 5);
+    let cut = cut(&all, &random(10), 5);
     let of = |priority: u32| cut.localities.iter().filter(move |g| g.priority == priority).map(|g| g.endpoints.len());
     assert_eq!((of(0).sum::<usize>(), of(1).sum::<usize>(), cut.localities.len()), (10, 10, 3));
+}
+
+/// What the smaller of two localities, which weighs a tenth and has a tenth of the endpoints, has of the requests of a fleet
+/// of which each client sends as much: to each locality by its weight among those that it has any of.
+fn share_of_the_small(of_each: bool, balancer: &Balancer) -> f64 {
+    let list = |from: u16, count: u16| (from..from + count).map(|port| (port, 1, Health::Healthy)).collect::<Vec<_>>();
+    let all = endpoints(vec![group(0, 10, &list(1, 10)), group(0, 90, &list(100, 90))]);
+    let mut cluster = policy::Cluster { balancer: balancer.clone(), ..policy::Cluster::new("c".into()) };
+    (cluster.locality.weighted, cluster.locality.part_of_each) = (true, of_each);
+    let share = |client| {
+        let part = subset(&all, &cluster, client);
+        match [0, 1].map(|place| part.localities[place].endpoints.is_empty()) {
+            [true, _] => 0.0,
+            [false, true] => 1.0,
+            [false, false] => 0.1,
+        }
+    };
+    (0..CLIENTS).map(share).sum::<f64>() / CLIENTS as f64
+}
+
+#[test]
+fn parts_of_each_locality_keep_their_shares() {
+    for (each, all) in [(deterministic(5), deterministic(10)), (random(5), random(10))] {
+        let kept = share_of_the_small(true, &each);
+        assert!((kept - 0.1).abs() < 1e-9, "{kept}");
+        let lost = share_of_the_small(false, &all);
+        assert!(lost < 0.08, "control: of all together many clients have none of it: {lost}");
+    }
+}
+
+#[test]
+fn each_locality_is_cut_down_by_itself_if_so_asked() {
+    let list = |from: u16| (from..from + 40).map(|port| (port, 1, Health::Healthy)).collect::<Vec<_>>();
+    let all = endpoints(vec![group(0, 1, &list(1)), group(1, 1, &list(100)), group(0, 1, &list(200))]);
+    let mut cluster = policy::Cluster { balancer: random(10), ..policy::Cluster::new("c".into()) };
+    cluster.locality.part_of_each = true;
+    let sizes = |cluster: &policy::Cluster| -> Vec<usize> {
+        subset(&all, cluster, 5).localities.iter().map(|group| group.endpoints.len()).collect()
+    };
+    assert_eq!(sizes(&cluster), [10; 3]);
+    // A part of a part.
+    cluster.balancer = Balancer::RandomSubsetting { size: 20, child: Box::new(random(4)) };
+    assert_eq!(sizes(&cluster), [4; 3]);
 }

@@ -308,8 +308,29 @@ fn p6_one_ring_or_table_goes_over_all_localities_a42() {
     assert_eq!(first(ring()), "RingHash");
     assert_eq!(first(Balancer::RandomSubsetting { size: 9, child: Box::new(ring()) }), "RandomSubsetting");
     assert_eq!(first(Balancer::Maglev { table_size: 65_537 }), "Maglev");
-    // The control: of any other each locality has one.
+    // The control: of any other each locality has one, unless there is nothing to choose.
     assert_eq!(first(Balancer::least_request()), "WrrLocality");
+    assert_eq!(first(Balancer::Passthrough), "ClusterProvided");
+}
+
+/// gRPC takes a part of each locality where that is below the drawing of one, and of all together where it is above.
+#[test]
+fn p9_parts_are_of_each_locality_or_of_all_by_who_is_below_a68() {
+    let below = |any: Any| pack(&WrrLocality { endpoint_picking_policy: listed(any) });
+    let part = |any: Any| pack(&RandomSubsetting { subset_size: number(4), child_policy: listed(any) });
+    let leaf = || pack(&RoundRobin::default());
+    for (any, of_each, size) in [
+        (below(part(leaf())), true, true),
+        (part(below(leaf())), false, true),
+        (below(part(below(leaf()))), false, true),
+        (below(leaf()), false, false),
+    ] {
+        let found = decoded(policies(vec![any]));
+        assert_eq!((found.locality.weighted, found.locality.part_of_each), (true, of_each), "{:?}", found.balancer);
+        assert_eq!(found.balancer != Balancer::RoundRobin, size);
+        let again = codec::decode_cluster(&codec::encode_cluster(&found)).unwrap().value;
+        assert_eq!((again.balancer.clone(), again.locality.clone()), (found.balancer, found.locality));
+    }
 }
 
 #[test]

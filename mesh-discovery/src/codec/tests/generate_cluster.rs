@@ -398,13 +398,23 @@ fn load_report() -> impl Strategy<Value = Option<LoadReport>> {
     option::of(vec(text(), 0..3).prop_map(|metrics| LoadReport { metrics }))
 }
 
+/// Without what nothing can say of such a balancer.
+fn said_of(balancer: &Balancer, mut locality: LocalityBalancing) -> LocalityBalancing {
+    let leaf = balancer.leaf();
+    locality.weighted &= *leaf != Balancer::Passthrough;
+    let hashes = matches!(leaf, Balancer::RingHash { .. } | Balancer::Maglev { .. });
+    locality.part_of_each &= locality.weighted && !hashes && leaf != balancer;
+    locality
+}
+
 pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
     let zone_aware = (share(), any::<u64>(), any::<bool>())
         .prop_map(|(share, min_cluster_size, fail_on_panic)| ZoneAware { share, min_cluster_size, fail_on_panic });
     let spill = (any::<u32>(), any::<u32>()).prop_map(|(low, high)| LoadSpill { low, high });
-    let locality = (any::<bool>(), option::of(share()), option::of(zone_aware), option::of(spill))
-        .prop_map(|(weighted, panic_threshold, zone_aware, spill)| LocalityBalancing {
+    let locality = (any::<bool>(), any::<bool>(), option::of(share()), option::of(zone_aware), option::of(spill))
+        .prop_map(|(weighted, part_of_each, panic_threshold, zone_aware, spill)| LocalityBalancing {
             weighted,
+            part_of_each,
             panic_threshold,
             zone_aware,
             spill,
@@ -436,8 +446,8 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
         .prop_map(|(name, discovery, balancer, lb, slow_start, breakers, outlier, checks, tls, net, t)| Cluster {
             name,
             discovery,
+            locality: said_of(&balancer, lb.0),
             balancer,
-            locality: lb.0,
             slow_start,
             hashing: lb.1,
             subsets: lb.2,

@@ -1,0 +1,157 @@
+//! Where the tries of a request go: to which endpoint of its cluster the next one, by its session, its retry policy and what
+//! came of those before.
+//!
+//! Refuses to know connections, and whether there is a next one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::balance::Pick;
+use mesh_core::policy::RetryPolicy;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::attempt::Progress;
+use super::session::Session;
+use crate::cluster::{Cluster, Members};
+use crate::env::Env;
+use crate::router::Retries;
+
+/// Endpoints with unwanted metadata passed over in one pick (Istio `host_selection_retry_max_attempts`).
+const MAX_AVOIDED: usize = 5;
+
+/// What decides where the tries of a request go.
+pub(crate) struct Places<'t> {
+    pub(crate) env: &'t Arc<Env>,
+    pub(crate) cluster: &'t Arc<Cluster>,
+    pub(crate) members: Arc<Members>,
+    pub(crate) retries: Option<&'t Retries>,
+    pub(crate) session: &'t Session<'t>,
+    pub(crate) hash: Option<u64>,
+}
+
+/// Where one retry would go.
+pub(crate) struct Foreseen {
+    /// Index of the member.
+    pub(crate) index: usize,
+    /// Whether a try before it was there.
+    pub(crate) repeated: bool,
+    /// Those among which it would be picked.
+    pub(crate) among: Vec<usize>,
+}
+
+impl Places<'_> {
+    fn policy(&self) -> Option<&RetryPolicy> {
+        self.retries.map(|retries| &retries.policy)
+    }
+
+    /// The member of the next try; `full` can take no further request.
+    pub(super) fn pick(&self, progress: &Progress, tried: &[usize], now: Duration, full: &[usize]) -> Option<usize> {
+        if let Some(address) = self.session.address() {
+            let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
+            match pinned.map(|(index, _)| index) {
+                // A retry goes elsewhere, unless the session must not.
+                Some(index) if self.session.is_strict() || !(tried.contains(&index) || full.contains(&index)) => {
+                    return Some(index);
+                }
+                None if self.session.is_strict() => return None,
+                _ => {}
+            }
+        }
+        let tried = if tried.is_empty() { tried } else { self.avoided(progress) };
+        let away_from = self.left(progress);
+        let both: SmallVec<[usize; 8]>;
+        let pick = Pick {
+            now,
+            tried: if full.is_empty() {
+                tried
+            } else {
+                both = tried.iter().chain(full).copied().collect();
+                &both
+            },
+            hash: self.hash,
+            away_from,
+        };
+        match self.policy().filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
+            Some(policy) => self.pick_without(policy, &pick),
+            None => {
+                let index = self.pick_one(&pick)?;
+                // All of its priority were tried: rather another one than once more who cannot be connected to.
+                let exhausted = !progress.unreached.is_empty() && away_from.is_empty() && pick.tried.contains(&index);
+                let other = || self.pick_one(&Pick { away_from: &[index], ..pick });
+                Some(if exhausted { other().unwrap_or(index) } else { index })
+            }
+        }
+    }
+
+    /// Where another try does not go while there are others.
+    pub(super) fn avoided<'p>(&self, progress: &'p Progress) -> &'p [usize] {
+        let avoid = self.policy().is_none_or(|policy| policy.avoid_previous_hosts);
+        if avoid { &progress.tried } else { &progress.unreached }
+    }
+
+    /// Whose priorities another try leaves: those of where it was, and not of who is full.
+    fn left<'p>(&self, progress: &'p Progress) -> &'p [usize] {
+        let leave = progress.silent || self.policy().is_some_and(|policy| policy.next_locality);
+        if leave { &progress.tried } else { &[] }
+    }
+
+    fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {
+        self.members.ready.pick(pick, &mut |below| self.env.draw(below)).map(|(index, _)| index)
+    }
+
+    /// A pick that passes over endpoints with the metadata that retries avoid, while there are others.
+    fn pick_without(&self, policy: &RetryPolicy, pick: &Pick<'_>) -> Option<usize> {
+        let mut passed: SmallVec<[usize; 8]> = pick.tried.into();
+        let first = self.pick_one(pick)?;
+        let mut index = first;
+        for _ in 0..MAX_AVOIDED {
+            if !self.is_unwanted(policy, index) {
+                return Some(index);
+            }
+            passed.push(index);
+            index = self.pick_one(&Pick { tried: &passed, ..*pick })?;
+            if passed.contains(&index) {
+                break;
+            }
+        }
+        Some(first)
+    }
+
+    fn is_unwanted(&self, policy: &RetryPolicy, index: usize) -> bool {
+        let lb = &self.members.ready.candidates().policy(index).1.metadata.lb;
+        let mut sets = policy.avoid_metadata.iter();
+        sets.any(|labels| labels.iter().all(|(key, value)| lb.get(key) == Some(value)))
+    }
+
+    /// Where so many retries would go one after the other, were the try at `first` and each of them connected to and then of no
+    /// use: for people who ask. Each is a pick like any other.
+    pub(crate) fn foresee(&self, first: usize, retries: u32) -> Vec<Foreseen> {
+        let now = self.env.since_epoch(Instant::now());
+        let mut progress = Progress::default();
+        progress.tried.push(first);
+        let mut places = Vec::new();
+        while progress.retried < retries {
+            progress.retried += 1;
+            let Some(index) = self.pick(&progress, &progress.tried, now, &[]) else { break };
+            let among = if self.session.is_strict() { vec![index] } else { self.choices(&progress, now) };
+            places.push(Foreseen { index, repeated: progress.tried.contains(&index), among });
+            progress.tried.push(index);
+        }
+        places
+    }
+
+    /// Among whom a retry's endpoint is picked.
+    fn choices(&self, progress: &Progress, now: Duration) -> Vec<usize> {
+        let pick = Pick { now, tried: self.avoided(progress), hash: self.hash, away_from: self.left(progress) };
+        let mut choices = self.members.ready.choices(&pick);
+        if let Some(policy) = self.policy() {
+            let unwanted = choices.iter().filter(|index| self.is_unwanted(policy, **index)).count();
+            // With more of them than that a pick may give up and take one.
+            if unwanted < MAX_AVOIDED.min(choices.len()) {
+                choices.retain(|index| !self.is_unwanted(policy, *index));
+            }
+        }
+        choices
+    }
+}
