@@ -244,6 +244,41 @@ async fn adaptive_concurrency_refuses_what_is_beyond_its_limit_and_gives_places_
 }
 
 #[tokio::test]
+async fn who_looks_at_the_status_alone_leaves_throttling_as_it_was() {
+    let server = EchoServer::start("one").await;
+    let control = Some(AdmissionControl::default());
+    for (behaviour, grpc, refuses) in [
+        (Behaviour::Echo, false, false),
+        (Behaviour::Grpc(0), true, false),
+        (Behaviour::Grpc(14), true, true),
+        (Behaviour::GrpcTrailers(0), true, true),
+    ] {
+        server.behave(behaviour);
+        let limited = || filtered(HttpFilterKind::AdmissionControl(control.clone()), &server);
+        let sre = Client::builder(FixedSource::of(TARGET, policy::snapshot_to(&[server.address()])));
+        let clients = [client_of(limited()).0, sre.throttling(2.0, Duration::from_secs(120)).build()];
+        for client in clients {
+            let mut some = false;
+            for _ in 0..100 {
+                let mut request = post("/", "hello");
+                if grpc {
+                    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+                }
+                match client.send(request).await {
+                    // Its body is dropped unread; where the status of gRPC would have been in it, nobody knows what came of it.
+                    Ok(answer) => assert_eq!(answer.status(), 200),
+                    Err(error) => {
+                        assert_eq!(error.code(), Code::THROTTLED, "{error}");
+                        some = true;
+                    }
+                }
+            }
+            assert_eq!(some, refuses, "{behaviour:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn adaptive_concurrency_is_each_clusters_own() {
     each_clusters_own(false).await;
 }
