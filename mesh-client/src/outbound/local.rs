@@ -27,7 +27,8 @@ pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) ->
     let port = port.filter(|port| *port != default_port(scheme)).map(|port| format!(":{port}")).unwrap_or_default();
     let path = route.rewrite_path(head.path_and_query());
     let path = path.as_deref().unwrap_or(head.path_and_query());
-    let path = if policy.strip_query { path.split('?').next().unwrap_or(path) } else { path };
+    let path =
+        if policy.strip_query && !policy.has_own_query() { path.split('?').next().unwrap_or(path) } else { path };
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::from_u16(policy.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);

@@ -154,10 +154,16 @@ async fn redirects_and_direct_responses_are_answered_locally() {
         strip_query: true,
     };
     let secure = Redirect { host: None, path: None, ..redirect.clone() };
+    let asks = Redirect { path: Some(PathRewrite::Full("/moved?y=2".into())), ..redirect.clone() };
+    let asks_too = Redirect { strip_query: false, ..asks.clone() };
+    let kept = Redirect { strip_query: false, ..redirect.clone() };
     let at = |path: &str| RouteMatch { path: PathMatch::Exact(path.into()), ..RouteMatch::any() };
     let routes = policy::routes([
         policy::route(at("/old"), RouteAction::Redirect(redirect)),
         policy::route(at("/secure"), RouteAction::Redirect(secure)),
+        policy::route(at("/asks"), RouteAction::Redirect(asks)),
+        policy::route(at("/asks-too"), RouteAction::Redirect(asks_too)),
+        policy::route(at("/kept"), RouteAction::Redirect(kept)),
         policy::route(at("/health"), RouteAction::DirectResponse(DirectResponse { status: 418, body: b"tea".into() })),
     ]);
     let (client, _) = client_of(policy::snapshot(routes, []));
@@ -171,6 +177,11 @@ async fn redirects_and_direct_responses_are_answered_locally() {
     let response = fetch(&client, "/old?x=1").await.unwrap();
     assert_eq!(response.status(), 301);
     assert_eq!(response.headers()["location"], "https://other.test/moved");
+    // As Envoy: a target's own query stands in place of the request's, and is never dropped.
+    for (path, query) in [("/asks", "?y=2"), ("/asks-too", "?y=2"), ("/kept", "?x=1")] {
+        let response = fetch(&client, &format!("{path}?x=1")).await.unwrap();
+        assert_eq!(response.headers()["location"], format!("https://other.test/moved{query}"), "{path}");
+    }
     for (authority, location) in [
         ("a.test", "https://a.test/secure"),
         // As Envoy: the old scheme's own port goes, another one stays.
