@@ -452,7 +452,7 @@ fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head
         };
         explanation.mirrors = mirrors.map(option).collect();
         let came = head.copy();
-        // Balancers hash what is sent, and filters see that as well, and the retry policy; composites choose before.
+        // Balancers hash what is sent, and the retry policy looks at that; filters see what came.
         head.rewrite(route, forward, chosen.share);
         for headers in header_policies(route, chosen.share) {
             headers.request.apply(&mut head.headers);
@@ -460,9 +460,9 @@ fn explain_route(env: &Env, router: &Router, destination: &Destination, mut head
         head.show_host();
         let retry = plan.retry.as_ref();
         explanation.retry = retry.map(|retries| explain_retry(env, router, plan, retries, chosen.cluster, &head));
-        let (came, sent, now) = (came.view(&draw), head.view(&draw), Instant::now());
+        let (came, now) = (came.view(&draw), Instant::now());
         let name = &chosen.cluster.policy().name;
-        let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, &sent, name, now));
+        let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
         let refused = chosen.filters.iter().find_map(|filter| filter.fails(&came));

@@ -169,19 +169,19 @@ impl Filter {
         })
     }
 
-    /// What it would do to a request to `cluster`, without doing it. `came` is the request before it was rewritten, by which
-    /// composites choose. `None` = nothing, here.
+    /// What it would do to a request to `cluster`, without doing it. `came` is the request before it was rewritten. `None` =
+    /// nothing, here.
     pub(crate) fn explain(
         &self,
         came: &RequestView<'_>,
-        sent: &RequestView<'_>,
         cluster: &ClusterName,
         now: Instant,
     ) -> Option<FilterExplanation> {
         Some(match self {
-            Self::Fault(faults) => {
-                FilterExplanation::Fault { meant: faults.concerns(sent, cluster), policy: faults.policy().clone() }
-            }
+            Self::Fault(faults) => FilterExplanation::Fault {
+                meant: faults.concerns(came, Some(cluster)),
+                policy: faults.policy().clone(),
+            },
             Self::RateLimit(limit) => {
                 let (tokens, most) = limit.quota(now);
                 FilterExplanation::RateLimit { tokens, most }
@@ -191,7 +191,7 @@ impl Filter {
                 let (limit, in_flight) = (limit.gradient.limit(), limit.gradient.in_flight());
                 FilterExplanation::Concurrency { limit, in_flight }
             }
-            Self::Composite(composite) => composite.explain(came, sent, cluster, now),
+            Self::Composite(composite) => composite.explain(came, cluster, now),
             Self::Session(_) | Self::Failing(_) => return None,
         })
     }

@@ -1,6 +1,7 @@
 //! Answers that come from policy and not from an endpoint: redirects, direct responses, aborts.
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Body as _;
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AbortStatus, DirectResponse, Redirect};
 use mesh_core::retry::{grpc_status_of, http_status_of};
@@ -47,6 +48,21 @@ pub(crate) fn direct(policy: &DirectResponse) -> Response<Body> {
     let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Response::new(Body::from(bytes::Bytes::from(policy.body.clone())));
     *response.status_mut() = status;
+    response
+}
+
+/// An answer whose head says what its body is, as Envoy's do: to `HEAD` that is all there is of it.
+pub(crate) fn described(mut response: Response<Body>, method: &Method) -> Response<Body> {
+    let length = response.body().size_hint().lower();
+    if length > 0 {
+        let headers = response.headers_mut();
+        // Policy may have said what it is.
+        headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        if *method == Method::HEAD {
+            *response.body_mut() = Body::empty();
+        }
+    }
     response
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use mesh_client::{Client, DestinationPhase, FilterExplanation};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault as _};
@@ -195,6 +197,17 @@ async fn redirects_and_direct_responses_are_answered_locally() {
     }
     let response = fetch(&client, "/health").await.unwrap();
     assert_eq!((response.status().as_u16(), &response.body()[..]), (418, &b"tea"[..]));
+    let told = |response: &Response<Bytes>| {
+        [CONTENT_TYPE, CONTENT_LENGTH]
+            .map(|name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()))
+    };
+    assert_eq!(told(&response), [Some("text/plain".to_owned()), Some("3".to_owned())]);
+    // To HEAD it says the same, without the body; an answer without one says nothing of it.
+    let mut head = get("/health");
+    *head.method_mut() = Method::HEAD;
+    let headed = read(client.send(head).await.unwrap()).await.unwrap();
+    assert_eq!((headed.body().len(), told(&headed)), (0, told(&response)));
+    assert_eq!(told(&fetch(&client, "/kept").await.unwrap()), [None, None]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -257,7 +270,7 @@ async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
 }
 
 #[tokio::test]
-async fn explain_sees_a_request_as_it_is_sent_and_what_its_retries_would_meet() {
+async fn explain_and_filters_see_a_request_as_it_came_and_what_its_retries_would_meet() {
     let server = EchoServer::start("v1").await;
     let rewrite = Rewrite { path: Some(PathRewrite::Full("/new".into())), ..Rewrite::default() };
     let retry = Some(super::retrying(2, Default::default()));
@@ -267,7 +280,8 @@ async fn explain_sees_a_request_as_it_is_sent_and_what_its_retries_would_meet() 
         invert: false,
         treat_missing_as_empty: false,
     };
-    for (wanted, meant) in [("/new", true), ("/old", false)] {
+    // As Envoy's, which come before the router changes anything.
+    for (wanted, meant) in [("/old", true), ("/new", false)] {
         let forward = Forward { rewrite: rewrite.clone(), retry: retry.clone(), ..Forward::to("test".into()) };
         let abort = Some(FaultAbort::with(AbortStatus::Http(555), PerMillion::ALL));
         let fault = Fault { abort, headers: vec![path(wanted)], ..Fault::default() };
