@@ -73,8 +73,8 @@ pub struct MeshConfig {
     /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
     pub debug_address: Option<SocketAddr>,
     /// `MESH_SNAPSHOT`: the file that keeps the last good configuration, for a start while no control plane can be
-    /// reached ([`SnapshotConfig`](mesh_discovery::xds::SnapshotConfig)). Its owner is this node's id: it needs a
-    /// stable `POD_NAME`. Default: none is kept.
+    /// reached ([`SnapshotConfig`](mesh_discovery::xds::SnapshotConfig)). Its owner is this node by its id, without the address
+    /// in that: it needs a stable `POD_NAME`, and outlives a move to another `POD_IP`. Default: none is kept.
     pub snapshot: Option<PathBuf>,
     /// `MESH_SNAPSHOT_KEY`: the file with the key that marks the snapshot as this node's own, made where it is missing.
     /// Default: beside it, `.key` at the end of its name.
