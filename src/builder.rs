@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,15 +32,18 @@ use tokio::runtime::Handle;
 use crate::authority::{self, OfAuthority};
 use crate::config::{INSTANCE, MeshConfig, NO_CONTROL_PLANE, ProcessEnv, Vars};
 use crate::error::StartError;
+use crate::fleet::in_fleet;
 use crate::listeners::Listeners;
 use crate::mesh::{Control, Inner, Mesh};
 use crate::passthrough::Passthrough;
 use crate::runtime::{ControlRuntime, Pulse};
 
-/// Settings of a [`Mesh`]. Each setter stands for one environment variable and wins over it.
+/// Settings of a [`Mesh`]. A setter that names an environment variable wins over it; others have none, and some variables have no
+/// setter.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct MeshBuilder {
+    config: Option<MeshConfig>,
     settings: BTreeMap<&'static str, String>,
     crypto: Option<Arc<CryptoProvider>>,
     metrics: Option<Arc<Metrics>>,
@@ -97,6 +99,21 @@ impl fmt::Debug for Adjust {
 }
 
 impl MeshBuilder {
+    /// All that is read from the environment otherwise, in place of that and of every setter that names a variable.
+    ///
+    /// ```no_run
+    /// use mesh::config::{MeshConfig, ProcessEnv};
+    ///
+    /// let mut config = MeshConfig::from_vars(&ProcessEnv)?;
+    /// config.client_number = Some(2);
+    /// let builder = mesh::Mesh::builder().config(config);
+    /// # Ok::<(), mesh::config::InvalidConfig>(())
+    /// ```
+    pub fn config(mut self, config: MeshConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
     /// Address of the control plane (`MESH_CONTROL_PLANE`).
     pub fn control_plane(self, address: impl ToString) -> Self {
         self.set("MESH_CONTROL_PLANE", address.to_string())
@@ -294,13 +311,17 @@ impl MeshBuilder {
     /// # Errors
     /// A setting is missing or wrong, or the debug endpoints cannot listen.
     pub async fn build(self) -> Result<Mesh, StartError> {
-        let config = MeshConfig::from_vars(&Settings(&self.settings))?;
+        let config = match self.config {
+            Some(config) => config,
+            None => MeshConfig::from_vars(&Settings(&self.settings))?,
+        };
         let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
         let pulse = Handle::try_current().ok().map(|application| runtime.watch(application));
         let crypto = self.crypto.unwrap_or_else(default_crypto);
         let metrics = self.metrics.unwrap_or_default();
         let listeners = Arc::new(Listeners::new(config.refuse_other_listeners, config.allowed_listeners.clone()));
         let (debug, pod_ip) = (config.debug_address.map(|address| (address, self.debug_drain, pulse)), config.pod_ip);
+        let service_domain = config.service_domain().map(str::to_owned);
         let files = config.identity_files().cloned();
         let certified = self.identity.is_some();
         let others = config.other_files().filter(|(name, _)| !certified || *name != INSTANCE);
@@ -366,6 +387,7 @@ impl MeshBuilder {
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
         (inner.pod_ip, inner.listeners) = (pod_ip, listeners);
+        inner.service_domain = service_domain.unwrap_or(inner.service_domain);
         with_debug(inner, debug).await
     }
 }
@@ -385,12 +407,6 @@ pub(crate) fn disabled() -> Result<Mesh, StartError> {
     let parts = Parts::without_control_plane(runtime, default_crypto(), Arc::default(), None, destinations);
     let account = "default".to_owned();
     Ok(Mesh::from_inner(parts.join(Workload::default(), account, Locality::default(), None, Vec::new())))
-}
-
-/// A client's number in its fleet, with the fleet above it: those of others have other parts of a cluster, however few they are.
-fn in_fleet(number: u32, workload: &Workload) -> u64 {
-    let fleet = BuildHasherDefault::<DefaultHasher>::default().hash_one((&workload.namespace, &workload.name));
-    (fleet << 32) | u64::from(number)
 }
 
 /// What every mesh is made of.
@@ -446,6 +462,7 @@ impl Parts {
             service_account: account,
             locality,
             pod_ip: None,
+            service_domain: "svc.cluster.local".to_owned(),
             breakers,
             metrics: self.metrics,
             stats: Arc::default(),
@@ -665,6 +682,22 @@ mod tests {
         let with = |builder: MeshBuilder, name: &str| builder.balancer(name, |_, _, _| None);
         let builder = names.into_iter().fold(MeshBuilder::default(), with);
         assert_eq!(Vec::from_iter(builder.balancers.names()), ["test.Another", "test.Ours", "test.Third"]);
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_is_given_stands_in_place_of_variables_and_setters() {
+        let alone = MeshBuilder::default().standalone().service_account("set");
+        let mut config = MeshConfig::from_vars(&Settings(&alone.settings)).unwrap();
+        assert_eq!(config.service_account, "set");
+        config.service_account = "changed".to_owned();
+        config.workload.canonical_name = "reviews".to_owned();
+        let mesh = MeshBuilder::default().config(config).service_account("ignored").build().await.unwrap();
+        assert_eq!(
+            (mesh.inner().service_account.as_str(), &*mesh.inner().workload.canonical_name),
+            ("changed", "reviews")
+        );
+        let set = alone.build().await.unwrap();
+        assert_eq!(set.inner().service_account, "set", "the control");
     }
 
     #[test]

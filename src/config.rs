@@ -36,7 +36,9 @@ impl Vars for ProcessEnv {
     }
 }
 
-/// Everything `Mesh::from_env` needs. Fields are public: change what you like before building.
+/// Everything that [`Mesh::from_env`](crate::Mesh::from_env) reads. Change what you like of it and give it to
+/// [`MeshBuilder::config`](crate::MeshBuilder::config). What the control plane is told of this process is the bootstrap's node, made
+/// of the others as they were read.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MeshConfig {
@@ -66,15 +68,16 @@ pub struct MeshConfig {
     pub locality: Locality,
     /// `MESH_CLIENT_NUMBER`: which of its fleet this process is, counted from 0, where clients use a part of the endpoints each
     /// ([`ClientBuilder::number`](mesh_client::ClientBuilder::number)). Default: what a StatefulSet says, by the label
-    /// `apps.kubernetes.io/pod-index` or the number at the end of `POD_NAME`; else unknown.
+    /// `apps.kubernetes.io/pod-index` or the number at the end of `POD_NAME`; else unknown. Its fleet is the namespace's
+    /// processes of the same name: that of a label, or what the `POD_NAME`s of one controller have in common.
     pub client_number: Option<u32>,
     /// `POD_IP`: where others reach a listener that is bound to every interface. Default: unknown.
     pub pod_ip: Option<IpAddr>,
     /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
     pub debug_address: Option<SocketAddr>,
     /// `MESH_SNAPSHOT`: the file that keeps the last good configuration, for a start while no control plane can be
-    /// reached ([`SnapshotConfig`](mesh_discovery::xds::SnapshotConfig)). Its owner is this node's id: it needs a
-    /// stable `POD_NAME`. Default: none is kept.
+    /// reached ([`SnapshotConfig`](mesh_discovery::xds::SnapshotConfig)). Its owner is this node by its id, without the address
+    /// in that: it needs a stable `POD_NAME`, and outlives a move to another `POD_IP`. Default: none is kept.
     pub snapshot: Option<PathBuf>,
     /// `MESH_SNAPSHOT_KEY`: the file with the key that marks the snapshot as this node's own, made where it is missing.
     /// Default: beside it, `.key` at the end of its name.
@@ -220,6 +223,13 @@ impl MeshConfig {
         }
     }
 
+    /// What full names of Services end in, if the node's id has Istio's form and says so.
+    pub(crate) fn service_domain(&self) -> Option<&str> {
+        let id = &self.bootstrap.as_ref()?.node.id;
+        let domain = id.split('~').nth(3)?.strip_prefix(&self.workload.namespace)?.strip_prefix('.')?;
+        Some(domain).filter(|domain| domain.starts_with("svc."))
+    }
+
     /// The other certificate providers of the bootstrap, by instance name: certificates, roots, or both, that policy
     /// asks for by that name (gRFC A29). With `default` among them if it has roots alone and nothing else says who we are.
     pub fn other_files(&self) -> impl Iterator<Item = (&str, &FileWatcher)> {
@@ -289,11 +299,15 @@ fn client_number(vars: &dyn Vars, labels: &BTreeMap<String, String>) -> Result<O
     Ok(index.or_else(ordinal))
 }
 
+/// The labels that name a workload.
+pub(crate) const NAME_LABELS: [&str; 4] =
+    ["service.istio.io/workload-name", "service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+
 /// Telemetry identity in the order Istio takes it (canonical-name, then `app.kubernetes.io/name`, then `app`).
 fn workload(vars: &dyn Vars, namespace: String, labels: BTreeMap<String, String>) -> Workload {
     let first = |keys: &[&str]| keys.iter().find_map(|key| labels.get(*key).cloned());
-    let name = first(&["service.istio.io/workload-name"]);
-    let canonical_name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+    let name = first(&NAME_LABELS[..1]);
+    let canonical_name = first(&NAME_LABELS[1..])
         .or_else(|| name.clone())
         .or_else(|| vars.var("POD_NAME"))
         .unwrap_or_else(|| "unknown".to_owned());
@@ -604,6 +618,25 @@ mod tests {
         assert!(lasting(&[plane[0], plane[1], ("POD_NAME", "reviews-v1-x")]));
         let json = r#"{"xds_servers": [{"server_uri": "x:1", "channel_creds": [{"type": "insecure"}]}], "node": {"id": "me"}}"#;
         assert!(lasting(&[("GRPC_XDS_BOOTSTRAP_CONFIG", json)]));
+    }
+
+    #[test]
+    fn the_domain_of_services_is_in_a_node_id_of_istios_form() {
+        let domain = |id: &str| {
+            let json = format!(
+                r#"{{"xds_servers": [{{"server_uri": "x:1", "channel_creds": [{{"type": "insecure"}}]}}], "node": {{"id": "{id}"}}}}"#
+            );
+            let vars = given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", json.leak()), ("POD_NAMESPACE", "shop")]);
+            MeshConfig::from_vars(&vars).unwrap().service_domain().map(str::to_owned)
+        };
+        assert_eq!(domain("sidecar~10.0.0.1~a.shop~shop.svc.example.org").as_deref(), Some("svc.example.org"));
+        for other in ["me", "sidecar~10.0.0.1~a.shop~other.svc.example.org", "sidecar~10.0.0.1~a.shop~shop.example.org"]
+        {
+            assert_eq!(domain(other), None, "{other}");
+        }
+        let plane = [("MESH_CONTROL_PLANE", "istiod:15010"), ("MESH_ROOT_CERT", "/root.pem")];
+        let own = MeshConfig::from_vars(&given(&plane)).unwrap();
+        assert_eq!(own.service_domain(), Some("svc.cluster.local"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod authority;
 mod authorizers;
 mod builder;
 mod error;
+mod fleet;
 mod listeners;
 mod mesh;
 mod passthrough;

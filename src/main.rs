@@ -78,7 +78,7 @@ struct ControlPlaneArgs {
     /// A further DNS name or IP address of this control plane, for its certificate.
     #[arg(long = "name")]
     names: Vec<String>,
-    /// Longest life of a certificate in seconds; it is renewed at half of it.
+    /// Longest life of a certificate in seconds; it is renewed before half of it is over.
     #[arg(long, default_value_t = DAY)]
     certificate_ttl: u64,
     /// Let the system write this process's memory, the authority's key in it, into core dumps, and debuggers of the same

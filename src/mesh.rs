@@ -63,6 +63,8 @@ pub(crate) struct Inner {
     pub(crate) service_account: String,
     pub(crate) locality: Locality,
     pub(crate) pod_ip: Option<IpAddr>,
+    /// What full names of Services end in.
+    pub(crate) service_domain: String,
     /// What all clients have in flight.
     pub(crate) breakers: Breakers,
     pub(crate) metrics: Arc<Metrics>,

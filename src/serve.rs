@@ -180,7 +180,8 @@ impl<S> Serve<S> {
         let mut announcement = None;
         if let Some((name, port)) = &self.announced {
             let target = Target::new(name, *port)?;
-            builder = builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
+            let host = format!("{}.{}.{}", target.host(), inner.workload.namespace, inner.service_domain);
+            builder = builder.service_host(host);
             announcement = Some(mesh.announcement(&target, address, self.protocol));
         }
         // Where no policy comes from anywhere, none is passed by.

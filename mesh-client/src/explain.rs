@@ -499,16 +499,16 @@ fn explain_route(
         };
         explanation.mirrors = mirrors.map(option).collect();
         let came = head.copy();
-        // Balancers hash what is sent, and filters see that as well, and the retry policy; composites choose before.
+        // Balancers hash what is sent, and the retry policy looks at that; filters see what came.
         head.rewrite(route, forward, chosen.share);
         for headers in header_policies(route, chosen.share) {
             headers.request.apply(&mut head.headers);
         }
         head.show_host();
         let session = Session::new(chosen.session, chosen.pinned, &came);
-        let (came, sent, now) = (came.view(&draw), head.view(&draw), Instant::now());
+        let (came, now) = (came.view(&draw), Instant::now());
         let name = &chosen.cluster.policy().name;
-        let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, &sent, name, now));
+        let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
         let refused = chosen.filters.iter().find_map(|filter| filter.fails(&came));

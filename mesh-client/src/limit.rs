@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Request, Response};
+use bytes::Buf;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::context;
 use mesh_core::error::BoxError;
@@ -31,7 +32,8 @@ use crate::outbound::filters::{Concurrency, Throttling, Ticket, pass_rate};
 /// layers: the outermost is asked first.
 ///
 /// All services that one layer (or a clone of it) makes share its state, so clones of a service are limited together.
-/// A request counts until the body of its answer has ended or is dropped. What is refused is a
+/// A request counts until the body of its answer has ended or is dropped; whether it succeeded is in the head of the answer,
+/// of gRPC in the trailers unless the head has its status. What is refused is a
 /// [`mesh_client::Error`](crate::Error) with its statuses for HTTP and gRPC; errors of the service pass through.
 ///
 /// ```
@@ -135,6 +137,7 @@ impl<S: fmt::Debug> fmt::Debug for Limited<S> {
 impl<S, B, RB> Service<Request<B>> for Limited<S>
 where
     S: Service<Request<B>, Response = Response<RB>, Error: Into<BoxError>, Future: Send + 'static>,
+    RB: Body,
 {
     type Response = Response<LimitedBody<RB>>;
     type Error = BoxError;
@@ -153,10 +156,11 @@ where
                 return Box::pin(async move { Err(refused.into()) });
             }
         };
+        let to_head = request.method() == Method::HEAD;
         let answer = self.inner.call(request);
         Box::pin(async move {
             match answer.await {
-                Ok(answer) => Ok(held(answer, place)),
+                Ok(answer) => Ok(held(answer, place, to_head)),
                 Err(error) => {
                     place.end(&Outcome { code: 503, grpc_status: None, flags: "-", grpc: false });
                     Err(error.into())
@@ -197,6 +201,12 @@ impl Drop for Counted {
 }
 
 impl Place {
+    fn head(&mut self, outcome: &Outcome) {
+        if let Self::Owed(ticket) = self {
+            ticket.head(outcome, Instant::now());
+        }
+    }
+
     fn end(self, outcome: &Outcome) {
         if let Self::Owed(ticket) = self {
             ticket.settle(outcome, Instant::now(), true);
@@ -204,12 +214,25 @@ impl Place {
     }
 }
 
-/// An answer that holds its request's place.
-fn held<B>(answer: Response<B>, place: Place) -> Response<LimitedBody<B>> {
-    let grpc = answer.headers().get(CONTENT_TYPE).is_some_and(context::is_grpc);
-    let grpc_status = grpc_status(answer.headers()).filter(|_| grpc);
-    let outcome = Outcome { code: answer.status().as_u16(), grpc_status, flags: "-", grpc };
-    answer.map(|body| LimitedBody { body, place: Some(place), outcome })
+/// An answer that holds its request's place, unless it is whole: a server of HTTP/1.1 never asks for a body of which it has
+/// nothing to write.
+fn held<B: Body>(answer: Response<B>, mut place: Place, to_head: bool) -> Response<LimitedBody<B>> {
+    let (status, headers, body) = (answer.status(), answer.headers(), answer.body());
+    let grpc = headers.get(CONTENT_TYPE).is_some_and(context::is_grpc);
+    let grpc_status = grpc_status(headers).filter(|_| grpc);
+    let outcome = Outcome { code: status.as_u16(), grpc_status, flags: "-", grpc };
+    // After gRPC's there are trailers.
+    let length = || headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+    let left: Option<u64> = if grpc { None } else { body.size_hint().exact().or_else(length) };
+    let bodiless = to_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let place = if body.is_end_stream() || left == Some(0) || bodiless && !grpc {
+        place.end(&outcome);
+        None
+    } else {
+        place.head(&outcome);
+        Some(place)
+    };
+    answer.map(|body| LimitedBody { body, place, left, outcome })
 }
 
 pin_project! {
@@ -217,7 +240,10 @@ pin_project! {
     pub struct LimitedBody<B> {
         #[pin]
         body: B,
+        // None = its end is known.
         place: Option<Place>,
+        // Bytes to come, if their number was told: after the last one a server of HTTP/1.1 asks for no more.
+        left: Option<u64>,
         outcome: Outcome,
     }
 }
@@ -247,7 +273,10 @@ impl<B: Body> Body for LimitedBody<B> {
                 if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
                     this.outcome.grpc_status = Some(status).filter(|_| this.outcome.grpc);
                 }
-                frame.is_trailers() || this.body.is_end_stream()
+                if let (Some(left), Some(data)) = (this.left.as_mut(), frame.data_ref()) {
+                    *left = left.saturating_sub(data.remaining() as u64);
+                }
+                frame.is_trailers() || this.body.is_end_stream() || *this.left == Some(0)
             }
         };
         if ended && let Some(place) = this.place.take() {
@@ -257,7 +286,7 @@ impl<B: Body> Body for LimitedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        // Asked for its end only where it has been counted: an empty body is polled once.
+        // Who is told so asks no more.
         self.place.is_none() && self.body.is_end_stream()
     }
 

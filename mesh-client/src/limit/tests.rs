@@ -3,10 +3,14 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::HeaderValue;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use mesh_core::error::{Code, Fault};
-use mesh_core::policy::{PerMillion, TokenBucket};
+use mesh_core::policy::{MinRtt, PerMillion, TokenBucket};
 use mesh_testkit::clock;
 use tower::{ServiceExt, service_fn};
 
@@ -175,4 +179,117 @@ async fn an_adaptive_limit_measures_with_few_in_flight() {
     assert!(matches!(error.downcast_ref::<Error>().unwrap().cause(), Cause::ConcurrencyLimited { limit: 3, .. }));
     held.pop();
     assert!(ask(&mut service).await.is_ok());
+}
+
+type Plain = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// A server's answer whose end nobody knows before it is there.
+fn of_stream(status: u16, text: &'static str, length: Option<usize>) -> Plain {
+    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(text.as_bytes())))]);
+    let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap();
+    answer.headers_mut().extend(length.map(|length| (CONTENT_LENGTH, length.into())));
+    answer
+}
+
+fn of_text(status: u16, text: &'static str) -> Plain {
+    Response::builder().status(status).body(Full::from(text).boxed_unsync()).unwrap()
+}
+
+/// How many of so many requests a server of HTTP/1.1 lets through, one after another on one connection.
+async fn let_through(limit: &LimitLayer, method: &Method, answer: fn() -> Plain, asked: usize) -> usize {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let limited = limit.layer(service_fn(move |_: Request<Incoming>| async move { Ok::<_, Infallible>(answer()) }));
+    let serve = hyper::service::service_fn(move |request| {
+        let limited = limited.clone();
+        async move {
+            let answered = limited.oneshot(request).await.map(|answer| answer.map(BodyExt::boxed_unsync));
+            Ok::<_, Infallible>(answered.unwrap_or_else(|_| of_text(429, "")))
+        }
+    });
+    let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), serve);
+    let (mut sender, client) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
+    let ask = async move {
+        let mut through = 0;
+        for _ in 0..asked {
+            let request = Request::builder().method(method).uri("/").body(Empty::<Bytes>::new()).unwrap();
+            sender.ready().await.unwrap();
+            let answer = sender.send_request(request).await.unwrap();
+            through += usize::from(answer.status() != 429);
+            answer.into_body().collect().await.unwrap();
+        }
+        through
+    };
+    let (served, client, through) = tokio::join!(server, client, ask);
+    served.and(client).unwrap();
+    through
+}
+
+/// Answers of which a server of HTTP/1.1 never asks for the end of the body, with their requests.
+const UNASKED: [(Method, fn() -> Plain); 6] = [
+    (Method::GET, || of_text(204, "")),
+    (Method::GET, || of_text(304, "kept")),
+    (Method::GET, || of_text(200, "")),
+    (Method::HEAD, || of_text(200, "hello")),
+    (Method::HEAD, || of_stream(200, "hello", None)),
+    (Method::GET, || of_stream(200, "hello", Some(5))),
+];
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_a_body_is_a_success_over_http1() {
+    let policy = AdmissionControl::default();
+    let limits: [fn(&AdmissionControl) -> LimitLayer; 2] =
+        [LimitLayer::admission, |_| LimitLayer::throttling(2.0, Duration::from_secs(120))];
+    for limit in limits {
+        for (method, answer) in &UNASKED {
+            assert_eq!(
+                let_through(&limit(&policy), method, *answer, 100).await,
+                100,
+                "{method} {:?}",
+                answer().status()
+            );
+        }
+        // The control: failures are what they are without a body too.
+        for (method, text) in [(Method::GET, ""), (Method::HEAD, "hello")] {
+            let answer = if text.is_empty() { || of_text(500, "") } else { || of_text(500, "hello") };
+            assert!(let_through(&limit(&policy), &method, answer, 100).await < 90, "{method}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_limit_learns_of_answers_without_a_body_over_http1() {
+    let policy = AdaptiveConcurrency { min_rtt: MinRtt::Fixed(Duration::from_secs(1)), ..Default::default() };
+    let starts_at = policy.min_limit.max(1) as usize;
+    for (method, answer) in &UNASKED {
+        let limit = LimitLayer::adaptive(&policy);
+        assert_eq!(let_through(&limit, method, *answer, 20).await, 20);
+        clock::pass(policy.interval).await;
+        let mut service = limit.layer(answering(200));
+        let mut held = Vec::new();
+        while held.len() <= starts_at
+            && let Ok(answer) = ask(&mut service).await
+        {
+            held.push(answer);
+        }
+        assert!(held.len() > starts_at, "{method} {:?}", answer().status());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_looks_at_the_status_alone_had_an_answer() {
+    for (kind, refuses) in [("text/plain", false), ("application/grpc", true)] {
+        let answer = move |_: Request<()>| async move {
+            Ok::<_, Infallible>(
+                Response::builder().header(CONTENT_TYPE, kind).body(Full::<Bytes>::from("hello")).unwrap(),
+            )
+        };
+        let mut service = LimitLayer::admission(&AdmissionControl::default()).layer(service_fn(answer));
+        let mut some = false;
+        for _ in 0..200 {
+            // Its body is dropped unread; of gRPC's nobody knows then what came of it.
+            some |= ask(&mut service).await.is_err();
+        }
+        assert_eq!(some, refuses, "{kind}");
+    }
 }

@@ -273,20 +273,14 @@ impl Composite {
     }
 
     /// What it would do to a request to `cluster`, without doing it. `came` is the request before it was rewritten.
-    pub(super) fn explain(
-        &self,
-        came: &RequestView<'_>,
-        sent: &RequestView<'_>,
-        cluster: &ClusterName,
-        now: Instant,
-    ) -> FilterExplanation {
+    pub(super) fn explain(&self, came: &RequestView<'_>, cluster: &ClusterName, now: Instant) -> FilterExplanation {
         let Chain { share, filters } = match self.find(came) {
             None => return FilterExplanation::Composite { share: PerMillion::NONE, filters: None },
             Some(None) => return FilterExplanation::Composite { share: PerMillion::NONE, filters: Some(Vec::new()) },
             Some(Some(chain)) => chain,
         };
         let known = !matches!(&**filters, [Filter::Failing(_)]);
-        let each = || filters.iter().filter_map(|filter| filter.explain(came, sent, cluster, now)).collect();
+        let each = || filters.iter().filter_map(|filter| filter.explain(came, cluster, now)).collect();
         FilterExplanation::Composite { share: *share, filters: known.then(each) }
     }
 

@@ -40,7 +40,7 @@ pub(crate) struct Exchange {
     hold: Option<Hold>,
     // Why an answer stands that a retry was wanted for.
     flags: &'static str,
-    // Limits that wait for word of the end, with the randomness they need. Nothing unless policy has such.
+    // Limits that wait for word of the head or the end, with the randomness they need. Nothing unless policy has such.
     tickets: SmallVec<[Ticket; 1]>,
     // An endpoint may have seen a try that is over.
     seen: bool,
@@ -238,6 +238,15 @@ impl Exchange {
                 None => grpc_status(headers),
             };
         }
+        if !self.tickets.is_empty() {
+            self.tell_head();
+        }
+    }
+
+    #[cold]
+    fn tell_head(&mut self) {
+        let now = Instant::now();
+        self.tickets.iter_mut().for_each(|ticket| ticket.head(&self.outcome, now));
     }
 
     /// Keeps the endpoint: until [`let_go`](Self::let_go), or the answer's end.

@@ -32,9 +32,9 @@ impl Faults {
         &self.policy
     }
 
-    /// Whether the request is meant at all.
-    pub(crate) fn concerns(&self, request: &RequestView<'_>, cluster: &ClusterName) -> bool {
-        self.policy.cluster.as_ref().is_none_or(|wanted| wanted == cluster)
+    /// Whether the request is meant at all. `cluster` = where it is to go.
+    pub(crate) fn concerns(&self, request: &RequestView<'_>, cluster: Option<&ClusterName>) -> bool {
+        self.policy.cluster.as_ref().is_none_or(|wanted| cluster == Some(wanted))
             && self.headers.iter().all(|header| header.holds(request))
     }
 
@@ -134,7 +134,7 @@ mod tests {
         let meant = HeaderMatcher { name, value, invert: false, treat_missing_as_empty: false };
         let policy = Fault { headers: vec![meant], cluster: Some("c".into()), max_active: Some(1), ..Fault::default() };
         let faults = Faults::new(&policy);
-        let concerns = |headers: &HeaderMap, cluster: &str| {
+        let concerns = |headers: &HeaderMap, cluster: Option<&str>| {
             let (method, draw) = (Method::GET, || 0);
             let view = RequestView {
                 authority: "a",
@@ -144,10 +144,11 @@ mod tests {
                 headers,
                 draw: &draw,
             };
-            faults.concerns(&view, &cluster.into())
+            faults.concerns(&view, cluster.map(ClusterName::new).as_ref())
         };
         let marked = headers(&[("x-chaos", "1")]);
-        assert!(concerns(&marked, "c") && !concerns(&marked, "d") && !concerns(&headers(&[]), "c"));
+        assert!(concerns(&marked, Some("c")) && !concerns(&headers(&[]), Some("c")));
+        assert!(!concerns(&marked, Some("d")) && !concerns(&marked, None));
 
         let count = Count::default();
         let first = faults.begin(&count);

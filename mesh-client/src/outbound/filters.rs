@@ -169,19 +169,19 @@ impl Filter {
         })
     }
 
-    /// What it would do to a request to `cluster`, without doing it. `came` is the request before it was rewritten, by which
-    /// composites choose. `None` = nothing, here.
+    /// What it would do to a request to `cluster`, without doing it. `came` is the request before it was rewritten. `None` =
+    /// nothing, here.
     pub(crate) fn explain(
         &self,
         came: &RequestView<'_>,
-        sent: &RequestView<'_>,
         cluster: &ClusterName,
         now: Instant,
     ) -> Option<FilterExplanation> {
         Some(match self {
-            Self::Fault(faults) => {
-                FilterExplanation::Fault { meant: faults.concerns(sent, cluster), policy: faults.policy().clone() }
-            }
+            Self::Fault(faults) => FilterExplanation::Fault {
+                meant: faults.concerns(came, Some(cluster)),
+                policy: faults.policy().clone(),
+            },
             Self::RateLimit(limit) => {
                 let (tokens, most) = limit.quota(now);
                 FilterExplanation::RateLimit { tokens, most }
@@ -191,7 +191,7 @@ impl Filter {
                 let (limit, in_flight) = (limit.gradient.limit(), limit.gradient.in_flight());
                 FilterExplanation::Concurrency { limit, in_flight }
             }
-            Self::Composite(composite) => composite.explain(came, sent, cluster, now),
+            Self::Composite(composite) => composite.explain(came, cluster, now),
             Self::Session(_) | Self::Failing(_) => return None,
         })
     }
@@ -299,10 +299,23 @@ impl Ticket {
         }
     }
 
+    /// Tells the head of the answer. Client-side throttling judges by it, as in Envoy: who looks at no more than the status
+    /// had an answer. Of gRPC it does where the status is there; else that is still to come.
+    pub(crate) fn head(&mut self, outcome: &Outcome, now: Instant) {
+        if let Limit::Throttle(limit) = &self.to
+            && (!outcome.grpc || outcome.grpc_status.is_some())
+            && !std::mem::replace(&mut self.settled, true)
+        {
+            limit.throttle.record(now, limit.is_success(outcome));
+        }
+    }
+
     /// Tells the end of the request: its answer has ended, or it failed. `tried` = an endpoint saw it, or should have:
     /// what was refused on the way says nothing of latency.
     pub(crate) fn settle(mut self, outcome: &Outcome, now: Instant, tried: bool) {
-        self.settled = true;
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
         match &self.to {
             Limit::Throttle(limit) => limit.throttle.record(now, limit.is_success(outcome)),
             Limit::Concurrency(limit) if tried => {
@@ -324,7 +337,7 @@ impl Drop for Ticket {
             return;
         }
         match &self.to {
-            // As in Envoy: whoever gave up did not get what was wanted.
+            // As in Envoy: whoever gave up before the head, or before the status of gRPC, did not get what was wanted.
             Limit::Throttle(limit) => limit.throttle.record(Instant::now(), false),
             // How long it would have taken nobody knows.
             Limit::Concurrency(limit) => limit.gradient.cancel(),

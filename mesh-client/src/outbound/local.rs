@@ -1,6 +1,7 @@
 //! Answers that come from policy and not from an endpoint: redirects, direct responses, aborts.
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body::Body as _;
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AbortStatus, DirectResponse, Redirect};
 use mesh_core::retry::{grpc_status_of, http_status_of};
@@ -27,7 +28,8 @@ pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) ->
     let port = port.filter(|port| *port != default_port(scheme)).map(|port| format!(":{port}")).unwrap_or_default();
     let path = route.rewrite_path(head.path_and_query());
     let path = path.as_deref().unwrap_or(head.path_and_query());
-    let path = if policy.strip_query { path.split('?').next().unwrap_or(path) } else { path };
+    let path =
+        if policy.strip_query && !policy.has_own_query() { path.split('?').next().unwrap_or(path) } else { path };
 
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::from_u16(policy.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
@@ -46,6 +48,21 @@ pub(crate) fn direct(policy: &DirectResponse) -> Response<Body> {
     let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = Response::new(Body::from(bytes::Bytes::from(policy.body.clone())));
     *response.status_mut() = status;
+    response
+}
+
+/// An answer whose head says what its body is, as Envoy's do: to `HEAD` that is all there is of it.
+pub(crate) fn described(mut response: Response<Body>, method: &Method) -> Response<Body> {
+    let length = response.body().size_hint().lower();
+    if length > 0 {
+        let headers = response.headers_mut();
+        // Policy may have said what it is.
+        headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        if *method == Method::HEAD {
+            *response.body_mut() = Body::empty();
+        }
+    }
     response
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! send      destination → trace, caller's deadline → router → route
-//! forward   cors → cluster, composites → rewrite, headers → filters: faults, limits → mirrors → route timeout
+//! forward   cors → cluster, composites → filters: faults, limits → rewrite, headers → mirrors → route timeout
 //! tries     retries, hedges ─▶ attempt: admission → endpoint → connection ‖ wire
 //! back      classification → response headers → body (counts, frees and logs at its end)
 //! ```
@@ -228,12 +228,33 @@ impl Call<'_> {
             RouteAction::Redirect(_) | RouteAction::DirectResponse(_) if self.exchange.is_grpc() => {
                 Err(Cause::UnsupportedAction(OWN_ANSWER))
             }
-            RouteAction::Redirect(policy) => {
-                Ok(Answer::Local(answered(local::redirect(policy, route, self.head), route), "-"))
-            }
-            RouteAction::DirectResponse(policy) => Ok(Answer::Local(answered(local::direct(policy), route), "-")),
+            RouteAction::Redirect(policy) => self.own(route, plan, |head| local::redirect(policy, route, head)).await,
+            RouteAction::DirectResponse(policy) => self.own(route, plan, |_| local::direct(policy)).await,
             RouteAction::NonForwarding => Err(Cause::UnsupportedAction(OF_SERVERS)),
         }
+    }
+
+    /// An answer of the route's own. Filters come before it, as in Envoy: they are for what is not forwarded too.
+    async fn own(
+        &mut self,
+        route: &CompiledRoute,
+        plan: &Plan,
+        make: impl FnOnce(&Head) -> Response<Body>,
+    ) -> Result<Answer, Cause> {
+        self.caller.check(self.now)?;
+        let filters = {
+            let (env, head) = (self.env, &self.head);
+            let draw = || env.draw_million();
+            composite::passed(&plan.filters, || head.view(&draw), &Draws::new(env))
+        };
+        // Boxed: requests that are forwarded are no larger for it.
+        if !filters.is_empty()
+            && let Some(answer) = Box::pin(self.filter(&filters, None)).await?
+        {
+            return Ok(answer);
+        }
+        let answer = answered(make(self.head), route);
+        Ok(Answer::Local(local::described(answer, &self.head.method), "-"))
     }
 
     /// From the route to its cluster.
@@ -261,16 +282,10 @@ impl Call<'_> {
         }
         // What comes too late takes nothing from limits, and nobody is sent it.
         self.caller.check(self.now)?;
-        // Before header operations: those are the last word on what is sent.
-        self.head.rewrite(route, forward, share);
-        let changes_headers = plan.changes_headers || share.is_some_and(|share| !share.headers.is_empty());
-        if changes_headers {
-            header_policies(route, share).for_each(|headers| headers.request.apply(&mut self.head.headers));
-        }
-        self.head.show_host();
-        // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
+        // Before the request is changed and before the timeout begins, as in Envoy: they look at what came, and a delay is not
+        // the endpoint's time.
         if !filters.is_empty()
-            && let Some(answer) = self.filter(&filters, &cluster.policy().name).await?
+            && let Some(answer) = self.filter(&filters, Some(&cluster.policy().name)).await?
         {
             return Ok(answer);
         }
@@ -278,6 +293,13 @@ impl Call<'_> {
         if let Some(throttling) = router.throttling() {
             self.exchange.owe(throttling.pass(self.now, self.env.draw_million())?);
         }
+        // Before header operations: those are the last word on what is sent.
+        self.head.rewrite(route, forward, share);
+        let changes_headers = plan.changes_headers || share.is_some_and(|share| !share.headers.is_empty());
+        if changes_headers {
+            header_policies(route, share).for_each(|headers| headers.request.apply(&mut self.head.headers));
+        }
+        self.head.show_host();
         let cookies = self.hash(plan);
         let deadline = self.deadline(router, forward);
         self.exchange.set_deadline(deadline);
@@ -334,8 +356,9 @@ impl Call<'_> {
         }
     }
 
-    /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.
-    async fn filter(&mut self, lists: &[&[Filter]], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+    /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it. `cluster` = where the
+    /// request is to go.
+    async fn filter(&mut self, lists: &[&[Filter]], cluster: Option<&ClusterName>) -> Result<Option<Answer>, Cause> {
         for list in lists {
             let mut left = *list;
             while let Some((fault, rest)) = self.pass(left)? {
@@ -384,7 +407,7 @@ impl Call<'_> {
     }
 
     /// The delay first, then the abort, each drawn by itself (gRFC A33).
-    async fn inject(&mut self, fault: &Faults, cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+    async fn inject(&mut self, fault: &Faults, cluster: Option<&ClusterName>) -> Result<Option<Answer>, Cause> {
         let env = self.env;
         let draw = || env.draw_million();
         if !fault.concerns(&self.head.view(&draw), cluster) {
@@ -400,7 +423,10 @@ impl Call<'_> {
             Box::pin(self.caller.bound(wait)).await?;
         }
         let status = fault.abort(&self.head.headers, draw);
-        Ok(status.map(|status| Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")))
+        Ok(status.map(|status| {
+            let answer = local::abort(status, self.exchange.is_grpc());
+            Answer::Local(local::described(answer, &self.head.method), "FI")
+        }))
     }
 
     /// The earliest of the caller's deadline, the route's timeout, and the longest life of a stream: the route's for gRPC

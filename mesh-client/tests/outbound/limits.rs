@@ -10,9 +10,9 @@ use mesh_client::{Breakers, Cause, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
     AbortStatus, AdaptiveConcurrency, Address, AdmissionControl, CircuitBreakers, Cluster, ClusterChoice,
-    Fault as Injected, FaultAbort, FaultDelay, FilterOverride, Forward, HeaderAction, HeaderWrite, HttpFilter,
-    HttpFilterKind, LocalRateLimit, MinRtt, Mirror, PerMillion, RouteMatch, Snapshot, TokenBucket, WeightedCluster,
-    WeightedClusters,
+    DirectResponse, Fault as Injected, FaultAbort, FaultDelay, FilterOverride, Forward, HeaderAction, HeaderWrite,
+    HttpFilter, HttpFilterKind, LocalRateLimit, MinRtt, Mirror, PerMillion, Redirect, RouteAction, RouteMatch,
+    Snapshot, TokenBucket, WeightedCluster, WeightedClusters,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, clock, policy};
 use tokio::net::TcpStream;
@@ -81,6 +81,34 @@ async fn a_rate_limit_refuses_what_is_beyond_its_bucket_with_its_own_answer() {
     assert_eq!(passed(&client, 2).await, 2);
     let over: Vec<_> = server.received()[before..].iter().map(|r| r.headers.contains_key("x-over")).collect();
     assert_eq!(over, [false, true]);
+}
+
+#[tokio::test]
+async fn an_answer_of_the_routes_own_comes_after_faults_and_limits() {
+    let redirect =
+        Redirect { code: 307, scheme: None, host: Some("b.test".into()), port: None, path: None, strip_query: false };
+    let direct = DirectResponse { status: 418, body: b"tea".into() };
+    for (action, status) in [(RouteAction::Redirect(redirect), 307), (RouteAction::DirectResponse(direct), 418)] {
+        let client = |kind: HttpFilterKind| {
+            let routes = policy::routes([policy::route(RouteMatch::any(), action.clone())]);
+            let mut snapshot = policy::snapshot(routes, []);
+            Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "f".into(), kind }];
+            client_of(snapshot).0
+        };
+        assert_eq!(passed(&client(HttpFilterKind::RateLimit(bucket(2))), 5).await, 2);
+        let abort = Some(FaultAbort::with(AbortStatus::Http(555), PerMillion::ALL));
+        let fault = Injected { abort, ..Injected::default() };
+        // What goes nowhere goes to no cluster.
+        let elsewhere = Injected { cluster: Some("elsewhere".into()), ..fault.clone() };
+        for (fault, want) in [(fault, 555), (elsewhere, status)] {
+            let answer = fetch(&client(HttpFilterKind::Fault(Some(fault))), "/").await.unwrap();
+            assert_eq!(answer.status().as_u16(), want);
+        }
+        // What a limit by latency lets through gives its place back, and says nothing of latency.
+        let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+        let one = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..Default::default() };
+        assert_eq!(passed(&client(HttpFilterKind::AdaptiveConcurrency(Some(one))), 3).await, 3);
+    }
 }
 
 #[tokio::test]
@@ -212,6 +240,41 @@ async fn throttling_by_the_sre_books_rule_leaves_a_healthy_destination_alone() {
         assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
     }
     assert_eq!(server.requests(), 100);
+}
+
+#[tokio::test]
+async fn who_looks_at_the_status_alone_leaves_throttling_as_it_was() {
+    let server = EchoServer::start("one").await;
+    let control = Some(AdmissionControl::default());
+    for (behaviour, grpc, refuses) in [
+        (Behaviour::Echo, false, false),
+        (Behaviour::Grpc(0), true, false),
+        (Behaviour::Grpc(14), true, true),
+        (Behaviour::GrpcTrailers(0), true, true),
+    ] {
+        server.behave(behaviour);
+        let limited = || filtered(HttpFilterKind::AdmissionControl(control.clone()), &server);
+        let sre = Client::builder(FixedSource::of(TARGET, policy::snapshot_to(&[server.address()])));
+        let clients = [client_of(limited()).0, sre.throttling(2.0, Duration::from_secs(120)).build()];
+        for client in clients {
+            let mut some = false;
+            for _ in 0..100 {
+                let mut request = post("/", "hello");
+                if grpc {
+                    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+                }
+                match client.send(request).await {
+                    // Its body is dropped unread; where the status of gRPC would have been in it, nobody knows what came of it.
+                    Ok(answer) => assert_eq!(answer.status(), 200),
+                    Err(error) => {
+                        assert_eq!(error.code(), Code::THROTTLED, "{error}");
+                        some = true;
+                    }
+                }
+            }
+            assert_eq!(some, refuses, "{behaviour:?}");
+        }
+    }
 }
 
 #[tokio::test]

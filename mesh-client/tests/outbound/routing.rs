@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use mesh_client::{Client, DestinationPhase, FilterExplanation};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault as _};
@@ -154,10 +156,16 @@ async fn redirects_and_direct_responses_are_answered_locally() {
         strip_query: true,
     };
     let secure = Redirect { host: None, path: None, ..redirect.clone() };
+    let asks = Redirect { path: Some(PathRewrite::Full("/moved?y=2".into())), ..redirect.clone() };
+    let asks_too = Redirect { strip_query: false, ..asks.clone() };
+    let kept = Redirect { strip_query: false, ..redirect.clone() };
     let at = |path: &str| RouteMatch { path: PathMatch::Exact(path.into()), ..RouteMatch::any() };
     let routes = policy::routes([
         policy::route(at("/old"), RouteAction::Redirect(redirect)),
         policy::route(at("/secure"), RouteAction::Redirect(secure)),
+        policy::route(at("/asks"), RouteAction::Redirect(asks)),
+        policy::route(at("/asks-too"), RouteAction::Redirect(asks_too)),
+        policy::route(at("/kept"), RouteAction::Redirect(kept)),
         policy::route(at("/health"), RouteAction::DirectResponse(DirectResponse { status: 418, body: b"tea".into() })),
     ]);
     let (client, _) = client_of(policy::snapshot(routes, []));
@@ -171,6 +179,11 @@ async fn redirects_and_direct_responses_are_answered_locally() {
     let response = fetch(&client, "/old?x=1").await.unwrap();
     assert_eq!(response.status(), 301);
     assert_eq!(response.headers()["location"], "https://other.test/moved");
+    // As Envoy: a target's own query stands in place of the request's, and is never dropped.
+    for (path, query) in [("/asks", "?y=2"), ("/asks-too", "?y=2"), ("/kept", "?x=1")] {
+        let response = fetch(&client, &format!("{path}?x=1")).await.unwrap();
+        assert_eq!(response.headers()["location"], format!("https://other.test/moved{query}"), "{path}");
+    }
     for (authority, location) in [
         ("a.test", "https://a.test/secure"),
         // As Envoy: the old scheme's own port goes, another one stays.
@@ -184,6 +197,17 @@ async fn redirects_and_direct_responses_are_answered_locally() {
     }
     let response = fetch(&client, "/health").await.unwrap();
     assert_eq!((response.status().as_u16(), &response.body()[..]), (418, &b"tea"[..]));
+    let told = |response: &Response<Bytes>| {
+        [CONTENT_TYPE, CONTENT_LENGTH]
+            .map(|name| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()))
+    };
+    assert_eq!(told(&response), [Some("text/plain".to_owned()), Some("3".to_owned())]);
+    // To HEAD it says the same, without the body; an answer without one says nothing of it.
+    let mut head = get("/health");
+    *head.method_mut() = Method::HEAD;
+    let headed = read(client.send(head).await.unwrap()).await.unwrap();
+    assert_eq!((headed.body().len(), told(&headed)), (0, told(&response)));
+    assert_eq!(told(&fetch(&client, "/kept").await.unwrap()), [None, None]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +270,7 @@ async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
 }
 
 #[tokio::test]
-async fn explain_sees_a_request_as_it_is_sent_and_what_its_retries_would_meet() {
+async fn explain_and_filters_see_a_request_as_it_came_and_what_its_retries_would_meet() {
     let server = EchoServer::start("v1").await;
     let rewrite = Rewrite { path: Some(PathRewrite::Full("/new".into())), ..Rewrite::default() };
     let retry = Some(super::retrying(2, Default::default()));
@@ -256,7 +280,8 @@ async fn explain_sees_a_request_as_it_is_sent_and_what_its_retries_would_meet() 
         invert: false,
         treat_missing_as_empty: false,
     };
-    for (wanted, meant) in [("/new", true), ("/old", false)] {
+    // As Envoy's, which come before the router changes anything.
+    for (wanted, meant) in [("/old", true), ("/new", false)] {
         let forward = Forward { rewrite: rewrite.clone(), retry: retry.clone(), ..Forward::to("test".into()) };
         let abort = Some(FaultAbort::with(AbortStatus::Http(555), PerMillion::ALL));
         let fault = Fault { abort, headers: vec![path(wanted)], ..Fault::default() };

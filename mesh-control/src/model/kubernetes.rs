@@ -221,14 +221,17 @@ fn not_performed(spec: &ServiceSpec, check: &mut Check<'_>) {
 
 fn service_ports(specs: Vec<ServicePortSpec>, check: &mut Check<'_>) -> Vec<ServicePort> {
     let mut ports: Vec<ServicePort> = Vec::new();
+    // Those of another transport than TCP.
+    let mut others = Vec::new();
     for (i, spec) in specs.into_iter().enumerate() {
         let path = format!("spec.ports[{i}]");
         let Some(number) = check.take(&format!("{path}.port"), port(spec.port)) else { continue };
-        if ports.iter().any(|other| other.number == number) {
-            // TCP and UDP may share a number; the mesh only carries the first.
+        let transport = spec.protocol.as_deref().unwrap_or("TCP");
+        let known = ports.iter().position(|other| other.number == number);
+        // TCP and UDP may share a number, and the mesh carries TCP alone: that counts, whichever is listed first.
+        if known.is_some() && (transport != "TCP" || !others.contains(&number)) {
             continue;
         }
-        let transport = spec.protocol.as_deref().unwrap_or("TCP");
         let protocol = PortProtocol::of_port(spec.app_protocol.as_deref(), &spec.name, number, transport);
         if protocol == PortProtocol::Unspecified {
             let message = "neither appProtocol nor the port's name says the protocol; HTTP is assumed for HTTP clients";
@@ -244,7 +247,15 @@ fn service_ports(specs: Vec<ServicePortSpec>, check: &mut Check<'_>) -> Vec<Serv
                 Err(_) => PortTarget::Name(text),
             },
         };
-        ports.push(ServicePort { number, name: spec.name, protocol, target });
+        let port = ServicePort { number, name: spec.name, protocol, target };
+        match known {
+            Some(place) => ports[place] = port,
+            None => ports.push(port),
+        }
+        match transport {
+            "TCP" => others.retain(|other| *other != number),
+            _ => others.push(number),
+        }
     }
     ports
 }

@@ -289,6 +289,25 @@ fn port_protocols_follow_app_protocol_then_name_then_number() {
     assert_eq!(PortProtocol::of_port(None, "http", 53, "UDP"), PortProtocol::Udp);
 }
 
+#[test]
+fn of_ports_with_one_number_that_of_tcp_counts_whichever_comes_first() {
+    let (udp, tcp) = ("{name: dns, port: 53, protocol: UDP}", "{name: dns-tcp, port: 53, targetPort: 5353}");
+    let (other, web) = ("{name: other, port: 53, protocol: TCP}", "{name: http, port: 80}");
+    let ports = |list: &[&str]| -> Vec<(String, bool)> {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: kube-dns}}\nspec: {{ports: [{}]}}\n",
+            list.join(", ")
+        );
+        let model = Model::from_texts([("a.yaml", text.as_str())]);
+        let service = model.services.values().next().unwrap();
+        service.spec.ports.iter().map(|port| (port.name.clone(), port.protocol == PortProtocol::Udp)).collect()
+    };
+    let (of_udp, of_tcp, of_web) = (("dns".into(), true), ("dns-tcp".into(), false), ("http".to_owned(), false));
+    assert_eq!(ports(&[udp, web, tcp, other]), [of_tcp.clone(), of_web.clone()]);
+    assert_eq!(ports(&[tcp, udp, other, web]), [of_tcp, of_web]);
+    assert_eq!(ports(&[udp]), [of_udp], "the control");
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_makes_reading_panic(text in "[ -~\n]{0,200}") {

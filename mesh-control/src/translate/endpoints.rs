@@ -1,10 +1,10 @@
 //! Endpoints of a cluster, grouped by locality, with failover tiers from the client's point of view.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 
 use mesh_core::id::Locality;
-use mesh_core::policy::{Endpoint, Endpoints, LocalityEndpoints};
+use mesh_core::policy::{Address, Endpoint, Endpoints, LocalityEndpoints};
 
 use super::catalog::{HostPort, Lookup};
 use super::instances::Instance;
@@ -38,6 +38,11 @@ pub(super) fn of_port(
     // would count twice. What manifests say comes first, and counts.
     members.sort_by(|a, b| a.address.cmp(&b.address));
     members.dedup_by(|a, b| a.address == b.address);
+    let also: HashSet<&Address> = members.iter().flat_map(|instance| &instance.others).collect();
+    if !also.is_empty() {
+        // So would one that announces itself at its address of the other family.
+        members.retain(|instance| !instance.others.is_empty() || !also.contains(&instance.address));
+    }
     let shares = Shares::of(&members);
     let distribution = distribution(scope, policy);
     let mut groups: BTreeMap<(u32, &Locality), Vec<&Instance>> = BTreeMap::new();
@@ -121,6 +126,7 @@ fn endpoint(instance: &Instance, weight: NonZeroU32) -> Endpoint {
     Endpoint {
         weight,
         health: instance.health,
+        additional_addresses: instance.others.as_slice().into(),
         metadata: instance.metadata.clone(),
         ..Endpoint::new(instance.address.clone())
     }

@@ -1,5 +1,6 @@
 //! Who serves a port: endpoint slices, workload entries, service entry endpoints, announcements.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -21,6 +22,8 @@ use crate::shards::Shards;
 #[derive(Clone, Debug)]
 pub(super) struct Instance {
     pub(super) address: Address,
+    /// Further addresses at which it is, of another family.
+    pub(super) others: Vec<Address>,
     pub(super) labels: Arc<BTreeMap<String, String>>,
     pub(super) locality: Locality,
     pub(super) weight: NonZeroU32,
@@ -36,6 +39,7 @@ impl Instance {
     pub(super) fn named(host: &str, port: u16) -> Self {
         Self {
             address: Address::Name { host: host.into(), port },
+            others: Vec::new(),
             labels: Arc::default(),
             locality: Locality::default(),
             weight: NonZeroU32::MIN,
@@ -232,6 +236,7 @@ fn announced(registration: &Registration, model: &Model, options: &Options) -> I
     };
     Instance {
         address: Address::Socket(registration.address),
+        others: Vec::new(),
         labels: Arc::new(labels.clone()),
         locality: registration.locality.clone(),
         weight: NonZeroU32::MIN,
@@ -267,8 +272,10 @@ pub(super) fn of_service(
 ) {
     let (namespace, spec) = (service.namespace(), &service.spec);
     let key = (namespace.to_owned(), service.name().to_owned());
-    for slice in workloads.slices.get(&key).map_or(&[][..], |slices| slices) {
-        from_slice(slice, service, port, workloads, policies);
+    let slices = workloads.slices.get(&key).map_or(&[][..], |slices| slices);
+    let mut families = Families::of(slices, service);
+    for slice in slices {
+        from_slice(slice, service, (port, &mut families), workloads, policies);
     }
     let by_name = workloads.announced.of_service(namespace, service.name());
     let by_name = by_name.iter().filter(|announced| announced.registration.service_port == port.number);
@@ -327,10 +334,66 @@ fn target_number(port: &HostPort) -> u16 {
     }
 }
 
-fn from_slice(
-    slice: &Object<EndpointSlice>,
+/// The pods of a Service of both families, which has slices of each: a pod in two of them is one endpoint with two addresses
+/// (gRFC A61).
+struct Families<'s> {
+    /// Where each is among the instances, and how good its first address is; `None` = there is one family.
+    pods: Option<HashMap<&'s (String, String), (usize, Rank)>>,
+    v6_first: bool,
+}
+
+/// Whether something was announced at an address, and whether it is of the Service's first family.
+type Rank = (bool, bool);
+
+impl<'s> Families<'s> {
+    fn of(slices: &'s [Slice], service: &Object<Service>) -> Self {
+        let family = |slice: &Slice| Some(slice.spec.endpoints.first()?.addresses.first()?.is_ipv6());
+        let mut all = slices.iter().filter_map(family);
+        let both = all.next().is_some_and(|first| all.any(|other| other != first));
+        let v6_first = service.spec.cluster_ips.first().is_some_and(IpAddr::is_ipv6);
+        Self { pods: both.then(HashMap::new), v6_first }
+    }
+
+    /// Takes an endpoint in: a pod's address of another family than one that is there already belongs to that one.
+    fn take(
+        &mut self,
+        all: &mut Vec<Instance>,
+        instance: Instance,
+        pod: Option<&'s (String, String)>,
+        announced: bool,
+    ) {
+        let family = |instance: &Instance| matches!(&instance.address, Address::Socket(at) if at.is_ipv6());
+        if let (Some(pods), Some(pod)) = (&mut self.pods, pod) {
+            let rank = (announced, family(&instance) == self.v6_first);
+            match pods.entry(pod) {
+                Entry::Vacant(entry) => _ = entry.insert((all.len(), rank)),
+                Entry::Occupied(mut entry) => {
+                    let (at, best) = entry.get_mut();
+                    let known = &mut all[*at];
+                    if family(known) != family(&instance) {
+                        let mut others = std::mem::take(&mut known.others);
+                        let other = if rank > *best {
+                            *best = rank;
+                            std::mem::replace(known, instance)
+                        } else {
+                            instance
+                        };
+                        others.push(other.address);
+                        others.dedup();
+                        known.others = others;
+                        return;
+                    }
+                }
+            }
+        }
+        all.push(instance);
+    }
+}
+
+fn from_slice<'s>(
+    slice: &'s Object<EndpointSlice>,
     service: &Object<Service>,
-    port: &mut HostPort,
+    (port, families): (&mut HostPort, &mut Families<'s>),
     workloads: &Workloads,
     policies: Policies<'_>,
 ) {
@@ -362,8 +425,9 @@ fn from_slice(
                     _ => marked_transport(policies, namespace, &labels, address.port()),
                 }
             };
-            port.instances.push(Instance {
+            let instance = Instance {
                 address: Address::Socket(address),
+                others: Vec::new(),
                 labels: Arc::new(labels),
                 locality: locality(&endpoint.zone, announced),
                 weight: NonZeroU32::MIN,
@@ -371,7 +435,8 @@ fn from_slice(
                 namespace: namespace.to_owned(),
                 account: account.or(announced.map(|announced| &announced.service_account)).cloned(),
                 metadata: Arc::new(metadata),
-            });
+            };
+            families.take(&mut port.instances, instance, endpoint.pod.as_ref(), announced.is_some());
         }
     }
 }
@@ -421,6 +486,7 @@ fn from_endpoint(
     };
     Some(Instance {
         address,
+        others: Vec::new(),
         labels: Arc::new(entry.labels.clone()),
         locality: entry.locality.clone(),
         weight: NonZeroU32::new(entry.weight).unwrap_or(NonZeroU32::MIN),

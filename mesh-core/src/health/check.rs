@@ -5,6 +5,10 @@ use std::time::Duration;
 use crate::balance::Draw;
 use crate::policy::{HealthCheck, HealthCheckPace};
 
+/// The time between checks of a healthy endpoint whose cluster has had no requests, where policy has none (Envoy's
+/// `no_traffic_interval`). One that is not well is looked at as often as others: nobody waits a minute for the first that is.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// What one check came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
@@ -66,7 +70,7 @@ impl Checked {
             policy.pace;
         let at_edge = self.against > 0;
         let time = match (self.state, traffic) {
-            (State::Healthy, false) if !at_edge => no_traffic_healthy.or(no_traffic),
+            (State::Healthy, false) if !at_edge => no_traffic_healthy.or(no_traffic).or(Some(IDLE)),
             (_, false) => no_traffic,
             // Well so far, and the last check failed.
             (State::Healthy, true) if at_edge => unhealthy_edge.or(unhealthy),
@@ -171,7 +175,12 @@ mod tests {
             (&[Passed, Failed], false, 60),
         ] {
             assert_eq!(wait(outcomes, &pace, traffic), want, "{outcomes:?} {traffic}");
-            assert_eq!(wait(outcomes, &HealthCheckPace::default(), traffic), 10, "control: nothing but the interval");
+            let unset = if outcomes == [Passed] && !traffic { 60 } else { 10 };
+            assert_eq!(
+                wait(outcomes, &HealthCheckPace::default(), traffic),
+                unset,
+                "control: nothing but the interval"
+            );
         }
         let unhealthy_only = HealthCheckPace { unhealthy: secs(5), ..HealthCheckPace::default() };
         assert_eq!(wait(&[Passed, Failed], &unhealthy_only, true), 5, "the edge is as the state to come");

@@ -250,11 +250,13 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         // Longer each time, up to the first time that lasts as long as any may.
         let times = entry.ejections.saturating_add(1);
         let time = policy.base_ejection.saturating_mul(times);
-        if time < policy.max_ejection.saturating_add(policy.base_ejection) {
+        // The first is never cut short (gRFC A50).
+        let longest = policy.max_ejection.max(policy.base_ejection);
+        if time < longest.saturating_add(policy.base_ejection) {
             entry.ejections = times;
         }
         let jitter = policy.max_ejection_jitter.saturating_add(Duration::from_nanos(1));
-        let time = time.min(policy.max_ejection).saturating_add(below(jitter, draw));
+        let time = time.min(longest).saturating_add(below(jitter, draw));
         entry.ejection = Some(Ejection { reason, until: now.saturating_add(time) });
         self.ejected += 1;
         Some(Change::Ejected(reason, time))

@@ -157,6 +157,16 @@ fn each_ejection_is_longer_than_the_last_and_good_intervals_shorten_them_again()
 }
 
 #[test]
+fn the_first_ejection_is_never_cut_short_a50() {
+    let policy = OutlierDetection { base_ejection: 30 * SECOND, max_ejection: 10 * SECOND, ..outlier() };
+    let mut roster = roster(policy, 2);
+    for at in [0, 30, 60] {
+        assert_eq!(eject(&mut roster, 1, at), Some(Change::Ejected(WHY, 30 * SECOND)));
+        sweep(&mut roster, at + 30);
+    }
+}
+
+#[test]
 fn the_jitter_comes_on_top() {
     let policy = OutlierDetection { max_ejection: 30 * SECOND, max_ejection_jitter: 5 * SECOND, ..outlier() };
     for (draw, want) in [(0, 30), (5_000_000_000, 35)] {

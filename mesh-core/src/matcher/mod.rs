@@ -300,7 +300,7 @@ impl CompiledRoute {
     }
 
     /// Path and query after the path rewrite of the route's forwarding or redirect; `None` if it has
-    /// none. The query is kept as it is. `path_and_query` is that of a request this route matched.
+    /// none. The query is kept as it is, unless a redirect has its own. `path_and_query` is that of a request this route matched.
     pub fn rewrite_path(&self, path_and_query: &str) -> Option<String> {
         self.rewriter.as_ref().map(|rewriter| rewriter.rewrite(path_and_query))
     }

@@ -15,6 +15,8 @@ pub(super) enum PathRewriter {
         join: bool,
     },
     Full(Box<str>),
+    /// The query goes as well.
+    WithQuery(Box<str>),
     Regex {
         pattern: Box<Regex>,
         substitution: Box<str>,
@@ -28,6 +30,12 @@ impl PathRewriter {
             RouteAction::Redirect(redirect) => redirect.path.as_ref(),
             RouteAction::DirectResponse(_) | RouteAction::NonForwarding => None,
         }?;
+        if let RouteAction::Redirect(redirect) = &route.action
+            && redirect.has_own_query()
+            && let PathRewrite::Full(new) = policy
+        {
+            return Some(Self::WithQuery(new.as_str().into()));
+        }
         Some(match (policy, &route.matcher.path) {
             (PathRewrite::Prefix(new), PathMatch::Prefix(old)) => {
                 Self::Prefix { matched: old.len(), replacement: new.as_str().into(), join: false }
@@ -58,14 +66,16 @@ impl PathRewriter {
                 out.push_str(replacement);
                 out.push_str(rest);
             }
-            Self::Full(replacement) => out.push_str(replacement),
+            Self::Full(replacement) | Self::WithQuery(replacement) => out.push_str(replacement),
             Self::Regex { pattern, substitution } => replace_all(pattern, substitution, path, &mut out),
         }
         // A request path is never empty.
         if !out.starts_with('/') {
             out.insert(0, '/');
         }
-        out.push_str(query);
+        if !matches!(self, Self::WithQuery(_)) {
+            out.push_str(query);
+        }
         out
     }
 }

@@ -396,7 +396,7 @@ pub struct OutlierDetection {
     pub interval: Duration,
     /// First ejection; multiplied by the number of ejections. Default 30 s.
     pub base_ejection: Duration,
-    /// Longest ejection. Default 300 s.
+    /// Longest ejection; one below the first counts as that (gRFC A50). Default 300 s.
     pub max_ejection: Duration,
     /// Up to this much is added to an ejection at random. Default 0.
     pub max_ejection_jitter: Duration,
@@ -468,7 +468,7 @@ pub struct SuccessRateEjection {
 pub struct FailurePercentageEjection {
     /// Failure share that ejects. Default 85 %.
     pub threshold: PerMillion,
-    /// Share of such endpoints really ejected.
+    /// Share of such endpoints really ejected. Default 0.
     pub enforcing: PerMillion,
     /// The same for failures of the connection, where they are counted apart. Default 0.
     pub enforcing_local_origin: PerMillion,
@@ -503,7 +503,7 @@ impl Default for FailureAccrual {
     }
 }
 
-/// An active health check.
+/// An active health check. What is without a default here has none in Envoy either.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct HealthCheck {
     /// What is asked.
@@ -533,9 +533,9 @@ pub struct HealthCheckPace {
     pub jitter: Duration,
     /// Up to this percentage of the time is added to it.
     pub jitter_percent: u32,
-    /// While the cluster gets no traffic. Envoy's default 60 s.
+    /// While the cluster has had no traffic. None = 60 s (Envoy) while the endpoint is healthy.
     pub no_traffic: Option<Duration>,
-    /// While the cluster gets no traffic and the endpoint is healthy.
+    /// While the cluster has had no traffic and the endpoint is healthy. None = that.
     pub no_traffic_healthy: Option<Duration>,
     /// While the endpoint is unhealthy.
     pub unhealthy: Option<Duration>,

@@ -653,10 +653,17 @@ pub struct Redirect {
     pub host: Option<String>,
     /// New port.
     pub port: Option<u16>,
-    /// New path.
+    /// New path. A whole one that has a query of its own takes the place of the request's query as well.
     pub path: Option<PathRewrite>,
-    /// Drop the query. Default false.
+    /// Drop the request's query. Default false.
     pub strip_query: bool,
+}
+
+impl Redirect {
+    /// Whether the query is the new path's own, whatever the request's was (Envoy `path_redirect`).
+    pub fn has_own_query(&self) -> bool {
+        matches!(&self.path, Some(PathRewrite::Full(path)) if path.contains('?'))
+    }
 }
 
 /// An answer given without an upstream.

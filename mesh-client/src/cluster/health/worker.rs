@@ -168,7 +168,7 @@ impl Owner {
 
     /// Schedules the next check of an endpoint.
     fn begin(&mut self, address: Address, place: usize, mut patient: Patient) {
-        let traffic = self.has_traffic(place);
+        let traffic = self.has_traffic();
         let env = &self.env;
         let Some(wait) = self.roster.lock().pace(&address, place, traffic, &mut |below| env.draw(below)) else {
             return;
@@ -187,11 +187,9 @@ impl Owner {
         }
     }
 
-    /// Whether the cluster has had requests, as far as the check's pace depends on it.
-    fn has_traffic(&self, place: usize) -> bool {
-        let pace = &self.policy.health_checks[place].pace;
-        let depends = pace.no_traffic.or(pace.no_traffic_healthy).is_some();
-        !depends || self.cluster.upgrade().is_some_and(|cluster| cluster.members().in_use().next().is_some())
+    /// Whether the cluster has had requests.
+    fn has_traffic(&self) -> bool {
+        self.cluster.upgrade().is_some_and(|cluster| cluster.members().in_use().next().is_some())
     }
 
     fn take(&mut self, check: Result<Check, Aborted>, changed: &mut Vec<Address>) {

@@ -480,6 +480,43 @@ fn endpoint_slices_give_endpoints_health_and_zone() {
 }
 
 #[test]
+fn a_pod_of_a_service_of_both_families_is_one_endpoint() {
+    let slice = |name: &str, family: &str, addresses: [&str; 2], kind: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: a}}}}\naddressType: {family}\nports: [{{name: http, port: 80}}]\nendpoints:\n- {{addresses: ['{}'], targetRef: {{kind: {kind}, name: a-x}}}}\n- {{addresses: ['{}'], targetRef: {{kind: {kind}, name: a-y}}}}\n---\n",
+            addresses[0], addresses[1]
+        )
+    };
+    let sliced = |kind: &str| {
+        service("a", "default", HTTP)
+            + &slice("a-1", "IPv6", ["fd00::1", "fd00::2"], kind)
+            + &slice("a-2", "IPv4", ["10.0.0.1", "10.0.0.2"], kind)
+    };
+    let found = |text: &str, registrations: &[Registration]| -> Vec<String> {
+        let world = with(text, registrations);
+        let endpoints = world.endpoints(&scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap();
+        let all = endpoints.iter().map(|one| {
+            let addresses = [&one.address].into_iter().chain(&one.additional_addresses);
+            addresses.map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        });
+        all.collect()
+    };
+    assert_eq!(found(&sliced("Pod"), &[]), ["10.0.0.1:80 [fd00::1]:80", "10.0.0.2:80 [fd00::2]:80"]);
+    // The Service's first family comes first, and before that the address that a process announced; it does not count twice.
+    let v6 = sliced("Pod").replacen("spec: {", "spec: {clusterIPs: ['fd00:1::1', 10.1.0.1], ", 1);
+    assert_eq!(found(&v6, &[]), ["[fd00::1]:80 10.0.0.1:80", "[fd00::2]:80 10.0.0.2:80"]);
+    let announced = |addresses: &[&str]| -> Vec<Registration> {
+        addresses.iter().map(|address| running("a", "default", 80, address)).collect()
+    };
+    let here = announced(&["[fd00::1]:80"]);
+    assert_eq!(found(&sliced("Pod"), &here), ["10.0.0.2:80 [fd00::2]:80", "[fd00::1]:80 10.0.0.1:80"]);
+    let both = announced(&["[fd00::1]:80", "10.0.0.1:80"]);
+    assert_eq!(found(&sliced("Pod"), &both), ["10.0.0.1:80 [fd00::1]:80", "10.0.0.2:80 [fd00::2]:80"]);
+    // The control: of addresses that are no pod's nobody knows whose they are.
+    assert_eq!(found(&sliced("Node"), &[]).len(), 4);
+}
+
+#[test]
 fn a_pod_in_a_slice_that_announces_itself_with_another_locality_is_one_endpoint() {
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-1, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], zone: z1, targetRef: {kind: Pod, name: a-x}}\n- {addresses: [10.0.0.2], zone: z1, targetRef: {kind: Pod, name: a-y}}\n";
     let sliced = format!("{}{slice}", service("a", "default", HTTP));

@@ -16,6 +16,7 @@ mod worker;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -165,14 +166,29 @@ impl Account {
 }
 
 /// Whose configuration it is: another node, or the same with other control planes, would be told something
-/// else.
+/// else. A Pod that comes back elsewhere is the same.
 pub(super) fn owner(bootstrap: &Bootstrap) -> u128 {
-    let mut text = format!("{}\n{}\n", bootstrap.node.id, bootstrap.node.cluster);
+    let (before, after) = without_address(&bootstrap.node.id);
+    let mut text = format!("{before}{after}\n{}\n", bootstrap.node.cluster);
     for server in bootstrap.servers.iter().chain(bootstrap.authorities.values().flat_map(|a| &a.servers)) {
         text.push_str(&server.uri.to_string());
         text.push('\n');
     }
     XxHash3_128::oneshot(text.as_bytes())
+}
+
+/// A node's id without the address in it, if it is one of Istio's, `sidecar~<ip>~<pod>.<ns>~<domain>`.
+fn without_address(id: &str) -> (&str, &str) {
+    let parts = id.split_once('~').zip(id.splitn(3, '~').nth(2));
+    match parts {
+        Some(((kind, rest), after))
+            if id.matches('~').count() == 3
+                && rest.split('~').next().is_some_and(|ip| ip.parse::<IpAddr>().is_ok()) =>
+        {
+            (kind, after)
+        }
+        _ => (id, ""),
+    }
 }
 
 /// What stands for a control plane, by its address: two of one authority may say different things under one name.
@@ -413,6 +429,29 @@ mod tests {
         // A clock that was a little ahead is no reason; one that was far ahead would keep it young for ever.
         assert!(decode(&sample(), 7, 700, DAY).is_ok());
         assert!(decode(&sample(), 7, 699, DAY).unwrap_err().contains("in the future"));
+    }
+
+    #[test]
+    fn a_pod_that_comes_back_at_another_address_is_the_owner_still() {
+        let of = |id: &str| {
+            let server = XdsServer::new("127.0.0.1:1".parse().unwrap(), ChannelCredentials::Insecure);
+            owner(&Bootstrap::new(server, Node { id: id.to_owned(), ..Node::default() }))
+        };
+        let own = of("sidecar~10.0.0.1~shop-0.default~default.svc.cluster.local");
+        for ip in ["10.9.9.9", "fd00::1"] {
+            assert_eq!(of(&format!("sidecar~{ip}~shop-0.default~default.svc.cluster.local")), own, "{ip}");
+        }
+        // The controls: another Pod, another namespace, another kind of node, and ids of which nothing is known.
+        for other in [
+            "sidecar~10.0.0.1~shop-1.default~default.svc.cluster.local",
+            "sidecar~10.0.0.1~shop-0.other~other.svc.cluster.local",
+            "router~10.0.0.1~shop-0.default~default.svc.cluster.local",
+            "sidecar~here~shop-0.default~default.svc.cluster.local",
+            "sidecar~shop-0.default~default.svc.cluster.local",
+        ] {
+            assert_ne!(of(other), own, "{other}");
+        }
+        assert_ne!(of("10.0.0.1~a"), of("10.0.0.2~a"));
     }
 
     #[test]
