@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
-use mesh_core::policy::DestinationState;
+use mesh_client::Client;
+use mesh_core::policy::{Address, DestinationState, Endpoint};
 use mesh_core::source::{DestinationSource, Watched};
 use mesh_discovery::codec;
 use mesh_discovery::xds::{AdsStream, Body, RawResource, Response, StreamError, Transport, Variant, XdsClient};
@@ -18,7 +19,12 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::plane::{BOTH, Plane, Wire, client_over, destination, endpoints_of, goes_to, ports};
+use crate::fleet::{Fleet, Manner};
+use crate::load::{TARGET, failures, quantile, run};
+use crate::plane::{
+    BOTH, Plane, Wire, client, client_over, cluster_named, destination, endpoints_at, endpoints_of, goes_to, ports,
+    route_to,
+};
 use crate::seeded;
 
 /// Between two pushes.
@@ -27,6 +33,8 @@ const PACE: Duration = Duration::from_millis(1);
 const STORM: Duration = Duration::from_secs(10);
 /// What a consumer takes for a change. One that takes longer than the pace of the pushes gets the newest, not all.
 const REBUILD: Duration = Duration::from_millis(51);
+/// Requests a second of those who call meanwhile.
+const CALLS: f64 = 100.0;
 
 type Responses = BoxStream<'static, Result<Response, StreamError>>;
 
@@ -180,6 +188,71 @@ async fn reading_ahead_of_applying_is_noticed_r41() {
         let storm = Storm::new(variant, true).await;
         storm.rage(Duration::from_secs(1)).await;
         assert!(storm.inspector.ahead.load(Relaxed) > 0);
+    }
+}
+
+/// What callers feel of a storm.
+struct Felt {
+    /// 99th percentile of their requests without it and with it.
+    p99: [Duration; 2],
+    failures: Vec<String>,
+    /// Connections to each of those that stay where they are.
+    connects: Vec<u64>,
+}
+
+/// Calls four servers through quiet and through a storm. Each push has another address for the first, which perhaps `dies`
+/// where it was with what it has in hand.
+async fn felt(variant: Variant, dies: bool) -> Felt {
+    seeded();
+    let manner = Manner { time: Duration::from_millis(20), even: true, ..Manner::default() };
+    let fleet = Fleet::new(4, 8, &manner);
+    let listed = |alias: usize| {
+        let mut all = fleet.endpoints();
+        all[0] = Endpoint::new(Address::Socket(fleet.address(0, alias)));
+        endpoints_at("x", all)
+    };
+    let plane = Plane::new();
+    plane.put_all([destination(TARGET, "r"), route_to("r", "x"), cluster_named("x"), listed(0)]);
+    let (source, way) = (Arc::new(client(variant, &[&plane])), fleet.clone());
+    let caller = Client::builder(source).connector(move |address| way.connect(&address)).build();
+    let quiet = run(&caller, CALLS, STORM).await;
+    let end = Instant::now() + STORM;
+    let push = async {
+        let mut pace = tokio::time::interval(PACE);
+        for alias in 1.. {
+            pace.tick().await;
+            if Instant::now() >= end {
+                break;
+            }
+            plane.put(listed(alias % 1000));
+            if dies {
+                fleet.server(0).cut();
+            }
+        }
+    };
+    let (storm, ()) = tokio::join!(run(&caller, CALLS, STORM), push);
+    let failures = failures(&quiet).into_iter().chain(failures(&storm)).map(str::to_owned).collect();
+    let p99 = [quantile(&quiet, 0.99), quantile(&storm, 0.99)];
+    Felt { p99, failures, connects: fleet.iter().skip(1).map(|server| server.connects()).collect() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_pushes_costs_callers_no_request_and_no_time_r41() {
+    for variant in BOTH {
+        let Felt { p99: [quiet, storm], failures, connects } = felt(variant, false).await;
+        println!("{variant:?}: {quiet:?} in quiet, {storm:?} in the storm, {connects:?} connections");
+        assert_eq!(failures, [""; 0]);
+        assert!(storm.as_secs_f64() <= quiet.as_secs_f64() * 1.1, "{quiet:?} in quiet, {storm:?} in the storm");
+        // As many as there are requests at once, whatever is pushed.
+        assert!(connects.iter().all(|connects| *connects <= 8), "{connects:?}");
+    }
+}
+
+/// Control run: where the endpoint that is pushed away takes its requests with it, the storm is felt.
+#[tokio::test(start_paused = true)]
+async fn a_storm_whose_endpoints_die_costs_callers_requests_r41() {
+    for variant in BOTH {
+        assert!(!felt(variant, true).await.failures.is_empty());
     }
 }
 

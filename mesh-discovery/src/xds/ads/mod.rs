@@ -201,6 +201,7 @@ impl<C: Codec> Ads<C> {
                 let wanted = entry.is_wanted();
                 entry.users.insert(by);
                 if wanted {
+                    self.tell_late(key);
                     return;
                 }
                 self.retired.retain(|retired| retired != key);
@@ -249,6 +250,19 @@ impl<C: Codec> Ads<C> {
         let server = self.authorities[authority].active_server();
         if self.sessions[usize::from(server)].talk(key.kind).has_asked(&key.name) {
             self.start_timer(server, key.clone(), self.clock);
+        }
+        self.tell_late(key);
+    }
+
+    /// Who comes late to a resource whose last good value stays in use gets that value, and hears what those who were there
+    /// before have heard: why it is not what the control plane says, or that nobody can be asked (gRFC A57, A88).
+    fn tell_late(&self, key: &Key) {
+        let Some(entry) = self.entry(key).filter(|entry| entry.good.is_some()) else { return };
+        let authority = self.authorities.get(usize::from(entry.authority));
+        let session = authority.map(|authority| &self.sessions[usize::from(authority.active_server())]);
+        let failing = session.and_then(Session::unreachable).map(StreamError::to_string);
+        if let Some(reason) = entry.failure.as_ref().map(|failure| failure.reason.as_str()).or(failing.as_deref()) {
+            tracing::warn!(kind = %key.kind, name = ?key.name, ?reason, "a new reader gets the last good one");
         }
     }
 

@@ -1,18 +1,35 @@
 //! What a control plane is told of what it said wrong, and what the log is.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::super::kind::Kind;
-use super::super::message::{Cause, ResourceError, Response, Variant};
-use super::machine::{Machine, listener, response};
+use parking_lot::Mutex;
+use tracing::field::{Field, Visit};
 
-/// Counts in the log.
+use super::super::ads::Known;
+use super::super::kind::Kind;
+use super::super::message::{Cause, ResourceError, Response, StreamError, Variant};
+use super::machine::{BOTH, Machine, listener, response};
+
+/// Counts in the log, and the reasons that are given there.
 #[derive(Clone, Default)]
 struct Log {
     refusals: Arc<AtomicUsize>,
     strange: Arc<AtomicUsize>,
+    reasons: Arc<Mutex<Vec<String>>>,
+}
+
+/// The reason of an event.
+struct Reason<'a>(&'a mut Vec<String>);
+
+impl Visit for Reason<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "reason" {
+            self.0.push(format!("{value:?}"));
+        }
+    }
 }
 
 impl tracing::Subscriber for Log {
@@ -24,6 +41,7 @@ impl tracing::Subscriber for Log {
         let has = |name| usize::from(event.fields().any(|field| field.name() == name));
         self.refusals.fetch_add(has("error"), Ordering::Relaxed);
         self.strange.fetch_add(has("type_url"), Ordering::Relaxed);
+        event.record(&mut Reason(&mut self.reasons.lock()));
     }
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
         tracing::span::Id::from_u64(1)
@@ -103,4 +121,47 @@ fn what_was_not_asked_for_and_what_cannot_be_given_fill_no_log() {
     let error = ResourceError { name: "a".to_owned(), cause: Cause::NotFound, message };
     ads.take(0, Response { errors: vec![error], ..response(Kind::Listener, "v1", &[]) });
     assert_eq!(ads.missing(&listener("a")).map(str::len), Some(2048));
+}
+
+#[test]
+fn x5_who_comes_late_gets_the_last_good_one_and_hears_why_it_is_the_last_a57_a88() {
+    for variant in BOTH {
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.clone());
+        let mut ads = Machine::of(variant);
+        let late = |ads: &mut Machine, by| {
+            log.reasons.lock().clear();
+            let value = |known: Known<'_, String>| match known {
+                Known::Value(value, _) => value.clone(),
+                other => panic!("{other:?}"),
+            };
+            let (_, known) = ads.ads.want(by, Kind::Listener, "a");
+            let said = (value(known), log.reasons.lock().clone());
+            // It is told once, however often it looks.
+            ads.ads.want(by, Kind::Listener, "a");
+            assert_eq!(log.reasons.lock().len(), said.1.len());
+            said
+        };
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        assert_eq!(late(&mut ads, 2), ("1".to_owned(), vec![]), "the control: nothing is wrong");
+        ads.respond(Kind::Listener, "v2", &["a=bad"]);
+        assert_eq!(late(&mut ads, 3), ("1".to_owned(), vec![r#""a: field: bad""#.to_owned()]), "a NACK");
+        ads.respond(Kind::Listener, "v3", &["a=3"]);
+        assert_eq!(late(&mut ads, 4), ("3".to_owned(), vec![]), "it is good again");
+        // A stream that had answered may end; one that does not come is a failure.
+        ads.close(Some(StreamError::new("broken")));
+        assert_eq!(late(&mut ads, 5), ("3".to_owned(), vec![]));
+        ads.close(Some(StreamError::new("nobody there")));
+        assert_eq!(late(&mut ads, 6), ("3".to_owned(), vec![r#""nobody there""#.to_owned()]), "an outage");
+        // Also where nobody wanted it in between.
+        (1..=6).for_each(|by| ads.ads.release(by, &listener("a")));
+        assert_eq!(late(&mut ads, 7), ("3".to_owned(), vec![r#""nobody there""#.to_owned()]));
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v4", &["a=4"]);
+        assert_eq!(late(&mut ads, 8), ("4".to_owned(), vec![]), "it is back");
+    }
 }
