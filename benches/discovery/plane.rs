@@ -20,7 +20,7 @@ use super::Error;
 use super::wire::{self, Any, Resource};
 
 /// Types in the order in which a client comes to ask for them.
-const TYPES: [&str; 4] = [codec::LISTENER, codec::ROUTES, codec::CLUSTER, codec::ENDPOINTS];
+pub(crate) const TYPES: [&str; 4] = [codec::LISTENER, codec::ROUTES, codec::CLUSTER, codec::ENDPOINTS];
 
 /// How large a world is.
 #[derive(Clone, Copy)]
@@ -56,11 +56,23 @@ impl Book {
 impl World {
     /// Subscribes to everything and waits until it is there.
     pub(crate) async fn load(variant: Variant, size: Size, book: Book) -> Result<Self, Error> {
-        let (sender, mut streams) = mpsc::unbounded_channel();
+        let (sender, streams) = mpsc::unbounded_channel();
         let server = XdsServer::new("memory:1".parse()?, ChannelCredentials::Insecure);
         let mut config = XdsConfig::new(Bootstrap::new(server, Node::default()));
         config.variant = Some(variant);
-        let client = Arc::new(XdsClient::spawn(config, move |_| Memory(sender.clone()), &Handle::current()));
+        let client = XdsClient::spawn(config, move |_| Memory(sender.clone()), &Handle::current());
+        Self::load_by(client, streams, variant, size, book).await
+    }
+
+    /// The same with a client whose `streams` come here, whatever carries them.
+    pub(crate) async fn load_by(
+        client: XdsClient,
+        mut streams: mpsc::UnboundedReceiver<Stream>,
+        variant: Variant,
+        size: Size,
+        book: Book,
+    ) -> Result<Self, Error> {
+        let client = Arc::new(client);
         let states = (0..size.clusters).map(|n| Ok::<_, Error>(client.destination(&target(n)?)));
         let states = states.collect::<Result<Vec<_>, _>>()?;
         let stream = streams.recv().await.ok_or("the client opens no stream")?;
@@ -77,17 +89,21 @@ impl World {
     }
 
     async fn asked_for_all(&mut self, type_url: &str) -> Result<(), Error> {
+        let mut names = 0;
         loop {
-            let request = self.stream.requests.recv().await.ok_or("the client closed its stream")?;
-            let names = match &request.ask {
-                Ask::World { names, .. } => names.len(),
-                Ask::Changes { subscribe, .. } => subscribe.len(),
-            };
-            if request.type_url == type_url && names == self.size.clusters {
-                return Ok(());
-            }
-            if let Some(error) = request.error {
+            let asked = self.stream.requests.next().await.ok_or("the client closed its stream")?;
+            if let Some(error) = asked.error {
                 return Err(error.into());
+            }
+            if asked.type_url == type_url {
+                // A client on another thread may ask in several parts, of which delta has what is new.
+                names = match self.variant {
+                    Variant::StateOfTheWorld => asked.names,
+                    Variant::Delta => names + asked.names,
+                };
+            }
+            if names == self.size.clusters {
+                return Ok(());
             }
         }
     }
@@ -121,10 +137,10 @@ impl World {
 
     /// The type of the next response that is acknowledged.
     async fn acknowledged(&mut self) -> Result<&'static str, Error> {
-        let request = self.stream.requests.recv().await.ok_or("the client closed its stream")?;
-        match request.error {
+        let asked = self.stream.requests.next().await.ok_or("the client closed its stream")?;
+        match asked.error {
             Some(error) => Err(error.into()),
-            None => Ok(request.type_url),
+            None => Ok(asked.type_url),
         }
     }
 
@@ -199,9 +215,40 @@ fn resource(type_url: &str, n: usize, endpoints: usize, edition: u64) -> Result<
     Ok(Resource { name, any })
 }
 
-struct Stream {
-    requests: mpsc::Receiver<Request>,
-    responses: mpsc::UnboundedSender<Vec<u8>>,
+/// The control plane's side of a stream.
+pub(crate) struct Stream {
+    pub(crate) requests: Requests,
+    /// Responses as they are encoded.
+    pub(crate) responses: mpsc::UnboundedSender<Vec<u8>>,
+}
+
+/// What the client says, by the way it comes.
+pub(crate) enum Requests {
+    Memory(mpsc::Receiver<Request>),
+    Socket(mpsc::UnboundedReceiver<Asked>),
+}
+
+/// A request, as far as anybody looks at it here.
+pub(crate) struct Asked {
+    pub(crate) type_url: &'static str,
+    /// How many are asked for.
+    pub(crate) names: usize,
+    /// Why the last response is refused.
+    pub(crate) error: Option<String>,
+}
+
+impl Requests {
+    async fn next(&mut self) -> Option<Asked> {
+        let Request { type_url, error, ask, .. } = match self {
+            Self::Memory(requests) => requests.recv().await?,
+            Self::Socket(requests) => return requests.recv().await,
+        };
+        let names = match &ask {
+            Ask::World { names, .. } => names.len(),
+            Ask::Changes { subscribe, .. } => subscribe.len(),
+        };
+        Some(Asked { type_url, names, error })
+    }
 }
 
 #[derive(Clone)]
@@ -211,7 +258,7 @@ impl Transport for Memory {
     fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let (requests, received) = mpsc::channel(1);
         let (responses, incoming) = mpsc::unbounded_channel();
-        let sent = self.0.send(Stream { requests: received, responses });
+        let sent = self.0.send(Stream { requests: Requests::Memory(received), responses });
         Box::pin(async move {
             sent.map_err(|_| StreamError::new("nobody listens"))?;
             let bytes = stream::unfold(incoming, |mut incoming| async { Some((incoming.recv().await?, incoming)) });

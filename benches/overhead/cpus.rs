@@ -26,9 +26,20 @@ impl Cpus {
 
     /// Has the calling thread be the client's, and that of `server` the server's.
     pub(crate) fn pin(self, server: &Handle) -> Result<(), Error> {
-        server.block_on(server.spawn(async move { kernel::pin(self.server) }))??;
+        pin(server, self.server)?;
         Ok(kernel::pin(self.client)?)
     }
+
+    /// Has the one thread of each of these keep to the client's.
+    #[allow(dead_code, reason = "of another bench")]
+    pub(crate) fn pin_together(self, runtimes: &[&Handle]) -> Result<(), Error> {
+        runtimes.iter().try_for_each(|runtime| pin(runtime, self.client))
+    }
+}
+
+/// Has the one thread of a runtime keep to a CPU.
+fn pin(runtime: &Handle, cpu: usize) -> Result<(), Error> {
+    Ok(runtime.block_on(runtime.spawn(async move { kernel::pin(cpu) }))??)
 }
 
 /// Two threads of the lowest priority that keep both CPUs from halting. One request at a time lets either side sleep while the

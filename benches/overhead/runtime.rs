@@ -17,10 +17,15 @@ pub(crate) struct ServerThread {
 
 impl ServerThread {
     pub(crate) fn start() -> Result<Self, Error> {
+        Self::named("server")
+    }
+
+    /// The same with a thread of this name, by which its CPU can be told from that of others.
+    pub(crate) fn named(name: &str) -> Result<Self, Error> {
         let runtime = single()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new().name("server".to_owned()).spawn(move || {
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             // An error says that the other end is gone, which means the same.
             let _ = runtime.block_on(stopped);
         })?;

@@ -256,6 +256,8 @@ impl Picker for Hearing {
     }
 }
 
+type Adjust = fn(ClientBuilder) -> ClientBuilder;
+
 #[tokio::test]
 async fn pickers_of_the_applications_own_hear_what_answers_say_of_load() {
     let named = Balancer::Custom { name: "mine".into(), config: "{}".into() };
@@ -263,7 +265,7 @@ async fn pickers_of_the_applications_own_hear_what_answers_say_of_load() {
     let by_name = |client: ClientBuilder| client.balancer("mine", |_, candidates, _| Hearing::over(candidates));
     let for_all = |client: ClientBuilder| client.picker(|_, candidates, _| Hearing::over(candidates));
     let (busy, idle) = (Behaviour::Reporting("cpu_utilization=0.9"), Behaviour::Reporting("cpu_utilization=0.2"));
-    let rows: [(Balancer, fn(ClientBuilder) -> ClientBuilder, [usize; 2]); 5] = [
+    let rows: [(Balancer, Adjust, [usize; 2]); 5] = [
         (named.clone(), by_name, [1, 21]),
         (Balancer::RoundRobin, for_all, [1, 21]),
         (weighted(true), for_all, [1, 21]),

@@ -113,7 +113,7 @@ proptest! {
         let mut draw = seeded(seed);
         let none: &[usize] = &[];
         for (tried, away_from) in [(none, none), (&tried[..], none), (&tried[..], &tried[..]), (none, &tried[..])] {
-            let pick = Pick { tried, away_from, now, hash: Some(seed), ..Pick::default() };
+            let pick = Pick { tried, away_from, now, hash: Some(seed) };
             for _ in 0..20 {
                 let picked = set.pick(&pick, &mut draw).map(|(index, _)| index);
                 let choices = set.choices(&pick);
