@@ -338,9 +338,12 @@ fn target_number(port: &HostPort) -> u16 {
 /// (gRFC A61).
 struct Families<'s> {
     /// Where each is among the instances, and how good its first address is; `None` = there is one family.
-    pods: Option<HashMap<&'s (String, String), (usize, Rank)>>,
+    pods: Option<HashMap<&'s PodName, (usize, Rank)>>,
     v6_first: bool,
 }
+
+/// Namespace and name.
+type PodName = (String, String);
 
 /// Whether something was announced at an address, and whether it is of the Service's first family.
 type Rank = (bool, bool);

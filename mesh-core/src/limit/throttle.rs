@@ -12,7 +12,7 @@ use crate::policy::AdmissionControl;
 ///
 /// | | threshold | a request counts | window |
 /// |---|---|---|---|
-/// | [Envoy](Self::new) | a success rate, 95 % by default | when it has ended; refused ones do not | 30 s by default |
+/// | [Envoy](Self::new) | a success rate, 95 % by default | with the head of its answer, or the status of gRPC; refused ones do not | 30 s by default |
 /// | [SRE book](Self::sre) | 1 / K | when it is asked for, refused or not | 2 minutes by default |
 ///
 /// The window slides in tenths. Of requests asked for in the same instant by several threads all see the same counts.
@@ -63,7 +63,7 @@ impl Throttle {
         f64::from(draw) < share * 1e6
     }
 
-    /// Counts the end of a request that was not refused.
+    /// Counts what came of a request that was not refused.
     pub fn record(&self, now: Instant, successful: bool) {
         let counts = Counts { first: u64::from(!self.counts_asked), second: u64::from(successful) };
         if counts != Counts::default() {

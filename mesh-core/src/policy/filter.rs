@@ -178,7 +178,7 @@ pub struct TokenBucket {
 }
 
 /// Client-side throttling (Envoy `admission_control`): as the success rate falls below a threshold, a growing share
-/// of requests is refused before it is sent. Of `requests` in the window, of which `successes` ended well, the share
+/// of requests is refused before it is sent. Of `requests` in the window, of which `successes` were answered well, the share
 /// refused is `max(0, (requests - successes / threshold) / (requests + 1)) ^ (1 / aggression)`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct AdmissionControl {
