@@ -175,6 +175,7 @@ struct Wire<T> {
 }
 
 /// What comes next over a connection.
+#[allow(clippy::large_enum_variant, reason = "one is made for each request, and nearly always of the large kind")]
 enum Next {
     Request(Request<Bytes>),
     /// What is hyper's.

@@ -17,6 +17,7 @@ const MAX_HEADERS: usize = 100;
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
 /// What the bytes of a connection begin with.
+#[allow(clippy::large_enum_variant, reason = "one is made for each request, and nearly always of the large kind")]
 pub(super) enum Found {
     /// A request with all of its body.
     Whole(Request<Bytes>, Said),
@@ -91,24 +92,20 @@ pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, roo
 
 /// What headers say of the message, and how long its body is. `None`: more than can be said in one way, or what is not for here.
 fn plain(headers: &[Header<'_>]) -> Option<(usize, Said)> {
-    let (mut length, mut said) = (None, Said { keep_alive: true, trailers: false });
+    let (mut length, mut lengths, mut said) = (0, 0, Said { keep_alive: true, trailers: false });
     for Header { name, value } in headers {
         // Nearly all names are as long as none of these.
         match name.len() {
             6 if name.eq_ignore_ascii_case("expect") => return None,
             7 if name.eq_ignore_ascii_case("upgrade") => return None,
             17 if name.eq_ignore_ascii_case("transfer-encoding") => return None,
-            14 if name.eq_ignore_ascii_case("content-length") => {
-                if length.replace(number(value)?).is_some() {
-                    return None;
-                }
-            }
+            14 if name.eq_ignore_ascii_case("content-length") => (length, lengths) = (number(value)?, lengths + 1),
             10 if name.eq_ignore_ascii_case("connection") => said.keep_alive &= !lists(value, b"close"),
             2 if name.eq_ignore_ascii_case("te") => said.trailers |= lists(value, b"trailers"),
             _ => {}
         }
     }
-    Some((length.unwrap_or(0), said))
+    (lengths <= 1).then_some((length, said))
 }
 
 /// A number of nothing but a few digits.

@@ -467,8 +467,7 @@ async fn a_connection_that_leaves_ends_with_the_answer_that_is_on_its_way() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_nothing() {
-    let mut config = Config::default();
-    config.idle_timeout = Duration::from_secs(60);
+    let mut config = Config { idle_timeout: Duration::from_secs(60), ..Config::default() };
     let (mut connection, mut peer, _) = connect(hello, &config);
     for _ in 0..3 {
         peer.write_all(GET.as_bytes()).await.unwrap();
