@@ -79,15 +79,15 @@ async fn a36_routes_that_do_not_exist_fail_the_server_and_nothing_is_served_with
     }
 }
 
-/// A listener that lets nobody in, whose routes of this name may change that.
-pub(crate) fn shut(routes: &str) -> Named {
+/// A listener that lets nobody in, whose routes `r` may change that.
+fn shut() -> Named {
     let policies = vec![AuthorizationPolicy::new("f", AuthorizationAction::Allow)];
     let kind = ChainFilterKind::Authorization(policies);
     let chain = vec![ChainFilter { name: "f".to_owned(), disabled: false, kind }];
     let Guards { authorization, .. } = ChainFilter::guards(&chain).unwrap();
     let listener = InboundListener {
         authorization,
-        routes: InboundRoutes::Named(routes.to_owned()),
+        routes: InboundRoutes::Named("r".to_owned()),
         chain,
         ..InboundListener::new(name(), ADDRESS.parse().unwrap(), InboundTls::Strict)
     };
@@ -96,7 +96,7 @@ pub(crate) fn shut(routes: &str) -> Named {
 }
 
 /// Routes `r`: one that serves all and changes this of the filter `f`.
-pub(crate) fn changing(change: Option<FilterOverride>) -> Named {
+fn changing(change: Option<FilterOverride>) -> Named {
     let mut route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
     route.filters = Arc::new(change.map(|change| ("f".to_owned(), change.into())).into_iter().collect());
     let mut routes = policy::routes([route]);
@@ -106,7 +106,7 @@ pub(crate) fn changing(change: Option<FilterOverride>) -> Named {
 }
 
 /// Waits until so many policies are asked of a request.
-pub(crate) async fn asks(state: &mut Watched<InboundState>, policies: usize) {
+async fn asks(state: &mut Watched<InboundState>, policies: usize) {
     let serves = |listener: &InboundListener| {
         listener.routes.iter().map(|r| r.serves.as_ref().map(|guards| guards.authorization.len())).collect::<Vec<_>>()
     };
@@ -119,7 +119,7 @@ pub(crate) async fn asks(state: &mut Watched<InboundState>, policies: usize) {
 async fn l3_rules_of_a_server_hold_with_what_its_routes_change_and_the_last_good_of_either_stays_a36_a39() {
     for variant in BOTH {
         let plane = Plane::new();
-        plane.put(shut("r"));
+        plane.put(shut());
         let client = client(variant, &[&plane]);
         let mut state = client.inbound(ADDRESS.parse().unwrap());
         plane.sees("the routes are asked for", |plane| plane.asked(codec::ROUTES) == ["r"]).await;

@@ -4,15 +4,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, DestinationState, FilterOverride, InboundRoutes, InboundState,
-};
-use mesh_core::source::{DestinationSource, InboundSource, Watched};
+use mesh_core::policy::{DestinationState, InboundRoutes, InboundState};
+use mesh_core::source::{DestinationSource, InboundSource};
 use mesh_discovery::codec;
 use mesh_discovery::xds::{SnapshotConfig, Variant, XdsClient};
 use mesh_testkit::clock;
 
-use crate::inbound::{ADDRESS, asks, changing, listener, serves, serving, shut};
+use crate::inbound::{ADDRESS, listener, serves, serving};
 use crate::plane::{
     BOTH, Mood, Plane, becomes, client_of, cluster_named, destination, endpoints_of, goes_to, ports, route_to,
 };
@@ -88,40 +86,6 @@ async fn r08_a_restart_in_the_middle_of_an_update_goes_on_with_what_served_befor
         plane.is(Mood::Up);
         goes_to(&mut client.destination(&"a:80".parse().unwrap()), 12).await;
         serves(&mut inbound, "/c").await;
-    }
-}
-
-/// With two rules for the one of its listener, and in the middle of a change to routes that are not there, too: then what is in
-/// use is kept with the routes in it.
-#[tokio::test(start_paused = true)]
-async fn r08_a_server_whose_routes_change_its_rules_serves_by_them_after_a_restart() {
-    for (variant, whole) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
-        let folder = tempfile::tempdir().unwrap();
-        let plane = Plane::new();
-        let policy = |action| AuthorizationPolicy::new("f", action);
-        let observed = AuthorizationPolicy { dry_run: true, ..policy(AuthorizationAction::Allow) };
-        let both = vec![policy(AuthorizationAction::Deny), observed];
-        plane.put_all([shut("r"), changing(Some(FilterOverride::Authorization(both)))]);
-        let client = keeping(variant, &[&plane], folder.path());
-        let mut inbound = client.inbound(ADDRESS.parse().unwrap());
-        asks(&mut inbound, 2).await;
-        let own = |state: &Watched<InboundState>| match &**state.load() {
-            InboundState::Ready(listener) => listener.authorization.clone(),
-            other => panic!("{other:?}"),
-        };
-        let served = own(&inbound);
-        if !whole {
-            plane.put(shut("s"));
-            plane.sees("the others are asked for", |plane| plane.asked(codec::ROUTES).contains(&"s".to_owned())).await;
-        }
-        let client = restarted(client, variant, &[&plane], folder.path()).await;
-        let mut inbound = client.inbound(ADDRESS.parse().unwrap());
-        asks(&mut inbound, 2).await;
-        assert_eq!(own(&inbound), served, "what has no route keeps the listener's own: {variant:?}, whole: {whole}");
-        // The control: the control plane's word replaces it.
-        plane.put_all([shut("r"), changing(None)]);
-        plane.is(Mood::Up);
-        asks(&mut inbound, 1).await;
     }
 }
 

@@ -129,7 +129,7 @@ fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> T
         hosts.push(read_host(host, (&outermost, &place), &mut taken, &at.item("virtual_hosts", i), report));
     }
     match hosts.as_slice() {
-        [Host { domains, routes, .. }] if is_all(domains) => match &routes[..] {
+        [Host { domains, routes, .. }] if domains.iter().any(|domain| domain.as_str() == "*") => match &routes[..] {
             [Read { matcher, changes: Some(changes), .. }, ..] if *matcher == RouteMatch::any() => {
                 Table::All(changes.clone())
             }
@@ -137,10 +137,6 @@ fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> T
         },
         _ => Table::Listed(hosts),
     }
-}
-
-fn is_all(domains: &[Domain]) -> bool {
-    domains.iter().any(|domain| domain.as_str() == "*")
 }
 
 fn read_host(
@@ -261,16 +257,11 @@ pub(super) fn encode(routes: &InboundRoutes, mut changes: impl FnMut(usize) -> H
             .collect(),
         ..Default::default()
     };
-    let mut virtual_hosts: Vec<_> = hosts.iter().map(&mut host).collect();
-    if let [InboundHost { domains, routes, .. }] = &**hosts
-        && is_all(domains)
-        && routes.first().is_some_and(|first| first.serves.is_some() && first.matcher == RouteMatch::any())
-    {
-        // Alone it would be read as what serves all alike, whose guards are those of raw connections, too.
-        let domains = vec!["none.invalid".to_owned()];
-        virtual_hosts.push(VirtualHost { name: "none".to_owned(), domains, ..Default::default() });
-    }
-    RouteSpecifier::RouteConfig(RouteConfiguration { name: "inbound".to_owned(), virtual_hosts, ..Default::default() })
+    RouteSpecifier::RouteConfig(RouteConfiguration {
+        name: "inbound".to_owned(),
+        virtual_hosts: hosts.iter().map(&mut host).collect(),
+        ..Default::default()
+    })
 }
 
 /// The only route of a server that serves all: everything goes to the application.
