@@ -1,10 +1,7 @@
 //! The listener of a server and its routes: what is followed, waited for and kept.
 
-use std::sync::Arc;
-
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, ChainFilter, ChainFilterKind, FilterOverride, Guards, InboundListener,
-    InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
+    InboundListener, InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
 };
 use mesh_core::source::{InboundSource, Watched};
 use mesh_discovery::codec;
@@ -76,72 +73,5 @@ async fn a36_routes_that_do_not_exist_fail_the_server_and_nothing_is_served_with
         assert!(format!("{failed:?}").contains("routes"), "{failed:?}");
         plane.put(serving("r", "/a"));
         serves(&mut state, "/a").await;
-    }
-}
-
-/// A listener that lets nobody in, whose routes `r` may change that.
-fn shut() -> Named {
-    let policies = vec![AuthorizationPolicy::new("f", AuthorizationAction::Allow)];
-    let kind = ChainFilterKind::Authorization(policies);
-    let chain = vec![ChainFilter { name: "f".to_owned(), disabled: false, kind }];
-    let Guards { authorization, .. } = ChainFilter::guards(&chain).unwrap();
-    let listener = InboundListener {
-        authorization,
-        routes: InboundRoutes::Named("r".to_owned()),
-        chain,
-        ..InboundListener::new(name(), ADDRESS.parse().unwrap(), InboundTls::Strict)
-    };
-    let any = codec::encode_inbound(&listener);
-    ((any.type_url, name()), any.value)
-}
-
-/// Routes `r`: one that serves all and changes this of the filter `f`.
-fn changing(change: Option<FilterOverride>) -> Named {
-    let mut route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
-    route.filters = Arc::new(change.map(|change| ("f".to_owned(), change.into())).into_iter().collect());
-    let mut routes = policy::routes([route]);
-    routes.name = "r".to_owned();
-    let any = codec::encode_routes(&routes);
-    ((any.type_url, "r".to_owned()), any.value)
-}
-
-/// Waits until so many policies are asked of a request.
-async fn asks(state: &mut Watched<InboundState>, policies: usize) {
-    let serves = |listener: &InboundListener| {
-        listener.routes.iter().map(|r| r.serves.as_ref().map(|guards| guards.authorization.len())).collect::<Vec<_>>()
-    };
-    let asks =
-        |state: &InboundState| matches!(state, InboundState::Ready(listener) if serves(listener) == [Some(policies)]);
-    state.wait_for(asks).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn l3_rules_of_a_server_hold_with_what_its_routes_change_and_the_last_good_of_either_stays_a36_a39() {
-    for variant in BOTH {
-        let plane = Plane::new();
-        plane.put(shut());
-        let client = client(variant, &[&plane]);
-        let mut state = client.inbound(ADDRESS.parse().unwrap());
-        plane.sees("the routes are asked for", |plane| plane.asked(codec::ROUTES) == ["r"]).await;
-        assert_eq!(**state.load(), InboundState::Pending, "{variant:?}: nothing is served before");
-        // The control: routes that change nothing.
-        plane.put(changing(None));
-        asks(&mut state, 1).await;
-        plane.put(changing(Some(FilterOverride::Disabled)));
-        asks(&mut state, 0).await;
-        let two = ["a", "b"].map(|name| AuthorizationPolicy::new(name, AuthorizationAction::Deny));
-        let [enforced, observed] = two;
-        let observed = AuthorizationPolicy { dry_run: true, ..observed };
-        plane.put(changing(Some(FilterOverride::Authorization(vec![enforced, observed]))));
-        asks(&mut state, 2).await;
-        plane.put(broken(codec::ROUTES, "r"));
-        plane.sees("a refusal", |plane| plane.nacks().len() == 1).await;
-        asks(&mut state, 2).await;
-        plane.put(broken(codec::LISTENER, &name()));
-        plane.sees("another", |plane| plane.nacks().len() == 2).await;
-        asks(&mut state, 2).await;
-        // The routes go on under the last good listener.
-        plane.put(changing(None));
-        asks(&mut state, 1).await;
     }
 }

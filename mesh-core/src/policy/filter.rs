@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{AuthorizationPolicy, Composite, HeaderMatcher, HeaderWrite, PerMillion, ShareUnit};
+use super::{Composite, HeaderMatcher, HeaderWrite, PerMillion, ShareUnit};
 use crate::id::ClusterName;
 
 /// Usual instance name of the fault filter.
@@ -36,11 +36,6 @@ pub enum FilterOverride {
     Session(StatefulSession),
     /// Another tree of a composite filter, in the place of its own (`ExtensionWithMatcherPerRoute`).
     Composite(Composite),
-    /// Other authorization of a server's filter, in the place of its own (`RBACPerRoute`): as in
-    /// [`ChainFilterKind::Authorization`](super::ChainFilterKind::Authorization).
-    Authorization(Vec<AuthorizationPolicy>),
-    /// The demand of this name of a server's token filter, in the place of its rules (`PerRouteConfig` of `jwt_authn`).
-    Requirement(String),
 }
 
 /// Fault injection (gRFC A33, Istio `fault`). Delay first, then abort, each drawn by itself.

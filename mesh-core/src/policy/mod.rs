@@ -7,7 +7,6 @@
 //! wrong state cannot be written down.
 
 mod authorizer;
-mod chain;
 mod cluster;
 mod common;
 mod composite;
@@ -22,7 +21,6 @@ mod tls;
 mod unenforced;
 
 pub use self::authorizer::*;
-pub use self::chain::*;
 pub use self::cluster::*;
 pub use self::common::*;
 pub use self::composite::*;

@@ -383,7 +383,6 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         authorization: _,
         filters: _,
         routes: _,
-        chain: _,
         limits: InboundLimits { max_connections: _, max_concurrent_streams: _, max_connection_age: _, underscores: _ },
         trusted_proxies: _,
     } = inbound;

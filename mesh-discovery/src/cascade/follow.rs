@@ -19,9 +19,6 @@ use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
 
-/// Routes that are told of by their places.
-const MOST_TOLD: usize = 8;
-
 /// What a look found.
 pub(super) enum Found<T> {
     /// Something is still on its way.
@@ -101,13 +98,6 @@ pub(super) struct Follow<'a, R> {
     missing: Option<Key>,
     /// Who asked.
     node: &'a str,
-    misfits: Option<Misfits>,
-}
-
-/// Routes that a server does not serve, for what they change of its filters does not fit these.
-struct Misfits {
-    routes: String,
-    places: Vec<(usize, usize)>,
 }
 
 impl<'a, R: Resources> Follow<'a, R> {
@@ -125,7 +115,7 @@ impl<'a, R: Resources> Follow<'a, R> {
     ) -> Self {
         before.retain(|step| step.key.kind < changed && step.found.is_some());
         let (known, grounds) = (before.into_iter().peekable(), Grounds::default());
-        Self { by, resources, known, steps: Vec::new(), grounds, missing: None, node, misfits: None }
+        Self { by, resources, known, steps: Vec::new(), grounds, missing: None, node }
     }
 
     /// Who said what the walk came across since the last call.
@@ -185,20 +175,6 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// Tells of routes that are not served.
-    pub(super) fn tell_misfits(&self, listener: &str) {
-        let Some(Misfits { routes, places }) = &self.misfits else { return };
-        let first: Vec<_> =
-            places.iter().take(MOST_TOLD).map(|(h, r)| format!("virtual_hosts[{h}].routes[{r}]")).collect();
-        tracing::warn!(
-            listener,
-            ?routes,
-            number = places.len(),
-            first = %first.join(", "),
-            "routes change a filter into another than the listener has, or more of them than are held: their requests are refused"
-        );
-    }
-
     /// What is known of an address, without keys that have been without a word of their control plane for too long. Also
     /// those that do not hold for ever without.
     pub(super) fn aged(&self, name: &str, state: InboundState) -> (InboundState, Option<Perishable>) {
@@ -221,12 +197,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             Found::Pending => InboundState::Pending,
             // Two control planes of one authority: the listener of the one is not served by the routes of the other.
             Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
-            Found::Ready(routes) => {
-                let joined = listener.with_routes(&routes);
-                let places = joined.misfits(&routes);
-                self.misfits = (!places.is_empty()).then(|| Misfits { routes: routes.name.clone(), places });
-                InboundState::Ready(Arc::new(joined))
-            }
+            Found::Ready(routes) => InboundState::Ready(Arc::new(listener.with_routes(&routes))),
             Found::Failed(reason) => {
                 InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
             }

@@ -294,7 +294,6 @@ impl Cascade {
                     None => self.perishable.remove(&id),
                 };
                 if next != *before {
-                    follow.tell_misfits(listener);
                     publisher.publish(next);
                 }
                 followed.is_settled = !stays;

@@ -42,27 +42,8 @@ pub(super) fn encode<'a>(
     policies.into_iter().map(|policy| encode_policy(policy, &mut names)).collect()
 }
 
-/// Encodes one filter: a policy that is enforced, one that only observes, both, or none.
-pub(super) fn encode_filter(name: &str, policies: &[AuthorizationPolicy]) -> Encoded {
-    let extra = AuthorizationExtra { filter: name.to_owned(), ..Default::default() };
-    let none = Encoded { name: name.to_owned(), filter: FilterProto::default(), extra };
-    let parts = policies.iter().map(|policy| encode_as(name.to_owned(), policy));
-    let both = |whole: Encoded, part: Encoded| Encoded {
-        filter: FilterProto {
-            rules: whole.filter.rules.or(part.filter.rules),
-            shadow_rules: whole.filter.shadow_rules.or(part.filter.shadow_rules),
-            ..Default::default()
-        },
-        ..whole
-    };
-    parts.reduce(both).unwrap_or(none)
-}
-
 fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> Encoded {
-    encode_as(unique(&policy.name, names), policy)
-}
-
-fn encode_as(name: String, policy: &AuthorizationPolicy) -> Encoded {
+    let name = unique(&policy.name, names);
     let mut keys = HashSet::new();
     let keyed: Vec<(String, &AuthorizationRule)> =
         policy.rules.iter().map(|rule| (unique(&rule.name, &mut keys), rule)).collect();

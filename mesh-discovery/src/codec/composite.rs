@@ -14,8 +14,11 @@ use envoy_types::pb::envoy::extensions::filters::common::matcher::action::v3::Sk
 use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{
     Composite as CompositeProto, ExecuteFilterAction, FilterChainConfiguration,
 };
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Composite, ExecuteFilters, HttpFilter, HttpFilterKind, OnMatch, PerMillion};
+use mesh_core::policy::{
+    AuthorizationPolicy, Composite, ExecuteFilters, HttpFilter, HttpFilterKind, OnMatch, PerMillion,
+};
 
 use super::extension::{self, url};
 use super::report::{At, Report, consider};
@@ -80,13 +83,19 @@ fn encode_chain(filters: &ExecuteFilters) -> Vec<TypedExtensionConfig> {
     let mut chain: Vec<_> = jwt.collect();
     // One filter may be two policies: one that is enforced, and one that only observes.
     let pairs = filters.authorization.chunk_by(|a, b| a.name == b.name && !a.dry_run && b.dry_run);
-    chain.extend(pairs.map(|pair| {
-        let rbac = authorization::encode_filter(&pair[0].name, pair).filter;
-        named(&pair[0].name, extension::pack(url::RBAC, &rbac))
-    }));
+    chain.extend(pairs.map(|pair| named(&pair[0].name, extension::pack(url::RBAC, &encode_rbac(pair)))));
     let others = filters.filters.iter();
     chain.extend(others.filter_map(|filter| Some(named(&filter.name, listener::encode_kind(&filter.kind)?.0))));
     chain
+}
+
+fn encode_rbac(policies: &[AuthorizationPolicy]) -> Rbac {
+    let encoded = policies.iter().map(|policy| authorization::encode([policy], HashSet::new()));
+    encoded.flatten().fold(Rbac::default(), |whole, part| Rbac {
+        rules: whole.rules.or(part.filter.rules),
+        shadow_rules: whole.shadow_rules.or(part.filter.shadow_rules),
+        ..Default::default()
+    })
 }
 
 /// Decodes a composite of a listener.

@@ -19,12 +19,11 @@ use envoy_types::pb::envoy::config::listener::v3::{
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication as JwtProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    self as hcm, HttpConnectionManager,
-    http_connection_manager::{PathWithEscapedSlashesAction as EscapedSlashes, RouteSpecifier},
+    self as hcm, HttpConnectionManager, http_connection_manager::PathWithEscapedSlashesAction as EscapedSlashes,
 };
 use mesh_core::policy::{
-    Address, AuthorizationPolicy, ChainFilter, ChainFilterKind, Guards, HttpFilter, HttpFilterKind, InboundHost,
-    InboundLimits, InboundListener, InboundRoute, InboundRoutes, InboundTls, Instances, JwtAuthentication, Underscores,
+    Address, AuthorizationPolicy, Guards, HttpFilter, HttpFilterKind, InboundHost, InboundLimits, InboundListener,
+    InboundRoute, InboundRoutes, InboundTls, Instances, JwtAuthentication, Underscores,
 };
 use prost::Message as _;
 
@@ -35,24 +34,18 @@ use super::listener::{self, Proto};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
 use super::{authorization, common, concurrency, filter, jwt, parts, rate_limit, tls};
-use crate::proto::policy::{AuthorizationExtra, FetchedKeys, InboundPolicy};
+use crate::proto::policy::InboundPolicy;
 
 /// Values of `transport_protocol`.
 const TLS: &str = "tls";
 const PLAINTEXT: &str = "raw_buffer";
 
 pub(super) fn encode(listener: &InboundListener) -> Proto {
-    let filters = match listener.chain.as_slice() {
-        [] => encode_everything(listener),
-        chain => encode_chain(chain, &listener.routes),
-    };
-    let ours = InboundPolicy {
-        max_connections: listener.limits.max_connections,
-        policies: filters.extras,
-        trusted_proxies: listener.trusted_proxies,
-        fetched_keys: filters.fetched,
-    };
-    let manager = encode_manager(listener, filters.list, filters.routes);
+    let all = Everything::of(listener);
+    let jwt = all.jwt.iter().map(|jwt| jwt.name.clone());
+    let taken = jwt.chain(all.before.iter().chain(&all.filters).map(|filter| filter.name.clone())).collect();
+    let policies = authorization::encode(all.authorization.iter().copied(), taken);
+    let manager = encode_manager(listener, &all, &policies);
     let chain = |name: &str, transport: &str, with_tls: bool| FilterChain {
         name: name.to_owned(),
         filter_chain_match: (!transport.is_empty())
@@ -70,6 +63,15 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
         InboundTls::Permissive => {
             vec![chain("inbound-mtls", TLS, true), chain("inbound-plaintext", PLAINTEXT, false)]
         }
+    };
+    let extras = policies.into_iter().map(|p| p.extra);
+    let ours = InboundPolicy {
+        max_connections: listener.limits.max_connections,
+        policies: extras
+            .filter(|e| e.policy.is_some() || e.custom.is_some() || e.route || !e.rules.is_empty())
+            .collect(),
+        trusted_proxies: listener.trusted_proxies,
+        fetched_keys: jwt::encode_fetched(all.jwt.iter().copied()),
     };
     let mut metadata = None;
     extension::put(&mut metadata, "InboundPolicy", &ours);
@@ -118,31 +120,17 @@ impl<'a> Everything<'a> {
     }
 }
 
-/// The filters of a listener, written, with what goes along.
-struct Encoded {
-    list: Vec<hcm::HttpFilter>,
-    routes: RouteSpecifier,
-    extras: Vec<AuthorizationExtra>,
-    fetched: Vec<FetchedKeys>,
-}
-
-/// Filters that routes in the listener turn on and off.
-fn encode_everything(listener: &InboundListener) -> Encoded {
-    let all = Everything::of(listener);
-    let mut names: HashSet<_> = all.jwt.iter().map(|jwt| jwt.name.clone()).collect();
-    // One filter that several routes have each in another way may be there under one name.
-    let mut others = |of: &[&HttpFilter]| {
-        let encoded = |of: &&HttpFilter| {
-            let (config, is_optional) = listener::encode_kind(&of.kind)?;
-            Some(filter::encode(&authorization::unique(&of.name, &mut names), config, is_optional))
-        };
-        of.iter().map(encoded).collect::<Vec<_>>()
-    };
-    let (before, others) = (others(&all.before), others(&all.filters));
-    let policies = authorization::encode(all.authorization.iter().copied(), names.clone());
+fn encode_manager(
+    listener: &InboundListener,
+    all: &Everything<'_>,
+    policies: &[authorization::Encoded],
+) -> HttpConnectionManager {
+    let limits = &listener.limits;
     let jwt = all.jwt.iter().map(|j| Some(filter::encode(&j.name, extension::pack(url::JWT, &jwt::encode(j)), false)));
     let rbac = policies.iter().map(|p| Some(filter::encode(&p.name, extension::pack(url::RBAC, &p.filter), false)));
-    let mut filters: Vec<_> = before.into_iter().chain(jwt).chain(rbac).chain(others).collect();
+    let before = all.before.iter().map(|filter| listener::encode_filter(filter));
+    let others = all.filters.iter().map(|filter| listener::encode_filter(filter));
+    let mut filters: Vec<Option<hcm::HttpFilter>> = before.chain(jwt).chain(rbac).chain(others).collect();
     let here = all.part(&listener.before, &listener.jwt, &listener.authorization, &listener.filters);
     for (filter, here) in filters.iter_mut().zip(&here) {
         filter.iter_mut().for_each(|filter| filter.disabled = !here);
@@ -158,58 +146,15 @@ fn encode_everything(listener: &InboundListener) -> Encoded {
     let routes = inbound_route::encode(&listener.routes, changes);
     if !all.before.is_empty() && all.jwt.is_empty() && policies.is_empty() {
         // What is before needs something to be before of: a filter without rules.
+        let mut names = all.before.iter().chain(&all.filters).map(|filter| filter.name.clone()).collect();
         let name = authorization::unique("none", &mut names);
         let none = filter::encode(&name, extension::pack(url::RBAC, &RbacProto::default()), false);
         filters.insert(all.before.len(), Some(none));
     }
-    Encoded {
-        list: filters.into_iter().flatten().collect(),
-        routes,
-        extras: policies.into_iter().map(|policy| policy.extra).filter(says_more).collect(),
-        fetched: jwt::encode_fetched(all.jwt.iter().copied()),
-    }
-}
-
-/// Filters that routes of RDS change.
-fn encode_chain(chain: &[ChainFilter], routes: &InboundRoutes) -> Encoded {
-    let routes = inbound_route::encode(routes, |_| HashMap::new());
-    let mut all = Encoded { list: Vec::new(), routes, extras: Vec::new(), fetched: Vec::new() };
-    for ChainFilter { name, disabled, kind } in chain {
-        let filter = match kind {
-            ChainFilterKind::Authorization(policies) => {
-                let encoded = authorization::encode_filter(name, policies);
-                all.extras.extend(Some(encoded.extra).filter(says_more));
-                Some(filter::encode(name, extension::pack(url::RBAC, &encoded.filter), false))
-            }
-            ChainFilterKind::Tokens { demands, requirements } => {
-                all.fetched.extend(jwt::encode_fetched([demands]));
-                let config = jwt::encode_with(demands, requirements);
-                Some(filter::encode(name, extension::pack(url::JWT, &config), false))
-            }
-            ChainFilterKind::Http(kind) => {
-                listener::encode_filter(&HttpFilter { name: name.clone(), kind: kind.clone() })
-            }
-        };
-        all.list.extend(filter.map(|filter| hcm::HttpFilter { disabled: *disabled, ..filter }));
-    }
-    all
-}
-
-/// Whether there is something that the filter itself does not say.
-fn says_more(extra: &AuthorizationExtra) -> bool {
-    extra.policy.is_some() || extra.custom.is_some() || extra.route || !extra.rules.is_empty()
-}
-
-fn encode_manager(
-    listener: &InboundListener,
-    filters: Vec<hcm::HttpFilter>,
-    routes: RouteSpecifier,
-) -> HttpConnectionManager {
-    let limits = &listener.limits;
     HttpConnectionManager {
         stat_prefix: "inbound".to_owned(),
         route_specifier: Some(routes),
-        http_filters: filters.into_iter().chain([filter::router()]).collect(),
+        http_filters: filters.into_iter().flatten().chain([filter::router()]).collect(),
         common_http_protocol_options: encode_common(limits),
         http2_protocol_options: limits.max_concurrent_streams.map(|streams| Http2ProtocolOptions {
             max_concurrent_streams: common::uint32(streams),
@@ -248,14 +193,13 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     // One chain has TLS, or none.
     let instances = chains.iter().find_map(|chain| chain.instances.clone()).unwrap_or_default();
     let first = chains.into_iter().reduce(|first, other| {
-        let same = first.guards == other.guards && first.routes == other.routes && first.chain == other.chain;
-        let same = same && first.limits == other.limits;
+        let same = (&first.guards, &first.routes, &first.limits) == (&other.guards, &other.routes, &other.limits);
         if !same {
             report.problem(&at.field("filter_chains"), "chains that differ in more than TLS are not supported");
         }
         first
     });
-    let Chain { guards: Guards { before, jwt, authorization, filters }, routes, chain, limits, .. } = first?;
+    let Chain { guards: Guards { before, jwt, authorization, filters }, routes, limits, .. } = first?;
     Some(InboundListener {
         name: proto.name.clone(),
         address: address?,
@@ -266,7 +210,6 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         authorization,
         filters,
         routes,
-        chain,
         limits: InboundLimits { max_connections: ours.max_connections, ..limits },
         trusted_proxies: ours.trusted_proxies,
     })
@@ -327,7 +270,6 @@ struct Chain {
     instances: Option<Instances>,
     guards: Guards,
     routes: InboundRoutes,
-    chain: Vec<ChainFilter>,
     limits: InboundLimits,
 }
 
@@ -364,7 +306,15 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     note_manager(&manager, &at, report);
     let table = inbound_route::decode(&manager, &at, report)?;
     let filters = filter::decode(&manager, &at, report);
-    if !matches!(table, Table::All(_)) {
+    if matches!(table, Table::Named(_)) && filters.iter().any(|f| [url::RBAC, url::JWT].contains(&f.type_url.as_str()))
+    {
+        report.problem(&at.field("rds"), RULES_ELSEWHERE);
+    }
+    if matches!(table, Table::Named(_)) && filters.iter().any(|filter| filter.disabled) {
+        let reason = "beside a disabled filter the routes must be in the listener: those of RDS might turn it on";
+        report.problem(&at.field("rds"), reason);
+    }
+    if matches!(table, Table::Listed(_)) {
         for filter in filters.iter().filter(|filter| filter.type_url == url::JWT) {
             let at = at.item("http_filters", filter.index);
             // One that cannot be read is refused below.
@@ -382,10 +332,14 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     };
     // Whatever routes change: a filter that is not understood is refused.
     let whole = filters.guards(&Changes::default(), false, &at, report);
-    let (guards, routes, chain) = match table {
-        Table::All(changes) => (filters.guards(&changes, false, &at, report), InboundRoutes::All, Vec::new()),
-        Table::Named(name) => (whole, InboundRoutes::Named(name), filters.one_by_one(&at, report)),
-        Table::Listed(hosts) => (whole, filters.routes(hosts, &at, report), Vec::new()),
+    let judges = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.judges());
+    if matches!(table, Table::Named(_)) && whole.before.iter().chain(&whole.filters).any(judges) {
+        report.problem(&at.field("rds"), RULES_ELSEWHERE);
+    }
+    let (guards, routes) = match table {
+        Table::All(changes) => (filters.guards(&changes, false, &at, report), InboundRoutes::All),
+        Table::Named(name) => (whole, InboundRoutes::Named(name)),
+        Table::Listed(hosts) => (whole, filters.routes(hosts, &at, report)),
     };
     Some(Chain {
         transport,
@@ -393,10 +347,12 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
         instances,
         guards,
         routes,
-        chain,
         limits: decode_limits(&manager, &at, report),
     })
 }
+
+const RULES_ELSEWHERE: &str =
+    "beside authorization the routes must be in the listener: those of RDS might change its rules";
 
 /// The filters of a chain, and what has been read of them.
 struct Filters<'a> {
@@ -462,31 +418,6 @@ impl Filters<'_> {
             report.problem(&at.field("http_filters"), reason);
         }
         routes
-    }
-
-    /// Every filter as it is where nothing changes it, also those that are off: routes that come on their own may turn them on.
-    fn one_by_one(&mut self, at: &At<'_>, report: &mut Report) -> Vec<ChainFilter> {
-        let mut chain = Vec::with_capacity(self.list.len());
-        for (i, filter) in self.list.iter().enumerate() {
-            let read = self.known.entry((i, None)).or_insert_with(|| {
-                let mut read = Guards::default();
-                decode_filter(filter, filter.name.to_owned(), None, self.ours, &mut read, at, report);
-                read
-            });
-            let kind = match filter.type_url.as_str() {
-                url::RBAC => Some(ChainFilterKind::Authorization(read.authorization.clone())),
-                url::JWT => read.jwt.first().map(|demands| {
-                    let at = at.item("http_filters", filter.index);
-                    let proto = extension::unpack(filter.config, &at, report).unwrap_or_default();
-                    let requirements = jwt::decode_requirements(&proto, &at, report);
-                    ChainFilterKind::Tokens { demands: demands.clone(), requirements }
-                }),
-                _ => read.filters.first().map(|read| ChainFilterKind::Http(read.kind.clone())),
-            };
-            let name = filter.name.to_owned();
-            chain.extend(kind.map(|kind| ChainFilter { name, disabled: filter.disabled, kind }));
-        }
-        chain
     }
 
     /// What the filters are where these changes hold. Several places that change one make `several` of it.

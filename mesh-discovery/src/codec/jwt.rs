@@ -1,6 +1,6 @@
 //! JWT filters. What is not understood of a demand refuses the listener: it is never passed over.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{
@@ -40,12 +40,6 @@ pub(super) fn encode(jwt: &JwtAuthentication) -> Proto {
         bypass_cors_preflight: jwt.bypass_cors_preflight,
         ..Default::default()
     }
-}
-
-/// The same with demands that routes may name.
-pub(super) fn encode_with(jwt: &JwtAuthentication, requirements: &BTreeMap<String, JwtRequirement>) -> Proto {
-    let map = requirements.iter().map(|(name, requirement)| (name.clone(), encode_requirement(requirement)));
-    Proto { requirement_map: map.collect(), ..encode(jwt) }
 }
 
 /// Which keys of filters were fetched, which the filters cannot say.
@@ -145,14 +139,6 @@ pub(super) fn decode(
         rules,
         bypass_cors_preflight: proto.bypass_cors_preflight,
     })
-}
-
-/// Every demand that routes may name.
-pub(super) fn decode_requirements(proto: &Proto, at: &At<'_>, report: &mut Report) -> BTreeMap<String, JwtRequirement> {
-    let known = Known { providers: &proto.providers, requirements: &proto.requirement_map };
-    // In the order of the names, so that reports don't change from one decoding to the next.
-    let names: BTreeSet<_> = proto.requirement_map.keys().collect();
-    names.into_iter().filter_map(|name| Some((name.clone(), known.named(name, at, report)?))).collect()
 }
 
 /// What requirements may name.

@@ -18,7 +18,7 @@ use mesh_core::policy::{
 use super::composite::{self, Side};
 use super::extension::{self, url};
 use super::report::{At, Report};
-use super::{authorization, cors, fault, rate_limit, session};
+use super::{cors, fault, rate_limit, session};
 use crate::proto::policy::{self as extra, response_match};
 
 /// Instance name under which CORS policies travel; the filter's usual name.
@@ -101,15 +101,6 @@ pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -
             }
             FilterOverride::Composite(composite) if composite.judges() => composite::encode_per_route(composite),
             FilterOverride::Composite(composite) => wrap(composite::encode_per_route(composite)),
-            // Who may call is not passed over.
-            FilterOverride::Authorization(policies) => {
-                let rbac = Some(authorization::encode_filter(name, policies).filter);
-                extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac })
-            }
-            FilterOverride::Requirement(name) => {
-                let requirement_specifier = Some(RequirementSpecifier::RequirementName(name.clone()));
-                extension::pack(url::JWT_PER_ROUTE, &PerRouteConfig { requirement_specifier })
-            }
             // A kind that this codec does not know cannot be sent.
             _ => continue,
         };
@@ -193,12 +184,13 @@ fn read_override(
         }
         url::RBAC_PER_ROUTE => {
             let guard = extension::unpack::<RbacPerRoute>(config, at, report);
-            let guard = guard.map(|g| g.rbac.map_or(Guard::Off, |rbac| Guard::Rbac(rbac.into())))?;
-            read_guard((key, guard), side, overrides, at, report)
+            let guard = guard.map(|g| g.rbac.map_or(Guard::Off, |rbac| Guard::Rbac(rbac.into())));
+            overrides.guards.extend(guard.map(|guard| (key.to_owned(), guard)));
+            None
         }
         url::JWT_PER_ROUTE => {
-            let guard = read_jwt(config, at, report)?;
-            read_guard((key, guard), side, overrides, at, report)
+            overrides.guards.extend(read_jwt(config, at, report).map(|guard| (key.to_owned(), guard)));
+            None
         }
         // Nothing but the word that it is on (Envoy `FilterConfig` with `config: {}`).
         "" if wrapped && *config == Any::default() => {
@@ -214,29 +206,6 @@ fn read_override(
             None
         }
     }
-}
-
-/// What is changed of a filter that looks at callers. A server with the routes in its listener reads it beside that filter;
-/// routes that come on their own are judged by themselves, whoever they are for, as gRPC judges them.
-fn read_guard(
-    (key, guard): (&str, Guard),
-    side: Side,
-    overrides: &mut Overrides,
-    at: &At<'_>,
-    report: &mut Report,
-) -> Option<FilterOverride> {
-    let filter = match &guard {
-        _ if side == Side::Server => None,
-        Guard::Off => Some(FilterOverride::Disabled),
-        Guard::Rbac(rbac) => {
-            let policies = authorization::decode(key, rbac, None, &at.field("rbac"), report);
-            Some(FilterOverride::Authorization(policies))
-        }
-        Guard::Requirement(name) => Some(FilterOverride::Requirement(name.clone())),
-        _ => None,
-    };
-    overrides.guards.insert(key.to_owned(), guard);
-    filter
 }
 
 fn read_jwt(config: &Any, at: &At<'_>, report: &mut Report) -> Option<Guard> {

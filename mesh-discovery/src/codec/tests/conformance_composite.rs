@@ -419,7 +419,7 @@ fn a_path_that_a_server_never_sees_decides_nothing() {
 }
 
 #[test]
-fn a_server_that_judges_by_a_composite_may_have_its_routes_elsewhere() {
+fn a_server_that_judges_by_a_composite_has_its_routes_in_the_listener() {
     let judging = composite(only(execute(&chain(vec![named(
         url::RBAC,
         &codec::authorization::encode([&AuthorizationPolicy::new("p", AuthorizationAction::Deny)], Default::default())
@@ -434,7 +434,8 @@ fn a_server_that_judges_by_a_composite_may_have_its_routes_elsewhere() {
         };
         changed_manager(&listener, |manager| manager.http_filters[0] = filter)
     };
-    says("rules elsewhere", codec::decode_listener(&named_routes(&judging)), &Says::Taken);
+    let at = "filter_chains[0].filters[0].rds";
+    says("rules elsewhere", codec::decode_listener(&named_routes(&judging)), &Says::Refused(&[at]));
     says("limits", codec::decode_listener(&named_routes(&composite(only(skip())))), &Says::Taken);
     // With its routes beside it is read whole.
     let HttpFilterKind::Composite(read) = &decoded(&of_server(&judging)).filters[0].kind else { panic!("a composite") };

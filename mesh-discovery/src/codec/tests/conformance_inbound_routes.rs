@@ -8,13 +8,12 @@ use envoy_types::pb::envoy::config::route::v3::{
 use envoy_types::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcherPerRoute;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
-    JwtAuthentication as JwtProto, PerRouteConfig, jwt_requirement::RequiresType,
-    per_route_config::RequirementSpecifier,
+    PerRouteConfig, jwt_requirement::RequiresType, per_route_config::RequirementSpecifier,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LimitProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter as HttpFilterProto, Rds, http_connection_manager::RouteSpecifier,
+    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
 };
 use envoy_types::pb::envoy::r#type::v3::TokenBucket as BucketProto;
 use envoy_types::pb::google::protobuf::{Any, Duration};
@@ -317,174 +316,29 @@ fn a_disabled_filter_is_off_where_no_route_turns_it_on() {
     says("nothing at all", codec::decode_listener(&with(Some(Any::default()))), &Says::Refused(&[&field]));
 }
 
-fn over_rds(m: &mut HttpConnectionManager) {
-    let config_source = Some(codec::common::ads());
-    m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source, route_config_name: "r".into() }));
-}
-
-/// With these filters, whose routes are elsewhere.
-fn routed(filters: Vec<HttpFilterProto>) -> Any {
-    with_manager(|m| {
-        m.http_filters.splice(0..0, filters);
-        over_rds(m);
-    })
-}
-
-/// A route configuration of these virtual hosts.
-fn routes_of(hosts: Vec<HostProto>) -> Any {
-    let routes = RoutesProto { name: "r".into(), virtual_hosts: hosts, ..Default::default() };
-    extension::pack(codec::ROUTES, &routes)
-}
-
 #[test]
-fn l1_l3_routes_of_rds_change_a_servers_filters_as_those_in_its_listener_do_a36_a39_a41() {
-    let per_route = |rbac| extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac });
-    let on = extension::pack(url::FILTER_CONFIG, &FilterConfig { config: Some(Any::default()), ..Default::default() });
-    let off = extension::pack(url::FILTER_CONFIG, &FilterConfig { disabled: true, ..Default::default() });
-    let lax = PerRouteConfig { requirement_specifier: Some(RequirementSpecifier::RequirementName("lax".into())) };
-    let open = PerRouteConfig { requirement_specifier: Some(RequirementSpecifier::Disabled(true)) };
-    let limit = |status| LimitProto {
-        status: Some(envoy_types::pb::envoy::r#type::v3::HttpStatus { code: status }),
-        ..Default::default()
+fn v4_routes_of_rds_are_waited_for_and_not_beside_rules_that_they_might_change_a36() {
+    let over_rds = |m: &mut HttpConnectionManager| {
+        let config_source = Some(codec::common::ads());
+        m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source, route_config_name: "r".into() }));
     };
-    let mut tokens = demand(RequiresType::ProviderName("p".into()));
-    let missing = RequiresType::AllowMissing(Default::default());
-    let missing = envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtRequirement {
-        requires_type: Some(missing),
-    };
-    tokens.requirement_map.insert("lax".into(), missing);
-    let named = |name: &str, type_url: &str, config: Any| {
-        codec::filter::encode(name, Any { type_url: type_url.into(), ..config }, false)
-    };
-    let filters = || {
-        let mut sleeping = named("sleeping", url::RBAC, extension::pack(url::RBAC, &rules(None)));
-        sleeping.disabled = true;
-        vec![
-            named("early", url::RATE_LIMIT, extension::pack(url::RATE_LIMIT, &limit(429))),
-            named("jwt", url::JWT, extension::pack(url::JWT, &tokens)),
-            named("rbac", url::RBAC, extension::pack(url::RBAC, &rules(None))),
-            sleeping,
-        ]
-    };
-    let with = |path: &str, changes: &[(&str, &Any)]| {
-        let mut route = route(path, serve());
-        route.typed_per_filter_config.extend(changes.iter().map(|(name, any)| ((*name).to_owned(), (*any).clone())));
-        route
-    };
-    let (lax, open) = (extension::pack(url::JWT_PER_ROUTE, &lax), extension::pack(url::JWT_PER_ROUTE, &open));
-    let other = extension::pack(url::RATE_LIMIT, &limit(503));
-    let mut inner = host(
-        "a.test",
-        vec![with("/open", &[("rbac", &off), ("jwt", &open)]), with("/lax", &[("jwt", &lax)]), with("/", &[])],
-    );
-    inner.typed_per_filter_config.insert("rbac".into(), per_route(Some(RbacProto::default())));
-    inner.typed_per_filter_config.insert("sleeping".into(), on.clone());
-    let outer = host("*", vec![with("/", &[("early", &other)]), with("/none", &[("rbac", &per_route(None))])]);
-    let hosts = vec![inner, outer];
-
-    let inline = decoded(&with_manager(|m| {
-        m.http_filters.splice(0..0, filters());
-        table(m).virtual_hosts = hosts.clone();
-    }));
-    let listener = decoded(&routed(filters()));
-    assert_eq!(listener.routes, InboundRoutes::Named("r".into()));
-    let table = codec::decode_routes(&routes_of(hosts)).unwrap().value;
-    let joined = listener.with_routes(&table);
-    assert_eq!(joined.misfits(&table), []);
-    // The control: what the routes would be in the listener, but for the names of what they change.
-    let nameless = |listener: &InboundListener| {
-        let of = |guards: &Guards| {
-            let mut guards = guards.clone();
-            guards.before.iter_mut().chain(&mut guards.filters).for_each(|filter| filter.name.clear());
-            guards.jwt.iter_mut().for_each(|jwt| jwt.name.clear());
-            guards.authorization.iter_mut().for_each(|policy| policy.name.clear());
-            guards
-        };
-        self::guards(listener).into_iter().map(of).collect::<Vec<_>>()
-    };
-    let each = nameless(&joined);
-    assert_eq!(each, nameless(&inline));
-    let counts: Vec<_> = each.iter().map(|g| (g.before.len(), g.jwt.len(), g.authorization.len())).collect();
-    assert_eq!(counts, [(1, 0, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 0)]);
-    assert_eq!(
-        (&joined.authorization, &joined.jwt, &joined.before),
-        (&inline.authorization, &inline.jwt, &inline.before)
-    );
-    // And it can be kept on disk as it is in use, and as it came.
-    assert_eq!(decoded(&codec::encode_inbound(&listener)), listener);
-    assert_eq!(codec::decode_routes(&codec::encode_routes(&table)).unwrap().value, table);
-    assert_eq!(decoded(&codec::encode_inbound(&listener)).with_routes(&table), joined);
-    assert_eq!(nameless(&decoded(&codec::encode_inbound(&joined))), each);
-}
-
-#[test]
-fn l3_what_is_wrong_in_a_change_of_routes_of_rds_refuses_them_by_its_path_a39_a41() {
-    use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, permission, principal};
-    use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-    use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, RegexMatcher, StringMatcher as Text, path_matcher};
-    let per_route = |regex: &str| {
-        let text = MatchPattern::SafeRegex(RegexMatcher { regex: regex.to_owned(), ..Default::default() });
-        let text = Text { match_pattern: Some(text), ..Default::default() };
-        let path = PathMatcher { rule: Some(path_matcher::Rule::Path(text)) };
-        let policy = Policy {
-            permissions: vec![Permission { rule: Some(permission::Rule::UrlPath(path)) }],
-            principals: vec![Principal { identifier: Some(principal::Identifier::Any(true)) }],
-            ..Default::default()
-        };
-        let mut rbac = rules(None);
-        rbac.rules.as_mut().unwrap().policies.insert("p".into(), policy);
-        extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: Some(rbac) })
-    };
-    let with =
-        |config: Any| codec::decode_routes(&routes_of(vec![host("*", vec![changing(route("/", serve()), config)])]));
-    let at = "virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]";
-    says("a pattern", with(per_route("/a.*")), &Says::Taken);
-    let field = format!("{at}.rbac.rules.policies[\"p\"].permissions[0].url_path.path.safe_regex.regex");
-    says("a pattern that is none", with(per_route("/a(")), &Says::Refused(&[&field]));
-    let unknown = |is_optional| {
-        let config = Some(Any { type_url: "type.googleapis.com/some.Filter".into(), value: Vec::new() });
-        extension::pack(url::FILTER_CONFIG, &FilterConfig { config, is_optional, disabled: false })
-    };
-    says("an unknown type", with(unknown(false)), &Says::Refused(&[at]));
-    says("an optional one", with(unknown(true)), &Says::Reported(&[at]));
-    let mut undecided = host("*", vec![route("/", serve())]);
-    let nothing = extension::pack(url::JWT_PER_ROUTE, &PerRouteConfig::default());
-    undecided.typed_per_filter_config.insert("f".into(), nothing);
-    let field = "virtual_hosts[0].typed_per_filter_config[\"f\"]";
-    says("no word on tokens", codec::decode_routes(&routes_of(vec![undecided])), &Says::Refused(&[field]));
-}
-
-#[test]
-fn v4_routes_of_rds_are_waited_for_whatever_the_filters_beside_them_a36() {
-    let at = "filter_chains[0].filters[0]";
     assert_eq!(decoded(&with_manager(over_rds)).routes, InboundRoutes::Named("r".into()));
-    let one = |type_url: &str, config: Any, disabled| {
-        let filter = codec::filter::encode("f", Any { type_url: type_url.into(), ..config }, false);
-        codec::decode_listener(&routed(vec![HttpFilterProto { disabled, ..filter }]))
-    };
-    let jwt = |change: &dyn Fn(&mut JwtProto)| {
-        let mut proto = demand(RequiresType::ProviderName("p".into()));
-        change(&mut proto);
-        extension::pack(url::JWT, &proto)
-    };
-    for disabled in [false, true] {
-        says("rules", one(url::RBAC, extension::pack(url::RBAC, &rules(None)), disabled), &Says::Taken);
-        says("tokens", one(url::JWT, jwt(&|_| {}), disabled), &Says::Taken);
-        says("a limit", one(url::RATE_LIMIT, Any::default(), disabled), &Says::Taken);
-        // A filter that is off is judged as well: the routes may turn it on.
-        let broken = RbacProto { matcher: Some(Default::default()), ..Default::default() };
-        let broken = one(url::RBAC, extension::pack(url::RBAC, &broken), disabled);
-        says("rules that nobody reads", broken, &Says::Refused(&[&format!("{at}.http_filters[0].matcher")]));
-        // And so is a demand that no rule of the listener names.
-        let nobody =
-            one(url::JWT, jwt(&|proto| _ = proto.requirement_map.insert("x".into(), Default::default())), disabled);
-        let field = format!("{at}.http_filters[0].requirement_map[\"x\"]");
-        says("an empty demand by name", nobody, &Says::Refused(&[&field]));
-        let again = one(url::JWT, jwt(&|p| p.providers.get_mut("p").unwrap().clear_route_cache = true), disabled);
-        let field = format!("{at}.http_filters[0].providers[\"p\"].clear_route_cache");
-        says("routes chosen anew", again, &Says::Refused(&[&field]));
-    }
+    let guarded = with_manager(|m| {
+        m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
+        over_rds(m);
+    });
     let at = "filter_chains[0].filters[0].rds";
+    says("rules whose routes are not here", codec::decode_listener(&guarded), &Says::Refused(&[at]));
+    let limited = |disabled| {
+        let mut filter = codec::filter::encode("f", extension::pack(url::RATE_LIMIT, &LimitProto::default()), false);
+        filter.disabled = disabled;
+        codec::decode_listener(&with_manager(|m| {
+            m.http_filters.insert(0, filter);
+            over_rds(m);
+        }))
+    };
+    says("a limit that they may turn off", limited(false), &Says::Taken);
+    says("one that they might turn on", limited(true), &Says::Refused(&[at]));
     let elsewhere = with_manager(|m| {
         m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source: None, route_config_name: String::new() }));
     });

@@ -12,7 +12,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::generate_composite::{of_client, of_one_filter, of_server};
+use super::generate_composite::{of_client, of_server};
 
 pub(super) fn text() -> impl Strategy<Value = String> {
     "[a-z][a-z0-9.%-]{0,8}"
@@ -232,16 +232,8 @@ fn overrides() -> impl Strategy<Value = FilterOverrides> {
         session().prop_map(FilterOverride::Session),
         of_client().prop_map(FilterOverride::Composite),
         of_server().prop_map(FilterOverride::Composite),
-        of_one_filter().prop_map(FilterOverride::Authorization),
-        text().prop_map(FilterOverride::Requirement),
     ];
-    let called = |(name, mut filter): (String, FilterOverride)| {
-        if let FilterOverride::Authorization(policies) = &mut filter {
-            policies.iter_mut().for_each(|policy| policy.name.clone_from(&name));
-        }
-        (name, Arc::new(filter))
-    };
-    vec((text(), one).prop_map(called), 0..2).prop_map(FilterOverrides::from_iter)
+    btree_map(text(), one.prop_map(Arc::new), 0..2)
 }
 
 fn labels() -> impl Strategy<Value = std::collections::BTreeMap<String, String>> {

@@ -1,6 +1,5 @@
 //! Generators of policy in normal form: composite filters.
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
 use mesh_core::policy::*;
@@ -86,27 +85,13 @@ pub(super) fn of_server() -> impl Strategy<Value = Composite> {
     elsewhere(server)
 }
 
-/// Policies of one filter of which nothing travels beside: one that is enforced, one that observes, both, or none. They have
-/// the name of the filter.
-pub(super) fn of_one_filter() -> impl Strategy<Value = Vec<AuthorizationPolicy>> {
-    elsewhere(|| {
-        let both = (option::of(authorization()), option::of(authorization()));
-        let policies = both.prop_map(|(enforced, observed)| {
-            let each = [(enforced, false), (observed, true)].into_iter();
-            let each = each.filter_map(|(policy, dry_run)| Some(AuthorizationPolicy { dry_run, ..policy? }));
-            each.map(|policy| alone((2, policy))).collect::<Vec<_>>()
-        });
-        policies.boxed()
-    })
-}
-
 /// Makes it where there is stack enough: with routes around it, it outgrows a test's.
-fn elsewhere<T: Debug + Send + 'static>(strategy: fn() -> BoxedStrategy<T>) -> impl Strategy<Value = T> {
+fn elsewhere(strategy: fn() -> BoxedStrategy<Composite>) -> impl Strategy<Value = Composite> {
     any::<[u8; 32]>().prop_map(move |seed| {
         let make = move || {
             let random = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
             let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), random);
-            strategy().new_tree(&mut runner).expect("it has no condition").current()
+            strategy().new_tree(&mut runner).expect("a composite").current()
         };
         let thread = std::thread::Builder::new().stack_size(8 << 20).spawn(make).expect("a thread");
         thread.join().expect("it is made")

@@ -16,7 +16,7 @@ use super::generate::{
     header_matcher, header_name, header_write, instances, path_match, rate_limit, route_match, skipped, string_matcher,
     text, time,
 };
-use super::generate_composite::{of_one_filter, of_server};
+use super::generate_composite::of_server;
 
 fn net() -> impl Strategy<Value = IpNet> {
     (any::<IpAddr>(), 0..=32_u8).prop_map(|(ip, length)| IpNet::new(ip, length).expect("32 fits both families"))
@@ -239,48 +239,7 @@ pub(super) fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
         .prop_map(|(name, action, dry_run, rules, audit)| AuthorizationPolicy { name, action, dry_run, rules, audit })
 }
 
-/// The same listener with its routes elsewhere: its filters one by one, some of them off; none if a server would not take
-/// them in this order.
-fn routed(listener: InboundListener, off: u16, observed: Vec<AuthorizationPolicy>) -> Option<InboundListener> {
-    let http = |of: HttpFilter| (of.name, ChainFilterKind::Http(of.kind));
-    let tokens = |demands: JwtAuthentication| {
-        let requirement = demands.rules.iter().find_map(|rule| rule.requirement.clone());
-        let requirements = requirement.map(|requirement| ("other".to_owned(), requirement)).into_iter().collect();
-        (demands.name.clone(), ChainFilterKind::Tokens { demands, requirements })
-    };
-    let policy = |(i, policy): (usize, AuthorizationPolicy)| {
-        // What travels beside a filter counts for both.
-        let audit = AuditCondition::None;
-        let dry_run = AuthorizationPolicy { dry_run: true, audit, ..policy.clone() };
-        let both = if i == 0 && !policy.dry_run { vec![policy, dry_run] } else { vec![policy] };
-        (format!("policy-{i}"), ChainFilterKind::Authorization(both))
-    };
-    let policies = listener.authorization.into_iter().enumerate().map(policy);
-    let observed = ("observed".to_owned(), observed);
-    let observed = (!observed.1.is_empty()).then(|| {
-        let named = |policy: AuthorizationPolicy| AuthorizationPolicy { name: observed.0.clone(), ..policy };
-        (observed.0.clone(), ChainFilterKind::Authorization(observed.1.into_iter().map(named).collect()))
-    });
-    let before = listener.before.into_iter().map(http);
-    let judges = listener.jwt.into_iter().map(tokens).chain(policies).chain(observed);
-    let all = before.chain(judges).chain(listener.filters.into_iter().map(http)).enumerate();
-    let chain = all.map(|(i, (name, kind))| ChainFilter { name, disabled: off >> i & 1 == 1, kind });
-    let chain: Vec<ChainFilter> = chain.collect();
-    let Guards { before, jwt, authorization, filters } = ChainFilter::guards(&chain)?;
-    let routes = InboundRoutes::Named("routes".to_owned());
-    Some(InboundListener { before, jwt, authorization, filters, routes, chain, ..listener })
-}
-
-/// A listener of a server.
 pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
-    let elsewhere = option::of((any::<u16>(), of_one_filter()));
-    (listener(), elsewhere).prop_map(|(listener, elsewhere)| match elsewhere {
-        Some((off, observed)) => routed(listener.clone(), off, observed).unwrap_or(listener),
-        None => listener,
-    })
-}
-
-fn listener() -> impl Strategy<Value = InboundListener> {
     let tls = select(vec![InboundTls::Strict, InboundTls::Permissive, InboundTls::Disable]);
     let underscores = select(vec![Underscores::Allow, Underscores::Reject, Underscores::Drop]);
     let limits = (option::of(any::<u32>()), option::of(any::<u32>()), option::of(time()), underscores).prop_map(
@@ -348,7 +307,6 @@ fn listener() -> impl Strategy<Value = InboundListener> {
                 authorization,
                 filters,
                 routes,
-                chain: Vec::new(),
                 limits,
                 trusted_proxies,
             }
