@@ -225,7 +225,7 @@ impl ClientBuilder {
     /// request like others). At the limit one is closed whether anybody uses it then or not: reading and writing fail with
     /// [`ConnectionAborted`](std::io::ErrorKind::ConnectionAborted).
     ///
-    /// Default: `Duration::MAX`, until one of both sides ends them, or policy's idle timeout. So it is in Envoy, where removal of a
+    /// Default: `Duration::MAX`, until one of both sides ends them, or, of a raw one, policy's idle timeout. So it is in Envoy, where removal of a
     /// host, or of its cluster, drains pools and leaves the connections of `tcp_proxy` alone
     /// (only `close_connections_on_host_health_failure` closes those, and for health), and in Linkerd's proxy, which forwards
     /// until one side closes. Nobody but the two sides knows where a protocol may be interrupted: a server that leaves finishes

@@ -134,7 +134,11 @@ impl Places<'_> {
         while progress.retried < retries {
             progress.retried += 1;
             let Some(index) = self.pick(&progress, &progress.tried, now, &[]) else { break };
-            let among = if self.session.is_strict() { vec![index] } else { self.choices(&progress, now) };
+            let mut among = if self.session.is_strict() { Vec::new() } else { self.choices(&progress, now) };
+            // A session's, or one that a pick gave up looking for another of.
+            if !among.contains(&index) {
+                among.push(index);
+            }
             places.push(Foreseen { index, repeated: progress.tried.contains(&index), among });
             progress.tried.push(index);
         }

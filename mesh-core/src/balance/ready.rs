@@ -180,6 +180,7 @@ impl<E> ReadySet<E> {
             index = self.other_locality(pool, pick, draw).unwrap_or(index);
         }
         if let Some(spill) = &self.spill
+            && spill.may_go_on(self.candidates[index].in_flight())
             && let Some(next) = self.next_priority(pool, pick)
             && spill.goes_on(self.candidates[index].in_flight(), draw)
         {

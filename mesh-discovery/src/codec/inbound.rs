@@ -426,6 +426,7 @@ impl Filters<'_> {
         // As Envoy has it, what stands before the first one that looks at callers here holds before that does.
         let is_off = |filter: &filter::Filter<'_>| match changes.get(filter.name) {
             None => filter.disabled,
+            Some(Change { guard: Guard::Idle(kind), .. }) => filter.type_url == *kind,
             Some(change) => matches!(change.guard, Guard::Off),
         };
         let judges = |filter: &filter::Filter<'_>| matches!(filter.type_url.as_str(), url::JWT | url::RBAC);
@@ -436,6 +437,7 @@ impl Filters<'_> {
             let change = match changes.get(filter.name) {
                 None if filter.disabled => continue,
                 Some(Change { guard: Guard::Off, .. }) => continue,
+                Some(Change { guard: Guard::Idle(kind), .. }) if filter.type_url == *kind => continue,
                 None | Some(Change { guard: Guard::On, .. }) => None,
                 change => change,
             };

@@ -36,7 +36,14 @@ pub(super) struct Changes {
 
 impl Changes {
     pub(super) fn get(&self, filter: &str) -> Option<&Change> {
-        self.own.get(filter).or_else(|| self.outer.as_ref()?.get(filter))
+        let outer = || self.outer.as_ref()?.get(filter);
+        match self.own.get(filter) {
+            // That it is on says nothing of how: what is configured further out holds (Envoy).
+            Some(own) if matches!(own.guard, Guard::On) => {
+                outer().filter(|outer| !matches!(outer.guard, Guard::Off)).or(Some(own))
+            }
+            own => own.or_else(outer),
+        }
     }
 
     /// What holds one level further in, where `own` is changed.

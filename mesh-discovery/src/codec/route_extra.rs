@@ -40,9 +40,11 @@ pub(super) struct Overrides {
 
 /// How a filter that guards a server differs in one place.
 pub(super) enum Guard {
-    /// It is off.
+    /// It is off, whatever it is.
     Off,
-    /// It is on, as it is configured.
+    /// It demands nothing here, if it is of this type.
+    Idle(&'static str),
+    /// It is on, as it is configured, or as further out.
     On,
     /// Another limit.
     RateLimit(Box<LocalRateLimit>),
@@ -66,7 +68,14 @@ impl Overrides {
             (_, true) => self.filters,
             _ => {
                 let mut filters = FilterOverrides::clone(&outer.filters);
-                filters.extend(Arc::unwrap_or_clone(self.filters));
+                for (name, own) in Arc::unwrap_or_clone(self.filters) {
+                    // That it is on says nothing of how: what is configured further out holds (Envoy).
+                    let keeps = matches!(*own, FilterOverride::Enabled)
+                        && filters.get(&name).is_some_and(|outer| !matches!(**outer, FilterOverride::Disabled));
+                    if !keeps {
+                        filters.insert(name, own);
+                    }
+                }
                 filters.into()
             }
         };
@@ -184,7 +193,7 @@ fn read_override(
         }
         url::RBAC_PER_ROUTE => {
             let guard = extension::unpack::<RbacPerRoute>(config, at, report);
-            let guard = guard.map(|g| g.rbac.map_or(Guard::Off, |rbac| Guard::Rbac(rbac.into())));
+            let guard = guard.map(|g| g.rbac.map_or(Guard::Idle(url::RBAC), |rbac| Guard::Rbac(rbac.into())));
             overrides.guards.extend(guard.map(|guard| (key.to_owned(), guard)));
             None
         }
@@ -211,7 +220,7 @@ fn read_override(
 fn read_jwt(config: &Any, at: &At<'_>, report: &mut Report) -> Option<Guard> {
     let config: PerRouteConfig = extension::unpack(config, at, report)?;
     match config.requirement_specifier {
-        Some(RequirementSpecifier::Disabled(true)) => Some(Guard::Off),
+        Some(RequirementSpecifier::Disabled(true)) => Some(Guard::Idle(url::JWT)),
         Some(RequirementSpecifier::RequirementName(name)) => Some(Guard::Requirement(name)),
         Some(RequirementSpecifier::Disabled(false)) | None => {
             report.problem(at, "a requirement's name, or disabled: true, is required");

@@ -484,8 +484,10 @@ async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_not
     sleep_until(end).now_or_never().expect("it is not earlier");
     // Beyond all time there is no end.
     config.idle_timeout = Duration::MAX;
-    let (mut connection, _peer, _) = connect(hello, &config);
+    let (mut connection, mut peer, _) = connect(hello, &config);
     assert!(settle(&mut connection).is_none());
+    peer.write_all(b"GET").await.unwrap();
+    assert!(settle(&mut connection).is_none() && is_handed(&connection));
     // A request that is served is not silence.
     let (mut connection, mut peer, open) = connect(|_| Box::pin(pending()), &Config::default());
     peer.write_all(GET.as_bytes()).await.unwrap();
@@ -497,10 +499,10 @@ async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_not
 
 #[tokio::test(start_paused = true)]
 async fn a_head_that_comes_in_pieces_has_its_time_from_its_first_byte_on() {
-    for (before, seconds, served) in
-        [("", 9, true), ("", 11, false), (GET, 9, true), (GET, 11, false), ("\r\n", 9, true)]
-    {
+    let table = [("", 9, true), ("", 11, false), (GET, 9, true), (GET, 11, false), ("\r\n", 9, true)];
+    for ((before, seconds, served), known) in table.into_iter().flat_map(|row| [(row, false), (row, true)]) {
         let (mut connection, mut peer, _) = connect(hello, &Config::default());
+        connection.wire.as_mut().unwrap().begun = known.then(Instant::now);
         peer.write_all(before.as_bytes()).await.unwrap();
         assert!(settle(&mut connection).is_none());
         clock::pass(Duration::from_secs(40)).await;

@@ -167,10 +167,13 @@ fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
         host.typed_per_filter_config.insert("e".into(), extension::pack(url::FILTER_CONFIG, &off));
         let on = rds::FilterConfig { config: Some(Any::default()), ..Default::default() };
         host.routes[0].typed_per_filter_config.insert("e".into(), extension::pack(url::FILTER_CONFIG, &on));
+        // That it is on hides nothing.
+        host.typed_per_filter_config.insert("g".into(), pack(504));
+        host.routes[0].typed_per_filter_config.insert("g".into(), extension::pack(url::FILTER_CONFIG, &on));
     });
     let fault = |status| FilterOverride::Fault(abort(status));
     let (off, on) = (FilterOverride::Disabled, FilterOverride::Enabled);
-    let want = [("a", fault(501)), ("b", fault(502)), ("c", off), ("d", fault(503)), ("e", on)];
+    let want = [("a", fault(501)), ("b", fault(502)), ("c", off), ("d", fault(503)), ("e", on), ("g", fault(504))];
     let want: FilterOverrides = want.into_iter().map(|(name, filter)| (name.to_owned(), filter.into())).collect();
     assert_eq!(*decoded_route(&resource).filters, want);
 

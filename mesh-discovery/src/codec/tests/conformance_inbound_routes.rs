@@ -165,6 +165,43 @@ fn l3_the_most_specific_place_changes_an_rbac_filter_a39_a41() {
     says("another filter's", codec::decode_listener(&mismatched), &Says::Refused(&[field]));
 }
 
+/// Envoy: `config: {}` turns a filter on, and has no configuration of its own to hide the one further out.
+#[test]
+fn l3_that_a_filter_is_on_says_nothing_of_how_a39() {
+    let on = || {
+        let config = FilterConfig { config: Some(Any::default()), ..Default::default() };
+        extension::pack(url::FILTER_CONFIG, &config)
+    };
+    let off = || extension::pack(url::FILTER_CONFIG, &FilterConfig { disabled: true, ..Default::default() });
+    let other = || extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: Some(rules(None)) });
+    let no_rules = || extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: None });
+    // The filter's own are none: what is judged by rules is judged by the virtual host's.
+    let judged = |outer: Option<Any>, own: &RbacProto| {
+        let mut host = host("a.test", vec![changing(route("/", serve()), on())]);
+        host.typed_per_filter_config.extend(outer.map(|config| ("f".to_owned(), config)));
+        guards(&decoded(&with_filter(url::RBAC, own, vec![host])))[0].authorization.len()
+    };
+    let empty = RbacProto::default();
+    assert_eq!((judged(Some(other()), &empty), judged(None, &empty)), (1, 0), "with the control");
+    assert_eq!((judged(Some(off()), &rules(None)), judged(Some(no_rules()), &rules(None))), (1, 0));
+}
+
+#[test]
+fn l3_what_demands_nothing_of_one_kind_turns_off_no_filter_of_another() {
+    let no_rules = extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: None });
+    let disabled = PerRouteConfig { requirement_specifier: Some(RequirementSpecifier::Disabled(true)) };
+    let no_demand = extension::pack(url::JWT_PER_ROUTE, &disabled);
+    let tokens = demand(RequiresType::ProviderName("p".into()));
+    let on = |config: &Any| vec![host("*", vec![changing(route("/", serve()), config.clone())])];
+    let field = "filter_chains[0].filters[0].http_filters[0]";
+    let says_of = |name: &str, resource: Any, want: &Says<'_>| says(name, codec::decode_listener(&resource), want);
+    says_of("no rules for tokens", with_filter(url::JWT, &tokens, on(&no_rules)), &Says::Refused(&[field]));
+    says_of("no demand on rules", with_filter(url::RBAC, &rules(None), on(&no_demand)), &Says::Refused(&[field]));
+    // The controls.
+    says_of("no demand", with_filter(url::JWT, &tokens, on(&no_demand)), &Says::Taken);
+    says_of("no rules", with_filter(url::RBAC, &rules(None), on(&no_rules)), &Says::Taken);
+}
+
 #[test]
 fn l3_routes_change_demands_on_tokens_and_limits_a39() {
     let mut config = demand(RequiresType::ProviderName("p".into()));

@@ -257,7 +257,10 @@ impl<C: Codec> Ads<C> {
     /// Who comes late to a resource whose last good value stays in use gets that value, and hears what those who were there
     /// before have heard: why it is not what the control plane says, or that nobody can be asked (gRFC A57, A88).
     fn tell_late(&self, key: &Key) {
-        let Some(entry) = self.entry(key).filter(|entry| entry.good.is_some()) else { return };
+        if !matches!(self.known(key.kind, &key.name), Known::Value(..)) {
+            return;
+        }
+        let Some(entry) = self.entry(key) else { return };
         let authority = self.authorities.get(usize::from(entry.authority));
         let session = authority.map(|authority| &self.sessions[usize::from(authority.active_server())]);
         let failing = session.and_then(Session::unreachable).map(StreamError::to_string);
