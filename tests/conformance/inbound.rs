@@ -1,7 +1,10 @@
 //! The listener of a server and its routes: what is followed, waited for and kept.
 
+use std::sync::Arc;
+
 use mesh_core::policy::{
-    InboundListener, InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
+    AuthorizationAction, AuthorizationPolicy, Domain, Guards, InboundHost, InboundListener, InboundRoute,
+    InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
 };
 use mesh_core::source::{InboundSource, Watched};
 use mesh_discovery::codec;
@@ -19,6 +22,20 @@ pub(crate) fn listener(routes: InboundRoutes) -> Named {
     let listener = InboundListener::new(name(), ADDRESS.parse().unwrap(), InboundTls::Strict);
     let any = codec::encode_inbound(&InboundListener { routes, ..listener });
     ((any.type_url, name()), any.value)
+}
+
+/// A listener and the routes that it names, which serve this path alone and turn a filter on that the listener has off.
+pub(crate) fn guarded(path: &str) -> [Named; 2] {
+    let policy = AuthorizationPolicy::new("f", AuthorizationAction::Deny);
+    let route = InboundRoute {
+        name: "a".to_owned(),
+        matcher: RouteMatch { path: PathMatch::Exact(path.to_owned()), ..RouteMatch::any() },
+        serves: Some(Arc::new(Guards { authorization: vec![policy], ..Guards::default() })),
+    };
+    let host = InboundHost { name: "all".to_owned(), domains: vec![Domain::new("*").unwrap()], routes: vec![route] };
+    let (_, whole) = listener(InboundRoutes::Listed([host].into()));
+    let (listener, routes) = mesh_testkit::xds::apart(&whole, "r").unwrap();
+    [((codec::LISTENER.to_owned(), name()), listener), ((codec::ROUTES.to_owned(), "r".to_owned()), routes)]
 }
 
 /// A route configuration that serves this path and nothing else.

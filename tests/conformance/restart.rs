@@ -10,7 +10,7 @@ use mesh_discovery::codec;
 use mesh_discovery::xds::{SnapshotConfig, Variant, XdsClient};
 use mesh_testkit::clock;
 
-use crate::inbound::{ADDRESS, listener, serves, serving};
+use crate::inbound::{ADDRESS, guarded, listener, serves, serving};
 use crate::plane::{
     BOTH, Mood, Plane, becomes, client_of, cluster_named, destination, endpoints_of, goes_to, ports, route_to,
 };
@@ -86,6 +86,32 @@ async fn r08_a_restart_in_the_middle_of_an_update_goes_on_with_what_served_befor
         plane.is(Mood::Up);
         goes_to(&mut client.destination(&"a:80".parse().unwrap()), 12).await;
         serves(&mut inbound, "/c").await;
+    }
+}
+
+/// A filter that is off in the listener, and on where its routes say so: the next run knows of it too.
+#[tokio::test(start_paused = true)]
+async fn r08_a_restart_knows_what_the_routes_of_a_server_change() {
+    for variant in BOTH {
+        let folder = tempfile::tempdir().unwrap();
+        let plane = Plane::with("x", 10);
+        plane.put_all(guarded("/a"));
+        let client = keeping(variant, &[&plane], folder.path());
+        let mut inbound = client.inbound(ADDRESS.parse().unwrap());
+        serves(&mut inbound, "/a").await;
+        let before = inbound.load_full();
+        let guards = |state: &InboundState| match state {
+            InboundState::Ready(listener) => {
+                let routes = listener.routes.iter().filter_map(|route| route.serves.as_ref());
+                (listener.authorization.len(), routes.map(|guards| guards.authorization.len()).collect::<Vec<_>>())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(guards(&before), (0, vec![1]));
+        let client = restarted(client, variant, &[&plane], folder.path()).await;
+        let mut inbound = client.inbound(ADDRESS.parse().unwrap());
+        serves(&mut inbound, "/a").await;
+        assert_eq!(inbound.load_full(), before);
     }
 }
 

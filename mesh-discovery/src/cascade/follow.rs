@@ -1,6 +1,7 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
@@ -14,7 +15,8 @@ use smallvec::SmallVec;
 
 use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
-use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
+use crate::codec;
+use crate::xds::{Half, Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -161,11 +163,13 @@ impl<'a, R: Resources> Follow<'a, R> {
     /// A listening address.
     pub(super) fn inbound(&mut self, name: &str) -> InboundState {
         match self.need(Kind::Listener, name, |value| match value {
-            Value::Inbound(listener) => Some(listener.clone()),
+            Value::Inbound(listener) => Some(Ok(listener.clone())),
+            Value::Routeless(half) => Some(Err(half.clone())),
             _ => None,
         }) {
             Found::Pending => InboundState::Pending,
-            Found::Ready(listener) => self.inbound_routes(listener),
+            Found::Ready(Ok(listener)) => InboundState::Ready(listener),
+            Found::Ready(Err(half)) => self.inbound_routes(&half),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
@@ -187,20 +191,34 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
-    fn inbound_routes(&mut self, listener: Arc<InboundListener>) -> InboundState {
-        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener) };
+    fn inbound_routes(&mut self, half: &Half<InboundListener>) -> InboundState {
+        let listener = &half.policy;
+        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener.clone()) };
         let found = self.need(Kind::Routes, name, |value| match value {
-            Value::Routes(routes) => Some(routes.clone()),
+            // None of them serves.
+            Value::Routes(routes) => Some(codec::encode_routes(routes).value.into()),
+            Value::Serving(half) => Some(half.bytes.clone()),
             _ => None,
         });
+        let failed = |reason: &dyn fmt::Display| {
+            InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
+        };
         match found {
             Found::Pending => InboundState::Pending,
             // Two control planes of one authority: the listener of the one is not served by the routes of the other.
             Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
-            Found::Ready(routes) => InboundState::Ready(Arc::new(listener.with_routes(&routes))),
-            Found::Failed(reason) => {
-                InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
-            }
+            Found::Ready(routes) => match codec::join(&half.bytes, &routes) {
+                Ok(joined) => InboundState::Ready(Arc::new(joined.value)),
+                Err(refused) => {
+                    // Each of the two is good by itself and has been acknowledged: nobody else tells.
+                    tracing::warn!(
+                        listener = listener.name, routes = name.as_str(), %refused,
+                        "a listener and the routes that it names do not fit together: what was in force before stays, or nothing is served"
+                    );
+                    failed(&refused)
+                }
+            },
+            Found::Failed(reason) => failed(&reason),
         }
     }
 
@@ -251,6 +269,7 @@ impl<'a, R: Resources> Follow<'a, R> {
         };
         let found = self.need(Kind::Routes, name, |value| match value {
             Value::Routes(routes) => Some(routes.clone()),
+            Value::Serving(half) => Some(half.policy.clone()),
             _ => None,
         });
         match found {

@@ -23,7 +23,8 @@ use mesh_core::policy::{Domain, FilterOverride, InboundHost, InboundRoutes, Rout
 use super::composite::Side;
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
-use super::{common, route as route_codec};
+use super::{common, extension, route as route_codec};
+use crate::proto::policy::RoutePolicy;
 
 /// What one place changes of the filters, and those around it: the innermost that changes a filter counts. Many routes
 /// are in one place, so that nothing of it is copied for each of them.
@@ -84,11 +85,17 @@ pub(super) struct Read {
     pub(super) changes: Option<Rc<Changes>>,
 }
 
-/// Reads the routes of a server; `None` with a problem.
-pub(super) fn decode(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) -> Option<Table> {
-    match &manager.route_specifier {
-        Some(RouteSpecifier::RouteConfig(routes)) => Some(read_table(routes, &at.field("route_config"), report)),
-        Some(RouteSpecifier::Rds(rds)) => {
+/// Reads the routes of a server; `None` with a problem. `named` are those that RDS gives, if they are there.
+pub(super) fn decode(
+    manager: &HttpConnectionManager,
+    named: Option<&RouteConfiguration>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Table> {
+    match (&manager.route_specifier, named) {
+        (Some(RouteSpecifier::RouteConfig(routes)), _) => Some(read_table(routes, &at.field("route_config"), report)),
+        (Some(RouteSpecifier::Rds(_)), Some(routes)) => Some(read_table(routes, &at.field("rds"), report)),
+        (Some(RouteSpecifier::Rds(rds)), None) => {
             let at = at.field("rds");
             common::check_source(rds.config_source.as_ref(), &at.field("config_source"), report);
             if rds.route_config_name.is_empty() {
@@ -96,15 +103,25 @@ pub(super) fn decode(manager: &HttpConnectionManager, at: &At<'_>, report: &mut 
             }
             Some(Table::Named(rds.route_config_name.clone()))
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => {
+        (Some(RouteSpecifier::ScopedRoutes(_)), _) => {
             report.problem(&at.field("scoped_routes"), "scoped routes are not supported (gRFC A27)");
             None
         }
-        None => {
+        (None, _) => {
             report.problem(at, "rds or route_config is required");
             None
         }
     }
+}
+
+/// Reads routes that come on their own, if one of them serves: of what filters they change a listener decides.
+pub(super) fn check(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> bool {
+    let serves = |route: &RouteProto| matches!(route.action, Some(route::Action::NonForwardingAction(_)));
+    let is_of_server = proto.virtual_hosts.iter().flat_map(|host| &host.routes).any(serves);
+    if is_of_server {
+        read_table(proto, at, report);
+    }
+    is_of_server
 }
 
 fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> Table {
@@ -189,8 +206,8 @@ fn read_route(
     report: &mut Report,
 ) -> Option<Read> {
     consider!(proto, at, report, RouteProto {
-        read: [name, r#match, typed_per_filter_config, action],
-        idle: [metadata, decorator, stat_prefix, per_request_buffer_limit_bytes, request_body_buffer_limit],
+        read: [name, r#match, typed_per_filter_config, action, metadata],
+        idle: [decorator, stat_prefix, per_request_buffer_limit_bytes, request_body_buffer_limit],
         tracing => "sampling and tags are the tracer's own",
         request_headers_to_add => "a server changes no headers",
         request_headers_to_remove => "a server changes no headers",
@@ -202,7 +219,8 @@ fn read_route(
         report.problem(&at.field("match"), "a match is required");
         return None;
     };
-    let matcher = route_codec::decode_inbound_match(matcher, &at.field("match"), report);
+    let ours: RoutePolicy = extension::take(proto.metadata.as_ref(), "RoutePolicy", at, report);
+    let matcher = route_codec::decode_inbound_match(matcher, &ours, &at.field("match"), report);
     let changes = outer.inside(read_changes(&proto.typed_per_filter_config, place, at, report));
     let serves = matches!(proto.action, Some(route::Action::NonForwardingAction(_)));
     Some(Read { name: proto.name.clone(), matcher: matcher?, changes: serves.then_some(changes) })
@@ -251,6 +269,7 @@ pub(super) fn encode(routes: &InboundRoutes, mut changes: impl FnMut(usize) -> H
             .map(|(route, at)| RouteProto {
                 name: route.name.clone(),
                 r#match: Some(route_codec::encode_match(&route.matcher)),
+                metadata: route_codec::encode_policy(&route_codec::policy_of(&route.matcher)),
                 action: Some(match &route.serves {
                     Some(_) => route::Action::NonForwardingAction(routes::NonForwardingAction {}),
                     None => route::Action::DirectResponse(routes::DirectResponseAction {

@@ -91,7 +91,7 @@ fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
             Some(RouteSource::Named(rds.route_config_name.clone()))
         }
         Some(RouteSpecifier::RouteConfig(routes)) => {
-            let routes = route::decode(routes, &at.field("route_config"), report)?;
+            let routes = route::decode_outbound(routes, &at.field("route_config"), report)?;
             Some(RouteSource::Inline(Arc::new(routes)))
         }
         Some(RouteSpecifier::ScopedRoutes(_)) => {

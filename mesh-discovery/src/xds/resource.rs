@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    AuthorityRewrite, Cluster, Discovery, EndpointMetadata, Endpoints, InboundListener, Listener, RouteAction,
-    RouteConfiguration, RouteSource, Unenforced, UpstreamTls,
+    AuthorityRewrite, Cluster, Discovery, EndpointMetadata, Endpoints, InboundListener, InboundRoutes, Listener,
+    RouteAction, RouteConfiguration, RouteSource, Unenforced, UpstreamTls,
 };
 use serde::Serialize;
 
@@ -31,12 +32,35 @@ pub(crate) enum Value {
     Listener(Arc<Listener>),
     /// A listening address.
     Inbound(Arc<InboundListener>),
+    /// A listening address whose routes come on their own.
+    #[serde(rename = "inbound")]
+    Routeless(Arc<Half<InboundListener>>),
     /// Routes.
     Routes(Arc<RouteConfiguration>),
+    /// Routes of which one serves: a listening address may be waiting for them.
+    #[serde(rename = "routes")]
+    Serving(Arc<Half<RouteConfiguration>>),
     /// A cluster.
     Cluster(Arc<Cluster>),
     /// A cluster's endpoints.
     Endpoints(Arc<Endpoints>),
+}
+
+/// Half of a listening address, as it came: what it says is known when the other half is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Half<T> {
+    /// What it is by itself.
+    pub(crate) policy: Arc<T>,
+    #[serde(skip)]
+    pub(crate) bytes: Bytes,
+}
+
+impl<T> Half<T> {
+    fn of(policy: T, body: &Body) -> Arc<Self> {
+        // Bytes of its own: it is not to keep the whole response that it came in.
+        Arc::new(Self { policy: Arc::new(policy), bytes: Bytes::copy_from_slice(&body.bytes) })
+    }
 }
 
 /// A value and what of it this version does not enforce.
@@ -132,14 +156,24 @@ impl Codec for PolicyCodec {
                         }
                         Value::Listener(Arc::new(listener))
                     }
-                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(listener)),
+                    AnyListener::Inbound(listener) => match listener.routes {
+                        InboundRoutes::Named(_) => Value::Routeless(Half::of(listener, body)),
+                        InboundRoutes::All | InboundRoutes::Listed(_) => Value::Inbound(Arc::new(listener)),
+                    },
                 };
                 Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
             Kind::Routes => {
                 let mut decoded = codec::decode_routes(body).map_err(|e| e.to_string())?;
                 distrust(from, &mut decoded.value, format_args!("routes {name}"), &mut decoded.unenforced);
-                Ok(resource(decoded, Value::Routes))
+                let hosts = &decoded.value.virtual_hosts;
+                let mut actions = hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action);
+                let serves = actions.any(|action| matches!(action, RouteAction::NonForwarding));
+                let value = match serves {
+                    true => Value::Serving(Half::of(decoded.value, body)),
+                    false => Value::Routes(Arc::new(decoded.value)),
+                };
+                Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
             Kind::Cluster => {
                 let mut decoded = codec::decode_cluster_for(body.into(), &self.balancers).map_err(|e| e.to_string())?;
@@ -225,7 +259,9 @@ pub(super) fn encode(value: &Value) -> Any {
     match value {
         Value::Listener(listener) => codec::encode_listener(listener),
         Value::Inbound(listener) => codec::encode_inbound(listener),
+        Value::Routeless(half) => Any { type_url: codec::LISTENER.to_owned(), value: half.bytes.to_vec() },
         Value::Routes(routes) => codec::encode_routes(routes),
+        Value::Serving(half) => Any { type_url: codec::ROUTES.to_owned(), value: half.bytes.to_vec() },
         Value::Cluster(cluster) => codec::encode_cluster(cluster),
         Value::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
     }

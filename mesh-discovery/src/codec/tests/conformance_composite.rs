@@ -419,38 +419,6 @@ fn a_path_that_a_server_never_sees_decides_nothing() {
 }
 
 #[test]
-fn a_server_that_judges_by_a_composite_has_its_routes_in_the_listener() {
-    let judging = composite(only(execute(&chain(vec![named(
-        url::RBAC,
-        &codec::authorization::encode([&AuthorizationPolicy::new("p", AuthorizationAction::Deny)], Default::default())
-            [0]
-        .filter,
-    )]))));
-    let named_routes = |config: &ExtensionWithMatcher| {
-        let filter = codec::filter::encode("c", extension::pack(url::WITH_MATCHER, config), false);
-        let listener = InboundListener {
-            routes: InboundRoutes::Named("r".to_owned()),
-            ..decoded(&of_server(&composite(only(skip()))))
-        };
-        changed_manager(&listener, |manager| manager.http_filters[0] = filter)
-    };
-    let at = "filter_chains[0].filters[0].rds";
-    says("rules elsewhere", codec::decode_listener(&named_routes(&judging)), &Says::Refused(&[at]));
-    says("limits", codec::decode_listener(&named_routes(&composite(only(skip())))), &Says::Taken);
-    // With its routes beside it is read whole.
-    let HttpFilterKind::Composite(read) = &decoded(&of_server(&judging)).filters[0].kind else { panic!("a composite") };
-    assert!(read.judges());
-}
-
-fn changed_manager(listener: &InboundListener, change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
-    changed::<Proto>(codec::encode_inbound(listener), |proto| {
-        let filter = &mut proto.filter_chains[0].filters[0];
-        let Some(filter::ConfigType::TypedConfig(any)) = filter.config_type.take() else { panic!("our encoding") };
-        filter.config_type = Some(filter::ConfigType::TypedConfig(changed(any, change)));
-    })
-}
-
-#[test]
 fn where_a_composite_stands_among_a_servers_filters() {
     let plain = codec::filter::encode("c", extension::pack(url::WITH_MATCHER, &composite(only(skip()))), false);
     let rbac =

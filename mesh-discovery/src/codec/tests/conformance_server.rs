@@ -222,6 +222,56 @@ pub(super) fn demand(requirement: RequiresType) -> JwtProto {
     }
 }
 
+/// Tokens are asked for before RBAC, and the filter that does it takes headers away and adds some: a list in the other order
+/// is refused where it would decide otherwise.
+#[test]
+fn rbac_before_tokens_looks_at_nothing_that_the_token_filter_changes() {
+    let header = HeaderMatcher {
+        name: HeaderKey::parse("authorization").unwrap(),
+        value: HeaderMatch::Present(true),
+        invert: false,
+        treat_missing_as_empty: false,
+    };
+    let method = HeaderMatcher { name: HeaderKey::Method, ..header.clone() };
+    let claim = MetadataMatch {
+        filter: MetadataMatch::JWT_AUTHN.into(),
+        path: vec!["payload".into()],
+        value: MetadataValue::Present(true),
+        invert: false,
+    };
+    let of = |permission: Permission, principal: Principal, dry_run| {
+        let rule = AuthorizationRule { name: "r".into(), permissions: vec![permission], principals: vec![principal] };
+        let policy = AuthorizationPolicy::new("f", AuthorizationAction::Deny);
+        let policy = AuthorizationPolicy { rules: vec![rule], dry_run, ..policy };
+        codec::authorization::encode([&policy], Default::default()).remove(0).filter
+    };
+    let read = |rbac: &RbacProto, tokens_first| {
+        let rbac = codec::filter::encode("f", extension::pack(url::RBAC, rbac), false);
+        let jwt = demand(RequiresType::ProviderName("p".into()));
+        let mut both = vec![rbac, codec::filter::encode("jwt", extension::pack(url::JWT, &jwt), false)];
+        if tokens_first {
+            both.reverse();
+        }
+        codec::decode_listener(&with_manager(|m| _ = m.http_filters.splice(0..0, both)))
+    };
+    let deep = || Permission::Not(Box::new(Permission::And(vec![Permission::Any, Permission::Header(header.clone())])));
+    for (case, rbac) in [
+        ("a header", of(Permission::Any, Principal::Header(header.clone()), false)),
+        ("a header within", of(deep(), Principal::Any, false)),
+        ("a claim", of(Permission::Metadata(claim.clone()), Principal::Any, false)),
+        ("a claim of who asks", of(Permission::Any, Principal::Metadata(claim), false)),
+    ] {
+        says(case, read(&rbac, false), &Says::Refused(&[FILTER]));
+        says(case, read(&rbac, true), &Says::Taken);
+    }
+    for (case, rbac) in [
+        ("rules that are only tried", of(deep(), Principal::Any, true)),
+        ("what no token changes", of(Permission::Header(method), Principal::Authenticated(None), false)),
+    ] {
+        says(case, read(&rbac, false), &Says::Taken);
+    }
+}
+
 #[test]
 fn demands_on_tokens_are_understood_or_refused() {
     let jwt = |proto: JwtProto| codec::decode_listener(&with_filter(url::JWT, &proto));
