@@ -108,6 +108,7 @@ async fn r08_a_restart_knows_what_the_routes_of_a_server_change() {
             other => panic!("{other:?}"),
         };
         assert_eq!(guards(&before), (0, vec![1]));
+        assert!(format!("{before:?}").contains("Deny"), "{before:?}");
         let client = restarted(client, variant, &[&plane], folder.path()).await;
         let mut inbound = client.inbound(ADDRESS.parse().unwrap());
         serves(&mut inbound, "/a").await;

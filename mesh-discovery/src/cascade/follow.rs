@@ -6,6 +6,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
+use bytes::Bytes;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
     Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundListener, InboundRoutes, InboundState,
@@ -160,8 +161,8 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// A listening address.
-    pub(super) fn inbound(&mut self, name: &str) -> InboundState {
+    /// A listening address; what is published rests on `settled`.
+    pub(super) fn inbound(&mut self, name: &str, settled: &[Key]) -> InboundState {
         match self.need(Kind::Listener, name, |value| match value {
             Value::Inbound(listener) => Some(Ok(listener.clone())),
             Value::Routeless(half) => Some(Err(half.clone())),
@@ -169,7 +170,7 @@ impl<'a, R: Resources> Follow<'a, R> {
         }) {
             Found::Pending => InboundState::Pending,
             Found::Ready(Ok(listener)) => InboundState::Ready(listener),
-            Found::Ready(Err(half)) => self.inbound_routes(&half),
+            Found::Ready(Err(half)) => self.inbound_routes(&half, settled),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
@@ -191,15 +192,20 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
-    fn inbound_routes(&mut self, half: &Half<InboundListener>) -> InboundState {
+    fn inbound_routes(&mut self, half: &Half<InboundListener>, settled: &[Key]) -> InboundState {
         let listener = &half.policy;
         let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener.clone()) };
         let found = self.need(Kind::Routes, name, |value| match value {
             // None of them serves.
-            Value::Routes(routes) => Some(codec::encode_routes(routes).value.into()),
+            Value::Routes(_) => Some(Bytes::new()),
             Value::Serving(half) => Some(half.bytes.clone()),
             _ => None,
         });
+        let found = match found {
+            // Taken back on purpose: what they served ends on open connections, too.
+            Found::Failed(_) if self.has_lost_one_of(settled) => Found::Ready(Bytes::new()),
+            found => found,
+        };
         let failed = |reason: &dyn fmt::Display| {
             InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
         };

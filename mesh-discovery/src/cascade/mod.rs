@@ -279,7 +279,7 @@ impl Cascade {
             }
             Root::Inbound { listener, publisher } => {
                 let mut follow = Follow::new(id, resources, &self.node);
-                let next = follow.inbound(listener);
+                let next = follow.inbound(listener, &followed.settled);
                 let grounds = follow.take_grounds();
                 let before = publisher.load_full();
                 // Only what was dropped on purpose ends what is good, as for destinations.

@@ -510,11 +510,17 @@ fn a_listening_address_whose_routes_come_on_their_own_serves_what_they_say_and_n
     // They change on their own; what a client would answer, a server does not serve.
     let answer = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
     world.give(Kind::Routes, "r", Ok(served(&serving("/b", answer))));
-    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/b".into()), false)]));
+    assert_eq!(paths(), Some(vec![]));
+    // Such routes are a client's, and whatever they say is taken.
+    let never = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
+    world.give(Kind::Routes, "r", Ok(served(&serving("/c", RouteAction::NonForwarding))));
+    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/c".into()), true)]));
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a/../b", never))));
+    assert_eq!(paths(), Some(vec![]));
+    // What is taken back ends on connections that are open, too.
+    world.give(Kind::Routes, "r", Ok(served(&serving("/c", RouteAction::NonForwarding))));
     world.give(Kind::Routes, "r", Err("deleted"));
-    assert!(
-        matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("routes \"r\" of \"in\": deleted"))
-    );
+    assert_eq!(paths(), Some(vec![]));
     // One that had no routes yet serves nobody.
     let (publisher, late) = Watched::channel(InboundState::Pending);
     let mut world = World::new();
@@ -524,6 +530,13 @@ fn a_listening_address_whose_routes_come_on_their_own_serves_what_they_say_and_n
         InboundListener { routes, ..InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict) };
     world.give(Kind::Listener, "in", Ok(inbound(&named)));
     assert_eq!(**late.load(), InboundState::Pending);
+    // Nor by the routes of another control plane than its listener is of (gRFC A71).
+    world.plane.server = 1;
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
+    assert_eq!(**late.load(), InboundState::Pending);
+    world.plane.server = 0;
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
+    assert!(matches!(&**late.load(), InboundState::Ready(_)));
 }
 
 #[test]
@@ -556,7 +569,7 @@ fn a_listening_address_that_moves_to_routes_which_are_refused_keeps_what_is_in_f
     assert!(!world.wanted().contains(&"Routes r".to_owned()), "{:?}", world.wanted());
     // The control run: what is in force and is dropped on purpose ends.
     world.give(Kind::Routes, "s", Err("deleted"));
-    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("deleted")));
+    assert!(matches!(&**state.load(), InboundState::Ready(listener) if listener.routes.iter().count() == 0));
 }
 
 /// Each of the two is good by itself, and acknowledged: what they are together is known here alone.

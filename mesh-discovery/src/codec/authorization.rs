@@ -31,13 +31,14 @@ pub(super) struct Encoded {
     pub(super) extra: AuthorizationExtra,
 }
 
-/// Whether a policy decides by what a token filter changes: headers, which it takes away and adds, or what it found out.
+/// Whether a policy decides by what a token filter changes: headers and query, which it takes tokens out of, or what it found
+/// out.
 pub(super) fn reads_tokens(policy: &AuthorizationPolicy) -> bool {
     fn permission(of: &Permission) -> bool {
         match of {
             Permission::And(all) | Permission::Or(all) => all.iter().any(permission),
             Permission::Not(inner) => permission(inner),
-            Permission::Header(header) => matches!(header.name, HeaderKey::Header(_)),
+            Permission::Header(header) => matches!(header.name, HeaderKey::Header(_) | HeaderKey::Path),
             Permission::Metadata(_) => true,
             _ => false,
         }
@@ -46,7 +47,7 @@ pub(super) fn reads_tokens(policy: &AuthorizationPolicy) -> bool {
         match of {
             Principal::And(all) | Principal::Or(all) => all.iter().any(principal),
             Principal::Not(inner) => principal(inner),
-            Principal::Header(header) => matches!(header.name, HeaderKey::Header(_)),
+            Principal::Header(header) => matches!(header.name, HeaderKey::Header(_) | HeaderKey::Path),
             Principal::Metadata(_) => true,
             _ => false,
         }

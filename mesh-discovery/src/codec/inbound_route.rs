@@ -8,6 +8,7 @@
 //! Refuses to know filters: what is changed is applied next door, in `inbound`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::iter;
 use std::rc::Rc;
 
 use envoy_types::pb::envoy::config::route::v3::{
@@ -23,7 +24,7 @@ use mesh_core::policy::{Domain, FilterOverride, InboundHost, InboundRoutes, Rout
 use super::composite::Side;
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
-use super::{common, extension, route as route_codec};
+use super::{authorization, common, extension, route as route_codec};
 use crate::proto::policy::RoutePolicy;
 
 /// What one place changes of the filters, and those around it: the innermost that changes a filter counts. Many routes
@@ -40,11 +41,15 @@ impl Changes {
         let outer = || self.outer.as_ref()?.get(filter);
         match self.own.get(filter) {
             // That it is on says nothing of how: what is configured further out holds (Envoy).
-            Some(own) if matches!(own.guard, Guard::On) => {
-                outer().filter(|outer| !matches!(outer.guard, Guard::Off)).or(Some(own))
-            }
+            Some(own) if matches!(own.guard, Guard::On) => self.configured(filter).or(Some(own)),
             own => own.or_else(outer),
         }
+    }
+
+    /// The innermost that says how it is, whether it is on or not.
+    fn configured(&self, filter: &str) -> Option<&Change> {
+        let own = self.own.get(filter).filter(|own| !matches!(own.guard, Guard::On | Guard::Off));
+        own.or_else(|| self.outer.as_ref()?.configured(filter))
     }
 
     /// What holds one level further in, where `own` is changed.
@@ -98,9 +103,7 @@ pub(super) fn decode(
         (Some(RouteSpecifier::Rds(rds)), None) => {
             let at = at.field("rds");
             common::check_source(rds.config_source.as_ref(), &at.field("config_source"), report);
-            if rds.route_config_name.is_empty() {
-                report.problem(&at.field("route_config_name"), "a name is required");
-            }
+            common::check_name(&rds.route_config_name, &at.field("route_config_name"), report);
             Some(Table::Named(rds.route_config_name.clone()))
         }
         (Some(RouteSpecifier::ScopedRoutes(_)), _) => {
@@ -119,10 +122,33 @@ pub(super) fn check(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report
     let serves = |route: &RouteProto| matches!(route.action, Some(route::Action::NonForwardingAction(_)));
     let is_of_server = proto.virtual_hosts.iter().flat_map(|host| &host.routes).any(serves);
     if is_of_server {
-        read_table(proto, at, report);
+        let table = read_table(proto, at, report);
+        check_rules(&table, at, report);
     }
     is_of_server
 }
+
+/// Rules need no listener to be read.
+fn check_rules(table: &Table, at: &At<'_>, report: &mut Report) {
+    let every: Vec<&Changes> = match table {
+        Table::All(changes) => vec![changes],
+        Table::Named(_) => Vec::new(),
+        Table::Listed(hosts) => hosts.iter().flat_map(|h| &h.routes).filter_map(|r| r.changes.as_deref()).collect(),
+    };
+    let mut looked_at = HashSet::new();
+    let levels = every.into_iter().flat_map(|inner| iter::successors(Some(inner), |level| level.outer.as_deref()));
+    for (name, change) in levels.flat_map(|level| &level.own) {
+        let Guard::Rbac(rules) = &change.guard else { continue };
+        if looked_at.insert((&*change.place, name)) {
+            let place = at.field(&change.place);
+            let at = if &*change.place == TABLE { at } else { &place };
+            authorization::decode(name, rules, None, &at.key("typed_per_filter_config", name), report);
+        }
+    }
+}
+
+/// The place of what a table changes as a whole.
+const TABLE: &str = "route_config";
 
 fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> Table {
     consider!(proto, at, report, RouteConfiguration {
@@ -144,8 +170,7 @@ fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> T
         route_specifiers => "route extensions are not known",
     });
     route_codec::check_plugins(proto, at, report);
-    let outermost =
-        Rc::<Changes>::default().inside(read_changes(&proto.typed_per_filter_config, "route_config", at, report));
+    let outermost = Rc::<Changes>::default().inside(read_changes(&proto.typed_per_filter_config, TABLE, at, report));
     let mut taken = HashSet::new();
     let mut hosts = Vec::with_capacity(proto.virtual_hosts.len());
     for (i, host) in proto.virtual_hosts.iter().enumerate() {

@@ -85,9 +85,7 @@ fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
         Some(RouteSpecifier::Rds(rds)) => {
             let at = at.field("rds");
             common::check_source(rds.config_source.as_ref(), &at.field("config_source"), report);
-            if rds.route_config_name.is_empty() {
-                report.problem(&at.field("route_config_name"), "a name is required");
-            }
+            common::check_name(&rds.route_config_name, &at.field("route_config_name"), report);
             Some(RouteSource::Named(rds.route_config_name.clone()))
         }
         Some(RouteSpecifier::RouteConfig(routes)) => {

@@ -364,11 +364,7 @@ fn decode<P: Message + Default, T>(
         Err(e) => return refuse(format!("not a protobuf message of its type: {e}")),
     };
     let mut report = Report::new(kind, name(&proto));
-    match name(&proto).len() {
-        0 => report.problem(&At::ROOT, "the resource has no name"),
-        1..=MAX_NAME => {}
-        long => report.problem(&At::ROOT, format!("its name has {long} bytes; at most {MAX_NAME} are taken")),
-    }
+    common::check_name(name(&proto), &At::ROOT, &mut report);
     let value = fields(&proto, &At::ROOT, &mut report);
     let mut decoded = report.finish(value)?;
     let all = &mut decoded.unenforced;

@@ -166,10 +166,7 @@ impl Codec for PolicyCodec {
             Kind::Routes => {
                 let mut decoded = codec::decode_routes(body).map_err(|e| e.to_string())?;
                 distrust(from, &mut decoded.value, format_args!("routes {name}"), &mut decoded.unenforced);
-                let hosts = &decoded.value.virtual_hosts;
-                let mut actions = hosts.iter().flat_map(|host| &host.routes).map(|route| &route.action);
-                let serves = actions.any(|action| matches!(action, RouteAction::NonForwarding));
-                let value = match serves {
+                let value = match serves(&decoded.value) {
                     true => Value::Serving(Half::of(decoded.value, body)),
                     false => Value::Routes(Arc::new(decoded.value)),
                 };
@@ -252,6 +249,12 @@ fn names_its_endpoints(name: &str, cluster: &Cluster) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a listening address serves by one of them.
+pub(super) fn serves(routes: &RouteConfiguration) -> bool {
+    let mut routes = routes.virtual_hosts.iter().flat_map(|host| &host.routes);
+    routes.any(|route| matches!(route.action, RouteAction::NonForwarding))
 }
 
 /// The resource that a value decodes from.

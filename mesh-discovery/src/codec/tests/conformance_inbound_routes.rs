@@ -210,6 +210,18 @@ fn l3_that_a_filter_is_on_says_nothing_of_how_a39() {
     let empty = RbacProto::default();
     assert_eq!((judged(Some(other()), &empty), judged(None, &empty)), (1, 0), "with the control");
     assert_eq!((judged(Some(off()), &rules(None)), judged(Some(no_rules()), &rules(None))), (1, 0));
+    // A place between that turns it off hides it as little.
+    let turned_off_between = |off: Option<Any>| {
+        let mut host = host("a.test", vec![changing(route("/", serve()), on())]);
+        host.typed_per_filter_config.extend(off.map(|config| ("f".to_owned(), config)));
+        let resource = with_manager(|m| {
+            m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &empty), false));
+            table(m).typed_per_filter_config.insert("f".into(), other());
+            table(m).virtual_hosts = vec![host];
+        });
+        guards(&decoded(&resource))[0].authorization.len()
+    };
+    assert_eq!((turned_off_between(Some(off())), turned_off_between(None)), (1, 1));
 }
 
 #[test]
@@ -445,6 +457,12 @@ fn v4_routes_that_serve_are_refused_for_what_a_servers_are_refused_for_a36() {
     let field = "virtual_hosts[0].typed_per_filter_config[\"f\"].xds_matcher.on_no_match.action.filter_chain.typed_config[0].typed_config";
     let clients = |host: &mut HostProto| _ = host.typed_per_filter_config.insert("f".into(), tree.clone());
     both("a client's filter", &clients, Says::Refused(&[field]), Says::Taken);
+    // Rules need no listener to be read, wherever they are written.
+    let unread = RbacPerRoute { rbac: Some(RbacProto { matcher: Some(Default::default()), ..Default::default() }) };
+    let unread = extension::pack(url::RBAC_PER_ROUTE, &unread);
+    let rules = |host: &mut HostProto| _ = host.typed_per_filter_config.insert("f".into(), unread.clone());
+    let field = "virtual_hosts[0].typed_per_filter_config[\"f\"].matcher";
+    both("rules that are not known", &rules, Says::Refused(&[field]), Says::Taken);
     // What a client does not do is not said of a server's.
     let buffers = |host: &mut HostProto| host.per_request_buffer_limit_bytes = codec::common::uint32(1);
     both(

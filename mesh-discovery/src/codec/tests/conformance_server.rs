@@ -233,6 +233,7 @@ fn rbac_before_tokens_looks_at_nothing_that_the_token_filter_changes() {
         treat_missing_as_empty: false,
     };
     let method = HeaderMatcher { name: HeaderKey::Method, ..header.clone() };
+    let path = HeaderMatcher { name: HeaderKey::Path, ..header.clone() };
     let claim = MetadataMatch {
         filter: MetadataMatch::JWT_AUTHN.into(),
         path: vec!["payload".into()],
@@ -258,6 +259,7 @@ fn rbac_before_tokens_looks_at_nothing_that_the_token_filter_changes() {
     for (case, rbac) in [
         ("a header", of(Permission::Any, Principal::Header(header.clone()), false)),
         ("a header within", of(deep(), Principal::Any, false)),
+        ("a query that may be a token", of(Permission::Header(path), Principal::Any, false)),
         ("a claim", of(Permission::Metadata(claim.clone()), Principal::Any, false)),
         ("a claim of who asks", of(Permission::Any, Principal::Metadata(claim), false)),
     ] {

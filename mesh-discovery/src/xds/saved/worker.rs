@@ -203,7 +203,7 @@ impl Look<'_> {
     fn add(&self, given: &mut HashMap<Key, Held>, unsettled: &Unsettled<'_>) {
         let published = unsettled.published();
         let fits = |published: &Published| match given.get(&published.key).map(|held| &held.content) {
-            Some(Content::Value(value)) => *value == published.value,
+            Some(Content::Value(value)) => is_same(value, &published.value),
             _ => true,
         };
         if published.iter().all(fits) {
@@ -218,13 +218,17 @@ impl Look<'_> {
     /// A resource as it was published.
     fn published(&self, key: &Key, value: Value, unsettled: &Unsettled<'_>) -> Option<Held> {
         let entry = self.ads.entry(key);
-        let newest = entry.and_then(|entry| entry.good.as_ref()).filter(|good| good.value.value == value);
+        let newest = entry.and_then(|entry| entry.good.as_ref()).filter(|good| is_same(&good.value.value, &value));
         let authority = self.ads.authority_of(&key.name)?;
         let origin = unsettled.giver(authority)?;
         let giver = if origin == SAVED { self.ads.saved_giver(authority)? } else { self.mark(origin) };
         if newest.is_some() {
             // What an earlier run held is kept as it was. Where two gave the same, it is of the one who gave what it stands with.
             return Some(Held { giver, ..self.newest(key, entry?)? });
+        }
+        if matches!(&value, Value::Routes(routes) if resource::serves(routes)) {
+            // Of a server's routes whoever dials by them does not know all.
+            return None;
         }
         // Since when something else has been there.
         let replaced = entry.and_then(|entry| Some(entry.good.as_ref()?.since)).unwrap_or(self.now);
@@ -248,6 +252,14 @@ impl Look<'_> {
 
     fn is_kept(&self, key: &Key) -> bool {
         !self.ads.ends(key)
+    }
+}
+
+/// Whether what is published is what is held.
+fn is_same(held: &Value, published: &Value) -> bool {
+    match (held, published) {
+        (Value::Serving(half), Value::Routes(routes)) => half.policy == *routes,
+        _ => held == published,
     }
 }
 
