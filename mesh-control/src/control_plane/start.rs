@@ -66,6 +66,7 @@ impl Builder {
             keys: keys.keys(),
             nodes: Arc::default(),
             load: Arc::default(),
+            load_reports: self.options.load_reports,
             load_streams: Arc::default(),
             root_streams: Arc::default(),
             certificate: certificate.clone(),
