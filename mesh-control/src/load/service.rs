@@ -126,7 +126,9 @@ impl Reporting {
                 }
             }
             if first {
-                tracing::info!(peer = %self.peer, ?node, "load reports begin");
+                if let Some(left_out) = self.entry.opens() {
+                    tracing::info!(peer = %self.peer, ?node, left_out, "load reports begin");
+                }
                 let nanos = i32::try_from(INTERVAL.subsec_nanos()).unwrap_or_default();
                 let interval = protobuf::Duration { seconds: INTERVAL.as_secs().cast_signed(), nanos };
                 let answer = LoadStatsResponse {
