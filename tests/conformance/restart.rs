@@ -22,7 +22,7 @@ fn keeping(variant: Variant, planes: &[&Plane], folder: &Path) -> XdsClient {
 
 /// The end of a client and the start of the next, which finds nobody.
 async fn restarted(client: XdsClient, variant: Variant, planes: &[&Plane], folder: &Path) -> XdsClient {
-    client.save().await;
+    client.save().await.unwrap();
     drop(client);
     planes.iter().for_each(|plane| plane.is(Mood::Down));
     keeping(variant, planes, folder)
@@ -128,7 +128,7 @@ async fn r08_a_job_of_a_few_seconds_leaves_a_snapshot_and_one_that_ends_in_order
         plane.put(endpoints_of("x", 11));
         goes_to(&mut state, 11).await;
         if in_order {
-            client.save().await;
+            client.save().await.unwrap();
         }
         let writes = client.status().snapshot.unwrap().writes;
         assert_eq!(writes, if in_order { 2 } else { 1 });
@@ -137,7 +137,7 @@ async fn r08_a_job_of_a_few_seconds_leaves_a_snapshot_and_one_that_ends_in_order
         let client = keeping(variant, &[&plane], folder.path());
         goes_to(&mut client.destination(&"a:80".parse().unwrap()), if in_order { 11 } else { 10 }).await;
         // There is nothing to say of what nobody vouches for, and nobody waits for it.
-        client.save().await;
+        client.save().await.unwrap();
         assert_eq!(client.status().snapshot.unwrap().writes, 0);
     }
 }
@@ -154,7 +154,7 @@ async fn r05_a_restart_joins_nothing_that_two_control_planes_gave_to_two_runs() 
         for state in &mut both {
             goes_to(state, 10).await;
         }
-        client.save().await;
+        client.save().await.unwrap();
         drop((client, both));
         // The next run asks for one of them, and hears of the second control plane alone.
         if apart {

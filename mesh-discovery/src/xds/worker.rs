@@ -31,8 +31,8 @@ pub(super) enum Command {
     Subscribe(SubscriptionId, Root),
     /// Follow it no longer.
     Unsubscribe(SubscriptionId),
-    /// Write to disk what has changed since it was written; drop this when that is over.
-    Save(oneshot::Sender<()>),
+    /// Write to disk what has changed since it was written; drop this when that is over, or say why it cannot be.
+    Save(oneshot::Sender<String>),
 }
 
 /// What the worker works on. Reports look at it too; nothing else does, and no request.
