@@ -164,7 +164,7 @@ fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> T
         request_headers_to_remove => "a server changes no headers",
         most_specific_header_mutations_wins => "a server changes no headers",
         vhds => "virtual hosts are not discovered on their own",
-        ignore_port_in_host_matching => "the authority's port takes part in matching",
+        ignore_port_in_host_matching => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
         ignore_path_parameters_in_path_matching => "path parameters take part in matching",
         vhost_header => "virtual hosts are chosen by the authority",
         route_specifiers => "route extensions are not known",

@@ -114,7 +114,7 @@ fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Re
     for (is_set, name) in as_they_are {
         report.unenforced_if(is_set, at, name, "paths are matched as they are");
     }
-    let effect = "the authority's last dot takes part in matching";
+    let effect = "the authority is matched with its last dot first";
     report.unenforced_if(manager.strip_trailing_host_dot, at, "strip_trailing_host_dot", effect);
     let Some(common) = &manager.common_http_protocol_options else { return };
     consider!(

@@ -124,7 +124,7 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
         vhds => "virtual hosts are not discovered on their own",
         internal_only_headers => "headers of outside callers are not removed",
         most_specific_header_mutations_wins => "the outermost level acts last",
-        ignore_port_in_host_matching => "the authority's port takes part in matching",
+        ignore_port_in_host_matching => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
         ignore_path_parameters_in_path_matching => "path parameters take part in matching",
         vhost_header => "virtual hosts are chosen by the authority",
         route_specifiers => "route extensions are not known",
