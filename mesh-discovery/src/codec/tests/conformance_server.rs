@@ -17,7 +17,11 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacPro
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+    certificate_validation_context::{SystemRootCerts, TrustChainVerification},
+    common_tls_context::ValidationContextType,
+};
 use envoy_types::pb::envoy::r#type::v3::TokenBucket as BucketProto;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration};
 use mesh_core::policy::*;
@@ -118,13 +122,40 @@ fn s3_tls_of_a_server_a29() {
     server("OCSP", with(|c| c.ocsp_staple_policy = 1), &Says::Refused(&[&at("ocsp_staple_policy")]));
     let tickets = with(|c| c.disable_stateless());
     server("session settings", tickets, &Says::Taken);
+
+    // What would say otherwise who we are or whom we trust than the providers do.
+    let own = with(|c| c.common().tls_certificates.push(Default::default()));
+    server("a certificate beside a provider", own, &Says::Refused(&[&at("common_tls_context.tls_certificates")]));
+    let roots = with(|c| c.validation().trusted_ca = Some(Default::default()));
+    let validation = |name: &str| at(&format!("common_tls_context.validation_context.{name}"));
+    server("roots beside a provider", roots, &Says::Refused(&[&validation("trusted_ca")]));
+    let anybody = with(|c| c.validation().set_trust_chain_verification(TrustChainVerification::AcceptUntrusted));
+    server("callers of any root", anybody, &Says::Refused(&[&validation("trust_chain_verification")]));
+    // The control: of these a provider has precedence (gRFC A82).
+    let system = with(|c| c.validation().system_root_certs = Some(SystemRootCerts {}));
+    server("system roots beside a provider", system, &Says::Taken);
 }
 
-trait Sessions {
+trait Parts {
+    fn common(&mut self) -> &mut CommonTlsContext;
+    fn validation(&mut self) -> &mut CertificateValidationContext;
     fn disable_stateless(&mut self);
 }
 
-impl Sessions for DownstreamTlsContext {
+impl Parts for DownstreamTlsContext {
+    fn common(&mut self) -> &mut CommonTlsContext {
+        self.common_tls_context.as_mut().unwrap()
+    }
+
+    fn validation(&mut self) -> &mut CertificateValidationContext {
+        match self.common().validation_context_type.as_mut() {
+            Some(ValidationContextType::CombinedValidationContext(combined)) => {
+                combined.default_validation_context.as_mut().unwrap()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn disable_stateless(&mut self) {
         self.disable_stateful_session_resumption = true;
         self.session_timeout = Some(Duration { seconds: 5, nanos: 0 });
