@@ -702,10 +702,11 @@ impl<C: Codec> Ads<C> {
         good
     }
 
-    /// Whether a control plane that is in use has yet to be told that a resource is wanted no longer.
+    /// Whether a control plane has yet to be told that a resource is wanted no longer: one that is in use, or whose stream goes
+    /// on for another authority.
     fn is_untold(&self, key: &Key) -> bool {
         let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
-        let servers = authority.map_or(&[][..], Authority::in_use);
+        let servers = authority.map_or(&[][..], Authority::servers);
         servers.iter().any(|server| self.sessions[usize::from(*server)].talk(key.kind).is_untold(&key.name))
     }
 
@@ -725,7 +726,11 @@ impl<C: Codec> Ads<C> {
             self.forget(key);
             return;
         }
-        debug_assert!(!self.retired.contains(key), "it was let go of once, for its wish ended once");
+        // One that was let go of in an outage is asked of whoever comes next, who may be left before it answers, with its stream
+        // going on for another authority.
+        if self.retired.contains(key) {
+            return;
+        }
         self.retired.push_back(key.clone());
         if self.retired.len() > MAX_RETIRED
             && let Some(oldest) = self.retired.pop_front()
