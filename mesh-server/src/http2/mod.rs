@@ -144,7 +144,7 @@ where
         if let Some(protocol) = head.extensions.remove::<h2::ext::Protocol>() {
             head.extensions.insert(Protocol::from(protocol.as_str()));
         }
-        let (body, tunnel) = if head.method != Method::CONNECT {
+        let (upload, tunnel) = if head.method != Method::CONNECT {
             (Upload::new(stream, &head.headers), None)
         } else if upload::length(&head.headers).is_some_and(|length| length > 0) {
             // It has no body (RFC 9110, section 9.3.6).
@@ -157,7 +157,8 @@ where
             }
             (None, Some(Box::new(tunnel)))
         };
-        let request = Body::of(Request::from_parts(head, body), self.body_idle);
+        let body = Body::new(upload.into(), &head, self.body_idle);
+        let request = Request::from_parts(head, body);
         TokioExecutor::new().execute(Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone()));
     }
 }
