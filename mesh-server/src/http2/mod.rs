@@ -176,6 +176,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        this.keepalive.turn();
         loop {
             match &mut this.state {
                 State::Opening(handshake) => {
