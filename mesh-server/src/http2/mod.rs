@@ -39,7 +39,7 @@ use self::keepalive::{KeepAlive, Silent};
 use self::tunnel::Tunnel;
 pub(crate) use self::upload::Upload;
 use crate::config::MOST_HEADER_BYTES;
-use crate::dates::Dates;
+use crate::dates::{Dates, Kept};
 use crate::{Body, Config};
 
 /// How connections of a server are.
@@ -84,7 +84,7 @@ impl Http2 {
     {
         let (io, heard) = Ear::new(io);
         let handshake = self.builder.clone().max_concurrent_streams(streams).handshake(io);
-        let (dates, body_idle) = (self.dates.clone(), self.body_idle);
+        let (dates, body_idle) = (Arc::new(Kept::new(self.dates.clone())), self.body_idle);
         let keepalive = KeepAlive::new(heard, self.interval, self.timeout);
         Http2Connection { state: State::Opening(handshake), keepalive, leaving: false, service, body_idle, dates }
     }
@@ -106,7 +106,7 @@ pub struct Http2Connection<T, S> {
     leaving: bool,
     service: S,
     body_idle: Option<Duration>,
-    dates: Arc<Dates>,
+    dates: Arc<Kept>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "there is one a connection, and no copy is made of it")]
