@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
 use crate::codec;
-use crate::xds::{Half, Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
+use crate::xds::{AsSent, Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -164,13 +164,11 @@ impl<'a, R: Resources> Follow<'a, R> {
     /// A listening address; what is published rests on `settled`.
     pub(super) fn inbound(&mut self, name: &str, settled: &[Key]) -> InboundState {
         match self.need(Kind::Listener, name, |value| match value {
-            Value::Inbound(listener) => Some(Ok(listener.clone())),
-            Value::Routeless(half) => Some(Err(half.clone())),
+            Value::Listening(sent) => Some(sent.clone()),
             _ => None,
         }) {
             Found::Pending => InboundState::Pending,
-            Found::Ready(Ok(listener)) => InboundState::Ready(listener),
-            Found::Ready(Err(half)) => self.inbound_routes(&half, settled),
+            Found::Ready(sent) => self.inbound_routes(&sent, settled),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
@@ -192,13 +190,13 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
-    fn inbound_routes(&mut self, half: &Half<InboundListener>, settled: &[Key]) -> InboundState {
-        let listener = &half.policy;
+    fn inbound_routes(&mut self, sent: &AsSent<InboundListener>, settled: &[Key]) -> InboundState {
+        let listener = &sent.policy;
         let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener.clone()) };
         let found = self.need(Kind::Routes, name, |value| match value {
             // None of them serves.
             Value::Routes(_) => Some(Bytes::new()),
-            Value::Serving(half) => Some(half.bytes.clone()),
+            Value::Serving(sent) => Some(sent.bytes.clone()),
             _ => None,
         });
         let found = match found {
@@ -213,7 +211,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             Found::Pending => InboundState::Pending,
             // Two control planes of one authority: the listener of the one is not served by the routes of the other.
             Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
-            Found::Ready(routes) => match codec::join(&half.bytes, &routes) {
+            Found::Ready(routes) => match codec::join(&sent.bytes, &routes) {
                 Ok(joined) => InboundState::Ready(Arc::new(joined.value)),
                 Err(refused) => {
                     // Each of the two is good by itself and has been acknowledged: nobody else tells.
@@ -275,7 +273,7 @@ impl<'a, R: Resources> Follow<'a, R> {
         };
         let found = self.need(Kind::Routes, name, |value| match value {
             Value::Routes(routes) => Some(routes.clone()),
-            Value::Serving(half) => Some(half.policy.clone()),
+            Value::Serving(sent) => Some(sent.policy.clone()),
             _ => None,
         });
         match found {

@@ -456,7 +456,7 @@ fn a_listening_address_gets_its_listener_and_nothing_else() {
     world.give(Kind::Listener, "in", Ok(listener("r")));
     assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("other direction")));
     let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
-    world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
+    world.give(Kind::Listener, "in", Ok(self::inbound(&inbound)));
     assert_eq!(**state.load(), InboundState::Ready(inbound));
 }
 
@@ -466,7 +466,7 @@ fn listening() -> (World, Watched<InboundState>, Arc<InboundListener>) {
     let (publisher, state) = Watched::channel(InboundState::Pending);
     world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
     let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
-    world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
+    world.give(Kind::Listener, "in", Ok(self::inbound(&inbound)));
     assert_eq!(**state.load(), InboundState::Ready(inbound.clone()));
     (world, state, inbound)
 }

@@ -45,4 +45,4 @@ pub(crate) use self::kind::{Key, Kind};
 pub(crate) use self::node::to_wire as node_to_wire;
 #[cfg(test)]
 pub(crate) use self::resource::PolicyCodec;
-pub(crate) use self::resource::{Half, Resource, Value};
+pub(crate) use self::resource::{AsSent, Resource, Value};

@@ -283,7 +283,8 @@ impl Look<'_> {
 /// Whether what is published is what is held.
 fn is_same(held: &Value, published: &Value) -> bool {
     match (held, published) {
-        (Value::Serving(half), Value::Routes(routes)) => half.policy == *routes,
+        (Value::Serving(sent), Value::Routes(routes)) => sent.policy == *routes,
+        (Value::Listening(sent), Value::Inbound(listener)) => sent.policy == *listener,
         _ => held == published,
     }
 }
