@@ -130,7 +130,11 @@ impl LoadBook {
             let report = read(node, identity, &cluster, stats, locality);
             self.0.lock().keep(client, report)
         };
-        stats.upstream_locality_stats.iter().fold(true, |all, locality| keep(locality) && all)
+        let mut all = true;
+        for locality in &stats.upstream_locality_stats {
+            all &= keep(locality);
+        }
+        all
     }
 
     /// The last reports, by client.
