@@ -284,9 +284,10 @@ impl Cascade {
             }
             Root::Inbound { listener, publisher } => {
                 let mut follow = Follow::new(id, resources, &self.node);
-                let next = follow.inbound(listener, &followed.settled);
-                let grounds = follow.take_grounds();
                 let before = publisher.load_full();
+                let in_force = matches!(*before, InboundState::Ready(_));
+                let next = follow.inbound(listener, if in_force { &followed.settled } else { &[] });
+                let grounds = follow.take_grounds();
                 // Only what was dropped on purpose ends what is good, as for destinations.
                 let stays = matches!(*before, InboundState::Ready(_))
                     && !matches!(next, InboundState::Ready(_))
