@@ -44,7 +44,6 @@ mod reports;
 mod restarts;
 mod root;
 mod rotation;
-mod routes;
 mod starved;
 mod streaming;
 mod strict;

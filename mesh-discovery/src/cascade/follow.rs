@@ -1,12 +1,10 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fmt;
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-use bytes::Bytes;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
     Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundListener, InboundRoutes, InboundState,
@@ -16,8 +14,7 @@ use smallvec::SmallVec;
 
 use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
-use crate::codec;
-use crate::xds::{AsSent, Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
+use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -161,14 +158,14 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// A listening address; what is published rests on `settled`.
-    pub(super) fn inbound(&mut self, name: &str, settled: &[Key]) -> InboundState {
+    /// A listening address.
+    pub(super) fn inbound(&mut self, name: &str) -> InboundState {
         match self.need(Kind::Listener, name, |value| match value {
-            Value::Listening(sent) => Some(sent.clone()),
+            Value::Inbound(listener) => Some(listener.clone()),
             _ => None,
         }) {
             Found::Pending => InboundState::Pending,
-            Found::Ready(sent) => self.inbound_routes(&sent, settled),
+            Found::Ready(listener) => self.inbound_routes(listener),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
@@ -190,39 +187,20 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
-    fn inbound_routes(&mut self, sent: &AsSent<InboundListener>, settled: &[Key]) -> InboundState {
-        let listener = &sent.policy;
-        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener.clone()) };
+    fn inbound_routes(&mut self, listener: Arc<InboundListener>) -> InboundState {
+        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener) };
         let found = self.need(Kind::Routes, name, |value| match value {
-            // None of them serves.
-            Value::Routes(_) => Some(Bytes::new()),
-            Value::Serving(sent) => Some(sent.bytes.clone()),
+            Value::Routes(routes) => Some(routes.clone()),
             _ => None,
         });
-        let found = match found {
-            // Taken back on purpose: what they served ends on open connections, too.
-            Found::Failed(_) if self.has_lost_one_of(settled) => Found::Ready(Bytes::new()),
-            found => found,
-        };
-        let failed = |reason: &dyn fmt::Display| {
-            InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
-        };
         match found {
             Found::Pending => InboundState::Pending,
             // Two control planes of one authority: the listener of the one is not served by the routes of the other.
             Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
-            Found::Ready(routes) => match codec::join(&sent.bytes, &routes) {
-                Ok(joined) => InboundState::Ready(Arc::new(joined.value)),
-                Err(refused) => {
-                    // Each of the two is good by itself and has been acknowledged: nobody else tells.
-                    tracing::warn!(
-                        listener = listener.name, routes = name.as_str(), %refused,
-                        "a listener and the routes that it names do not fit together: what was in force before stays, or nothing is served"
-                    );
-                    failed(&refused)
-                }
-            },
-            Found::Failed(reason) => failed(&reason),
+            Found::Ready(routes) => InboundState::Ready(Arc::new(listener.with_routes(&routes))),
+            Found::Failed(reason) => {
+                InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
+            }
         }
     }
 
@@ -273,7 +251,6 @@ impl<'a, R: Resources> Follow<'a, R> {
         };
         let found = self.need(Kind::Routes, name, |value| match value {
             Value::Routes(routes) => Some(routes.clone()),
-            Value::Serving(sent) => Some(sent.policy.clone()),
             _ => None,
         });
         match found {

@@ -1,4 +1,4 @@
-//! Hears whether anything comes from a peer, and asks no further when nothing is there.
+//! Hears whether anything comes from a peer.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,32 +8,20 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream of bytes that notes when some have come. While its task has its turn it is asked once whether more are there: h2 asks
-/// with each request that it hands out, through TLS down to the socket.
+/// A stream of bytes that notes when some have come.
 pub(super) struct Ear<T> {
     io: T,
     heard: Arc<Heard>,
 }
 
-/// What was heard.
+/// Whether something has come since it was asked last.
 #[derive(Default)]
-pub(super) struct Heard {
-    // Something has come since it was asked last.
-    some: AtomicBool,
-    // All that is there was read, and the task is woken when there is more.
-    all: AtomicBool,
-}
+pub(super) struct Heard(AtomicBool);
 
 impl Heard {
-    /// Whether something has come since it was asked last.
     pub(super) fn take(&self) -> bool {
         // Nearly always it is whoever polls the connection that asks, after it has read: no need to write what is there.
-        self.some.load(Ordering::Relaxed) && self.some.swap(false, Ordering::Relaxed)
-    }
-
-    /// The task of the connection has its turn: more may be there.
-    pub(super) fn begin(&self) {
-        self.all.store(false, Ordering::Relaxed);
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -47,17 +35,10 @@ impl<T> Ear<T> {
 impl<T: AsyncRead + Unpin> AsyncRead for Ear<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.heard.all.load(Ordering::Relaxed) {
-            return Poll::Pending;
-        }
         let before = buf.filled().len();
-        let read = Pin::new(&mut this.io).poll_read(cx, buf);
-        if read.is_pending() {
-            this.heard.all.store(true, Ordering::Relaxed);
-        }
-        ready!(read)?;
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         if buf.filled().len() > before {
-            this.heard.some.store(true, Ordering::Relaxed);
+            this.heard.0.store(true, Ordering::Relaxed);
         }
         Poll::Ready(Ok(()))
     }
