@@ -39,11 +39,15 @@ impl Changes {
         let outer = || self.outer.as_ref()?.get(filter);
         match self.own.get(filter) {
             // That it is on says nothing of how: what is configured further out holds (Envoy).
-            Some(own) if matches!(own.guard, Guard::On) => {
-                outer().filter(|outer| !matches!(outer.guard, Guard::Off)).or(Some(own))
-            }
+            Some(own) if matches!(own.guard, Guard::On) => self.configured(filter).or(Some(own)),
             own => own.or_else(outer),
         }
+    }
+
+    /// The innermost that says how it is, whether it is on or not.
+    fn configured(&self, filter: &str) -> Option<&Change> {
+        let own = self.own.get(filter).filter(|own| !matches!(own.guard, Guard::On | Guard::Off));
+        own.or_else(|| self.outer.as_ref()?.configured(filter))
     }
 
     /// What holds one level further in, where `own` is changed.

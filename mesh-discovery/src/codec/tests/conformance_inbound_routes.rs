@@ -184,6 +184,18 @@ fn l3_that_a_filter_is_on_says_nothing_of_how_a39() {
     let empty = RbacProto::default();
     assert_eq!((judged(Some(other()), &empty), judged(None, &empty)), (1, 0), "with the control");
     assert_eq!((judged(Some(off()), &rules(None)), judged(Some(no_rules()), &rules(None))), (1, 0));
+    // A place between that turns it off hides it as little.
+    let turned_off_between = |off: Option<Any>| {
+        let mut host = host("a.test", vec![changing(route("/", serve()), on())]);
+        host.typed_per_filter_config.extend(off.map(|config| ("f".to_owned(), config)));
+        let resource = with_manager(|m| {
+            m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &empty), false));
+            table(m).typed_per_filter_config.insert("f".into(), other());
+            table(m).virtual_hosts = vec![host];
+        });
+        guards(&decoded(&resource))[0].authorization.len()
+    };
+    assert_eq!((turned_off_between(Some(off())), turned_off_between(None)), (1, 1));
 }
 
 #[test]
