@@ -285,10 +285,11 @@ impl Mesh {
             let left = self.inner.drain.guards();
             tracing::warn!(target: "mesh::lifecycle", left, "the drain limit is over; connections are left");
         }
-        if let Some(control) = &self.inner.control
-            && tokio::time::timeout(SAVE_LIMIT, control.xds.save()).await.is_err()
-        {
-            tracing::warn!(target: "mesh::lifecycle", "the snapshot of the configuration could not be written in time");
+        if let Some(control) = &self.inner.control {
+            let saved = tokio::time::timeout(SAVE_LIMIT, control.xds.save()).await;
+            if let Err(reason) = saved.unwrap_or_else(|_| Err(format!("it took longer than {SAVE_LIMIT:?}"))) {
+                tracing::warn!(target: "mesh::lifecycle", reason, "the last changes of the configuration are not in its snapshot");
+            }
         }
     }
 

@@ -89,7 +89,7 @@ fn further_balancers() -> [(&'static str, Policy); 5] {
         ("ring_hash", of(Balancer::RingHash { min_size: 1024, max_size: 8_388_608 })),
         ("maglev", of(Balancer::Maglev { table_size: 65_537 })),
         ("pick_first", of(Balancer::PickFirst { shuffle: false })),
-        ("subsetting", of(Balancer::RandomSubsetting { size: 5, child })),
+        ("subsetting", of(Balancer::RandomSubsetting { size: 5, of_each: false, child })),
     ]
 }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, Method, Request, Version};
+use http::{HeaderName, Method, Request, Version, request};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -139,22 +139,20 @@ pub enum BodyError {
 impl Body {
     /// Takes the body of a request.
     pub(crate) fn of<I: Into<Incoming>>(request: Request<I>, idle: Option<Duration>) -> Request<Self> {
-        let request = request.map(Into::into);
+        let (head, incoming) = request.into_parts();
+        let body = Self::new(incoming.into(), &head, idle);
+        Request::from_parts(head, body)
+    }
+
+    /// The same of a request that is being made of its parts.
+    pub(crate) fn new(incoming: Incoming, head: &request::Parts, idle: Option<Duration>) -> Self {
         // A content type alone is only the caller's word: over HTTP/1.1 there is no gRPC.
-        let grpc = || request.version() == Version::HTTP_2 && crate::layer::is_grpc(request.headers());
+        let grpc = || head.version == Version::HTTP_2 && crate::layer::is_grpc(&head.headers);
         // Most requests have no body.
-        let idle = idle.filter(|_| !request.body().is_none());
-        let silent = idle.is_none() || request.method() == Method::CONNECT || grpc();
-        request.map(|incoming| Self {
-            incoming,
-            idle,
-            silent,
-            timer: None,
-            waiting: false,
-            ahead: None,
-            withheld: None,
-            underscores: false,
-        })
+        let idle = idle.filter(|_| !incoming.is_none());
+        let silent = idle.is_none() || head.method == Method::CONNECT || grpc();
+        let (timer, waiting, ahead, withheld, underscores) = (None, false, None, None, false);
+        Self { incoming, idle, silent, timer, waiting, ahead, withheld, underscores }
     }
 
     /// Has headers that filters write kept out of the trailers.

@@ -1,11 +1,19 @@
 //! The listener of a server and its routes: what is followed, waited for and kept.
 
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::rbac::v3::Rbac as Rules;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as RoutesProto;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
+use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    InboundListener, InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
+    AuthorizationAction, AuthorizationPolicy, Domain, Guards, InboundHost, InboundListener, InboundRoute,
+    InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
 };
 use mesh_core::source::{InboundSource, Watched};
 use mesh_discovery::codec;
 use mesh_testkit::policy;
+use prost::Message as _;
 
 use crate::plane::{BOTH, Named, Plane, broken, client};
 
@@ -19,6 +27,29 @@ pub(crate) fn listener(routes: InboundRoutes) -> Named {
     let listener = InboundListener::new(name(), ADDRESS.parse().unwrap(), InboundTls::Strict);
     let any = codec::encode_inbound(&InboundListener { routes, ..listener });
     ((any.type_url, name()), any.value)
+}
+
+/// A listener and the routes that it names, which serve this path alone and have rules for a filter that the listener has off.
+pub(crate) fn guarded(path: &str) -> [Named; 2] {
+    let policy = AuthorizationPolicy::new("f", AuthorizationAction::Deny);
+    let route = InboundRoute {
+        name: "a".to_owned(),
+        matcher: RouteMatch { path: PathMatch::Exact(path.to_owned()), ..RouteMatch::any() },
+        serves: Some(Arc::new(Guards { authorization: vec![policy], ..Guards::default() })),
+    };
+    let host = InboundHost { name: "all".to_owned(), domains: vec![Domain::new("*").unwrap()], routes: vec![route] };
+    let (_, whole) = listener(InboundRoutes::Listed([host].into()));
+    let (listener, routes) = mesh_testkit::xds::apart(&whole, "r").unwrap();
+    // Rules of its own, which whoever dials by such routes knows nothing of.
+    let mut proto = RoutesProto::decode(routes.as_slice()).unwrap();
+    let rules = Rbac { rules: Some(Rules { action: 1, ..Default::default() }), ..Default::default() };
+    let rules = Any {
+        type_url: "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute".to_owned(),
+        value: RbacPerRoute { rbac: Some(rules) }.encode_to_vec(),
+    };
+    proto.virtual_hosts[0].routes[0].typed_per_filter_config.insert("f".to_owned(), rules);
+    let routes = proto.encode_to_vec();
+    [((codec::LISTENER.to_owned(), name()), listener), ((codec::ROUTES.to_owned(), "r".to_owned()), routes)]
 }
 
 /// A route configuration that serves this path and nothing else.

@@ -10,7 +10,7 @@ use mesh_discovery::codec;
 use mesh_discovery::xds::{SnapshotConfig, Variant, XdsClient};
 use mesh_testkit::clock;
 
-use crate::inbound::{ADDRESS, listener, serves, serving};
+use crate::inbound::{ADDRESS, guarded, listener, serves, serving};
 use crate::plane::{
     BOTH, Mood, Plane, becomes, client_of, cluster_named, destination, endpoints_of, goes_to, ports, route_to,
 };
@@ -22,7 +22,7 @@ fn keeping(variant: Variant, planes: &[&Plane], folder: &Path) -> XdsClient {
 
 /// The end of a client and the start of the next, which finds nobody.
 async fn restarted(client: XdsClient, variant: Variant, planes: &[&Plane], folder: &Path) -> XdsClient {
-    client.save().await;
+    client.save().await.unwrap();
     drop(client);
     planes.iter().for_each(|plane| plane.is(Mood::Down));
     keeping(variant, planes, folder)
@@ -89,6 +89,33 @@ async fn r08_a_restart_in_the_middle_of_an_update_goes_on_with_what_served_befor
     }
 }
 
+/// A filter that is off in the listener, and on where its routes say so: the next run knows of it too.
+#[tokio::test(start_paused = true)]
+async fn r08_a_restart_knows_what_the_routes_of_a_server_change() {
+    for variant in BOTH {
+        let folder = tempfile::tempdir().unwrap();
+        let plane = Plane::with("x", 10);
+        plane.put_all(guarded("/a"));
+        let client = keeping(variant, &[&plane], folder.path());
+        let mut inbound = client.inbound(ADDRESS.parse().unwrap());
+        serves(&mut inbound, "/a").await;
+        let before = inbound.load_full();
+        let guards = |state: &InboundState| match state {
+            InboundState::Ready(listener) => {
+                let routes = listener.routes.iter().filter_map(|route| route.serves.as_ref());
+                (listener.authorization.len(), routes.map(|guards| guards.authorization.len()).collect::<Vec<_>>())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(guards(&before), (0, vec![1]));
+        assert!(format!("{before:?}").contains("Deny"), "{before:?}");
+        let client = restarted(client, variant, &[&plane], folder.path()).await;
+        let mut inbound = client.inbound(ADDRESS.parse().unwrap());
+        serves(&mut inbound, "/a").await;
+        assert_eq!(inbound.load_full(), before);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn r08_a_job_of_a_few_seconds_leaves_a_snapshot_and_one_that_ends_in_order_its_latest_state() {
     for (variant, in_order) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
@@ -101,7 +128,7 @@ async fn r08_a_job_of_a_few_seconds_leaves_a_snapshot_and_one_that_ends_in_order
         plane.put(endpoints_of("x", 11));
         goes_to(&mut state, 11).await;
         if in_order {
-            client.save().await;
+            client.save().await.unwrap();
         }
         let writes = client.status().snapshot.unwrap().writes;
         assert_eq!(writes, if in_order { 2 } else { 1 });
@@ -110,7 +137,7 @@ async fn r08_a_job_of_a_few_seconds_leaves_a_snapshot_and_one_that_ends_in_order
         let client = keeping(variant, &[&plane], folder.path());
         goes_to(&mut client.destination(&"a:80".parse().unwrap()), if in_order { 11 } else { 10 }).await;
         // There is nothing to say of what nobody vouches for, and nobody waits for it.
-        client.save().await;
+        client.save().await.unwrap();
         assert_eq!(client.status().snapshot.unwrap().writes, 0);
     }
 }
@@ -127,7 +154,7 @@ async fn r05_a_restart_joins_nothing_that_two_control_planes_gave_to_two_runs() 
         for state in &mut both {
             goes_to(state, 10).await;
         }
-        client.save().await;
+        client.save().await.unwrap();
         drop((client, both));
         // The next run asks for one of them, and hears of the second control plane alone.
         if apart {

@@ -133,8 +133,13 @@ impl<C: Caller> Load<C> {
 
     /// Waits until `count` more calls are done.
     pub(crate) async fn more(&self, count: usize) {
-        let until = self.done.load(Ordering::Relaxed) + count;
-        eventually("the load goes on", async || (self.done.load(Ordering::Relaxed) >= until).then_some(())).await;
+        let until = self.done() + count;
+        eventually("the load goes on", async || (self.done() >= until).then_some(())).await;
+    }
+
+    /// How many calls are done.
+    pub(crate) fn done(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// Ends it and gives the caller back.

@@ -224,7 +224,7 @@ async fn subsetting_19() {
             let cluster = codec::encode_cluster(&Cluster { balancer, ..Cluster::new("c".into()) });
             say(version, "r", &[("r", "c")], vec![cluster], &[("c", actors.iter().collect())])
         };
-        let subset = Balancer::RandomSubsetting { size: 4, child: Box::new(Balancer::RoundRobin) };
+        let subset = Balancer::RandomSubsetting { size: 4, of_each: false, child: Box::new(Balancer::RoundRobin) };
         let (address, plane) = Puppet::start(version("1", subset)).await;
         let heard = async |caller: &Caller| {
             eventually("four answer", async || {

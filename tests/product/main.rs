@@ -44,6 +44,7 @@ mod reports;
 mod restarts;
 mod root;
 mod rotation;
+mod routes;
 mod starved;
 mod streaming;
 mod strict;

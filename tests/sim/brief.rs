@@ -59,8 +59,8 @@ fn balancer() -> Balancer {
     ]);
     let (size, child) = (fastrand::u32(1..4), Box::new(leaf.clone()));
     match fastrand::u8(..4) {
-        0 => Balancer::RandomSubsetting { size, child },
-        1 => Balancer::DeterministicSubsetting { size, child },
+        0 => Balancer::RandomSubsetting { size, of_each: false, child },
+        1 => Balancer::DeterministicSubsetting { size, of_each: false, child },
         _ => leaf,
     }
 }

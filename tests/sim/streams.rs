@@ -738,8 +738,10 @@ fn pick_first_begins_the_next_of_its_list_a_quarter_of_a_second_after_the_one_be
             assert_eq!(list(&[NEVER]).await, (5000, None));
         }
         // Whatever part of the endpoints the list is of.
-        let random = Balancer::RandomSubsetting { size: 9, child: Box::new(first()) };
-        for part in [random.clone(), Balancer::DeterministicSubsetting { size: 9, child: Box::new(random) }] {
+        let random = Balancer::RandomSubsetting { size: 9, of_each: false, child: Box::new(first()) };
+        for part in
+            [random.clone(), Balancer::DeterministicSubsetting { size: 9, of_each: false, child: Box::new(random) }]
+        {
             assert_eq!(first_of_list(&[NEVER, NEVER, 20], part, true).await, (520, Some(2)));
         }
         let (took, who) = first_of_list(&[NEVER, NEVER], Balancer::RoundRobin, true).await;

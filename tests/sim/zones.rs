@@ -26,7 +26,7 @@ fn balancers() -> Vec<Balancer> {
         Balancer::Prequal(Prequal::default()),
         Balancer::WeightedRoundRobin(weighted),
         Balancer::PickFirst { shuffle: true },
-        Balancer::DeterministicSubsetting { size: 100, child },
+        Balancer::DeterministicSubsetting { size: 100, of_each: false, child },
         Balancer::RoundRobin,
         Balancer::Random,
         Balancer::RingHash { min_size: 65_536, max_size: 65_536 },

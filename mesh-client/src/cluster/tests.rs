@@ -264,7 +264,7 @@ async fn a_new_endpoint_begins_a_slow_start_of_its_own_and_the_first_ones_do_not
 #[test]
 fn a_client_of_a_subset_knows_all_and_uses_its_part() {
     let env = env();
-    let part = Balancer::RandomSubsetting { size: 10, child: Box::new(Balancer::RoundRobin) };
+    let part = Balancer::RandomSubsetting { size: 10, of_each: false, child: Box::new(Balancer::RoundRobin) };
     let cluster = cluster(policy::Cluster { balancer: part, ..plain() }, endpoints(0..100), &env);
     let members = cluster.members();
     assert_eq!((members.ready.len(), members.source().iter().count()), (10, 100));

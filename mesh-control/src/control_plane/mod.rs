@@ -261,7 +261,7 @@ impl Builder {
     }
 
     /// Asks clients to report the load they put on each cluster (LRS), for `/load` and the metrics. Default: they
-    /// are not asked.
+    /// are not asked, and what they say all the same is not taken in.
     #[must_use]
     pub fn load_reports(mut self, wanted: bool) -> Self {
         self.options.load_reports = wanted;

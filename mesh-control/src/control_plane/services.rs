@@ -29,6 +29,8 @@ pub(super) struct Services {
     pub(super) keys: Watched<Keys>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) load: Arc<LoadBook>,
+    /// Clients are asked for their load, so that they are heard.
+    pub(super) load_reports: bool,
     pub(super) load_streams: Arc<Nodes>,
     pub(super) root_streams: Arc<Nodes>,
     pub(super) certificate: Arc<ServerCertificate>,
@@ -48,17 +50,21 @@ impl Services {
         let trust = TrustService::new(authority, federation, streams, refusals, drain);
         let (registry, model) = (self.registry.clone(), self.model.clone());
         let registration = AnnounceService { registry, model, drain: self.drain.clone() };
-        Routes::new(self.xds())
-            .add_service(self.load().into_server())
+        self.xds_and_load()
             .add_service(certificates.into_server())
             .add_service(trust.into_server())
             .add_service(registration.into_server())
             .into_axum_router()
     }
 
-    /// The plaintext port: configuration and load reports, and nothing that hands out or takes in identity.
+    /// The plaintext port: configuration, load reports if they are asked for, and nothing that hands out or takes in identity.
     pub(super) fn xds_alone(&self) -> axum::Router {
-        Routes::new(self.xds()).add_service(self.load().into_server()).into_axum_router()
+        self.xds_and_load().into_axum_router()
+    }
+
+    fn xds_and_load(&self) -> Routes {
+        let routes = Routes::new(self.xds());
+        if self.load_reports { routes.add_service(self.load().into_server()) } else { routes }
     }
 
     /// The debug port.

@@ -47,8 +47,7 @@ impl Builder {
         let former = kept.as_ref().and_then(Kept::former);
         let (directory, model) = self.model(kept)?;
         let (named_by, options) = (model.clone(), self.options.clone());
-        let own_names = move || own_names(&named_by.load(), &options);
-        let federation = Arc::new(Federation::open(authority.clone(), own_names));
+        let federation = Arc::new(Federation::open(authority.clone(), move || own_names(&named_by.load(), &options)));
         let ask = Fetch::new(self.jwks.clone(), crypto.clone())?.ask();
         let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), self.clock.clone(), Some(state.clone()));
         let (held, (trigger, drain)) = (Held::load(Some(state.clone())), drain::channel());
@@ -66,6 +65,7 @@ impl Builder {
             keys: keys.keys(),
             nodes: Arc::default(),
             load: Arc::default(),
+            load_reports: self.options.load_reports,
             load_streams: Arc::default(),
             root_streams: Arc::default(),
             certificate: certificate.clone(),

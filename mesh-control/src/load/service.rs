@@ -62,7 +62,7 @@ impl LoadReportingService for LoadService {
         let entry = self.enter(&peer).inspect_err(|status| self.refusals.stream("load report", &peer, status))?;
         let reporting = Reporting {
             requests: request.into_inner(),
-            client: Client { id: self.book.enter(), book: self.book.clone() },
+            client: Client { id: self.book.enter(&entry.account), book: self.book.clone() },
             pace: Pace::new(MESSAGES, Instant::now()),
             drain: self.drain.clone(),
             node: None,
@@ -120,11 +120,15 @@ impl Reporting {
             let first = self.node.is_none();
             let id = message.node.map(|node| node.id.chars().take(256).collect()).unwrap_or_default();
             let node = self.node.get_or_insert(id);
-            for stats in message.cluster_stats {
-                self.client.book.report(self.client.id, node, self.peer.caller.identity(), stats);
+            for stats in &message.cluster_stats {
+                if !self.client.book.report(self.client.id, node, self.peer.caller.identity(), stats) {
+                    self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
+                }
             }
             if first {
-                tracing::info!(peer = %self.peer, ?node, "load reports begin");
+                if let Some(left_out) = self.entry.opens() {
+                    tracing::info!(peer = %self.peer, ?node, left_out, "load reports begin");
+                }
                 let nanos = i32::try_from(INTERVAL.subsec_nanos()).unwrap_or_default();
                 let interval = protobuf::Duration { seconds: INTERVAL.as_secs().cast_signed(), nanos };
                 let answer = LoadStatsResponse {

@@ -39,15 +39,15 @@ impl Charge {
         Self { account: account.clone(), bytes }
     }
 
-    pub(super) fn account(&self) -> &Arc<Account> {
+    pub(crate) fn account(&self) -> &Arc<Account> {
         &self.account
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn add(&mut self, bytes: usize) {
+    pub(crate) fn add(&mut self, bytes: usize) {
         self.account.0.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
     }
@@ -58,7 +58,7 @@ impl Charge {
     }
 
     /// At most what was added.
-    pub(super) fn remove(&mut self, bytes: usize) {
+    pub(crate) fn remove(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.account.0.fetch_sub(bytes, Ordering::Relaxed);
         self.bytes -= bytes;

@@ -21,7 +21,7 @@ mod session;
 mod stream;
 mod unread;
 
-pub(crate) use self::account::Charge;
+pub(crate) use self::account::{Account, Charge};
 pub(crate) use self::cache::{Cache, Touched};
 pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
 pub(crate) use self::nodes::{NodeEntry, Nodes};

@@ -133,6 +133,7 @@ struct Told {
     nacks: Seldom,
     claims: Seldom,
     late: Seldom,
+    opened: Seldom,
     /// When they last said something.
     at: Option<Instant>,
 }
@@ -254,6 +255,11 @@ impl NodeEntry {
         }
     }
 
+    /// `Some` = the log is to be told of this stream, with how many were left out. Of who proved who it is nothing is left out.
+    pub(crate) fn opens(&self) -> Option<u64> {
+        if self.identity.is_some() { Some(0) } else { self.nodes.tells(&None, |told| &mut told.opened) }
+    }
+
     /// Tells what a node says of itself that its certificate contradicts, unless another one of this identity was told of a
     /// while ago.
     pub(crate) fn claims(&self, peer: &Peer, claims: &[String]) {
@@ -361,6 +367,19 @@ mod tests {
         mesh_testkit::clock::pass(EVERY).await;
         say("c");
         assert_eq!((lines(&["/sa/c"]), nodes.told.lock().len()), ((1, 1, 1), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_of_those_without_a_certificate_make_a_line_at_times() {
+        let nodes = Arc::new(Nodes::default());
+        let open = |peer: &Peer| nodes.enter(peer, &Limits::default()).unwrap().opens();
+        let stranger = Peer { caller: Caller::Anonymous, ..peer("a") };
+        let told = [(); 50].map(|()| open(&stranger));
+        assert!(told[0] == Some(0) && told[1..].iter().all(Option::is_none), "{told:?}");
+        // The control: who proved who it is, and after a time.
+        assert_eq!([(); 50].map(|()| open(&peer("a"))), [Some(0); 50]);
+        mesh_testkit::clock::pass(EVERY).await;
+        assert_eq!(open(&stranger), Some(49));
     }
 
     #[test]

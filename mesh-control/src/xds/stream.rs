@@ -160,10 +160,12 @@ impl<R: Asked> AdsStream<R> {
             Some(UserAgentVersionType::UserAgentVersion(version)) => hint(version),
             _ => String::new(),
         };
-        tracing::info!(
-            peer = %self.peer, node = ?node.id, namespace = ?scope.namespace, form = ?R::FORM,
-            "configuration stream opened"
-        );
+        if let Some(left_out) = self.entry.opens() {
+            tracing::info!(
+                peer = %self.peer, node = ?node.id, namespace = ?scope.namespace, form = ?R::FORM, left_out,
+                "configuration stream opened"
+            );
+        }
         let explained = node.user_agent == OWN_AGENT;
         let seat = self.cache.seat(scope, &self.entry.account);
         let session = Session::new(seat, R::FORM, explained, self.limits);

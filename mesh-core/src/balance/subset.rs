@@ -9,7 +9,7 @@ use twox_hash::XxHash64;
 use crate::policy::{Balancer, Cluster, Endpoints, LocalityEndpoints};
 
 /// The part of `endpoints` that a cluster's balancer asks for, in each priority by itself, or in each
-/// [locality](crate::policy::LocalityBalancing::part_of_each); all of them if it asks for none. `client` tells the clients of a
+/// [locality](Balancer::RandomSubsetting::of_each); all of them if it asks for none. `client` tells the clients of a
 /// fleet apart: for deterministic subsetting its number, counted from 0 (a StatefulSet's ordinal), for random subsetting any
 /// number of its own. Of a part another one may be taken.
 ///
@@ -24,13 +24,13 @@ use crate::policy::{Balancer, Cluster, Endpoints, LocalityEndpoints};
 /// it, and by hardly any other. The price: parts differ in size. They are as large as asked for on average, those of a
 /// lot between half and twice as large, and each a third smaller or half as large again at most.
 pub fn subset(endpoints: &Arc<Endpoints>, cluster: &Cluster, client: u64) -> Arc<Endpoints> {
-    cut(endpoints, &cluster.balancer, cluster.locality.part_of_each, client)
+    cut(endpoints, &cluster.balancer, client)
 }
 
-fn cut(endpoints: &Arc<Endpoints>, balancer: &Balancer, of_each: bool, client: u64) -> Arc<Endpoints> {
-    let (size, child, choose): (u32, _, Choose) = match balancer {
-        Balancer::RandomSubsetting { size, child } => (*size, child, random),
-        Balancer::DeterministicSubsetting { size, child } => (*size, child, share),
+fn cut(endpoints: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> Arc<Endpoints> {
+    let (size, of_each, child, choose): (u32, _, _, Choose) = match balancer {
+        Balancer::RandomSubsetting { size, of_each, child } => (*size, *of_each, child, random),
+        Balancer::DeterministicSubsetting { size, of_each, child } => (*size, *of_each, child, share),
         _ => return endpoints.clone(),
     };
     let size = size.max(1) as usize;
@@ -64,7 +64,7 @@ fn cut(endpoints: &Arc<Endpoints>, balancer: &Balancer, of_each: bool, client: u
         drops: endpoints.drops.clone(),
         overprovisioning_factor: endpoints.overprovisioning_factor,
     });
-    cut(&part, child, of_each, client)
+    cut(&part, child, client)
 }
 
 /// Which of these addresses a client has, about so many.

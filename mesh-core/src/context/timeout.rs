@@ -20,10 +20,11 @@ pub fn is_grpc(content_type: &HeaderValue) -> bool {
 /// The time in a [`GRPC_TIMEOUT`]: one to eight digits and a unit (gRPC over HTTP/2). `None` if it is none.
 pub fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
     let (unit, digits) = value.as_bytes().split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.is_empty() || digits.len() > 8 {
         return None;
     }
-    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    let next = |sum: u64, digit: &u8| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0'));
+    let amount = digits.iter().try_fold(0, next)?;
     Some(match unit {
         b'H' => Duration::from_secs(amount * 3600),
         b'M' => Duration::from_secs(amount * 60),

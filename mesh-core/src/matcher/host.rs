@@ -1,6 +1,6 @@
-//! The virtual host of an authority: exact, then the longest `*suffix`, then the longest `prefix*`, then
-//! `*` (gRFC A27). ASCII case does not count; the authority is tried with and without its port, and
-//! without the final dot of a fully qualified name.
+//! The virtual host of an authority: exact, then the longest `*suffix`, then the longest `prefix*` (gRFC A27), of the authority
+//! as it is; then the same without its port and the final dot of a fully qualified name, which gRPC and Envoy do not do; then
+//! `*`. ASCII case does not count.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -64,18 +64,20 @@ impl HostIndex {
         let lower = lower_case(authority);
         let bare = without_port(&lower);
         let bare = bare.strip_suffix('.').unwrap_or(bare);
-        let forms = [&*lower, bare];
+        let without = || if bare.len() < lower.len() { self.best(bare) } else { None };
+        self.best(&lower).or_else(without).or(self.any)
+    }
+
+    /// Of one form.
+    fn best(&self, form: &str) -> Option<HostHit> {
         // A `*` stands for at least one character, as in Envoy.
         let wild = |list: &[(Box<str>, HostHit)], fits: fn(&str, &str) -> bool| {
-            let fits = |text: &str| forms.iter().any(|form| form.len() > text.len() && fits(form, text));
-            list.iter().find(|(text, _)| fits(text)).map(|(_, hit)| *hit)
+            list.iter().find(|(text, _)| form.len() > text.len() && fits(form, text)).map(|(_, hit)| *hit)
         };
-        forms
-            .iter()
-            .find_map(|form| self.exact.get(*form).copied())
+        let exact = self.exact.get(form).copied();
+        exact
             .or_else(|| wild(&self.suffixes, |form, text| form.ends_with(text)))
             .or_else(|| wild(&self.prefixes, |form, text| form.starts_with(text)))
-            .or(self.any)
     }
 }
 

@@ -27,23 +27,25 @@ pub(super) fn virtual_host(hosts: &[VirtualHost], authority: &str) -> Option<usi
         Some(at) if full[at + 1..].chars().all(|c| c.is_ascii_digit()) && is_host(&full[..at]) => &full[..at],
         _ => &full,
     };
-    let bare = bare.trim_end_matches('.').to_owned();
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
     let domains = || hosts.iter().enumerate().flat_map(|(i, h)| h.domains.iter().map(move |d| (i, d.as_str())));
     let exact = |name: &str| domains().find(|(_, domain)| *domain == name).map(|(i, _)| i);
-    let wild = |fits: &dyn Fn(&str, &str) -> bool, cut: &dyn Fn(&str) -> Option<String>| {
-        let mut found: Vec<_> = domains()
-            .filter_map(|(i, domain)| Some((i, cut(domain)?)))
-            .filter(|(_, text)| [&full, &bare].into_iter().any(|n| n.len() > text.len() && fits(n, text)))
-            .collect();
-        found.sort_by_key(|(_, text)| std::cmp::Reverse(text.len()));
+    let longest = |fits: &dyn Fn(&str) -> Option<usize>| {
+        let mut found: Vec<_> = domains().filter_map(|(i, domain)| Some((i, fits(domain)?))).collect();
+        found.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
         found.first().map(|(i, _)| *i)
     };
-    let not_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    exact(&full)
-        .or_else(|| exact(&bare))
-        .or_else(|| wild(&|n, t| n.ends_with(t), &|d| not_empty(d.strip_prefix('*')?)))
-        .or_else(|| wild(&|n, t| n.starts_with(t), &|d| not_empty(d.strip_suffix('*')?)))
-        .or_else(|| exact("*"))
+    // Whether `*` leaves a text and stands for something.
+    let length = |text: &str, name: &str| (!text.is_empty() && name.len() > text.len()).then_some(text.len());
+    let by_rule = |name: &str| {
+        let suffix =
+            |domain: &str| domain.strip_prefix('*').filter(|t| name.ends_with(t)).and_then(|t| length(t, name));
+        let prefix =
+            |domain: &str| domain.strip_suffix('*').filter(|t| name.starts_with(t)).and_then(|t| length(t, name));
+        exact(name).filter(|_| name != "*").or_else(|| longest(&suffix)).or_else(|| longest(&prefix))
+    };
+    // gRFC A27 knows the whole authority alone; a port is left out where that leaves nothing but `*`.
+    by_rule(&full).or_else(|| by_rule(bare)).or_else(|| exact("*"))
 }
 
 /// Of a bare IPv6 address the last colon begins no port.

@@ -102,9 +102,11 @@ fn the_most_specific_domain_wins_whatever_the_order() {
     for (authority, want) in [
         ("api.example.com", "api.example.com"),
         ("API.Example.COM", "api.example.com"),
-        ("api.example.com.", "api.example.com"),
-        ("api.example.com:9090", "api.example.com"),
-        ("api.example.com.:9090", "api.example.com"),
+        // With dot and port it is another text, and one without them is what is left.
+        ("api.example.com.", "api.*"),
+        ("api.example.com:9090", "api.*"),
+        ("www.example.com.", "*.example.com"),
+        ("www.example.com.:9090", "*.example.com"),
         ("api.example.com:8080", "api.example.com:8080"),
         ("www.example.com", "*.example.com"),
         ("www.example.com:80", "*.example.com"),
@@ -124,6 +126,28 @@ fn the_most_specific_domain_wins_whatever_the_order() {
     ] {
         let found = Request::get(authority, "/").see(|view| table.route(view).map(|r| r.virtual_host().name.clone()));
         assert_eq!(found.as_deref(), Some(want), "{authority}");
+    }
+}
+
+#[test]
+fn a_domain_that_fits_the_authority_with_its_port_wins_over_any_that_fits_it_without() {
+    let with_port = ["foo.bar:*", "*:8080", "*.bar:8080", "foo.bar:8080", "foo.*"];
+    for specific in with_port {
+        for without in ["foo.bar", "*.bar", "*"] {
+            let hosts = [without, specific].map(|d| host(&[d], vec![route(d, RouteMatch::any())]));
+            let table = compile(hosts.to_vec());
+            let found = |authority: &'static str| {
+                let request = Request::get(authority, "/");
+                request.see(|view| table.route(view).map(|r| r.virtual_host().name.clone()))
+            };
+            for authority in ["foo.bar:8080", "FOO.bar:8080"] {
+                assert_eq!(found(authority).as_deref(), Some(specific), "{authority} beside {without}");
+            }
+            // The control: what fits the name alone is found where nothing fits both.
+            if specific.ends_with("8080") {
+                assert_eq!(found("foo.bar:9090").as_deref(), Some(without), "{specific}");
+            }
+        }
     }
 }
 
@@ -379,7 +403,7 @@ const TEXTS: [&str; 8] = ["", "a", "A", "ab", "b", "a,b", "1", "-3"];
 const PATTERNS: [&str; 6] = ["a|ab", ".*", "[ab]+", "a?b?", "(?i)ab", "/a(/.*)?"];
 const PATHS: [&str; 9] = ["/", "/a", "/A", "/ab", "/a/", "/a/b", "/b?a=b", "/a?a=a%2Cb&a=1", "/?b&A=ab"];
 const AUTHORITIES: [&str; 9] = ["a", "A:80", "b.a", "ab.a:80", "a.b", ".a", "b.a.", "", "c"];
-const DOMAINS: [&str; 9] = ["*", "a", "a:80", "*.a", "*a", "b*", "a.*", "*.a:80", "ab.a"];
+const DOMAINS: [&str; 11] = ["*", "a", "a:80", "*.a", "*a", "b*", "a.*", "*.a:80", "ab.a", "a:*", "*:80"];
 
 fn text() -> impl Strategy<Value = StringMatcher> {
     let texts = || select(&TEXTS[..]).prop_map(str::to_owned);

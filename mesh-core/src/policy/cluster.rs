@@ -169,6 +169,12 @@ pub enum Balancer {
     RandomSubsetting {
         /// How many endpoints; above 0.
         size: u32,
+        /// A part of each locality, each as large as `size` says. False: of each priority, whatever their localities. A locality's
+        /// share of the requests is that of those of its endpoints that are in the part: with few of them each has much of
+        /// this client's requests, and with none its share goes to the others, so that over a fleet endpoints of localities
+        /// with weights are served evenly only by parts of each. gRPC does the one where `wrr_locality` has the subsetting
+        /// below it, the other where it is below that; a control plane of this mesh says so by the order of both.
+        of_each: bool,
         /// How one of them is chosen.
         child: Box<Balancer>,
     },
@@ -177,6 +183,8 @@ pub enum Balancer {
     DeterministicSubsetting {
         /// How many endpoints, about; above 0.
         size: u32,
+        /// A part of each locality, as for [`RandomSubsetting`](Self::RandomSubsetting).
+        of_each: bool,
         /// How one of them is chosen.
         child: Box<Balancer>,
     },
@@ -265,12 +273,6 @@ pub struct LocalityBalancing {
     /// Use the localities' weights: each has its share of the requests, whatever the balancer. Default false: all endpoints
     /// of a priority are one pool. A ring goes by them in any case, and so does the shuffling of pick first (gRFC A42, A113).
     pub weighted: bool,
-    /// A balancer that takes a part of the endpoints takes one of each locality, each as large as it says. Default false: one of
-    /// each priority, whatever their localities. A locality's share is that of those of its endpoints that are in the part:
-    /// with few of them each has much of this client's requests, and with none its share goes to the others, so that over a fleet
-    /// endpoints of localities with weights are served evenly only by parts of each. gRPC does the one where `wrr_locality` has
-    /// the subsetting below it, the other where it is below that; a control plane of this mesh says so by the order of both.
-    pub part_of_each: bool,
     /// Below this share of healthy endpoints all are used, if the other priorities cannot take over.
     /// None or 0 = off, as Istio and gRPC have it; Envoy's default is 50 %.
     pub panic_threshold: Option<PerMillion>,

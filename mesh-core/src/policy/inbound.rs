@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::composite::judge_alike;
 use super::{
-    AuthorizerProvider, Domain, FilterOverride, FilterOverrides, HeaderMatcher, HttpFilter, HttpFilterKind, Instances,
-    JwtAuthentication, PathMatch, RouteAction, RouteConfiguration, RouteMatch, StringMatcher,
+    AuthorizerProvider, Domain, HeaderMatcher, HttpFilter, Instances, JwtAuthentication, PathMatch, RouteMatch,
+    StringMatcher,
 };
 
 /// What one listening address is told to do.
@@ -37,7 +37,8 @@ pub struct InboundListener {
     pub authorization: Vec<AuthorizationPolicy>,
     /// The other HTTP filters, in order; the application is implied as the last.
     pub filters: Vec<HttpFilter>,
-    /// Which requests are served. Where it is not all alike, the four above are for what has no route: raw connections.
+    /// Which requests are served. Where it is not all alike, each route has its own of the four above, and raw connections,
+    /// which have no route, are refused.
     #[serde(skip_serializing_if = "InboundRoutes::are_all")]
     pub routes: InboundRoutes,
     /// Limits.
@@ -79,20 +80,6 @@ impl InboundListener {
         judge_alike(&self.before, &other.before) && judge_alike(&self.filters, &other.filters)
     }
 
-    /// This listener with the routes that [`InboundRoutes::Named`] stands for. Of what they change, the limits and
-    /// the trees of composite filters are followed; several places that set an equal one share it, and routes that change the
-    /// same have the same guards. A route whose tree looks at callers serves nothing: who may call is the listener's to say.
-    #[must_use]
-    pub fn with_routes(&self, routes: &RouteConfiguration) -> Self {
-        let mut known = HashMap::new();
-        let hosts = routes.virtual_hosts.iter().map(|host| InboundHost {
-            name: host.name.clone(),
-            domains: host.domains.clone(),
-            routes: host.routes.iter().map(|route| self.with_route(route, &mut known)).collect(),
-        });
-        Self { routes: InboundRoutes::Listed(hosts.collect()), ..self.clone() }
-    }
-
     /// How long the first of its keys hold when nothing is heard of the control plane that fetched them
     /// ([`JwtKeys::Fetched`](super::JwtKeys::Fetched)). None = it fetched none.
     pub fn keys_max_age(&self) -> Option<Duration> {
@@ -123,52 +110,6 @@ impl InboundListener {
         };
         Self { jwt: jwt(&self.jwt), routes, ..self.clone() }
     }
-
-    /// `known` are the guards by what is changed of each filter.
-    fn with_route<'r>(
-        &self,
-        route: &'r super::Route,
-        known: &mut HashMap<Vec<Option<&'r FilterOverride>>, Arc<Guards>>,
-    ) -> InboundRoute {
-        let all = self.before.iter().chain(&self.filters);
-        let changes: Vec<_> = all.map(|filter| change(filter, &route.filters)).collect();
-        let judges =
-            |change: &Option<&FilterOverride>| matches!(change, Some(FilterOverride::Composite(c)) if c.judges());
-        let serves = matches!(route.action, RouteAction::NonForwarding) && !changes.iter().any(judges);
-        let serves = serves.then(|| {
-            let part =
-                |filters: &[HttpFilter], changes: &[_]| filters.iter().zip(changes).filter_map(changed).collect();
-            let guards = |changes: &Vec<_>| Guards {
-                before: part(&self.before, changes),
-                jwt: self.jwt.clone(),
-                authorization: self.authorization.clone(),
-                filters: part(&self.filters, &changes[self.before.len()..]),
-            };
-            known.entry(changes).or_insert_with_key(|changes| guards(changes).into()).clone()
-        });
-        InboundRoute { name: route.name.clone(), matcher: route.matcher.clone(), serves }
-    }
-}
-
-/// What a route changes of a filter of a server.
-fn change<'r>(filter: &HttpFilter, by: &'r FilterOverrides) -> Option<&'r FilterOverride> {
-    match (&**by.get(&filter.name)?, &filter.kind) {
-        (off @ FilterOverride::Disabled, _) => Some(off),
-        (own @ FilterOverride::RateLimit(_), HttpFilterKind::RateLimit(_))
-        | (own @ FilterOverride::Composite(_), HttpFilterKind::Composite(_)) => Some(own),
-        _ => None,
-    }
-}
-
-/// The filter where that is changed of it; `None` = it is off there.
-fn changed((filter, change): (&HttpFilter, &Option<&FilterOverride>)) -> Option<HttpFilter> {
-    let kind = match change {
-        Some(FilterOverride::Disabled) => return None,
-        Some(FilterOverride::RateLimit(limit)) => HttpFilterKind::RateLimit(limit.clone()),
-        Some(FilterOverride::Composite(composite)) => HttpFilterKind::Composite(composite.clone()),
-        _ => filter.kind.clone(),
-    };
-    Some(HttpFilter { name: filter.name.clone(), kind })
 }
 
 /// Which requests a server takes (gRFC A36). One that no route serves is answered with 404, and gRPC's UNAVAILABLE.
@@ -484,25 +425,7 @@ pub enum Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{
-        Composite, ExecuteFilters, HeaderPolicy, JwtKeys, JwtProvider, LocalRateLimit, MatcherRule, MatcherTree,
-        OnMatch, PerMillion, Route, VirtualHost,
-    };
-
-    fn limit(status: u16) -> LocalRateLimit {
-        LocalRateLimit {
-            bucket: None,
-            enabled: PerMillion::ALL,
-            enforced: PerMillion::ALL,
-            status,
-            resource_exhausted: false,
-            response_headers: Vec::new(),
-            request_headers: Vec::new(),
-            per_connection: false,
-            quota_headers: false,
-            retry_after: false,
-        }
-    }
+    use crate::policy::{JwtKeys, JwtProvider};
 
     #[test]
     fn without_keys_that_were_fetched_routes_share_the_guards_that_they_shared() {
@@ -530,95 +453,5 @@ mod tests {
         let serves: Vec<_> = outdated.routes.iter().filter_map(|route| route.serves.as_ref()).collect();
         assert!(Arc::ptr_eq(serves[0], serves[2]));
         assert_eq!((&serves[0].jwt, &serves[1].jwt), (&jwt(&provider(JwtKeys::Outdated { max_age })), &other.jwt));
-    }
-
-    #[test]
-    fn a103_a_route_of_rds_has_another_tree() {
-        let composite =
-            |end| Composite::of(MatcherTree { rule: MatcherRule::List(Vec::new()), on_no_match: Some(end) });
-        let chain = OnMatch::Execute(Arc::new(ExecuteFilters::all(Vec::new())));
-        let (of_listener, of_route) = (composite(OnMatch::Skip), composite(chain));
-        let mut listener = InboundListener::new("l", "127.0.0.1:1".parse().unwrap(), InboundTls::Strict);
-        let kind = HttpFilterKind::Composite(of_listener.clone());
-        listener.filters = vec![HttpFilter { name: "c".to_owned(), kind }];
-        let mut own = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
-        own.filters = Arc::new([("c".to_owned(), FilterOverride::Composite(of_route.clone()).into())].into());
-        let host = VirtualHost {
-            name: "h".to_owned(),
-            domains: vec![Domain::new("*").unwrap()],
-            routes: vec![own, Route::new(RouteMatch::any(), RouteAction::NonForwarding)],
-            headers: HeaderPolicy::default(),
-            retry: None,
-        };
-        let table = RouteConfiguration {
-            name: "r".to_owned(),
-            virtual_hosts: vec![host],
-            headers: HeaderPolicy::default(),
-            retry_budget: None,
-        };
-        let routed = listener.with_routes(&table);
-        let kinds: Vec<_> = routed.routes.iter().map(|route| &route.serves.as_ref().unwrap().filters[0].kind).collect();
-        assert_eq!(kinds, [&HttpFilterKind::Composite(of_route), &HttpFilterKind::Composite(of_listener)]);
-        // Rules are the listener's.
-        let policy = AuthorizationPolicy::new("p", AuthorizationAction::Deny);
-        let judging = ExecuteFilters { authorization: vec![policy], ..ExecuteFilters::all(Vec::new()) };
-        let judging = FilterOverride::Composite(composite(OnMatch::Execute(Arc::new(judging))));
-        let mut table = table;
-        table.virtual_hosts[0].routes[0].filters = Arc::new([("c".to_owned(), judging.into())].into());
-        let routed = listener.with_routes(&table);
-        let served: Vec<_> = routed.routes.iter().map(|route| route.serves.is_some()).collect();
-        assert_eq!(served, [false, true]);
-    }
-
-    #[test]
-    fn routes_that_change_the_same_share_their_guards() {
-        let mut listener = InboundListener::new("l", "127.0.0.1:1".parse().unwrap(), InboundTls::Strict);
-        let kind = HttpFilterKind::RateLimit(limit(429));
-        listener.filters = vec![HttpFilter { name: "limit".to_owned(), kind }];
-        let route = |name: &str, by: Option<FilterOverride>| {
-            let mut route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
-            route.filters = Arc::new(by.map(|by| (name.to_owned(), by.into())).into_iter().collect());
-            route
-        };
-        let other = |status| Some(FilterOverride::RateLimit(limit(status)));
-        let routes = vec![
-            route("limit", None),
-            // Of no filter of this listener.
-            route("another", other(500)),
-            route("limit", Some(FilterOverride::Enabled)),
-            route("limit", other(500)),
-            route("limit", other(500)),
-            route("limit", other(501)),
-            route("limit", Some(FilterOverride::Disabled)),
-        ];
-        let host = VirtualHost {
-            name: "h".to_owned(),
-            domains: vec![Domain::new("*").unwrap()],
-            routes,
-            headers: HeaderPolicy::default(),
-            retry: None,
-        };
-        let table = RouteConfiguration {
-            name: "r".to_owned(),
-            virtual_hosts: vec![host.clone(), host],
-            headers: HeaderPolicy::default(),
-            retry_budget: None,
-        };
-        // Before tokens or after.
-        let early = InboundListener { before: listener.filters.clone(), filters: Vec::new(), ..listener.clone() };
-        let (early, listener) = (early.with_routes(&table), listener.with_routes(&table));
-        for (early, late) in early.routes.iter().zip(listener.routes.iter()) {
-            let guards = |route: &InboundRoute| route.serves.clone().unwrap();
-            assert_eq!((&guards(early).before, guards(early).filters.len()), (&guards(late).filters, 0));
-        }
-        let guards: Vec<_> = listener.routes.iter().map(|route| route.serves.as_ref().unwrap()).collect();
-        let first = |of: &Arc<Guards>| guards.iter().position(|one| Arc::ptr_eq(one, of)).unwrap();
-        let shared: Vec<usize> = guards.iter().map(|of| first(of)).collect();
-        assert_eq!(shared, [0, 0, 0, 3, 3, 5, 6].repeat(2));
-        let status = |at: usize| match guards[at].filters.first().map(|filter| &filter.kind) {
-            Some(HttpFilterKind::RateLimit(limit)) => limit.status,
-            _ => 0,
-        };
-        assert_eq!([0, 3, 5, 6].map(status), [429, 500, 501, 0]);
     }
 }

@@ -247,7 +247,7 @@ fn cluster_is_considered(cluster: Cluster, tls: OriginatedTls) {
         name: _,
         discovery: _,
         balancer: _,
-        locality: LocalityBalancing { weighted: _, part_of_each: _, panic_threshold: _, zone_aware: _, spill: _ },
+        locality: LocalityBalancing { weighted: _, panic_threshold: _, zone_aware: _, spill: _ },
         slow_start: _,
         hashing: _,
         subsets: _,
@@ -443,7 +443,7 @@ mod tests {
         assert!(!report[0].effect.is_empty());
         let ring = |min_size, max_size| {
             let ring = Balancer::RingHash { min_size, max_size };
-            [ring.clone(), Balancer::RandomSubsetting { size: 20, child: Box::new(ring) }]
+            [ring.clone(), Balancer::RandomSubsetting { size: 20, of_each: false, child: Box::new(ring) }]
         };
         for balancer in ring(65_537, 8 << 20) {
             assert_eq!(fields(&cluster(|c| c.balancer = balancer)), ["balancer.min_size"]);

@@ -1,6 +1,7 @@
 //! One entry of `xds_servers`: address, credentials, features.
 
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
@@ -20,7 +21,7 @@ pub struct XdsServer {
     pub features: ServerFeatures,
 }
 
-/// Where a control plane is: `host:port`, `dns:///host:port` or `unix:///path`.
+/// Where a control plane is: `host:port`, `dns:///host:port`, `ipv4:address:port`, `ipv6:[address]:port` or `unix:///path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServerUri {
@@ -99,12 +100,30 @@ impl FromStr for ServerUri {
             let path = path.strip_prefix("//").unwrap_or(path);
             return if path.is_empty() { Err(invalid("the path is missing")) } else { Ok(Self::Unix(path.to_owned())) };
         }
-        let name = text.strip_prefix("dns:").map_or(text, |rest| rest.trim_start_matches('/'));
+        type Fits = fn(&str) -> bool;
+        let (name, fits): (_, Fits) = match text.split_once(':') {
+            Some(("dns", rest)) => (rest.trim_start_matches('/'), |_| true),
+            Some(("ipv4", rest)) if rest.contains(':') => (rest, |host| host.parse::<Ipv4Addr>().is_ok()),
+            Some(("ipv6", rest)) if rest.contains(':') => (rest, |host| host.parse::<Ipv6Addr>().is_ok()),
+            _ => (text, |_| true),
+        };
+        if name.contains(',') {
+            return Err(invalid("it lists several addresses; name each as a server of its own"));
+        }
         let (host, port) = name.rsplit_once(':').ok_or_else(|| invalid("a port is needed, as in localhost:15010"))?;
         let port: NonZeroU16 = port.parse().map_err(|_| invalid("the port must be 1 to 65535"))?;
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
         if host.is_empty() || host.contains('/') {
-            return Err(invalid("it must be host:port, dns:///host:port or unix:///path"));
+            let forms =
+                "it must be host:port, dns:///host:port, ipv4:address:port, ipv6:[address]:port or unix:///path";
+            return Err(invalid(forms));
+        }
+        if bare.is_none() && host.contains(':') {
+            return Err(invalid("an IPv6 address needs brackets, as in [::1]:15010"));
+        }
+        let host = bare.unwrap_or(host);
+        if host.is_empty() || !fits(host) {
+            return Err(invalid("it is no address of its kind"));
         }
         Ok(Self::Tcp { host: host.to_owned(), port: port.get() })
     }

@@ -105,13 +105,35 @@ fn b2_server_addresses_keep_their_meaning() {
         ("[::1]:80", "[::1]:80"),
         ("dns:///a.b:80", "a.b:80"),
         ("dns:a.b:80", "a.b:80"),
+        ("ipv4:10.0.0.1:18000", "10.0.0.1:18000"),
+        ("ipv6:[::1]:18000", "[::1]:18000"),
+        ("ipv4:80", "ipv4:80"),
         ("unix:/x", "unix:///x"),
         ("unix:///x", "unix:///x"),
     ] {
         assert_eq!(text.parse::<ServerUri>().unwrap().to_string(), shown);
     }
-    for text in ["", ":80", "a", "a:b", "http://a:80", "unix:", "a:0", "a:99999"] {
-        assert!(text.parse::<ServerUri>().is_err(), "{text}");
+    for (text, reason) in [
+        ("", "port"),
+        (":80", "host:port"),
+        ("a", "port"),
+        ("a:b", "port"),
+        ("http://a:80", "host:port"),
+        ("unix:", "path"),
+        ("a:0", "port"),
+        ("a:99999", "port"),
+        ("[]:80", "of its kind"),
+        ("::1:80", "brackets"),
+        ("a:b:80", "brackets"),
+        ("ipv6:::1:80", "brackets"),
+        ("ipv4:a.b:80", "of its kind"),
+        ("ipv4:[::1]:80", "of its kind"),
+        ("ipv6:[10.0.0.1]:80", "of its kind"),
+        ("ipv4:10.0.0.1:80,10.0.0.2:80", "a server of its own"),
+        ("ipv6:[::1]:80,[::2]:80", "a server of its own"),
+    ] {
+        let error = text.parse::<ServerUri>().unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
     }
 }
 

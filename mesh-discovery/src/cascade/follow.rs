@@ -1,10 +1,12 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
+use bytes::Bytes;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
     Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundListener, InboundRoutes, InboundState,
@@ -14,7 +16,8 @@ use smallvec::SmallVec;
 
 use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
-use crate::xds::{Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
+use crate::codec;
+use crate::xds::{AsSent, Hold, Key, Kind, Known, Loss, Origin, ServerId, Value};
 
 /// How deep aggregate clusters may be nested (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -158,14 +161,14 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// A listening address.
-    pub(super) fn inbound(&mut self, name: &str) -> InboundState {
+    /// A listening address; what is published rests on `settled`.
+    pub(super) fn inbound(&mut self, name: &str, settled: &[Key]) -> InboundState {
         match self.need(Kind::Listener, name, |value| match value {
-            Value::Inbound(listener) => Some(listener.clone()),
+            Value::Listening(sent) => Some(sent.clone()),
             _ => None,
         }) {
             Found::Pending => InboundState::Pending,
-            Found::Ready(listener) => self.inbound_routes(listener),
+            Found::Ready(sent) => self.inbound_routes(&sent, settled),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
@@ -187,20 +190,39 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
-    fn inbound_routes(&mut self, listener: Arc<InboundListener>) -> InboundState {
-        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener) };
+    fn inbound_routes(&mut self, sent: &AsSent<InboundListener>, settled: &[Key]) -> InboundState {
+        let listener = &sent.policy;
+        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener.clone()) };
         let found = self.need(Kind::Routes, name, |value| match value {
-            Value::Routes(routes) => Some(routes.clone()),
+            // None of them serves.
+            Value::Routes(_) => Some(Bytes::new()),
+            Value::Serving(sent) => Some(sent.bytes.clone()),
             _ => None,
         });
+        let found = match found {
+            // Taken back on purpose: what they served ends on open connections, too.
+            Found::Failed(_) if self.has_lost_one_of(settled) => Found::Ready(Bytes::new()),
+            found => found,
+        };
+        let failed = |reason: &dyn fmt::Display| {
+            InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
+        };
         match found {
             Found::Pending => InboundState::Pending,
             // Two control planes of one authority: the listener of the one is not served by the routes of the other.
             Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
-            Found::Ready(routes) => InboundState::Ready(Arc::new(listener.with_routes(&routes))),
-            Found::Failed(reason) => {
-                InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
-            }
+            Found::Ready(routes) => match codec::join(&sent.bytes, &routes) {
+                Ok(joined) => InboundState::Ready(Arc::new(joined.value)),
+                Err(refused) => {
+                    // Each of the two is good by itself and has been acknowledged: nobody else tells.
+                    tracing::warn!(
+                        listener = listener.name, routes = name.as_str(), %refused,
+                        "a listener and the routes that it names do not fit together: what was in force before stays, or nothing is served"
+                    );
+                    failed(&refused)
+                }
+            },
+            Found::Failed(reason) => failed(&reason),
         }
     }
 
@@ -251,6 +273,7 @@ impl<'a, R: Resources> Follow<'a, R> {
         };
         let found = self.need(Kind::Routes, name, |value| match value {
             Value::Routes(routes) => Some(routes.clone()),
+            Value::Serving(sent) => Some(sent.policy.clone()),
             _ => None,
         });
         match found {

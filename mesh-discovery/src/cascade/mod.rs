@@ -177,6 +177,11 @@ impl Cascade {
         }
     }
 
+    /// Whether anything in use may grow too old.
+    pub(crate) fn has_perishable(&self) -> bool {
+        !self.perishable.is_empty()
+    }
+
     /// Takes keys of issuers out of use of whose control plane nothing has been heard for too long, and back into use once
     /// something is.
     pub(crate) fn age(&mut self, resources: &mut impl Resources) {
@@ -279,9 +284,10 @@ impl Cascade {
             }
             Root::Inbound { listener, publisher } => {
                 let mut follow = Follow::new(id, resources, &self.node);
-                let next = follow.inbound(listener);
-                let grounds = follow.take_grounds();
                 let before = publisher.load_full();
+                let in_force = matches!(*before, InboundState::Ready(_));
+                let next = follow.inbound(listener, if in_force { &followed.settled } else { &[] });
+                let grounds = follow.take_grounds();
                 // Only what was dropped on purpose ends what is good, as for destinations.
                 let stays = matches!(*before, InboundState::Ready(_))
                     && !matches!(next, InboundState::Ready(_))

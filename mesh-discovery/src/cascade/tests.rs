@@ -1,18 +1,22 @@
 use std::collections::BTreeMap;
 
+use envoy_types::pb::google::protobuf::Any;
 use futures_util::FutureExt;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Cluster, ClusterChoice, ClusterState, DirectResponse, Discovery, Domain, Endpoints, Forward, HeaderPolicy,
-    InboundListener, InboundRoutes, InboundTls, Listener, Mirror, PathMatch, PerMillion, Route, RouteAction,
-    RouteConfiguration, RouteMatch, RouteSource, TcpForward, VirtualHost, WeightedCluster, WeightedClusters,
+    AdaptiveConcurrency, Cluster, ClusterChoice, ClusterState, Composite, DirectResponse, Discovery, Domain, Endpoints,
+    FilterOverride, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, InboundListener, InboundRoutes, InboundTls,
+    Listener, MatcherRule, MatcherTree, Mirror, OnMatch, PathMatch, PerMillion, Route, RouteAction, RouteConfiguration,
+    RouteMatch, RouteSource, TcpForward, VirtualHost, WeightedCluster, WeightedClusters,
 };
 use mesh_core::source::Watched;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::xds::{Loss, Origin, Value};
+use crate::bootstrap::ServerFeatures;
+use crate::codec;
+use crate::xds::{Body, Codec, Loss, Origin, PolicyCodec, Value};
 
 /// A control plane that answers when told.
 #[derive(Default)]
@@ -150,6 +154,20 @@ impl World {
 
 fn listener(routes: &str) -> Value {
     Value::Listener(Arc::new(Listener::new("a:80", RouteSource::Named(routes.to_owned()))))
+}
+
+/// What a control plane's resource is read as.
+fn as_sent(kind: Kind, any: &Any) -> Value {
+    let body = Body::new(&any.type_url, any.value.clone());
+    PolicyCodec::default().decode(kind, "", &body, ServerFeatures::default()).unwrap().value
+}
+
+fn inbound(listener: &InboundListener) -> Value {
+    as_sent(Kind::Listener, &codec::encode_inbound(listener))
+}
+
+fn served(routes: &RouteConfiguration) -> Value {
+    as_sent(Kind::Routes, &codec::encode_routes(routes))
 }
 
 fn routes(name: &str, clusters: &[&str]) -> Value {
@@ -438,7 +456,7 @@ fn a_listening_address_gets_its_listener_and_nothing_else() {
     world.give(Kind::Listener, "in", Ok(listener("r")));
     assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("other direction")));
     let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
-    world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
+    world.give(Kind::Listener, "in", Ok(self::inbound(&inbound)));
     assert_eq!(**state.load(), InboundState::Ready(inbound));
 }
 
@@ -448,7 +466,7 @@ fn listening() -> (World, Watched<InboundState>, Arc<InboundListener>) {
     let (publisher, state) = Watched::channel(InboundState::Pending);
     world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
     let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
-    world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
+    world.give(Kind::Listener, "in", Ok(self::inbound(&inbound)));
     assert_eq!(**state.load(), InboundState::Ready(inbound.clone()));
     (world, state, inbound)
 }
@@ -484,19 +502,25 @@ fn a_listening_address_whose_routes_come_on_their_own_serves_what_they_say_and_n
         }
         _ => None,
     };
-    world.give(Kind::Listener, "in", Ok(Value::Inbound(Arc::new(named))));
+    world.give(Kind::Listener, "in", Ok(inbound(&named)));
     // What was in force stays so until the routes are there.
     assert_eq!(**state.load(), InboundState::Ready(good));
-    world.give(Kind::Routes, "r", Ok(Value::Routes(Arc::new(serving("/a", RouteAction::NonForwarding)))));
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
     assert_eq!(paths(), Some(vec![(PathMatch::Exact("/a".into()), true)]));
     // They change on their own; what a client would answer, a server does not serve.
     let answer = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
-    world.give(Kind::Routes, "r", Ok(Value::Routes(Arc::new(serving("/b", answer)))));
-    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/b".into()), false)]));
+    world.give(Kind::Routes, "r", Ok(served(&serving("/b", answer))));
+    assert_eq!(paths(), Some(vec![]));
+    // Such routes are a client's, and whatever they say is taken.
+    let never = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
+    world.give(Kind::Routes, "r", Ok(served(&serving("/c", RouteAction::NonForwarding))));
+    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/c".into()), true)]));
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a/../b", never))));
+    assert_eq!(paths(), Some(vec![]));
+    // What is taken back ends on connections that are open, too.
+    world.give(Kind::Routes, "r", Ok(served(&serving("/c", RouteAction::NonForwarding))));
     world.give(Kind::Routes, "r", Err("deleted"));
-    assert!(
-        matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("routes \"r\" of \"in\": deleted"))
-    );
+    assert_eq!(paths(), Some(vec![]));
     // One that had no routes yet serves nobody.
     let (publisher, late) = Watched::channel(InboundState::Pending);
     let mut world = World::new();
@@ -504,8 +528,15 @@ fn a_listening_address_whose_routes_come_on_their_own_serves_what_they_say_and_n
     let routes = InboundRoutes::Named("r".to_owned());
     let named =
         InboundListener { routes, ..InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict) };
-    world.give(Kind::Listener, "in", Ok(Value::Inbound(Arc::new(named))));
+    world.give(Kind::Listener, "in", Ok(inbound(&named)));
     assert_eq!(**late.load(), InboundState::Pending);
+    // Nor by the routes of another control plane than its listener is of (gRFC A71).
+    world.plane.server = 1;
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
+    assert_eq!(**late.load(), InboundState::Pending);
+    world.plane.server = 0;
+    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
+    assert!(matches!(&**late.load(), InboundState::Ready(_)));
 }
 
 #[test]
@@ -514,11 +545,12 @@ fn a_listening_address_that_moves_to_routes_which_are_refused_keeps_what_is_in_f
     let inline = InboundState::Ready(good.clone());
     let naming = |routes: &str| {
         let routes = InboundRoutes::Named(routes.to_owned());
-        Ok(Value::Inbound(Arc::new(InboundListener { routes, ..InboundListener::clone(&good) })))
+        Ok(inbound(&InboundListener { routes, ..InboundListener::clone(&good) }))
     };
     let serving = |name: &str| {
-        let route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
-        Ok(Value::Routes(Arc::new(route_configuration(name, vec![route]))))
+        let path = PathMatch::Exact("/a".to_owned());
+        let route = Route::new(RouteMatch { path, ..RouteMatch::any() }, RouteAction::NonForwarding);
+        Ok(served(&route_configuration(name, vec![route])))
     };
     world.give(Kind::Listener, "in", naming("r"));
     assert_eq!(**state.load(), inline, "they are on their way");
@@ -537,7 +569,46 @@ fn a_listening_address_that_moves_to_routes_which_are_refused_keeps_what_is_in_f
     assert!(!world.wanted().contains(&"Routes r".to_owned()), "{:?}", world.wanted());
     // The control run: what is in force and is dropped on purpose ends.
     world.give(Kind::Routes, "s", Err("deleted"));
-    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("deleted")));
+    assert!(matches!(&**state.load(), InboundState::Ready(listener) if listener.routes.iter().count() == 0));
+}
+
+/// Each of the two is good by itself, and acknowledged: what they are together is known here alone.
+#[test]
+fn a_listening_address_whose_halves_do_not_fit_keeps_what_is_in_force_and_serves_nothing_before() {
+    let limit = |name: &str| {
+        let kind = HttpFilterKind::AdaptiveConcurrency(Some(AdaptiveConcurrency::default()));
+        HttpFilter { name: name.to_owned(), kind }
+    };
+    let halves = |filter: &str| InboundListener {
+        routes: InboundRoutes::Named("r".to_owned()),
+        filters: vec![limit(filter)],
+        ..InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict)
+    };
+    let tree = MatcherTree { rule: MatcherRule::List(Vec::new()), on_no_match: Some(OnMatch::Skip) };
+    let by = FilterOverride::Composite(Composite::of(tree));
+    let mut route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
+    route.filters = Arc::new([("f".to_owned(), by.into())].into());
+    let changing = || Ok(served(&routes_of(vec![route.clone()])));
+    let follow = || {
+        let mut world = World::new();
+        let (publisher, state) = Watched::channel(InboundState::Pending);
+        world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
+        (world, state)
+    };
+    let (mut world, state) = follow();
+    world.give(Kind::Listener, "in", Ok(inbound(&halves("f"))));
+    world.give(Kind::Routes, "r", changing());
+    assert!(
+        matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("http_filters[0]")),
+        "{:?}",
+        state.load()
+    );
+    // The control: a filter of another name is none of theirs.
+    world.give(Kind::Listener, "in", Ok(inbound(&halves("g"))));
+    let good = state.load_full();
+    assert!(matches!(&*good, InboundState::Ready(listener) if listener.filters == [limit("g")]), "{good:?}");
+    world.give(Kind::Listener, "in", Ok(inbound(&halves("f"))));
+    assert_eq!(**state.load(), *good);
 }
 
 fn routes_of(routes: Vec<Route>) -> RouteConfiguration {

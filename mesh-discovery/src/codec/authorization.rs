@@ -31,6 +31,34 @@ pub(super) struct Encoded {
     pub(super) extra: AuthorizationExtra,
 }
 
+/// Whether a policy decides by what a token filter changes: headers and query, which it takes tokens out of, or what it found
+/// out.
+pub(super) fn reads_tokens(policy: &AuthorizationPolicy) -> bool {
+    fn permission(of: &Permission) -> bool {
+        match of {
+            Permission::And(all) | Permission::Or(all) => all.iter().any(permission),
+            Permission::Not(inner) => permission(inner),
+            Permission::Header(header) => matches!(header.name, HeaderKey::Header(_) | HeaderKey::Path),
+            Permission::Metadata(_) => true,
+            _ => false,
+        }
+    }
+    fn principal(of: &Principal) -> bool {
+        match of {
+            Principal::And(all) | Principal::Or(all) => all.iter().any(principal),
+            Principal::Not(inner) => principal(inner),
+            Principal::Header(header) => matches!(header.name, HeaderKey::Header(_) | HeaderKey::Path),
+            Principal::Metadata(_) => true,
+            _ => false,
+        }
+    }
+    !matches!(policy.action, AuthorizationAction::Audit)
+        && policy
+            .rules
+            .iter()
+            .any(|rule| rule.permissions.iter().any(permission) || rule.principals.iter().any(principal))
+}
+
 /// Encodes policies, one filter each; `taken` are instance names of other filters.
 pub(super) fn encode<'a>(
     policies: impl IntoIterator<Item = &'a AuthorizationPolicy>,

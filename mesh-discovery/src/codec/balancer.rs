@@ -62,9 +62,6 @@ const SUBSETTING: &str = "type.googleapis.com/mesh.policy.v1.DeterministicSubset
 pub(super) struct Balancing {
     pub(super) balancer: Balancer,
     pub(super) weighted: bool,
-    pub(super) part_of_each: bool,
-    // That is said, and not by a policy's own setting.
-    by_locality: bool,
     pub(super) zone_aware: Option<ZoneAware>,
     pub(super) spill: Option<LoadSpill>,
     pub(super) slow_start: Option<SlowStart>,
@@ -73,9 +70,7 @@ pub(super) struct Balancing {
 
 impl Balancing {
     fn of(balancer: Balancer) -> Self {
-        let (weighted, part_of_each, by_locality) = (false, false, false);
-        let (zone_aware, spill, slow_start, hashing) = (None, None, None, None);
-        Self { balancer, weighted, part_of_each, by_locality, zone_aware, spill, slow_start, hashing }
+        Self { balancer, weighted: false, zone_aware: None, spill: None, slow_start: None, hashing: None }
     }
 
     fn with_locality(self, config: Option<&LocalityLbConfig>, at: &At<'_>, report: &mut Report) -> Self {
@@ -94,7 +89,8 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     }
     let candidates = candidates(&cluster.balancer, cluster);
     let leaf = cluster.balancer.leaf();
-    if draws_locality(cluster) && (cluster.locality.part_of_each || !is_part(&cluster.balancer)) {
+    let of_each = parts_of_each(&cluster.balancer);
+    if draws_locality(cluster) && !of_each.contains(&false) {
         policies.push(by_locality(&candidates));
     }
     policies.extend(candidates);
@@ -108,6 +104,11 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
         _ => LbPolicy::RoundRobin,
     }
     .into();
+    // By the order of policies all parts below the drawing of a locality are of each, and none above it.
+    let is_said = draws_locality(cluster) && of_each.is_sorted();
+    if of_each.contains(&true) && !is_said {
+        ours.parts_of_each = of_each;
+    }
     ours.spill = cluster.locality.spill.map(|LoadSpill { low, high }| extra::LoadSpill { low, high });
     if !has_slow_start(leaf) {
         ours.slow_start = cluster.slow_start.as_ref().map(|s| extra::SlowStart {
@@ -156,6 +157,10 @@ pub(super) fn decode(
     }
     // One endpoint has no neighbours.
     found.weighted &= *found.balancer.leaf() != Balancer::Passthrough;
+    if !ours.parts_of_each.is_empty() {
+        let mut said = ours.parts_of_each.iter();
+        set_parts_of_each(&mut found.balancer, || said.next().is_some_and(|said| *said));
+    }
     found.spill = ours.spill.map(|extra::LoadSpill { low, high }| LoadSpill { low, high });
     if let Some(slow_start) = &ours.slow_start {
         let window = common::opt_duration(slow_start.window.as_ref(), at, "slow_start.window", report);
@@ -178,6 +183,28 @@ fn entry(config: TypedExtensionConfig) -> Policy {
 fn typed(package: &str, message: &str, config: &impl Message) -> TypedExtensionConfig {
     let name = format!("envoy.load_balancing_policies.{package}");
     extension::typed(&name, &format!("{URL_PREFIX}{package}.v3.{message}"), config)
+}
+
+/// Whether each part of the endpoints, from the outermost, is one of each locality.
+fn parts_of_each(mut balancer: &Balancer) -> Vec<bool> {
+    let mut parts = Vec::new();
+    while let Balancer::RandomSubsetting { of_each, child, .. }
+    | Balancer::DeterministicSubsetting { of_each, child, .. } = balancer
+    {
+        parts.push(*of_each);
+        balancer = child;
+    }
+    parts
+}
+
+/// The same, said of each of them.
+fn set_parts_of_each(mut balancer: &mut Balancer, mut said: impl FnMut() -> bool) {
+    while let Balancer::RandomSubsetting { of_each, child, .. }
+    | Balancer::DeterministicSubsetting { of_each, child, .. } = balancer
+    {
+        *of_each = said();
+        balancer = child;
+    }
 }
 
 fn leaf_mut(balancer: &mut Balancer) -> &mut Balancer {
@@ -203,14 +230,11 @@ fn by_locality(policies: &[TypedExtensionConfig]) -> TypedExtensionConfig {
     typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) })
 }
 
-fn is_part(balancer: &Balancer) -> bool {
-    matches!(balancer, Balancer::RandomSubsetting { .. } | Balancer::DeterministicSubsetting { .. })
-}
-
-/// What goes over a part of the endpoints: is that of all localities together, one of them is drawn below it.
-fn within(child: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfig> {
+/// What goes over a part of the endpoints: is that of all localities together, and all below it of each, one of them is drawn in
+/// between.
+fn within(of_each: bool, child: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfig> {
     let mut policies = candidates(child, cluster);
-    if draws_locality(cluster) && !cluster.locality.part_of_each && !is_part(child) {
+    if draws_locality(cluster) && !of_each && !parts_of_each(child).contains(&false) {
         policies.insert(0, by_locality(&policies));
     }
     policies
@@ -280,8 +304,12 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
         Balancer::PickFirst { shuffle } => {
             vec![typed("pick_first", "PickFirst", &PickFirst { shuffle_address_list: *shuffle })]
         }
-        Balancer::RandomSubsetting { size, child } => random_subsetting(*size, within(child, cluster)),
-        Balancer::DeterministicSubsetting { size, child } => deterministic_subsetting(*size, within(child, cluster)),
+        Balancer::RandomSubsetting { size, of_each, child } => {
+            random_subsetting(*size, within(*of_each, child, cluster))
+        }
+        Balancer::DeterministicSubsetting { size, of_each, child } => {
+            deterministic_subsetting(*size, within(*of_each, child, cluster))
+        }
         Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
         // Clients that have none of that name take turns.
         Balancer::Custom { name, config } => vec![custom_balancer::encode(name, config), round_robin()],
@@ -396,8 +424,8 @@ fn decode_ours(
             }
             let child = c.child_policy.unwrap_or_default();
             let inner = decode_list(&child, false, depth + 1, &at.field("child_policy"), report)?;
-            let child = Box::new(inner.balancer);
-            Some(Balancing { balancer: Balancer::DeterministicSubsetting { size: c.size, child }, ..inner })
+            let (of_each, child) = (false, Box::new(inner.balancer));
+            Some(Balancing { balancer: Balancer::DeterministicSubsetting { size: c.size, of_each, child }, ..inner })
         }),
         _ => return None,
     })
@@ -415,9 +443,9 @@ fn decode_known(
     Some(match kind {
         "wrr_locality.v3.WrrLocality" => extension::unpack::<WrrLocality>(config, at, report).and_then(|wrapper| {
             let child = wrapper.endpoint_picking_policy.unwrap_or_default();
-            let inner = decode_list(&child, false, depth + 1, &at.field("endpoint_picking_policy"), report)?;
-            let part_of_each = is_part(&inner.balancer) && !inner.by_locality && is_drawn_for(inner.balancer.leaf());
-            Some(Balancing { weighted: true, by_locality: true, part_of_each, ..inner })
+            let mut inner = decode_list(&child, false, depth + 1, &at.field("endpoint_picking_policy"), report)?;
+            set_parts_of_each(&mut inner.balancer, || true);
+            Some(Balancing { weighted: true, ..inner })
         }),
         "random_subsetting.v3.RandomSubsetting" => {
             let wrapper = extension::unpack::<RandomSubsetting>(config, at, report);
@@ -543,7 +571,8 @@ fn read_subsetting(proto: &RandomSubsetting, depth: usize, at: &At<'_>, report: 
     }
     let child = proto.child_policy.clone().unwrap_or_default();
     let inner = decode_list(&child, false, depth + 1, &at.field("child_policy"), report)?;
-    Some(Balancing { balancer: Balancer::RandomSubsetting { size, child: Box::new(inner.balancer) }, ..inner })
+    let (of_each, child) = (false, Box::new(inner.balancer));
+    Some(Balancing { balancer: Balancer::RandomSubsetting { size, of_each, child }, ..inner })
 }
 
 /// gRFC A48: fewer than 2 choices are refused, more than 10 are 10.

@@ -106,7 +106,6 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         balancer: balancing.balancer,
         locality: LocalityBalancing {
             weighted: balancing.weighted,
-            part_of_each: balancing.part_of_each,
             panic_threshold,
             zone_aware: balancing.zone_aware,
             spill: balancing.spill,

@@ -11,6 +11,7 @@ use envoy_types::pb::google::protobuf::{self as google, BoolValue, UInt32Value, 
 use ipnet::IpNet;
 use mesh_core::policy::{Address, PerMillion, ShareUnit};
 
+use super::MAX_NAME;
 use super::report::{At, Report, consider};
 
 /// Longest duration protobuf allows: 10,000 years.
@@ -149,6 +150,15 @@ pub(super) fn ads() -> ConfigSource {
         resource_api_version: core::ApiVersion::V3.into(),
         config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(Default::default())),
         ..Default::default()
+    }
+}
+
+/// Refuses what cannot be the name of a resource.
+pub(super) fn check_name(name: &str, at: &At<'_>, report: &mut Report) {
+    match name.len() {
+        0 => report.problem(at, "a name is required"),
+        1..=MAX_NAME => {}
+        long => report.problem(at, format!("the name has {long} bytes; at most {MAX_NAME} are taken")),
     }
 }
 

@@ -148,8 +148,8 @@ pub(super) fn note_client(manager: &HttpConnectionManager, at: &At<'_>, report: 
         early_header_mutation_extensions => "headers change by routes alone",
         upgrade_configs => "upgrades follow the process's own rules",
         local_reply_config => "local answers stay as they are",
-        strip_matching_host_port => "the authority's port takes part in matching",
-        strip_port_mode => "the authority's port takes part in matching",
+        strip_matching_host_port => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
+        strip_port_mode => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
     });
 }
 
@@ -203,7 +203,7 @@ pub(super) fn note_server(manager: &HttpConnectionManager, at: &At<'_>, report: 
         early_header_mutation_extensions => "headers change by routes alone",
         upgrade_configs => "upgrades follow the process's own rules",
         local_reply_config => "local answers stay as they are",
-        strip_matching_host_port => "the authority's port takes part in matching",
-        strip_port_mode => "the authority's port takes part in matching",
+        strip_matching_host_port => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
+        strip_port_mode => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
     });
 }

@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, filter::ConfigType as FilterConfig,
 };
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication as JwtProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -178,16 +179,23 @@ fn encode_common(limits: &InboundLimits) -> Option<HttpProtocolOptions> {
     (common != HttpProtocolOptions::default()).then_some(common)
 }
 
-pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<InboundListener> {
+/// Decodes the listener of a server. `named` are the routes that RDS gives, if they are there: they are read as if the
+/// listener had them in itself.
+pub(super) fn decode(
+    proto: &Proto,
+    named: Option<&RouteConfiguration>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<InboundListener> {
     check_listener(proto, at, report);
     let address = read_socket(proto, at, report);
     let ours: InboundPolicy = extension::take(proto.metadata.as_ref(), "InboundPolicy", at, report);
     let mut chains: Vec<Chain> = Vec::new();
     for (i, chain) in proto.filter_chains.iter().enumerate() {
-        chains.extend(decode_chain(chain, &ours, &at.item("filter_chains", i), report));
+        chains.extend(decode_chain(chain, &ours, named, &at.item("filter_chains", i), report));
     }
     if let Some(chain) = &proto.default_filter_chain {
-        chains.extend(decode_chain(chain, &ours, &at.field("default_filter_chain"), report));
+        chains.extend(decode_chain(chain, &ours, named, &at.field("default_filter_chain"), report));
     }
     let tls = decode_mode(&chains, at, report);
     // One chain has TLS, or none.
@@ -273,7 +281,13 @@ struct Chain {
     limits: InboundLimits,
 }
 
-fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: &mut Report) -> Option<Chain> {
+fn decode_chain(
+    proto: &FilterChain,
+    ours: &InboundPolicy,
+    named: Option<&RouteConfiguration>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Chain> {
     consider!(proto, at, report, FilterChain {
         read: [filter_chain_match, filters, transport_socket],
         // A name for logs, and notes that nothing reads.
@@ -304,16 +318,8 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let manager: HttpConnectionManager = extension::unpack(config, &at, report)?;
     filter::check_addresses(&manager, &at, report);
     note_manager(&manager, &at, report);
-    let table = inbound_route::decode(&manager, &at, report)?;
+    let table = inbound_route::decode(&manager, named, &at, report)?;
     let filters = filter::decode(&manager, &at, report);
-    if matches!(table, Table::Named(_)) && filters.iter().any(|f| [url::RBAC, url::JWT].contains(&f.type_url.as_str()))
-    {
-        report.problem(&at.field("rds"), RULES_ELSEWHERE);
-    }
-    if matches!(table, Table::Named(_)) && filters.iter().any(|filter| filter.disabled) {
-        let reason = "beside a disabled filter the routes must be in the listener: those of RDS might turn it on";
-        report.problem(&at.field("rds"), reason);
-    }
     if matches!(table, Table::Listed(_)) {
         for filter in filters.iter().filter(|filter| filter.type_url == url::JWT) {
             let at = at.item("http_filters", filter.index);
@@ -332,10 +338,6 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     };
     // Whatever routes change: a filter that is not understood is refused.
     let whole = filters.guards(&Changes::default(), false, &at, report);
-    let judges = |filter: &HttpFilter| matches!(&filter.kind, HttpFilterKind::Composite(c) if c.judges());
-    if matches!(table, Table::Named(_)) && whole.before.iter().chain(&whole.filters).any(judges) {
-        report.problem(&at.field("rds"), RULES_ELSEWHERE);
-    }
     let (guards, routes) = match table {
         Table::All(changes) => (filters.guards(&changes, false, &at, report), InboundRoutes::All),
         Table::Named(name) => (whole, InboundRoutes::Named(name)),
@@ -350,9 +352,6 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
         limits: decode_limits(&manager, &at, report),
     })
 }
-
-const RULES_ELSEWHERE: &str =
-    "beside authorization the routes must be in the listener: those of RDS might change its rules";
 
 /// The filters of a chain, and what has been read of them.
 struct Filters<'a> {
@@ -470,6 +469,15 @@ impl Filters<'_> {
             let rbac = |other: &filter::Filter<'_>| other.type_url == url::RBAC && !is_off(other);
             if read.filters.iter().any(reads) && self.list[..i].iter().any(rbac) && self.misplaced.insert(i) {
                 let reason = "a server asks RBAC after this composite, which may take tokens away: list it before RBAC";
+                report.problem(&at.item("http_filters", i), reason);
+            }
+            let enforced = |policy: &&AuthorizationPolicy| !policy.dry_run && authorization::reads_tokens(policy);
+            if tokens.is_some_and(|tokens| i < tokens)
+                && read.authorization.iter().any(|policy| enforced(&policy))
+                && self.misplaced.insert(i)
+            {
+                let reason = "a server asks for tokens before RBAC, which looks at headers or at what was found out of a token here: list \
+                              it after the JWT filters";
                 report.problem(&at.item("http_filters", i), reason);
             }
             let place = if i < first { &mut guards.before } else { &mut guards.filters };

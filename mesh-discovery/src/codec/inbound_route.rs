@@ -8,6 +8,7 @@
 //! Refuses to know filters: what is changed is applied next door, in `inbound`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::iter;
 use std::rc::Rc;
 
 use envoy_types::pb::envoy::config::route::v3::{
@@ -23,7 +24,8 @@ use mesh_core::policy::{Domain, FilterOverride, InboundHost, InboundRoutes, Rout
 use super::composite::Side;
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard};
-use super::{common, route as route_codec};
+use super::{authorization, common, extension, route as route_codec};
+use crate::proto::policy::RoutePolicy;
 
 /// What one place changes of the filters, and those around it: the innermost that changes a filter counts. Many routes
 /// are in one place, so that nothing of it is copied for each of them.
@@ -88,28 +90,65 @@ pub(super) struct Read {
     pub(super) changes: Option<Rc<Changes>>,
 }
 
-/// Reads the routes of a server; `None` with a problem.
-pub(super) fn decode(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) -> Option<Table> {
-    match &manager.route_specifier {
-        Some(RouteSpecifier::RouteConfig(routes)) => Some(read_table(routes, &at.field("route_config"), report)),
-        Some(RouteSpecifier::Rds(rds)) => {
+/// Reads the routes of a server; `None` with a problem. `named` are those that RDS gives, if they are there.
+pub(super) fn decode(
+    manager: &HttpConnectionManager,
+    named: Option<&RouteConfiguration>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Table> {
+    match (&manager.route_specifier, named) {
+        (Some(RouteSpecifier::RouteConfig(routes)), _) => Some(read_table(routes, &at.field("route_config"), report)),
+        (Some(RouteSpecifier::Rds(_)), Some(routes)) => Some(read_table(routes, &at.field("rds"), report)),
+        (Some(RouteSpecifier::Rds(rds)), None) => {
             let at = at.field("rds");
             common::check_source(rds.config_source.as_ref(), &at.field("config_source"), report);
-            if rds.route_config_name.is_empty() {
-                report.problem(&at.field("route_config_name"), "a name is required");
-            }
+            common::check_name(&rds.route_config_name, &at.field("route_config_name"), report);
             Some(Table::Named(rds.route_config_name.clone()))
         }
-        Some(RouteSpecifier::ScopedRoutes(_)) => {
+        (Some(RouteSpecifier::ScopedRoutes(_)), _) => {
             report.problem(&at.field("scoped_routes"), "scoped routes are not supported (gRFC A27)");
             None
         }
-        None => {
+        (None, _) => {
             report.problem(at, "rds or route_config is required");
             None
         }
     }
 }
+
+/// Reads routes that come on their own, if one of them serves: of what filters they change a listener decides.
+pub(super) fn check(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> bool {
+    let serves = |route: &RouteProto| matches!(route.action, Some(route::Action::NonForwardingAction(_)));
+    let is_of_server = proto.virtual_hosts.iter().flat_map(|host| &host.routes).any(serves);
+    if is_of_server {
+        let table = read_table(proto, at, report);
+        check_rules(&table, at, report);
+    }
+    is_of_server
+}
+
+/// Rules need no listener to be read.
+fn check_rules(table: &Table, at: &At<'_>, report: &mut Report) {
+    let every: Vec<&Changes> = match table {
+        Table::All(changes) => vec![changes],
+        Table::Named(_) => Vec::new(),
+        Table::Listed(hosts) => hosts.iter().flat_map(|h| &h.routes).filter_map(|r| r.changes.as_deref()).collect(),
+    };
+    let mut looked_at = HashSet::new();
+    let levels = every.into_iter().flat_map(|inner| iter::successors(Some(inner), |level| level.outer.as_deref()));
+    for (name, change) in levels.flat_map(|level| &level.own) {
+        let Guard::Rbac(rules) = &change.guard else { continue };
+        if looked_at.insert((&*change.place, name)) {
+            let place = at.field(&change.place);
+            let at = if &*change.place == TABLE { at } else { &place };
+            authorization::decode(name, rules, None, &at.key("typed_per_filter_config", name), report);
+        }
+    }
+}
+
+/// The place of what a table changes as a whole.
+const TABLE: &str = "route_config";
 
 fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> Table {
     consider!(proto, at, report, RouteConfiguration {
@@ -125,14 +164,13 @@ fn read_table(proto: &RouteConfiguration, at: &At<'_>, report: &mut Report) -> T
         request_headers_to_remove => "a server changes no headers",
         most_specific_header_mutations_wins => "a server changes no headers",
         vhds => "virtual hosts are not discovered on their own",
-        ignore_port_in_host_matching => "the authority's port takes part in matching",
+        ignore_port_in_host_matching => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
         ignore_path_parameters_in_path_matching => "path parameters take part in matching",
         vhost_header => "virtual hosts are chosen by the authority",
         route_specifiers => "route extensions are not known",
     });
     route_codec::check_plugins(proto, at, report);
-    let outermost =
-        Rc::<Changes>::default().inside(read_changes(&proto.typed_per_filter_config, "route_config", at, report));
+    let outermost = Rc::<Changes>::default().inside(read_changes(&proto.typed_per_filter_config, TABLE, at, report));
     let mut taken = HashSet::new();
     let mut hosts = Vec::with_capacity(proto.virtual_hosts.len());
     for (i, host) in proto.virtual_hosts.iter().enumerate() {
@@ -193,8 +231,8 @@ fn read_route(
     report: &mut Report,
 ) -> Option<Read> {
     consider!(proto, at, report, RouteProto {
-        read: [name, r#match, typed_per_filter_config, action],
-        idle: [metadata, decorator, stat_prefix, per_request_buffer_limit_bytes, request_body_buffer_limit],
+        read: [name, r#match, typed_per_filter_config, action, metadata],
+        idle: [decorator, stat_prefix, per_request_buffer_limit_bytes, request_body_buffer_limit],
         tracing => "sampling and tags are the tracer's own",
         request_headers_to_add => "a server changes no headers",
         request_headers_to_remove => "a server changes no headers",
@@ -206,7 +244,8 @@ fn read_route(
         report.problem(&at.field("match"), "a match is required");
         return None;
     };
-    let matcher = route_codec::decode_inbound_match(matcher, &at.field("match"), report);
+    let ours: RoutePolicy = extension::take(proto.metadata.as_ref(), "RoutePolicy", at, report);
+    let matcher = route_codec::decode_inbound_match(matcher, &ours, &at.field("match"), report);
     let changes = outer.inside(read_changes(&proto.typed_per_filter_config, place, at, report));
     let serves = matches!(proto.action, Some(route::Action::NonForwardingAction(_)));
     Some(Read { name: proto.name.clone(), matcher: matcher?, changes: serves.then_some(changes) })
@@ -255,6 +294,7 @@ pub(super) fn encode(routes: &InboundRoutes, mut changes: impl FnMut(usize) -> H
             .map(|(route, at)| RouteProto {
                 name: route.name.clone(),
                 r#match: Some(route_codec::encode_match(&route.matcher)),
+                metadata: route_codec::encode_policy(&route_codec::policy_of(&route.matcher)),
                 action: Some(match &route.serves {
                     Some(_) => route::Action::NonForwardingAction(routes::NonForwardingAction {}),
                     None => route::Action::DirectResponse(routes::DirectResponseAction {

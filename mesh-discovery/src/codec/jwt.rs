@@ -22,7 +22,7 @@ use mesh_core::policy::{
 
 use super::report::{At, Report, consider};
 use super::{common, matcher, route};
-use crate::proto::policy::FetchedKeys;
+use crate::proto::policy::{FetchedKeys, RoutePolicy};
 
 /// Allowance for clocks when nothing is said.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -159,7 +159,7 @@ impl Known<'_> {
 
 fn decode_rule(proto: &RequirementRule, known: &Known<'_>, at: &At<'_>, report: &mut Report) -> Option<JwtRule> {
     let matcher = match &proto.r#match {
-        Some(matcher) => route::decode_inbound_match(matcher, &at.field("match"), report),
+        Some(matcher) => route::decode_inbound_match(matcher, &RoutePolicy::default(), &at.field("match"), report),
         None => {
             report.problem(&at.field("match"), "a match is required");
             None

@@ -85,13 +85,11 @@ fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
         Some(RouteSpecifier::Rds(rds)) => {
             let at = at.field("rds");
             common::check_source(rds.config_source.as_ref(), &at.field("config_source"), report);
-            if rds.route_config_name.is_empty() {
-                report.problem(&at.field("route_config_name"), "a name is required");
-            }
+            common::check_name(&rds.route_config_name, &at.field("route_config_name"), report);
             Some(RouteSource::Named(rds.route_config_name.clone()))
         }
         Some(RouteSpecifier::RouteConfig(routes)) => {
-            let routes = route::decode(routes, &at.field("route_config"), report)?;
+            let routes = route::decode_outbound(routes, &at.field("route_config"), report)?;
             Some(RouteSource::Inline(Arc::new(routes)))
         }
         Some(RouteSpecifier::ScopedRoutes(_)) => {
@@ -116,7 +114,7 @@ fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Re
     for (is_set, name) in as_they_are {
         report.unenforced_if(is_set, at, name, "paths are matched as they are");
     }
-    let effect = "the authority's last dot takes part in matching";
+    let effect = "the authority is matched with its last dot first";
     report.unenforced_if(manager.strip_trailing_host_dot, at, "strip_trailing_host_dot", effect);
     let Some(common) = &manager.common_http_protocol_options else { return };
     consider!(

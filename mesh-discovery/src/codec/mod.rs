@@ -103,6 +103,9 @@ pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.Cluste
 /// Type URL of the wrapper that delta xDS and TTLs use.
 pub(crate) const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
+/// Bytes of the name of a resource: it is repeated with whatever is said of it.
+const MAX_NAME: usize = 16 << 10;
+
 /// Unenforced fields listed of one resource.
 const MAX_UNENFORCED: usize = 1024;
 
@@ -226,13 +229,37 @@ pub fn decode_listener<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<An
             if proto.api_listener.is_some() {
                 listener::decode(proto, at, report).map(AnyListener::Outbound)
             } else {
-                inbound::decode(proto, at, report).map(AnyListener::Inbound)
+                inbound::decode(proto, None, at, report).map(AnyListener::Inbound)
             }
         },
         |listener| match listener {
             AnyListener::Outbound(listener) => unenforced(listener),
             AnyListener::Inbound(listener) => unenforced(listener),
         },
+    )
+}
+
+/// Decodes a server's listener together with the routes that it names ([`InboundRoutes::Named`]): as if it had them in
+/// itself (gRFC A36). Both have been decoded alone before.
+///
+/// # Errors
+/// What the routes change does not fit the listener; their fields are below its `rds`.
+///
+/// [`InboundRoutes::Named`]: mesh_core::policy::InboundRoutes::Named
+pub(crate) fn join(listener: &[u8], routes: &[u8]) -> Result<Decoded<InboundListener>, DecodeError> {
+    decode(
+        LISTENER,
+        "listener",
+        Packed { type_url: LISTENER, bytes: listener },
+        |l: &listener::Proto| &l.name,
+        |proto, at, report| match route::Proto::decode(routes) {
+            Ok(routes) => inbound::decode(proto, Some(&routes), at, report),
+            Err(e) => {
+                report.problem(at, format!("its routes are no protobuf message of their type: {e}"));
+                None
+            }
+        },
+        unenforced,
     )
 }
 
@@ -321,7 +348,10 @@ fn decode<P: Message + Default, T>(
 ) -> Result<Decoded<T>, DecodeError> {
     let refuse = |reason: String| {
         let resource = resource_name(resource.type_url, resource).unwrap_or_default();
-        Err(DecodeError { resource: format!("{kind} {resource}"), problems: vec![InvalidPolicy::new("", reason)] })
+        Err(DecodeError {
+            resource: format!("{kind} {}", report::named(&resource)),
+            problems: vec![InvalidPolicy::new("", reason)],
+        })
     };
     if resource.type_url != type_url {
         return refuse(format!("the type is {:?}, {type_url:?} was expected", resource.type_url));
@@ -334,9 +364,7 @@ fn decode<P: Message + Default, T>(
         Err(e) => return refuse(format!("not a protobuf message of its type: {e}")),
     };
     let mut report = Report::new(kind, name(&proto));
-    if name(&proto).is_empty() {
-        report.problem(&At::ROOT, "the resource has no name");
-    }
+    common::check_name(name(&proto), &At::ROOT, &mut report);
     let value = fields(&proto, &At::ROOT, &mut report);
     let mut decoded = report.finish(value)?;
     let all = &mut decoded.unenforced;

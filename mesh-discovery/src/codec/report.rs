@@ -13,6 +13,20 @@ use super::{DecodeError, Decoded, ProviderInstance, ProviderPart, parts};
 /// Problems and unenforced fields kept of one resource; a hostile resource could hold millions.
 const MAX_FINDINGS: usize = 64;
 
+/// Bytes of a name that a finding repeats, and of its reason, which may hold what somebody sent: of each there may be many.
+const MAX_NAME: usize = 256;
+const MAX_REASON: usize = 1024;
+
+/// The beginning of a text.
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+/// As much of a resource's name as a finding repeats.
+pub(super) fn named(name: &str) -> &str {
+    cut(name, MAX_NAME)
+}
+
 /// Place of a field inside its resource. A chain of borrowed steps: nothing is formatted until
 /// something is found.
 #[derive(Clone, Copy)]
@@ -63,7 +77,7 @@ impl fmt::Display for At<'_> {
             Step::Root => Ok(()),
             Step::Field(name) => f.write_str(name),
             Step::Item(name, index) => write!(f, "{name}[{index}]"),
-            Step::Key(name, key) => write!(f, "{name}[{key:?}]"),
+            Step::Key(name, key) => write!(f, "{name}[{:?}]", cut(key, MAX_NAME)),
         }
     }
 }
@@ -97,7 +111,7 @@ pub(super) struct Report {
 impl Report {
     /// An empty report on `kind` (`listener`, `cluster`, …) `name`.
     pub(super) fn new(kind: &'static str, name: &str) -> Self {
-        let name = name.to_owned();
+        let name = named(name).to_owned();
         Self {
             kind,
             name,
@@ -137,6 +151,10 @@ impl Report {
     /// Refuses the resource because of the field at `at`.
     pub(super) fn problem(&mut self, at: &At<'_>, reason: impl Into<String>) {
         if self.problems.len() < MAX_FINDINGS {
+            let mut reason = reason.into();
+            if reason.len() > MAX_REASON {
+                reason = format!("{} …", cut(&reason, MAX_REASON));
+            }
             self.problems.push(InvalidPolicy::new(at.to_string(), reason));
         } else {
             self.dropped += 1;
@@ -185,6 +203,21 @@ impl Report {
         let read = read(self);
         self.never_is_safe = before;
         read
+    }
+
+    /// Reads again what has been read in another way, of which the problems alone are of interest.
+    pub(super) fn problems_of<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let mut again = Self::new(self.kind, &self.name);
+        let value = read(&mut again);
+        self.dropped += again.dropped;
+        for problem in again.problems {
+            match self.problems.contains(&problem) {
+                true => {}
+                false if self.problems.len() < MAX_FINDINGS => self.problems.push(problem),
+                false => self.dropped += 1,
+            }
+        }
+        value
     }
 
     /// Accepts the field at `at` without doing what it says.
@@ -300,6 +333,23 @@ pub(super) use consider;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What was sent is not repeated in whole with each thing that is wrong with it.
+    #[test]
+    fn what_findings_repeat_is_bounded() {
+        let long = "\u{1}ß".repeat(1 << 20);
+        let mut report = Report::new("listener", &long);
+        for i in 0..2 * MAX_FINDINGS {
+            let policies = At::ROOT.key("policies", &long);
+            report.problem(&policies.item("permissions", i), format!("{long:?} is not known"));
+            report.unenforced(&policies.item("principals", i), "nothing happens");
+        }
+        let found = report.unenforced.iter().map(|line| line.resource.len() + line.field.len()).sum::<usize>();
+        assert!((1..MAX_FINDINGS * 8 * MAX_NAME).contains(&found), "{found}");
+        let refused = report.finish(Some(())).unwrap_err().to_string();
+        assert!((1..MAX_FINDINGS * 4 * MAX_REASON).contains(&refused.len()), "{}", refused.len());
+        assert!(refused.contains("permissions[63]") && refused.contains("and 64 more problems"), "{refused}");
+    }
 
     #[test]
     fn fields_beyond_those_that_are_listed_are_counted() {

@@ -19,7 +19,7 @@ use super::composite::Side;
 use super::header::{self, read_policy};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Overrides};
-use super::{common, extension, matcher, retry, route_action};
+use super::{common, extension, inbound_route, matcher, retry, route_action};
 use crate::proto::policy::{self as extra, RouteConfigurationPolicy, RoutePolicy, VirtualHostPolicy};
 
 pub(super) use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as Proto;
@@ -46,6 +46,15 @@ pub(super) fn encode(routes: &RouteConfiguration) -> Proto {
 }
 
 pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<RouteConfiguration> {
+    if !inbound_route::check(proto, at, report) {
+        return decode_outbound(proto, at, report);
+    }
+    // Whoever dials by the same routes is told by the answer what does not serve there.
+    report.problems_of(|report| decode_outbound(proto, at, report))
+}
+
+/// Those of a client.
+pub(super) fn decode_outbound(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<RouteConfiguration> {
     note_unenforced(proto, at, report);
     check_plugins(proto, at, report);
     let outer = Outer {
@@ -115,7 +124,7 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
         vhds => "virtual hosts are not discovered on their own",
         internal_only_headers => "headers of outside callers are not removed",
         most_specific_header_mutations_wins => "the outermost level acts last",
-        ignore_port_in_host_matching => "the authority's port takes part in matching",
+        ignore_port_in_host_matching => "the authority is matched with its port first, and without it only where no other domain than `*` fits",
         ignore_path_parameters_in_path_matching => "path parameters take part in matching",
         vhost_header => "virtual hosts are chosen by the authority",
         route_specifiers => "route extensions are not known",
@@ -227,25 +236,19 @@ fn note_unenforced_of_host(proto: &HostProto, at: &At<'_>, report: &mut Report) 
 fn encode_route(route: &Route) -> xds::Route {
     let lists = header::encode(&route.headers);
     let mut ours = RoutePolicy {
-        methods: route.matcher.methods.clone(),
-        port: route.matcher.port.map(u32::from),
-        source_labels: route.matcher.source_labels.clone(),
-        source_namespace: route.matcher.source_namespace.clone(),
         response_classes: route.response_classes.iter().map(route_extra::encode_class).collect(),
-        ..Default::default()
+        ..policy_of(&route.matcher)
     };
     let cors = match &route.action {
         RouteAction::Forward(forward) => forward.cors.as_deref(),
         _ => None,
     };
     let action = route_action::encode(&route.action, &mut ours);
-    let mut metadata: Option<Metadata> = None;
-    extension::put(&mut metadata, "RoutePolicy", &ours);
     xds::Route {
         name: route.name.clone(),
         r#match: Some(encode_match(&route.matcher)),
         action: Some(action),
-        metadata,
+        metadata: encode_policy(&ours),
         typed_per_filter_config: route_extra::encode_overrides(&route.filters, cors),
         request_headers_to_add: lists.request_add,
         request_headers_to_remove: lists.request_remove,
@@ -254,6 +257,23 @@ fn encode_route(route: &Route) -> xds::Route {
         stat_prefix: route.stat_prefix.clone(),
         ..Default::default()
     }
+}
+
+/// Of our part of a route the conditions that xDS has no field for.
+pub(super) fn policy_of(matcher: &RouteMatch) -> RoutePolicy {
+    RoutePolicy {
+        methods: matcher.methods.clone(),
+        port: matcher.port.map(u32::from),
+        source_labels: matcher.source_labels.clone(),
+        source_namespace: matcher.source_namespace.clone(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn encode_policy(ours: &RoutePolicy) -> Option<Metadata> {
+    let mut metadata = None;
+    extension::put(&mut metadata, "RoutePolicy", ours);
+    metadata
 }
 
 /// Decodes a route; `None` without a problem is a route to be skipped (gRFC A28).
@@ -338,8 +358,13 @@ fn encode_methods(methods: &[String]) -> Option<xds::HeaderMatcher> {
 
 /// Of what a server is asked, whose paths are in normal form: a condition that none of them meets would lead what it is for
 /// past the filters that stand before it.
-pub(super) fn decode_inbound_match(proto: &MatchProto, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {
-    let matcher = decode_match(proto, &RoutePolicy::default(), at, report)?;
+pub(super) fn decode_inbound_match(
+    proto: &MatchProto,
+    ours: &RoutePolicy,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<RouteMatch> {
+    let matcher = decode_match(proto, ours, at, report)?;
     let path = unescaped(&matcher.path);
     let is_met = report.is_met(at, |effort| path_is_met(&path, matcher.case_sensitive, effort))
         && matcher.headers.iter().all(|header| report.is_met(at, |effort| target_is_met(header, effort)));

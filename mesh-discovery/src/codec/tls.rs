@@ -345,6 +345,7 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
     if !validation.from_provider {
         report.problem(&at, "a CA certificate provider instance is required to check callers (gRFC A29)");
     }
+    refuse_beside_provider(common, &validation, &at, report);
     let context = validation.context.as_ref();
     if context.is_some_and(|c| !c.match_subject_alt_names.is_empty() || !c.match_typed_subject_alt_names.is_empty()) {
         let reason = "on the server side callers are restricted by authorization, not by SAN matchers";
@@ -511,19 +512,24 @@ fn read_provided(
     if !validation.from_provider {
         report.problem(&at.field("validation_context"), "a CA certificate provider instance is required (gRFC A29)");
     }
+    refuse_beside_provider(common, validation, at, report);
+    let at = at.field("validation_context");
+    validation.context.as_ref().map(|c| read_names(c, &at, report)).unwrap_or_default()
+}
+
+/// What would say otherwise who we are or whom we trust. Of system roots a provider has precedence (gRFC A82).
+fn refuse_beside_provider(common: &CommonTlsContext, validation: &Validation, at: &At<'_>, report: &mut Report) {
     if !common.tls_certificates.is_empty() {
         report.problem(&at.field("tls_certificates"), "not supported beside a certificate provider (gRFC A29)");
     }
+    let Some(context) = &validation.context else { return };
     let at = at.field("validation_context");
-    if let Some(context) = &validation.context {
-        if context.trusted_ca.is_some() {
-            report.problem(&at.field("trusted_ca"), "not supported beside a certificate provider");
-        }
-        if context.trust_chain_verification == i32::from(TrustChainVerification::AcceptUntrusted) {
-            report.problem(&at.field("trust_chain_verification"), "mesh peers are always verified");
-        }
+    if context.trusted_ca.is_some() {
+        report.problem(&at.field("trusted_ca"), "not supported beside a certificate provider");
     }
-    validation.context.as_ref().map(|c| read_names(c, &at, report)).unwrap_or_default()
+    if context.trust_chain_verification == i32::from(TrustChainVerification::AcceptUntrusted) {
+        report.problem(&at.field("trust_chain_verification"), "mesh peers are always verified");
+    }
 }
 
 /// The SAN matchers: the typed ones if there are any, else the older ones.

@@ -120,15 +120,16 @@ impl DnsResolver {
             return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
         }
         let _place = self.place().await;
-        let mut failed = ResolveError::NotFound;
         // Both families of one name before the next one is tried: they are to be those of one host.
+        let mut none = ResolveError::NotFound;
         for name in self.search.names(name) {
             match self.both(name).await {
-                Ok(found) => return Ok(found),
-                Err(error) => failed = error,
+                Err(error @ (ResolveError::NotFound | ResolveError::NoRecords)) => none = error,
+                // Nor is the next one if this one may well be it: what fits there may be another host.
+                found => return found,
             }
         }
-        Err(failed)
+        Err(none)
     }
 
     /// Both families of one name.

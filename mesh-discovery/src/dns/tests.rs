@@ -197,6 +197,26 @@ async fn short_names_are_searched_and_dots_decide_where_first() {
     assert!(quick(&server).search("not a domain..").build().is_err());
 }
 
+/// The wildcard of a later domain answers for every name, and with somebody else's address.
+#[tokio::test]
+async fn a_name_that_cannot_be_looked_up_for_now_is_looked_for_nowhere_else() {
+    let server = DnsServer::start().await;
+    server.set("db.test.elsewhere.test", &["10.6.6.6"], 60);
+    let resolver = quick(&server).search("default.svc").search("elsewhere.test").ndots(5).build().unwrap();
+    let found = async || {
+        resolver.forget("db.test.default.svc");
+        resolver.addresses("db.test").await
+    };
+    // The control: where there is no such name, or none with addresses, it is the next one.
+    assert_eq!(texts(&found().await.unwrap()), ["10.6.6.6"]);
+    server.set("db.test.default.svc", &[], 0);
+    assert_eq!(texts(&found().await.unwrap()), ["10.6.6.6"]);
+    server.break_name("db.test.default.svc", DnsFault::Silence);
+    assert_eq!(found().await, Err(ResolveError::Timeout));
+    server.break_name("db.test.default.svc", DnsFault::ServerFailure);
+    assert!(matches!(found().await, Err(ResolveError::Failed(_))));
+}
+
 #[tokio::test]
 async fn what_the_hosts_file_has_is_asked_of_nobody() {
     let server = DnsServer::start().await;

@@ -172,6 +172,11 @@ pub struct ClusterPolicy {
     /// Linkerd's failure accrual.
     #[prost(message, optional, tag = "7")]
     pub accrual: Option<FailureAccrual>,
+    /// Which parts of the endpoints, from the outermost, are taken of each locality, where the order of `wrr_locality` and
+    /// subsetting does not say it: below it are those that it draws a locality for, and no ring. Foreign clients take parts of all
+    /// localities together there.
+    #[prost(bool, repeated, tag = "8")]
+    pub parts_of_each: Vec<bool>,
 }
 
 /// Linkerd's failure accrual. Foreign clients keep failing endpoints in.

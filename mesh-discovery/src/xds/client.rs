@@ -142,12 +142,14 @@ impl XdsClient {
     /// Writes to the snapshot on disk what has changed since it was last written, if there is one and a control plane vouches
     /// for it; returns when that is over, at once if there is nothing to do. For the end of a process: changes of the last
     /// [`delay`](SnapshotConfig::delay) are lost otherwise.
-    pub async fn save(&self) {
+    ///
+    /// # Errors
+    /// It cannot be written; the text says why. What it holds is older then.
+    pub async fn save(&self) -> Result<(), String> {
         let (done, over) = oneshot::channel();
-        if self.destinations.commands.send(Command::Save(done)).is_ok() {
-            // Nothing is ever sent: it is dropped.
-            let _ = over.await;
-        }
+        let is_asked = self.destinations.commands.send(Command::Save(done)).is_ok();
+        // Only errors are sent: where all is well it is dropped.
+        if is_asked && let Ok(error) = over.await { Err(error) } else { Ok(()) }
     }
 
     /// How the client stands with its control planes.

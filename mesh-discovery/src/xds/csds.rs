@@ -33,7 +33,8 @@ pub struct StatusService {
 /// `envoy.service.status.v3.ClientStatusDiscoveryService` of a client. It has one `ClientConfig` for each authority,
 /// that without a name first, whose `client_scope` is what a target begins with: `xds:///`, `xds://NAME/`.
 ///
-/// On a stream, every request is answered once, with the state of that moment.
+/// On a stream, every request is answered once, with the state of that moment. What is in use is encoded anew from what was
+/// understood of it; what was refused is shown as it came.
 pub fn status_service(client: Arc<XdsClient>) -> ClientStatusDiscoveryServiceServer<StatusService> {
     ClientStatusDiscoveryServiceServer::new(StatusService { client }).max_decoding_message_size(MAX_REQUEST)
 }

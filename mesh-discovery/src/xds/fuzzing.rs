@@ -1,8 +1,9 @@
 //! The state machine of the client under arbitrary sequences of events: two control planes of one authority, and in half
 //! of the plays one of another, that come and go, answer, lie, speak out of turn and repeat themselves, readers that come
 //! and go, time. In half of the plays it is drawn what the control planes' features are, whether they give what they give
-//! for a time only, whether an earlier run has left something, and whether somebody is served before anything happens. For
-//! the fuzzer and for seeded tests; not a part of the interface.
+//! for a time only, whether an earlier run has left something, whether somebody is served before anything happens, and
+//! whether the first authority's worse control plane is the other one's better. For the fuzzer and for seeded tests; not a
+//! part of the interface.
 //!
 //! What must hold after every event: a published snapshot rests on one control plane of its authority or on the earlier run,
 //! names no cluster that it lacks, and is never taken back unless data errors cost it or its time is over; requests follow
@@ -36,7 +37,7 @@ use crate::codec;
 /// The last one is of the other authority.
 const TARGETS: [&str; 3] = ["a:80", "b:80", "a:80"];
 const CLUSTERS: [&str; 2] = ["x", "y"];
-/// The control plane of the other authority.
+/// The control plane of the other authority alone.
 const OTHER: ServerId = 2;
 /// Who gave what an earlier run has left: nobody of today.
 const EARLIER: ServerId = 3;
@@ -88,26 +89,30 @@ fn play(book: &Book, data: &[u8]) {
     world.converge();
 }
 
-/// Every resource of every generation of the control planes and of the earlier run, encoded.
+/// Every resource of every generation of the control planes and of the earlier run, in both authorities, encoded.
 pub(super) struct Book(BTreeMap<(ServerId, u16, Kind, String), Body>);
 
-/// The name that a control plane has for something.
-fn named(server: ServerId, kind: Kind, name: &str) -> String {
-    if server == OTHER { format!("{}{name}", NAMES[kind.index()]) } else { name.to_owned() }
+/// The name that an authority has for something.
+fn named(of_other: bool, kind: Kind, name: &str) -> String {
+    if of_other { format!("{}{name}", NAMES[kind.index()]) } else { name.to_owned() }
+}
+
+fn is_of_other(name: &str) -> bool {
+    name.starts_with("xdstp:")
 }
 
 impl Book {
     pub(super) fn new() -> Self {
         let mut book = BTreeMap::new();
         for server in 0..=EARLIER {
-            for generation in 0..GENERATIONS {
+            for (generation, of_other) in (0..GENERATIONS).flat_map(|n| [(n, false), (n, true)]) {
                 let mark = server * STRIDE + generation + 1;
                 let mut write = |kind, name: &str, encode: &dyn Fn(&str) -> Any| {
-                    let name = named(server, kind, name);
+                    let name = named(of_other, kind, name);
                     let any = encode(&name);
                     book.insert((server, generation, kind, name), Body::new(&any.type_url, any.value));
                 };
-                let of = |kind, name| named(server, kind, name);
+                let of = |kind, name| named(of_other, kind, name);
                 let routed = of(Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
                 for target in TARGETS {
                     write(Kind::Listener, target, &|name| listener(name, &of(Kind::Routes, "r"), mark));
@@ -125,7 +130,8 @@ impl Book {
 
     /// What the earlier run has left.
     fn saved(&self, now: Instant) -> Saved {
-        let all = self.0.iter().filter(|((server, generation, ..), _)| (*server, *generation) == (EARLIER, 0));
+        let is_left = |key: &(ServerId, u16, Kind, String)| (key.0, key.1) == (EARLIER, 0) && !is_of_other(&key.3);
+        let all = self.0.iter().filter(|(key, _)| is_left(key));
         let record = |((.., kind, name), body): (&(_, _, Kind, String), &Body)| {
             let until = now.checked_add(SAVED_FOR);
             let record = Record { giver: 0, version: "0".into(), body: body.clone(), confirmed: 0, since: None, until };
@@ -211,6 +217,8 @@ struct World<'a> {
     may_end: bool,
     /// Some of what is given is given for a time.
     has_ttl: bool,
+    /// By authority: who speaks for it, in order of preference.
+    authorities: Vec<Vec<ServerId>>,
     now: Instant,
     last_id: u64,
     last_nonce: u64,
@@ -219,7 +227,7 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(book: &'a Book, setting: u8, features: u8) -> Self {
         let variant = [None, Some(Variant::Delta), Some(Variant::StateOfTheWorld)][usize::from(setting % 3)];
-        let [strict, slow, has_ttl, is_restored] = [1, 2, 4, 8].map(|bit| features & bit != 0);
+        let [strict, slow, has_ttl, is_restored, is_shared] = [1, 2, 4, 8, 0x20].map(|bit| features & bit != 0);
         let features = ServerFeatures {
             fail_on_data_errors: strict,
             resource_timer_is_transient_error: slow,
@@ -231,9 +239,11 @@ impl<'a> World<'a> {
         let mut by_name = HashMap::new();
         if setting & 0x20 != 0 {
             servers.push(server("other"));
-            authorities.push(Servers { ordered: vec![OTHER], on_reachability_only: false });
+            let ordered = if is_shared { vec![1, OTHER] } else { vec![OTHER] };
+            authorities.push(Servers { ordered, on_reachability_only: false });
             by_name.insert("n".to_owned(), 1);
         }
+        let of_each = authorities.iter().map(|authority| authority.ordered.clone()).collect();
         let planes = servers.iter().map(|_| Plane::default()).collect();
         let topology = Topology {
             node: Arc::new(Node::default()),
@@ -256,6 +266,7 @@ impl<'a> World<'a> {
             served: BTreeSet::new(),
             may_end: strict || has_ttl,
             has_ttl,
+            authorities: of_each,
             now,
             last_id: 0,
             last_nonce: 0,
@@ -297,7 +308,7 @@ impl<'a> World<'a> {
         let (publisher, state) = Watched::channel(DestinationState::Pending);
         let name = TARGETS[target];
         let Ok(parsed) = name.parse() else { return };
-        let listener = named(authority_of(target), Kind::Listener, name);
+        let listener = named(is_for_other(target), Kind::Listener, name);
         let root = Root::Destination { target: parsed, listener, publisher };
         let State { ads, cascade, .. } = &mut self.state;
         cascade.add(self.last_id, root, ads);
@@ -359,7 +370,8 @@ impl<'a> World<'a> {
                 return;
             }
             let request = self.state.ads.take_request(server, self.now).expect("it has one");
-            self.planes[usize::from(server)].hear(&request, server == OTHER);
+            let speaks_for = self.speaks_for(server);
+            self.planes[usize::from(server)].hear(&request, &speaks_for);
         }
     }
 
@@ -395,10 +407,13 @@ impl<'a> World<'a> {
                 _ => {}
             }
         }
-        if how & 0x40 != 0 && self.planes.len() > usize::from(OTHER) {
+        if how & 0x40 != 0
+            && self.planes.len() > usize::from(OTHER)
+            && let [of_other] = self.speaks_for(server)[..]
+        {
             // It speaks of what is another authority's, too: in its own words, or to say that there is none.
-            let foreign = named(if server == OTHER { 0 } else { OTHER }, kind, ["a:80", "r", "x", "x"][kind.index()]);
-            let own = named(server, kind, ["a:80", "r", "x", "x"][kind.index()]);
+            let foreign = named(!of_other, kind, ["a:80", "r", "x", "x"][kind.index()]);
+            let own = named(of_other, kind, ["a:80", "r", "x", "x"][kind.index()]);
             let body = self.book.0.get(&(server, generation, kind, own)).cloned();
             response.resources.push(Resource { name: foreign.clone(), version: String::new(), ttl: None, body });
             if variant == Variant::Delta && how & 0x80 != 0 {
@@ -505,9 +520,10 @@ impl<'a> World<'a> {
         for (target, (_, state)) in &self.readers {
             match &**state.load() {
                 DestinationState::Ready(snapshot) => {
-                    let other = authority_of(*target) == OTHER;
                     let from = whole(snapshot);
-                    assert!(from.is_none_or(|from| (from == OTHER) == other), "another authority's: {snapshot:?}");
+                    let own = &self.authorities[usize::from(is_for_other(*target))];
+                    let is_own = |from| own.contains(&from) || from == EARLIER && !is_for_other(*target);
+                    assert!(from.is_none_or(is_own), "another authority's: {snapshot:?}");
                     if from != Some(EARLIER) {
                         self.served.insert(*target);
                     }
@@ -556,27 +572,42 @@ impl<'a> World<'a> {
         for (target, (_, state)) in &self.readers {
             let DestinationState::Ready(snapshot) = &**state.load() else { panic!("{}: {state:?}", TARGETS[*target]) };
             let mark = whole(snapshot);
-            let server = authority_of(*target);
+            let server = self.authorities[usize::from(is_for_other(*target))][0];
             assert_eq!(mark, Some(server), "the better control plane's word counts");
             let generation = self.planes[usize::from(server)].generation;
-            let routed = named(server, Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
+            let routed = named(is_for_other(*target), Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
             assert!(matches!(snapshot.clusters[&routed.as_str().into()], ClusterState::Ready { .. }), "{snapshot:?}");
         }
-        for (kind, server) in Kind::ALL.into_iter().flat_map(|kind| [(kind, 0), (kind, OTHER)]) {
-            let Some(plane) = self.planes.get(usize::from(server)) else { continue };
+        // The better one of each authority is asked for all of it, and the worse one for nothing.
+        for (kind, server) in
+            Kind::ALL.into_iter().flat_map(|kind| (0..).zip(&self.planes).map(move |(n, _)| (kind, n)))
+        {
+            let is_first = |of_other: bool| {
+                self.authorities.get(usize::from(of_other)).is_some_and(|ordered| ordered[0] == server)
+            };
             let wanted: BTreeSet<String> = (self.state.ads.entries())
-                .filter(|(k, name, _)| *k == kind && name.starts_with("xdstp:") == (server == OTHER))
+                .filter(|(k, name, _)| *k == kind && is_first(is_of_other(name)))
                 .map(|(_, name, _)| name.to_string())
                 .collect();
-            assert_eq!(plane.asked[kind.index()].clone().unwrap_or_default(), wanted, "{kind}");
+            let asked = self.planes[usize::from(server)].asked[kind.index()].clone().unwrap_or_default();
+            assert_eq!(asked, wanted, "{kind} {server}");
         }
-        assert!(!self.planes[1].open, "the worse control plane is let go");
+        for (server, plane) in (0..).zip(&self.planes) {
+            let is_of_use = self.authorities.iter().any(|ordered| ordered[0] == server);
+            assert!(is_of_use || !plane.open, "the worse control plane is let go");
+        }
+    }
+
+    /// For which authorities a control plane speaks: the first, the other, or both.
+    fn speaks_for(&self, server: ServerId) -> Vec<bool> {
+        let of = (0..).zip(&self.authorities).filter(|(_, ordered)| ordered.contains(&server));
+        of.map(|(authority, _): (usize, _)| authority == 1).collect()
     }
 }
 
-/// The preferred control plane of a target.
-fn authority_of(target: usize) -> ServerId {
-    if target == 2 { OTHER } else { 0 }
+/// Whether a target is the other authority's.
+fn is_for_other(target: usize) -> bool {
+    target == 2
 }
 
 impl Plane {
@@ -586,7 +617,7 @@ impl Plane {
     }
 
     /// A request as a strict server reads it, and one that believes what it is told.
-    fn hear(&mut self, request: &Request, is_other: bool) {
+    fn hear(&mut self, request: &Request, speaks_for: &[bool]) {
         assert_eq!(request.node.is_some(), !self.introduced, "the node goes with the first request, and only with it");
         self.introduced = true;
         assert!(request.nonce.is_empty() || self.nonces.contains(&request.nonce), "a nonce of another stream");
@@ -595,7 +626,8 @@ impl Plane {
             Ask::World { names, .. } => &names[..],
             Ask::Changes { subscribe, .. } => subscribe,
         };
-        assert!(names.iter().all(|name| name.starts_with("xdstp:") == is_other), "another authority's: {names:?}");
+        let is_own = |name: &Name| speaks_for.contains(&is_of_other(name));
+        assert!(names.iter().all(is_own), "another authority's: {names:?}");
         let kind = Kind::of_type_url(request.type_url).expect("a type of ours");
         let first = self.asked[kind.index()].is_none();
         let (asked, told) = (self.asked[kind.index()].get_or_insert_default(), &mut self.told[kind.index()]);

@@ -43,4 +43,6 @@ pub(crate) use self::ads::{Ads, Codec, Hold, Known, Loss, Origin, ServerId};
 pub(crate) use self::client::Givers;
 pub(crate) use self::kind::{Key, Kind};
 pub(crate) use self::node::to_wire as node_to_wire;
-pub(crate) use self::resource::{Resource, Value};
+#[cfg(test)]
+pub(crate) use self::resource::PolicyCodec;
+pub(crate) use self::resource::{AsSent, Resource, Value};

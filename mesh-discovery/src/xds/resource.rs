@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
     AuthorityRewrite, Cluster, Discovery, EndpointMetadata, Endpoints, InboundListener, Listener, RouteAction,
@@ -29,14 +30,38 @@ const DEFAULT_PROVIDER: &str = "default";
 pub(crate) enum Value {
     /// A dialled destination.
     Listener(Arc<Listener>),
-    /// A listening address.
+    /// A listening address, as it came.
+    #[serde(rename = "inbound")]
+    Listening(Arc<AsSent<InboundListener>>),
+    /// A listening address with the routes that came on their own.
     Inbound(Arc<InboundListener>),
     /// Routes.
     Routes(Arc<RouteConfiguration>),
+    /// Routes of which one serves: a listening address may be waiting for them.
+    #[serde(rename = "routes")]
+    Serving(Arc<AsSent<RouteConfiguration>>),
     /// A cluster.
     Cluster(Arc<Cluster>),
     /// A cluster's endpoints.
     Endpoints(Arc<Endpoints>),
+}
+
+/// What makes a listening address, and its bytes: what it says where its routes come on their own is known when both are there,
+/// and our own encoding is longer than some others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(crate) struct AsSent<T> {
+    /// What it is by itself.
+    pub(crate) policy: Arc<T>,
+    #[serde(skip)]
+    pub(crate) bytes: Bytes,
+}
+
+impl<T> AsSent<T> {
+    fn of(policy: T, body: &Body) -> Arc<Self> {
+        // Bytes of its own: it is not to keep the whole response that it came in.
+        Arc::new(Self { policy: Arc::new(policy), bytes: Bytes::copy_from_slice(&body.bytes) })
+    }
 }
 
 /// A value and what of it this version does not enforce.
@@ -132,14 +157,18 @@ impl Codec for PolicyCodec {
                         }
                         Value::Listener(Arc::new(listener))
                     }
-                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(listener)),
+                    AnyListener::Inbound(listener) => Value::Listening(AsSent::of(listener, body)),
                 };
                 Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
             Kind::Routes => {
                 let mut decoded = codec::decode_routes(body).map_err(|e| e.to_string())?;
                 distrust(from, &mut decoded.value, format_args!("routes {name}"), &mut decoded.unenforced);
-                Ok(resource(decoded, Value::Routes))
+                let value = match serves(&decoded.value) {
+                    true => Value::Serving(AsSent::of(decoded.value, body)),
+                    false => Value::Routes(Arc::new(decoded.value)),
+                };
+                Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
             Kind::Cluster => {
                 let mut decoded = codec::decode_cluster_for(body.into(), &self.balancers).map_err(|e| e.to_string())?;
@@ -220,12 +249,20 @@ fn names_its_endpoints(name: &str, cluster: &Cluster) -> Result<(), String> {
     }
 }
 
+/// Whether a listening address serves by one of them.
+pub(super) fn serves(routes: &RouteConfiguration) -> bool {
+    let mut routes = routes.virtual_hosts.iter().flat_map(|host| &host.routes);
+    routes.any(|route| matches!(route.action, RouteAction::NonForwarding))
+}
+
 /// The resource that a value decodes from.
 pub(super) fn encode(value: &Value) -> Any {
     match value {
         Value::Listener(listener) => codec::encode_listener(listener),
         Value::Inbound(listener) => codec::encode_inbound(listener),
+        Value::Listening(sent) => Any { type_url: codec::LISTENER.to_owned(), value: sent.bytes.to_vec() },
         Value::Routes(routes) => codec::encode_routes(routes),
+        Value::Serving(sent) => Any { type_url: codec::ROUTES.to_owned(), value: sent.bytes.to_vec() },
         Value::Cluster(cluster) => codec::encode_cluster(cluster),
         Value::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
     }
@@ -243,6 +280,39 @@ fn shared(unenforced: Vec<Unenforced>) -> Arc<[Unenforced]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Our own encoding may be longer, in another order, or of what a client knows of it.
+    #[test]
+    fn what_makes_a_listening_address_is_given_back_as_it_came() {
+        use mesh_core::policy::{HeaderPolicy, InboundTls, Route, RouteMatch, VirtualHost};
+        let listener = InboundListener::new("l", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict);
+        let host = |action| VirtualHost {
+            name: "h".to_owned(),
+            domains: vec![mesh_core::policy::Domain::new("*").unwrap()],
+            routes: vec![Route::new(RouteMatch::any(), action)],
+            headers: HeaderPolicy::default(),
+            retry: None,
+        };
+        let routes = |action| RouteConfiguration {
+            name: "r".to_owned(),
+            virtual_hosts: vec![host(action)],
+            headers: HeaderPolicy::default(),
+            retry_budget: None,
+        };
+        let answer = RouteAction::DirectResponse(mesh_core::policy::DirectResponse { status: 200, body: Vec::new() });
+        for (kind, mut any, is_kept) in [
+            (Kind::Listener, codec::encode_inbound(&listener), true),
+            (Kind::Routes, codec::encode_routes(&routes(RouteAction::NonForwarding)), true),
+            // The control: of a client's routes the policy alone is held.
+            (Kind::Routes, codec::encode_routes(&routes(answer)), false),
+        ] {
+            // A field that nobody knows.
+            any.value.extend([0xfa, 0x7f, 0x00]);
+            let body = Body::new(&any.type_url, any.value.clone());
+            let read = PolicyCodec::default().decode(kind, "", &body, ServerFeatures::default()).unwrap();
+            assert_eq!(encode(&read.value) == any, is_kept, "{kind}");
+        }
+    }
 
     #[test]
     fn ttls_are_obeyed_where_the_resolver_knows_them_and_reported_elsewhere() {

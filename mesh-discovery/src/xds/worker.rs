@@ -31,8 +31,8 @@ pub(super) enum Command {
     Subscribe(SubscriptionId, Root),
     /// Follow it no longer.
     Unsubscribe(SubscriptionId),
-    /// Write to disk what has changed since it was written; drop this when that is over.
-    Save(oneshot::Sender<()>),
+    /// Write to disk what has changed since it was written; drop this when that is over, or say why it cannot be.
+    Save(oneshot::Sender<String>),
 }
 
 /// What the worker works on. Reports look at it too; nothing else does, and no request.
@@ -43,8 +43,10 @@ pub(super) struct State {
     pub(super) snapshot: Option<Account>,
 }
 
-/// Events handled before other tasks get their turn.
+/// Rounds before other tasks get their turn.
 const BATCH: usize = 128;
+/// Events of one connection before the others have their turn: a response and what is said to it.
+const TURN: usize = 2;
 
 /// Spawns the worker on `runtime`.
 pub(super) fn spawn(
@@ -85,8 +87,14 @@ impl Worker {
             while self.connect(&mut state) {}
             let mut busy = false;
             for server in 0..self.lanes.len() {
-                busy |= self.talk(cx, server, &mut state);
-                self.settle(&mut state);
+                for _ in 0..TURN {
+                    let moved = self.talk(cx, server, &mut state);
+                    self.settle(&mut state);
+                    busy |= moved;
+                    if !moved {
+                        break;
+                    }
+                }
             }
             // Timers after everything that has arrived: what only waits to be read is not late.
             if !(busy || self.tick(cx, &mut state)) {
@@ -109,7 +117,9 @@ impl Worker {
     /// Brings to the readers what changed, and ends the streams that are of no use any more.
     fn settle(&mut self, state: &mut State) {
         let State { ads, cascade, .. } = &mut *state;
-        if let Err(reason) = assembled(|| cascade.age(ads)) {
+        if cascade.has_perishable()
+            && let Err(reason) = assembled(|| cascade.age(ads))
+        {
             tracing::error!(reason, "readers keep the keys of token issuers that they have");
         }
         if state.settle()

@@ -1,4 +1,4 @@
-//! Hears whether anything comes from a peer.
+//! Hears whether anything comes from a peer, and asks no further when nothing is there.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,20 +8,32 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream of bytes that notes when some have come.
+/// A stream of bytes that notes when some have come. While its task has its turn it is asked once whether more are there: h2 asks
+/// with each request that it hands out, through TLS down to the socket.
 pub(super) struct Ear<T> {
     io: T,
     heard: Arc<Heard>,
 }
 
-/// Whether something has come since it was asked last.
+/// What was heard.
 #[derive(Default)]
-pub(super) struct Heard(AtomicBool);
+pub(super) struct Heard {
+    // Something has come since it was asked last.
+    some: AtomicBool,
+    // All that is there was read, and the task is woken when there is more.
+    all: AtomicBool,
+}
 
 impl Heard {
+    /// Whether something has come since it was asked last.
     pub(super) fn take(&self) -> bool {
         // Nearly always it is whoever polls the connection that asks, after it has read: no need to write what is there.
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+        self.some.load(Ordering::Relaxed) && self.some.swap(false, Ordering::Relaxed)
+    }
+
+    /// The task of the connection has its turn: more may be there.
+    pub(super) fn begin(&self) {
+        self.all.store(false, Ordering::Relaxed);
     }
 }
 
@@ -35,10 +47,17 @@ impl<T> Ear<T> {
 impl<T: AsyncRead + Unpin> AsyncRead for Ear<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.heard.all.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if read.is_pending() {
+            this.heard.all.store(true, Ordering::Relaxed);
+        }
+        ready!(read)?;
         if buf.filled().len() > before {
-            this.heard.0.store(true, Ordering::Relaxed);
+            this.heard.some.store(true, Ordering::Relaxed);
         }
         Poll::Ready(Ok(()))
     }

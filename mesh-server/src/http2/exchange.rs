@@ -19,7 +19,7 @@ use mesh_core::error::BoxError;
 
 use super::Tunnel;
 use crate::Body;
-use crate::dates::Dates;
+use crate::dates::Kept;
 
 /// Pieces of an answer in a row, before others have their turn: it may have no end of empty ones.
 const PIECES: usize = 1024;
@@ -40,7 +40,7 @@ pin_project! {
     {
         reply: SendResponse<Bytes>,
         tunnel: Option<Box<Tunnel>>,
-        dates: Arc<Dates>,
+        dates: Arc<Kept>,
         // It asks for a head alone.
         head: bool,
         #[pin]
@@ -67,7 +67,7 @@ where
         service: S,
         reply: SendResponse<Bytes>,
         tunnel: Option<Box<Tunnel>>,
-        dates: Arc<Dates>,
+        dates: Arc<Kept>,
     ) -> Self {
         let head = request.method() == Method::HEAD;
         Self { reply, tunnel, dates, head, step: Step::Asking { service, request: Some(request) } }
@@ -139,7 +139,7 @@ fn reason(error: &(dyn Error + 'static)) -> Reason {
 fn begin<B: http_body::Body<Data = Bytes>>(
     reply: &mut SendResponse<Bytes>,
     answer: Response<B>,
-    dates: &Dates,
+    dates: &Kept,
     head_alone: bool,
     tunnel: Option<Box<Tunnel>>,
 ) -> Option<Download<B>> {

@@ -57,6 +57,11 @@ impl KeepAlive {
             connection.ping_pong().map(|pings| Asking { pings, alarm, woken: None, quiet_since: now, asked: false });
     }
 
+    /// The task of the connection has its turn: it may be read from.
+    pub(super) fn turn(&self) {
+        self.heard.begin();
+    }
+
     /// Notes whether something has come. To be asked whenever the connection was read from: silence is counted from then.
     pub(super) fn hear(&mut self) {
         if self.heard.take()

@@ -15,6 +15,7 @@ mod keepalive;
 mod tunnel;
 mod upload;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use self::keepalive::{KeepAlive, Silent};
 use self::tunnel::Tunnel;
 pub(crate) use self::upload::Upload;
 use crate::config::MOST_HEADER_BYTES;
-use crate::dates::Dates;
+use crate::dates::{Dates, Kept};
 use crate::{Body, Config};
 
 /// How connections of a server are.
@@ -84,11 +85,19 @@ impl Http2 {
     {
         let (io, heard) = Ear::new(io);
         let handshake = self.builder.clone().max_concurrent_streams(streams).handshake(io);
-        let (dates, body_idle) = (self.dates.clone(), self.body_idle);
+        let (dates, body_idle) = (Arc::new(Kept::new(self.dates.clone())), self.body_idle);
         let keepalive = KeepAlive::new(heard, self.interval, self.timeout);
-        Http2Connection { state: State::Opening(handshake), keepalive, leaving: false, service, body_idle, dates }
+        let (state, leaving, waiting) = (State::Opening(handshake), false, VecDeque::new());
+        Http2Connection { state, keepalive, leaving, service, waiting, body_idle, dates }
     }
 }
+
+/// Requests that are begun in a row, before those have their turn and what they answer goes out: the peer of many at once then
+/// works on the first answers while the others are made, and does not wait for the last one.
+const IN_A_ROW: usize = 8;
+
+/// A request that has come, and its answer's place.
+type Taken = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// What DATA frames of less than 256 bytes that nobody has read may cost beside their bytes: of memory that no window
 /// bounds. h2 would take half of the connection's window, by which one that lets sixteen handlers be slow would let a peer
@@ -105,8 +114,10 @@ pub struct Http2Connection<T, S> {
     // It is to leave, and has not said so yet.
     leaving: bool,
     service: S,
+    // To be begun. Taken all the same: of requests that nobody has taken h2 lets a peer give up but a few.
+    waiting: VecDeque<Taken>,
     body_idle: Option<Duration>,
-    dates: Arc<Dates>,
+    dates: Arc<Kept>,
 }
 
 #[allow(clippy::large_enum_variant, reason = "there is one a connection, and no copy is made of it")]
@@ -139,12 +150,12 @@ where
     RB: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     /// Serves a request in a task of its own.
-    fn begin(&self, request: Request<RecvStream>, mut reply: SendResponse<Bytes>) {
+    fn begin(&self, (request, mut reply): Taken) {
         let (mut head, stream) = request.into_parts();
         if let Some(protocol) = head.extensions.remove::<h2::ext::Protocol>() {
             head.extensions.insert(Protocol::from(protocol.as_str()));
         }
-        let (body, tunnel) = if head.method != Method::CONNECT {
+        let (upload, tunnel) = if head.method != Method::CONNECT {
             (Upload::new(stream, &head.headers), None)
         } else if upload::length(&head.headers).is_some_and(|length| length > 0) {
             // It has no body (RFC 9110, section 9.3.6).
@@ -157,7 +168,8 @@ where
             }
             (None, Some(Box::new(tunnel)))
         };
-        let request = Body::of(Request::from_parts(head, body), self.body_idle);
+        let body = Body::new(upload.into(), &head, self.body_idle);
+        let request = Request::from_parts(head, body);
         TokioExecutor::new().execute(Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone()));
     }
 }
@@ -175,6 +187,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
+        this.keepalive.turn();
+        let mut left = IN_A_ROW;
+        // Then bytes are moved, and no more requests are taken: at most what one turn takes is held.
+        let behind = !this.waiting.is_empty();
         loop {
             match &mut this.state {
                 State::Opening(handshake) => {
@@ -193,17 +209,38 @@ where
                         let _ = connection.poll_closed(cx);
                         return Poll::Ready(Err(Silent.into()));
                     }
-                    let accepted = connection.poll_accept(cx);
+                    let taken = match behind {
+                        true => connection.poll_closed(cx).map(|closed| closed.err().map(Err)),
+                        false => connection.poll_accept(cx),
+                    };
                     this.keepalive.hear();
-                    match ready!(accepted) {
-                        Some(begun) => {
-                            let (request, reply) = begun?;
-                            this.begin(request, reply);
+                    match taken {
+                        Poll::Ready(Some(taken)) if left > 0 => {
+                            left -= 1;
+                            this.begin(taken?);
                         }
-                        None => return Poll::Ready(Ok(())),
+                        Poll::Ready(Some(taken)) => this.waiting.push_back(taken?),
+                        Poll::Ready(None) => return Poll::Ready(Ok(())),
+                        Poll::Pending => break,
                     }
                 }
             }
         }
+        if behind {
+            while left > 0
+                && let Some(taken) = this.waiting.pop_front()
+            {
+                left -= 1;
+                this.begin(taken);
+            }
+            if this.waiting.is_empty() {
+                // There may be none so soon.
+                this.waiting = VecDeque::new();
+            }
+        }
+        if behind || !this.waiting.is_empty() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 }

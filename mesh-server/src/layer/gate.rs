@@ -222,6 +222,10 @@ impl Gate {
         if must_be_known(listener, Some(peer)) {
             return Err(unknown(&of));
         }
+        if !listener.routes.are_all() {
+            denied(&of, None, None, "the listener serves what its routes say, and a raw connection has none");
+            return Err(Closed { code: Code::NO_INBOUND_ROUTE, details: "route_not_found".into(), challenge: None });
+        }
         if listener.jwt.iter().any(JwtAuthentication::demands_token) {
             let reason = "the listener's filters demand a token, and a raw connection cannot show one";
             denied(&of, None, None, reason);

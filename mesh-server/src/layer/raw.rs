@@ -34,7 +34,7 @@ impl InboundLayer {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::policy::InboundTls;
+    use mesh_core::policy::{InboundRoutes, InboundTls};
 
     use super::*;
     use crate::Server;
@@ -50,5 +50,20 @@ mod tests {
         assert_eq!(judged(InboundTls::Strict, None), Err("plaintext".into()));
         assert_eq!(judged(InboundTls::Strict, Some("spiffe://cluster.local/ns/a/sa/b")), Ok(()));
         assert_eq!(judged(InboundTls::Permissive, None), Ok(()));
+    }
+
+    #[test]
+    fn what_serves_by_routes_takes_no_raw_connection() {
+        let layer = Server::builder().build().inbound_layer();
+        let address = ([127, 0, 0, 1], 80).into();
+        let peer = PeerIdentity { spiffe_id: None, address };
+        let judged = |routes| {
+            let listener = InboundListener { routes, ..InboundListener::new("in", address, InboundTls::Permissive) };
+            layer.judge_raw(&Arc::new(listener), &peer, "")
+        };
+        assert_eq!(judged(InboundRoutes::All), Ok(()));
+        for routes in [InboundRoutes::Named("r".to_owned()), InboundRoutes::Listed(Arc::default())] {
+            assert_eq!(judged(routes), Err("route_not_found".into()));
+        }
     }
 }

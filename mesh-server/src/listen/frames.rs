@@ -165,14 +165,21 @@ impl Place {
             *bytes = more;
             return false;
         }
-        let (now, more) = bytes.split_at((HEAD - self.filled).min(bytes.len()));
-        self.head[self.filled..self.filled + now.len()].copy_from_slice(now);
-        self.filled = (self.filled + now.len()) % HEAD;
-        *bytes = more;
-        if self.filled == 0 {
-            self.rest = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
+        match bytes.split_first_chunk() {
+            // Nearly always it is there as a whole.
+            Some((head, more)) if self.filled == 0 => (self.head, *bytes) = (*head, more),
+            _ => {
+                let (now, more) = bytes.split_at((HEAD - self.filled).min(bytes.len()));
+                self.head[self.filled..self.filled + now.len()].copy_from_slice(now);
+                self.filled = (self.filled + now.len()) % HEAD;
+                *bytes = more;
+                if self.filled > 0 {
+                    return false;
+                }
+            }
         }
-        self.filled == 0
+        self.rest = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
+        true
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -132,6 +133,44 @@ async fn an_answer_has_what_http2_has_of_its_head_and_its_length() {
         let (got, end) = rest(&mut stream).await;
         assert_eq!((got, end.unwrap()), (body.into(), None), "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
+    const ALL: usize = 64;
+    let world =
+        World::start(policy(InboundTls::Permissive), Config::default(), tower::service_fn(|_| async { text("") }))
+            .await;
+    let begun = Arc::<AtomicUsize>::default();
+    let counted = begun.clone();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async { Ok::<_, BoxError>(answer(Full::default())) }
+    });
+    // In memory, for then who reads has a turn as soon as there is something.
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    spawn(world.server.serve_http2(theirs, service));
+    let (mut requests, connection) = h2::client::handshake(ours).await.unwrap();
+    spawn(connection);
+    let mut send = || requests.send_request(request(Method::GET, "/"), true).unwrap().0;
+    // Counted by a task, which has its turn among the others; the test's own may have to wait for sixty.
+    let when_it_comes = |answer: ResponseFuture| {
+        let begun = begun.clone();
+        spawn(async move { answer.await.map(|_| begun.load(Ordering::Relaxed)).unwrap() })
+    };
+    let mut answers: Vec<_> = (0..ALL).map(|_| send()).collect();
+    let early = within(when_it_comes(answers.remove(0))).await.unwrap();
+    assert!(early < ALL / 2, "{early}");
+    for answer in answers {
+        within(answer).await.unwrap();
+    }
+    assert_eq!(begun.load(Ordering::Relaxed), ALL);
+    // Whoever gives all the others up once one has failed is no flood.
+    let mut answers: Vec<_> = (0..ALL).map(|_| send()).collect();
+    let early = within(when_it_comes(answers.remove(0))).await.unwrap() - ALL;
+    assert!(early < ALL / 2, "{early}");
+    drop(answers);
+    within(send()).await.unwrap();
 }
 
 /// A clock that stands.

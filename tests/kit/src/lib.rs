@@ -3,7 +3,7 @@
 //!
 //! Only for tests: helpers panic where a test would `unwrap`. Everything listens on loopback, port 0,
 //! and ends with its handle. Refuses to know the client, the server and the control plane: it stands
-//! on `mesh-core` alone.
+//! on `mesh-core` and the messages of xDS alone.
 
 mod ca;
 pub mod clock;
@@ -20,6 +20,7 @@ mod reserved;
 mod resolver;
 mod source;
 mod worker;
+pub mod xds;
 
 pub use self::ca::{CertificateSpec, TestCa, crypto};
 pub use self::dns::{DnsFault, DnsServer};

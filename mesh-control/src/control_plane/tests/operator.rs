@@ -54,9 +54,8 @@ async fn the_status_tells_each_resource_of_each_client() {
 }
 
 #[tokio::test]
-async fn load_reports_are_answered_kept_and_summed() {
+async fn load_reports_are_answered_kept_and_summed_where_they_are_asked_for() {
     let setup = Setup::new();
-    let plane = setup.start().await;
     let locality = UpstreamLocalityStats {
         total_issued_requests: 5,
         total_successful_requests: 4,
@@ -71,6 +70,15 @@ async fn load_reports_are_answered_kept_and_summed() {
             ..ClusterStats::default()
         }],
     };
+    let loopback = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    {
+        let plane = setup.builder().insecure_xds(loopback).start().await.unwrap();
+        let plaintext = Connection::plaintext(plane.insecure_address().unwrap()).await;
+        for nobody_asked in [plaintext, join(&plane, "default", "productpage").await] {
+            assert_eq!(nobody_asked.report(report()).await.unwrap_err().code(), Code::Unimplemented);
+        }
+    }
+    let plane = setup.builder().load_reports(true).start().await.unwrap();
     let anonymous = Connection::anonymous(&plane).await;
     let denied = async || {
         let (_, metrics) = page(&plane, "localhost", "/metrics").await;

@@ -94,7 +94,8 @@ fn each_locality_has_its_share_whatever_the_picker() {
 #[test]
 fn parts_of_the_endpoints_have_localities_too() {
     let child = Box::new(Balancer::least_request());
-    let set = build(near_and_far(), weighted(&Balancer::RandomSubsetting { size: 9, child }, |_| {}), &[]);
+    let set =
+        build(near_and_far(), weighted(&Balancer::RandomSubsetting { size: 9, of_each: false, child }, |_| {}), &[]);
     let _under_way = far_is_slow(&set);
     let far = share_of_far(&set, &Pick::default());
     assert!((far - 0.2).abs() < 0.01, "{far}");

@@ -20,11 +20,19 @@ fn part(all: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> HashSet<Addre
 }
 
 fn deterministic(size: u32) -> Balancer {
-    Balancer::DeterministicSubsetting { size, child: Box::new(Balancer::RoundRobin) }
+    Balancer::DeterministicSubsetting { size, of_each: false, child: Box::new(Balancer::RoundRobin) }
 }
 
 fn random(size: u32) -> Balancer {
-    Balancer::RandomSubsetting { size, child: Box::new(Balancer::RoundRobin) }
+    Balancer::RandomSubsetting { size, of_each: false, child: Box::new(Balancer::RoundRobin) }
+}
+
+/// The same part of each locality.
+fn of_each(mut part: Balancer) -> Balancer {
+    if let Balancer::RandomSubsetting { of_each, .. } | Balancer::DeterministicSubsetting { of_each, .. } = &mut part {
+        *of_each = true;
+    }
+    part
 }
 
 /// Connections of the busiest endpoint over the mean.
@@ -157,11 +165,10 @@ fn each_priority_is_cut_down_by_itself() {
 
 /// What the smaller of two localities, which weighs a tenth and has a tenth of the endpoints, has of the requests of a fleet
 /// of which each client sends as much: to each locality by its weight among those that it has any of.
-fn share_of_the_small(of_each: bool, balancer: &Balancer) -> f64 {
+fn share_of_the_small(balancer: Balancer) -> f64 {
     let list = |from: u16, count: u16| (from..from + count).map(|port| (port, 1, Health::Healthy)).collect::<Vec<_>>();
     let all = endpoints(vec![group(0, 10, &list(1, 10)), group(0, 90, &list(100, 90))]);
-    let mut cluster = policy::Cluster { balancer: balancer.clone(), ..policy::Cluster::new("c".into()) };
-    (cluster.locality.weighted, cluster.locality.part_of_each) = (true, of_each);
+    let cluster = policy::Cluster { balancer, ..policy::Cluster::new("c".into()) };
     let share = |client| {
         let part = subset(&all, &cluster, client);
         match [0, 1].map(|place| part.localities[place].endpoints.is_empty()) {
@@ -176,9 +183,9 @@ fn share_of_the_small(of_each: bool, balancer: &Balancer) -> f64 {
 #[test]
 fn parts_of_each_locality_keep_their_shares() {
     for (each, all) in [(deterministic(5), deterministic(10)), (random(5), random(10))] {
-        let kept = share_of_the_small(true, &each);
+        let kept = share_of_the_small(of_each(each));
         assert!((kept - 0.1).abs() < 1e-9, "{kept}");
-        let lost = share_of_the_small(false, &all);
+        let lost = share_of_the_small(all);
         assert!(lost < 0.08, "control: of all together many clients have none of it: {lost}");
     }
 }
@@ -187,13 +194,15 @@ fn parts_of_each_locality_keep_their_shares() {
 fn each_locality_is_cut_down_by_itself_if_so_asked() {
     let list = |from: u16| (from..from + 40).map(|port| (port, 1, Health::Healthy)).collect::<Vec<_>>();
     let all = endpoints(vec![group(0, 1, &list(1)), group(1, 1, &list(100)), group(0, 1, &list(200))]);
-    let mut cluster = policy::Cluster { balancer: random(10), ..policy::Cluster::new("c".into()) };
-    cluster.locality.part_of_each = true;
-    let sizes = |cluster: &policy::Cluster| -> Vec<usize> {
-        subset(&all, cluster, 5).localities.iter().map(|group| group.endpoints.len()).collect()
+    let sizes = |part: &Balancer| -> Vec<usize> {
+        cut(&all, part, 5).localities.iter().map(|group| group.endpoints.len()).collect()
     };
-    assert_eq!(sizes(&cluster), [10; 3]);
-    // A part of a part.
-    cluster.balancer = Balancer::RandomSubsetting { size: 20, child: Box::new(random(4)) };
-    assert_eq!(sizes(&cluster), [4; 3]);
+    assert_eq!(sizes(&of_each(random(10))), [10; 3]);
+    // A part of a part, each by itself.
+    let two = |of_each, child| Balancer::RandomSubsetting { size: 20, of_each, child: Box::new(child) };
+    assert_eq!(sizes(&two(true, of_each(random(4)))), [4; 3]);
+    let mixed = sizes(&two(false, of_each(random(4))));
+    assert!(mixed[1] == 4 && mixed.iter().all(|size| (1..=4).contains(size)), "{mixed:?}");
+    let mixed = sizes(&two(true, random(4)));
+    assert_eq!((mixed[0] + mixed[2], mixed[1]), (4, 4));
 }

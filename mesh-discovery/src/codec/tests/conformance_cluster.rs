@@ -306,7 +306,10 @@ fn p6_one_ring_or_table_goes_over_all_localities_a42() {
     };
     let ring = || Balancer::RingHash { min_size: 1024, max_size: 4096 };
     assert_eq!(first(ring()), "RingHash");
-    assert_eq!(first(Balancer::RandomSubsetting { size: 9, child: Box::new(ring()) }), "RandomSubsetting");
+    assert_eq!(
+        first(Balancer::RandomSubsetting { size: 9, of_each: false, child: Box::new(ring()) }),
+        "RandomSubsetting"
+    );
     assert_eq!(first(Balancer::Maglev { table_size: 65_537 }), "Maglev");
     // The control: of any other each locality has one, unless there is nothing to choose.
     assert_eq!(first(Balancer::least_request()), "WrrLocality");
@@ -319,18 +322,53 @@ fn p9_parts_are_of_each_locality_or_of_all_by_who_is_below_a68() {
     let below = |any: Any| pack(&WrrLocality { endpoint_picking_policy: listed(any) });
     let part = |any: Any| pack(&RandomSubsetting { subset_size: number(4), child_policy: listed(any) });
     let leaf = || pack(&RoundRobin::default());
-    for (any, of_each, size) in [
-        (below(part(leaf())), true, true),
-        (part(below(leaf())), false, true),
-        (below(part(below(leaf()))), false, true),
-        (below(leaf()), false, false),
+    let ring = || pack(&RingHash::default());
+    for (any, wanted) in [
+        (below(part(leaf())), &[true][..]),
+        (part(below(leaf())), &[false]),
+        (below(part(below(leaf()))), &[true]),
+        (below(part(part(leaf()))), &[true, true]),
+        (part(below(part(leaf()))), &[false, true]),
+        (below(part(ring())), &[true]),
+        (below(leaf()), &[]),
     ] {
         let found = decoded(policies(vec![any]));
-        assert_eq!((found.locality.weighted, found.locality.part_of_each), (true, of_each), "{:?}", found.balancer);
-        assert_eq!(found.balancer != Balancer::RoundRobin, size);
+        assert_eq!((found.locality.weighted, &parts(&found.balancer)[..]), (true, wanted), "{:?}", found.balancer);
         let again = codec::decode_cluster(&codec::encode_cluster(&found)).unwrap().value;
         assert_eq!((again.balancer.clone(), again.locality.clone()), (found.balancer, found.locality));
     }
+}
+
+/// What the order of policies can say of parts it says, to clients that read nothing of ours.
+#[test]
+fn p9_foreign_clients_take_parts_of_each_locality_where_they_can_a68() {
+    let part = |of_each, child| Balancer::RandomSubsetting { size: 4, of_each, child: Box::new(child) };
+    let leaf = Balancer::least_request;
+    for (weighted, balancer, foreign) in [
+        (true, part(true, leaf()), &[true][..]),
+        (true, part(false, part(true, leaf())), &[false, true]),
+        (true, part(true, part(false, leaf())), &[false, false]),
+        (false, part(true, leaf()), &[false]),
+        (true, part(true, Balancer::RingHash { min_size: 1024, max_size: 4096 }), &[false]),
+        (true, part(true, Balancer::Maglev { table_size: 65_537 }), &[false]),
+        (true, part(true, Balancer::Passthrough), &[false]),
+    ] {
+        let mut policy = Cluster { balancer, ..Cluster::new("c".into()) };
+        policy.locality.weighted = weighted;
+        let mut proto = Proto::decode(&codec::encode_cluster(&policy).value[..]).unwrap();
+        proto.metadata = None;
+        assert_eq!(parts(&decoded(|cluster| *cluster = proto).balancer), foreign, "{:?}", policy.balancer);
+    }
+}
+
+/// Of each part, from the outermost, whether it is one of each locality.
+fn parts(mut balancer: &Balancer) -> Vec<bool> {
+    let mut parts = Vec::new();
+    while let Balancer::RandomSubsetting { of_each, child, .. } = balancer {
+        parts.push(*of_each);
+        balancer = child;
+    }
+    parts
 }
 
 #[test]
@@ -361,7 +399,7 @@ fn p4_to_p9_balancers_a48_a42_a58_a68() {
     );
     let subset = |n, child| pack(&RandomSubsetting { subset_size: number(n), child_policy: child });
     let child = || listed(pack(&RoundRobin::default()));
-    let want = Balancer::RandomSubsetting { size: 4, child: Box::new(Balancer::RoundRobin) };
+    let want = Balancer::RandomSubsetting { size: 4, of_each: false, child: Box::new(Balancer::RoundRobin) };
     assert_eq!(decoded(one(subset(4, child()))).balancer, want);
     cluster("a subset of nothing", one(subset(0, child())), &Says::Refused(&[&at("subset_size")]));
     cluster("a subset without a child", one(subset(4, None)), &Says::Refused(&[&at("child_policy")]));

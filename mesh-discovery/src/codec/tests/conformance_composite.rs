@@ -2,7 +2,6 @@
 //! `conformance.rs`.
 
 use envoy_types::pb::envoy::config::core::v3::{RuntimeFractionalPercent, TypedExtensionConfig};
-use envoy_types::pb::envoy::config::listener::v3::{Listener as Proto, filter};
 use envoy_types::pb::envoy::config::route::v3::{self as rds, RouteConfiguration as RoutesProto};
 use envoy_types::pb::envoy::extensions::common::matching::v3::{ExtensionWithMatcher, ExtensionWithMatcherPerRoute};
 use envoy_types::pb::envoy::extensions::filters::common::matcher::action::v3::SkipFilter;
@@ -13,7 +12,6 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtAuthentication as JwtProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
-use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use envoy_types::pb::google::protobuf::Any;
@@ -416,38 +414,6 @@ fn a_path_that_a_server_never_sees_decides_nothing() {
     let at = format!("{SERVER}.xds_matcher.matcher_tree.prefix_match_map[\"/a//\"]");
     let tree = map(input(":path"), Some(TreeType::PrefixMatchMap(entries)));
     server("a beginning that is not normal", &composite(tree), &Says::Refused(&[&at]));
-}
-
-#[test]
-fn a_server_that_judges_by_a_composite_has_its_routes_in_the_listener() {
-    let judging = composite(only(execute(&chain(vec![named(
-        url::RBAC,
-        &codec::authorization::encode([&AuthorizationPolicy::new("p", AuthorizationAction::Deny)], Default::default())
-            [0]
-        .filter,
-    )]))));
-    let named_routes = |config: &ExtensionWithMatcher| {
-        let filter = codec::filter::encode("c", extension::pack(url::WITH_MATCHER, config), false);
-        let listener = InboundListener {
-            routes: InboundRoutes::Named("r".to_owned()),
-            ..decoded(&of_server(&composite(only(skip()))))
-        };
-        changed_manager(&listener, |manager| manager.http_filters[0] = filter)
-    };
-    let at = "filter_chains[0].filters[0].rds";
-    says("rules elsewhere", codec::decode_listener(&named_routes(&judging)), &Says::Refused(&[at]));
-    says("limits", codec::decode_listener(&named_routes(&composite(only(skip())))), &Says::Taken);
-    // With its routes beside it is read whole.
-    let HttpFilterKind::Composite(read) = &decoded(&of_server(&judging)).filters[0].kind else { panic!("a composite") };
-    assert!(read.judges());
-}
-
-fn changed_manager(listener: &InboundListener, change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
-    changed::<Proto>(codec::encode_inbound(listener), |proto| {
-        let filter = &mut proto.filter_chains[0].filters[0];
-        let Some(filter::ConfigType::TypedConfig(any)) = filter.config_type.take() else { panic!("our encoding") };
-        filter.config_type = Some(filter::ConfigType::TypedConfig(changed(any, change)));
-    })
 }
 
 #[test]

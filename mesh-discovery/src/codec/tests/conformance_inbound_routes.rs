@@ -1,6 +1,8 @@
 //! gRPC's rules for the routes of a server, case by case (R: routes, L: listener, V: server side; gRFC A36, A39, A41).
 //! Nothing of a table is passed over: what a server does not follow it does not serve. See `conformance.rs`.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::config::route::v3::{
     FilterConfig, NonForwardingAction, RedirectAction, Route as RouteProto, RouteConfiguration as RoutesProto,
     RouteMatch as MatchProto, VirtualHost as HostProto, route, route_match::PathSpecifier,
@@ -21,8 +23,8 @@ use mesh_core::policy::*;
 
 use super::conformance::{Says, says};
 use super::conformance_composite::{chain, composite, execute, named, only, skip};
-use super::conformance_server::{decoded, demand, rules, with_manager};
-use crate::codec::{self, extension, extension::url};
+use super::conformance_server::{demand, rules, with_manager};
+use crate::codec::{self, Packed, extension, extension::url};
 
 const TABLE: &str = "filter_chains[0].filters[0].route_config";
 
@@ -55,6 +57,30 @@ fn with_filter(type_url: &str, config: &impl prost::Message, hosts: Vec<HostProt
         m.http_filters.insert(0, filter);
         table(m).virtual_hosts = hosts;
     })
+}
+
+/// What a listener is together with routes that come on their own; a refusal of any of the three.
+pub(super) fn joined(inline: &Any) -> Option<Result<InboundListener, codec::DecodeError>> {
+    let (listener, routes) = mesh_testkit::xds::apart(&inline.value, "r")?;
+    let alone = codec::decode_listener(Packed { type_url: codec::LISTENER, bytes: &listener })
+        .and_then(|_| codec::decode_routes(Packed { type_url: codec::ROUTES, bytes: &routes }));
+    Some(alone.and_then(|_| codec::join(&listener, &routes)).map(|joined| joined.value))
+}
+
+/// A listener with these routes in it. It says the same of what they do where they come on their own.
+fn decoded(inline: &Any) -> InboundListener {
+    let listener = super::conformance_server::decoded(inline);
+    if let Some(joined) = joined(inline) {
+        assert_eq!(joined, Ok(listener.clone()));
+    }
+    listener
+}
+
+fn inline(case: &str, resource: &Any, want: &Says<'_>) {
+    let read = codec::decode_listener(resource);
+    let joined = joined(resource).expect("routes that can come on their own");
+    assert_eq!(joined.is_ok(), read.is_ok(), "{case}: {joined:?}");
+    says(case, read, want);
 }
 
 fn changing(mut route: RouteProto, config: Any) -> RouteProto {
@@ -128,10 +154,10 @@ fn r1_r2_conditions_of_a_servers_routes_are_checked_as_a_clients_a28() {
     refused("dynamic metadata", &metadata, "routes[0].match.dynamic_metadata");
     let twice = with_hosts(vec![host("a.test", vec![]), host("A.test", vec![])]);
     let field = format!("{TABLE}.virtual_hosts[1].domains[0]");
-    says("a domain of two", codec::decode_listener(&twice), &Says::Refused(&[&field]));
+    inline("a domain of two", &twice, &Says::Refused(&[&field]));
     let plugin = with_manager(|m| table(m).cluster_specifier_plugins.push(Default::default()));
     let field = format!("{TABLE}.cluster_specifier_plugins[0]");
-    says("r10: a plugin", codec::decode_listener(&plugin), &Says::Refused(&[&field]));
+    inline("r10: a plugin", &plugin, &Says::Refused(&[&field]));
 }
 
 #[test]
@@ -162,7 +188,7 @@ fn l3_the_most_specific_place_changes_an_rbac_filter_a39_a41() {
     let limit = extension::pack(url::RATE_LIMIT, &LimitProto::default());
     let mismatched = with_filter(url::RBAC, &rules(None), vec![host("*", vec![changing(route("/", serve()), limit)])]);
     let field = "filter_chains[0].filters[0].http_filters[0]";
-    says("another filter's", codec::decode_listener(&mismatched), &Says::Refused(&[field]));
+    inline("another filter's", &mismatched, &Says::Refused(&[field]));
 }
 
 /// Envoy: `config: {}` turns a filter on, and has no configuration of its own to hide the one further out.
@@ -206,7 +232,7 @@ fn l3_what_demands_nothing_of_one_kind_turns_off_no_filter_of_another() {
     let tokens = demand(RequiresType::ProviderName("p".into()));
     let on = |config: &Any| vec![host("*", vec![changing(route("/", serve()), config.clone())])];
     let field = "filter_chains[0].filters[0].http_filters[0]";
-    let says_of = |name: &str, resource: Any, want: &Says<'_>| says(name, codec::decode_listener(&resource), want);
+    let says_of = |name: &str, resource: Any, want: &Says<'_>| inline(name, &resource, want);
     says_of("no rules for tokens", with_filter(url::JWT, &tokens, on(&no_rules)), &Says::Refused(&[field]));
     says_of("no demand on rules", with_filter(url::RBAC, &rules(None), on(&no_demand)), &Says::Refused(&[field]));
     // The controls.
@@ -283,7 +309,7 @@ fn what_routes_change_is_bounded_and_its_names_are_nobody_elses() {
         let routes = vec![changing(route("/a", serve()), off()), route("/", serve())];
         table(m).virtual_hosts = vec![host("*", routes)];
     });
-    says("a name of another", codec::decode_listener(&taken), &Says::Refused(&[&format!("{at}[1]")]));
+    inline("a name of another", &taken, &Says::Refused(&[&format!("{at}[1]")]));
 }
 
 /// A megabyte that a virtual host says is there once, however many routes it has; with each of them that changes another
@@ -335,7 +361,7 @@ fn what_a_virtual_host_changes_is_not_copied_for_each_of_its_routes() {
         let routes = (0..1_000).map(|i| (i, route(&format!("/{i}"), serve())));
         table(m).virtual_hosts = vec![host("*", routes.map(off).collect())];
     });
-    says("many empty filters", codec::decode_listener(&many), &Says::Refused(&[at]));
+    inline("many empty filters", &many, &Says::Refused(&[at]));
 }
 
 #[test]
@@ -366,48 +392,108 @@ fn a_disabled_filter_is_off_where_no_route_turns_it_on() {
 }
 
 #[test]
-fn v4_routes_of_rds_are_waited_for_and_not_beside_rules_that_they_might_change_a36() {
+fn v4_routes_of_rds_are_waited_for_a36() {
     let over_rds = |m: &mut HttpConnectionManager| {
         let config_source = Some(codec::common::ads());
         m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source, route_config_name: "r".into() }));
     };
     assert_eq!(decoded(&with_manager(over_rds)).routes, InboundRoutes::Named("r".into()));
-    let guarded = with_manager(|m| {
-        m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
-        over_rds(m);
-    });
-    let at = "filter_chains[0].filters[0].rds";
-    says("rules whose routes are not here", codec::decode_listener(&guarded), &Says::Refused(&[at]));
-    let limited = |disabled| {
-        let mut filter = codec::filter::encode("f", extension::pack(url::RATE_LIMIT, &LimitProto::default()), false);
-        filter.disabled = disabled;
-        codec::decode_listener(&with_manager(|m| {
-            m.http_filters.insert(0, filter);
+    // Filters are read with nothing changed, whoever may change them: what nobody knows is refused at once.
+    for (case, type_url, want) in [
+        ("rules", url::RBAC, Says::Taken),
+        ("a filter that nobody knows", "test/unknown", Says::Refused(&["filter_chains[0].filters[0].http_filters[0]"])),
+    ] {
+        let resource = with_manager(|m| {
+            m.http_filters.insert(0, codec::filter::encode("f", extension::pack(type_url, &rules(None)), false));
             over_rds(m);
-        }))
-    };
-    says("a limit that they may turn off", limited(false), &Says::Taken);
-    says("one that they might turn on", limited(true), &Says::Refused(&[at]));
+        });
+        says(case, codec::decode_listener(&resource), &want);
+    }
+    let at = "filter_chains[0].filters[0].rds";
     let elsewhere = with_manager(|m| {
         m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source: None, route_config_name: String::new() }));
     });
     let fields = [&format!("{at}.config_source")[..], &format!("{at}.route_config_name")];
     says("l1: no source, no name", codec::decode_listener(&elsewhere), &Says::Refused(&fields));
-    // Routes do not say whose they are, a server's or a client's, so this is listed, where a listener's own are refused.
-    let demanding = |require_tls| {
-        let hosts = vec![HostProto { require_tls, ..host("*", vec![route("/", serve())]) }];
-        let routes = RoutesProto { name: "r".into(), virtual_hosts: hosts, ..Default::default() };
-        codec::decode_routes(&extension::pack(codec::ROUTES, &routes))
-    };
-    says("TLS of nobody", demanding(0), &Says::Taken);
-    for demanded in [1, 2] {
-        says("TLS", demanding(demanded), &Says::Reported(&["virtual_hosts[0].require_tls"]));
-    }
     let scoped = with_manager(|m| m.route_specifier = Some(RouteSpecifier::ScopedRoutes(Default::default())));
     let field = "filter_chains[0].filters[0].scoped_routes";
     says("l1: scoped routes", codec::decode_listener(&scoped), &Says::Refused(&[field]));
     let none = with_manager(|m| m.route_specifier = None);
     says("l1: no routes", codec::decode_listener(&none), &Says::Refused(&["filter_chains[0].filters[0]"]));
+}
+
+/// Routes of which one serves are a server's, and are read as those in a listener are; all others are a client's.
+#[test]
+fn v4_routes_that_serve_are_refused_for_what_a_servers_are_refused_for_a36() {
+    let of = |action: Option<route::Action>, change: &dyn Fn(&mut HostProto)| {
+        let mut host = host("*", vec![route("/", action)]);
+        change(&mut host);
+        let routes = RoutesProto { name: "r".into(), virtual_hosts: vec![host], ..Default::default() };
+        codec::decode_routes(&extension::pack(codec::ROUTES, &routes))
+    };
+    let elsewhere = || Some(route::Action::Redirect(RedirectAction::default()));
+    let both = |case: &str, change: &dyn Fn(&mut HostProto), server: Says<'_>, client: Says<'_>| {
+        says(case, of(serve(), change), &server);
+        says(case, of(elsewhere(), change), &client);
+    };
+    both("nothing", &|_| {}, Says::Taken, Says::Taken);
+    let field = ["virtual_hosts[0].require_tls"];
+    both("TLS of plaintext callers", &|host| host.require_tls = 1, Says::Refused(&field), Says::Reported(&field));
+    // Paths are brought to their normal form first.
+    let never = |host: &mut HostProto| {
+        let specifier = PathSpecifier::Path("/a/../b".into());
+        host.routes.insert(
+            0,
+            RouteProto {
+                r#match: Some(MatchProto { path_specifier: Some(specifier), ..Default::default() }),
+                ..route("/", elsewhere())
+            },
+        );
+    };
+    both("a path that no request has", &never, Says::Refused(&["virtual_hosts[0].routes[0].match"]), Says::Taken);
+    let fault = execute(&chain(vec![named(url::FAULT, &HttpFault::default())]));
+    let tree = ExtensionWithMatcherPerRoute { xds_matcher: Some(only(fault)) };
+    let tree = extension::pack(url::WITH_MATCHER_PER_ROUTE, &tree);
+    let field = "virtual_hosts[0].typed_per_filter_config[\"f\"].xds_matcher.on_no_match.action.filter_chain.typed_config[0].typed_config";
+    let clients = |host: &mut HostProto| _ = host.typed_per_filter_config.insert("f".into(), tree.clone());
+    both("a client's filter", &clients, Says::Refused(&[field]), Says::Taken);
+    // Rules need no listener to be read, wherever they are written.
+    let unread = RbacPerRoute { rbac: Some(RbacProto { matcher: Some(Default::default()), ..Default::default() }) };
+    let unread = extension::pack(url::RBAC_PER_ROUTE, &unread);
+    let rules = |host: &mut HostProto| _ = host.typed_per_filter_config.insert("f".into(), unread.clone());
+    let field = "virtual_hosts[0].typed_per_filter_config[\"f\"].matcher";
+    both("rules that are not known", &rules, Says::Refused(&[field]), Says::Taken);
+    // What a client does not do is not said of a server's.
+    let buffers = |host: &mut HostProto| host.per_request_buffer_limit_bytes = codec::common::uint32(1);
+    both(
+        "a client's limit",
+        &buffers,
+        Says::Taken,
+        Says::Reported(&["virtual_hosts[0].per_request_buffer_limit_bytes"]),
+    );
+}
+
+/// What only a client can know keeps a route from serving, wherever it is written.
+#[test]
+fn conditions_that_only_a_client_can_know_stay_with_the_route_of_a_server() {
+    let mut matcher = RouteMatch::any();
+    matcher.port = Some(80);
+    matcher.source_namespace = Some("a".into());
+    let of = |matcher: &RouteMatch| InboundRoute {
+        name: "r".into(),
+        matcher: matcher.clone(),
+        serves: Some(Arc::default()),
+    };
+    let hosts = vec![InboundHost {
+        name: "h".into(),
+        domains: vec![Domain::new("*").unwrap()],
+        routes: vec![of(&matcher), of(&RouteMatch::any())],
+    }];
+    let listener = InboundListener {
+        routes: InboundRoutes::Listed(hosts.into()),
+        ..InboundListener::new("l", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict)
+    };
+    assert_eq!(decoded(&codec::encode_inbound(&listener)).routes, listener.routes);
 }
 
 #[test]
@@ -433,16 +519,16 @@ fn l5_a_route_of_a_server_has_another_tree_a103() {
     // A tree is none of another filter's.
     let field = "filter_chains[0].filters[0].http_filters[0]";
     let tree = with_filter(url::RBAC, &rules(None), changed(per_route(shut())));
-    says("a tree for another filter", codec::decode_listener(&tree), &Says::Refused(&[field]));
+    inline("a tree for another filter", &tree, &Says::Refused(&[field]));
     // Here the side is known.
     let fault = only(execute(&chain(vec![named(url::FAULT, &HttpFault::default())])));
     let tree = with_filter(url::WITH_MATCHER, &composite(of(None)), changed(per_route(fault)));
     let field = format!(
         "{TABLE}.virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"].xds_matcher.on_no_match.action.filter_chain.typed_config[0].typed_config"
     );
-    says("a client's filter", codec::decode_listener(&tree), &Says::Refused(&[&field]));
+    inline("a client's filter", &tree, &Says::Refused(&[&field]));
     // By itself, as a newer Envoy takes it, it is an unknown filter.
     let resource = with_filter(url::COMPOSITE, &LimitProto::default(), vec![host("*", vec![route("/", serve())])]);
     let field = "filter_chains[0].filters[0].http_filters[0]";
-    says("composite", codec::decode_listener(&resource), &Says::Refused(&[field]));
+    inline("composite", &resource, &Says::Refused(&[field]));
 }

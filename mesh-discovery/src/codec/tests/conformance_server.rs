@@ -17,7 +17,11 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacPro
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+    certificate_validation_context::{SystemRootCerts, TrustChainVerification},
+    common_tls_context::ValidationContextType,
+};
 use envoy_types::pb::envoy::r#type::v3::TokenBucket as BucketProto;
 use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration};
 use mesh_core::policy::*;
@@ -118,13 +122,40 @@ fn s3_tls_of_a_server_a29() {
     server("OCSP", with(|c| c.ocsp_staple_policy = 1), &Says::Refused(&[&at("ocsp_staple_policy")]));
     let tickets = with(|c| c.disable_stateless());
     server("session settings", tickets, &Says::Taken);
+
+    // What would say otherwise who we are or whom we trust than the providers do.
+    let own = with(|c| c.common().tls_certificates.push(Default::default()));
+    server("a certificate beside a provider", own, &Says::Refused(&[&at("common_tls_context.tls_certificates")]));
+    let roots = with(|c| c.validation().trusted_ca = Some(Default::default()));
+    let validation = |name: &str| at(&format!("common_tls_context.validation_context.{name}"));
+    server("roots beside a provider", roots, &Says::Refused(&[&validation("trusted_ca")]));
+    let anybody = with(|c| c.validation().set_trust_chain_verification(TrustChainVerification::AcceptUntrusted));
+    server("callers of any root", anybody, &Says::Refused(&[&validation("trust_chain_verification")]));
+    // The control: of these a provider has precedence (gRFC A82).
+    let system = with(|c| c.validation().system_root_certs = Some(SystemRootCerts {}));
+    server("system roots beside a provider", system, &Says::Taken);
 }
 
-trait Sessions {
+trait Parts {
+    fn common(&mut self) -> &mut CommonTlsContext;
+    fn validation(&mut self) -> &mut CertificateValidationContext;
     fn disable_stateless(&mut self);
 }
 
-impl Sessions for DownstreamTlsContext {
+impl Parts for DownstreamTlsContext {
+    fn common(&mut self) -> &mut CommonTlsContext {
+        self.common_tls_context.as_mut().unwrap()
+    }
+
+    fn validation(&mut self) -> &mut CertificateValidationContext {
+        match self.common().validation_context_type.as_mut() {
+            Some(ValidationContextType::CombinedValidationContext(combined)) => {
+                combined.default_validation_context.as_mut().unwrap()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn disable_stateless(&mut self) {
         self.disable_stateful_session_resumption = true;
         self.session_timeout = Some(Duration { seconds: 5, nanos: 0 });
@@ -219,6 +250,58 @@ pub(super) fn demand(requirement: RequiresType) -> JwtProto {
             requirement_type: Some(RequirementType::Requires(RequirementProto { requires_type: Some(requirement) })),
         }],
         ..Default::default()
+    }
+}
+
+/// Tokens are asked for before RBAC, and the filter that does it takes headers away and adds some: a list in the other order
+/// is refused where it would decide otherwise.
+#[test]
+fn rbac_before_tokens_looks_at_nothing_that_the_token_filter_changes() {
+    let header = HeaderMatcher {
+        name: HeaderKey::parse("authorization").unwrap(),
+        value: HeaderMatch::Present(true),
+        invert: false,
+        treat_missing_as_empty: false,
+    };
+    let method = HeaderMatcher { name: HeaderKey::Method, ..header.clone() };
+    let path = HeaderMatcher { name: HeaderKey::Path, ..header.clone() };
+    let claim = MetadataMatch {
+        filter: MetadataMatch::JWT_AUTHN.into(),
+        path: vec!["payload".into()],
+        value: MetadataValue::Present(true),
+        invert: false,
+    };
+    let of = |permission: Permission, principal: Principal, dry_run| {
+        let rule = AuthorizationRule { name: "r".into(), permissions: vec![permission], principals: vec![principal] };
+        let policy = AuthorizationPolicy::new("f", AuthorizationAction::Deny);
+        let policy = AuthorizationPolicy { rules: vec![rule], dry_run, ..policy };
+        codec::authorization::encode([&policy], Default::default()).remove(0).filter
+    };
+    let read = |rbac: &RbacProto, tokens_first| {
+        let rbac = codec::filter::encode("f", extension::pack(url::RBAC, rbac), false);
+        let jwt = demand(RequiresType::ProviderName("p".into()));
+        let mut both = vec![rbac, codec::filter::encode("jwt", extension::pack(url::JWT, &jwt), false)];
+        if tokens_first {
+            both.reverse();
+        }
+        codec::decode_listener(&with_manager(|m| _ = m.http_filters.splice(0..0, both)))
+    };
+    let deep = || Permission::Not(Box::new(Permission::And(vec![Permission::Any, Permission::Header(header.clone())])));
+    for (case, rbac) in [
+        ("a header", of(Permission::Any, Principal::Header(header.clone()), false)),
+        ("a header within", of(deep(), Principal::Any, false)),
+        ("a query that may be a token", of(Permission::Header(path), Principal::Any, false)),
+        ("a claim", of(Permission::Metadata(claim.clone()), Principal::Any, false)),
+        ("a claim of who asks", of(Permission::Any, Principal::Metadata(claim), false)),
+    ] {
+        says(case, read(&rbac, false), &Says::Refused(&[FILTER]));
+        says(case, read(&rbac, true), &Says::Taken);
+    }
+    for (case, rbac) in [
+        ("rules that are only tried", of(deep(), Principal::Any, true)),
+        ("what no token changes", of(Permission::Header(method), Principal::Authenticated(None), false)),
+    ] {
+        says(case, read(&rbac, false), &Says::Taken);
     }
 }
 

@@ -152,10 +152,12 @@ fn balancer() -> impl Strategy<Value = Balancer> {
     ];
     // Boxed: whole clusters are drawn on the stack of a test.
     leaf.boxed().prop_recursive(2, 3, 1, |child| {
-        (1..100_u32, child, any::<bool>()).prop_map(|(size, child, random)| match random {
-            true => Balancer::RandomSubsetting { size, child: Box::new(child) },
-            false => Balancer::DeterministicSubsetting { size, child: Box::new(child) },
-        })
+        (1..100_u32, any::<bool>(), child.prop_map(Box::new), any::<bool>()).prop_map(
+            |(size, of_each, child, random)| match random {
+                true => Balancer::RandomSubsetting { size, of_each, child },
+                false => Balancer::DeterministicSubsetting { size, of_each, child },
+            },
+        )
     })
 }
 
@@ -400,10 +402,7 @@ fn load_report() -> impl Strategy<Value = Option<LoadReport>> {
 
 /// Without what nothing can say of such a balancer.
 fn said_of(balancer: &Balancer, mut locality: LocalityBalancing) -> LocalityBalancing {
-    let leaf = balancer.leaf();
-    locality.weighted &= *leaf != Balancer::Passthrough;
-    let hashes = matches!(leaf, Balancer::RingHash { .. } | Balancer::Maglev { .. });
-    locality.part_of_each &= locality.weighted && !hashes && leaf != balancer;
+    locality.weighted &= *balancer.leaf() != Balancer::Passthrough;
     locality
 }
 
@@ -411,10 +410,9 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
     let zone_aware = (share(), any::<u64>(), any::<bool>())
         .prop_map(|(share, min_cluster_size, fail_on_panic)| ZoneAware { share, min_cluster_size, fail_on_panic });
     let spill = (any::<u32>(), any::<u32>()).prop_map(|(low, high)| LoadSpill { low, high });
-    let locality = (any::<bool>(), any::<bool>(), option::of(share()), option::of(zone_aware), option::of(spill))
-        .prop_map(|(weighted, part_of_each, panic_threshold, zone_aware, spill)| LocalityBalancing {
+    let locality = (any::<bool>(), option::of(share()), option::of(zone_aware), option::of(spill))
+        .prop_map(|(weighted, panic_threshold, zone_aware, spill)| LocalityBalancing {
             weighted,
-            part_of_each,
             panic_threshold,
             zone_aware,
             spill,

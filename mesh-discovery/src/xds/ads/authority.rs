@@ -59,6 +59,11 @@ impl Authority {
         self.servers[..self.active].contains(&server)
     }
 
+    /// All of them, the best first.
+    pub(super) fn servers(&self) -> &[ServerId] {
+        &self.servers
+    }
+
     /// The one whose word counts, after the better ones that are tried meanwhile.
     pub(super) fn in_use(&self) -> &[ServerId] {
         &self.servers[..=self.active]

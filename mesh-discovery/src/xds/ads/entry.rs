@@ -123,11 +123,18 @@ pub(crate) struct Failure {
     pub(crate) refused: Option<Refusal>,
     /// The control plane has not said so: as far as it knows, it is held.
     is_unsaid: bool,
+    /// Who came late has been told of it.
+    is_told: bool,
 }
 
 impl Failure {
     fn new(reason: String, version: Name, now: Instant, refused: Option<Refusal>) -> Self {
-        Self { reason, version, since: now, last: now, doubted: now, refused, is_unsaid: false }
+        Self { reason, version, since: now, last: now, doubted: now, refused, is_unsaid: false, is_told: false }
+    }
+
+    /// The reason, once.
+    pub(super) fn tell(&mut self) -> Option<String> {
+        (!std::mem::replace(&mut self.is_told, true)).then(|| self.reason.clone())
     }
 }
 
@@ -429,6 +436,7 @@ impl<V: PartialEq> Entry<V> {
         self.standing = standing;
         if let Some(before) = &self.failure {
             failure.doubted = before.doubted;
+            failure.is_told = before.is_told && before.reason == failure.reason;
         }
         self.failure = Some(Box::new(failure));
         if drop_good {

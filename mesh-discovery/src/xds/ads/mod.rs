@@ -255,17 +255,21 @@ impl<C: Codec> Ads<C> {
     }
 
     /// Who comes late to a resource whose last good value stays in use gets that value, and hears what those who were there
-    /// before have heard: why it is not what the control plane says, or that nobody can be asked (gRFC A57, A88).
-    fn tell_late(&self, key: &Key) {
+    /// before have heard: why it is not what the control plane says, or that nobody can be asked (gRFC A57, A88). The log is
+    /// everybody's: it is told there for the first of them, once for each resource that something is wrong with, and once
+    /// for an outage.
+    fn tell_late(&mut self, key: &Key) {
         if !matches!(self.known(key.kind, &key.name), Known::Value(..)) {
             return;
         }
-        let Some(entry) = self.entry(key) else { return };
-        let authority = self.authorities.get(usize::from(entry.authority));
-        let session = authority.map(|authority| &self.sessions[usize::from(authority.active_server())]);
-        let failing = session.and_then(Session::unreachable).map(StreamError::to_string);
-        if let Some(reason) = entry.failure.as_ref().map(|failure| failure.reason.as_str()).or(failing.as_deref()) {
-            tracing::warn!(kind = %key.kind, name = ?key.name, ?reason, "a new reader gets the last good one");
+        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
+        let reason = match (&mut entry.failure, self.authorities.get(usize::from(entry.authority))) {
+            (Some(failure), _) => failure.tell(),
+            (None, Some(authority)) => self.sessions[usize::from(authority.active_server())].tell(),
+            (None, None) => None,
+        };
+        if let Some(reason) = reason {
+            tracing::warn!(kind = %key.kind, name = ?key.name, ?reason, "a new reader gets the last good one, as others do");
         }
     }
 
@@ -702,10 +706,11 @@ impl<C: Codec> Ads<C> {
         good
     }
 
-    /// Whether a control plane that is in use has yet to be told that a resource is wanted no longer.
+    /// Whether a control plane has yet to be told that a resource is wanted no longer: one that is in use, or whose stream goes
+    /// on for another authority.
     fn is_untold(&self, key: &Key) -> bool {
         let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
-        let servers = authority.map_or(&[][..], Authority::in_use);
+        let servers = authority.map_or(&[][..], Authority::servers);
         servers.iter().any(|server| self.sessions[usize::from(*server)].talk(key.kind).is_untold(&key.name))
     }
 
@@ -725,7 +730,11 @@ impl<C: Codec> Ads<C> {
             self.forget(key);
             return;
         }
-        debug_assert!(!self.retired.contains(key), "it was let go of once, for its wish ended once");
+        // One that was let go of in an outage is asked of whoever comes next, who may be left before it answers, with its stream
+        // going on for another authority.
+        if self.retired.contains(key) {
+            return;
+        }
         self.retired.push_back(key.clone());
         if self.retired.len() > MAX_RETIRED
             && let Some(oldest) = self.retired.pop_front()

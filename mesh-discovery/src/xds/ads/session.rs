@@ -68,6 +68,8 @@ pub(crate) struct Session {
     pub(super) is_mute: bool,
     /// Why it counted as unreachable when it was last let go; cleared as the above is.
     pub(super) past_failure: Option<StreamError>,
+    /// Who came late has been told that it is unreachable; cleared as the above is.
+    is_told: bool,
     /// Since when there has been no stream that vouches for what is held; none while there is one.
     pub(crate) unconfirmed_since: Option<Instant>,
     /// Of the last failure, for reports.
@@ -140,6 +142,7 @@ impl Session {
             failing: None,
             is_mute: false,
             past_failure: None,
+            is_told: false,
             last_error: None,
             streams_opened: 0,
             responses: 0,
@@ -266,6 +269,7 @@ impl Session {
         self.failing = None;
         self.is_mute = false;
         self.past_failure = None;
+        self.is_told = false;
         self.last_error = None;
         self.unconfirmed_since = None;
     }
@@ -274,6 +278,12 @@ impl Session {
     /// last one ended before an answer: what takes streams may be no more than what stands before it.
     pub(super) fn unreachable(&self) -> Option<&StreamError> {
         self.failing.as_ref().filter(|_| self.probation.is_none() || self.is_mute)
+    }
+
+    /// Why it counts as unreachable, once for as long as it does.
+    pub(super) fn tell(&mut self) -> Option<String> {
+        let reason = self.unreachable()?.to_string();
+        (!std::mem::replace(&mut self.is_told, true)).then_some(reason)
     }
 
     /// Nobody wants a resource any more.

@@ -28,7 +28,7 @@ use twox_hash::XxHash3_128;
 pub(super) use self::worker::{Saver, wall_clock};
 use super::kind::{Key, Kind};
 use super::message::{Body, Name};
-use crate::bootstrap::Bootstrap;
+use crate::bootstrap::{Bootstrap, XdsServer};
 
 const MAGIC: &[u8] = b"mesh xDS snapshot 4\n";
 
@@ -169,11 +169,10 @@ impl Account {
 /// else. A Pod that comes back elsewhere is the same.
 pub(super) fn owner(bootstrap: &Bootstrap) -> u128 {
     let (before, after) = without_address(&bootstrap.node.id);
-    let mut text = format!("{before}{after}\n{}\n", bootstrap.node.cluster);
-    for server in bootstrap.servers.iter().chain(bootstrap.authorities.values().flat_map(|a| &a.servers)) {
-        text.push_str(&server.uri.to_string());
-        text.push('\n');
-    }
+    let uris = |servers: &[XdsServer]| servers.iter().map(|server| server.uri.to_string()).collect::<Vec<_>>();
+    let authorities: Vec<_> = bootstrap.authorities.iter().map(|(name, a)| (name, uris(&a.servers))).collect();
+    // As it is written there every text has its bounds, and so has each authority.
+    let text = format!("{:?}", (before, after, &bootstrap.node.cluster, uris(&bootstrap.servers), authorities));
     XxHash3_128::oneshot(text.as_bytes())
 }
 
@@ -389,7 +388,7 @@ fn sweep(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bootstrap::{ChannelCredentials, Node, XdsServer};
+    use crate::bootstrap::{Authority, ChannelCredentials, Node};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -452,6 +451,33 @@ mod tests {
             assert_ne!(of(other), own, "{other}");
         }
         assert_ne!(of("10.0.0.1~a"), of("10.0.0.2~a"));
+    }
+
+    #[test]
+    fn which_servers_are_whose_belongs_to_the_owner() {
+        let server = |uri: &str| XdsServer::new(uri.parse().unwrap(), ChannelCredentials::Insecure);
+        let of = |top: &[&str], authorities: &[(&str, &[&str])]| {
+            let mut bootstrap = Bootstrap::new(server(top[0]), Node::default());
+            bootstrap.servers = top.iter().copied().map(server).collect();
+            for (name, servers) in authorities {
+                let (servers, template) = (servers.iter().copied().map(server).collect(), "%s".to_owned());
+                let authority =
+                    Authority { client_listener_template: template, servers, fallback_on_reachability_only: false };
+                bootstrap.authorities.insert((*name).to_owned(), authority);
+            }
+            owner(&bootstrap)
+        };
+        let own = of(&["a:1", "b:1"], &[("n", &["c:1"])]);
+        assert_eq!(of(&["a:1", "b:1"], &[("n", &["c:1"])]), own, "the control");
+        for (top, authorities) in [
+            (&["a:1"][..], &[("n", &["b:1", "c:1"][..])][..]),
+            (&["a:1", "b:1"], &[("m", &["c:1"])]),
+            (&["a:1", "b:1", "c:1"], &[("n", &[])]),
+            (&["a:1", "b:1"], &[("m", &["c:1"]), ("n", &[])]),
+            (&["a:1", "b:1"], &[("m", &[]), ("n", &["c:1"])]),
+        ] {
+            assert_ne!(of(top, authorities), own, "{top:?} {authorities:?}");
+        }
     }
 
     #[test]

@@ -44,8 +44,10 @@ pub(in crate::xds) struct Saver {
     writing: Option<JoinHandle<std::io::Result<()>>>,
     /// Nothing has been written yet.
     is_first: bool,
+    /// How often it could not be written since it last was.
+    failures: u32,
     /// Who waits until what has changed is written.
-    asked: Vec<oneshot::Sender<()>>,
+    asked: Vec<oneshot::Sender<String>>,
 }
 
 impl Saver {
@@ -58,24 +60,33 @@ impl Saver {
             confirmed: false,
             writing: None,
             is_first: true,
+            failures: 0,
             asked: Vec::new(),
         }
     }
 
     /// A control plane changed something.
     pub(in crate::xds) fn changed(&mut self) {
-        // Beyond what the clock can tell there is only the writing once an hour.
-        let delay = if self.is_first { self.delay.min(FIRST) } else { self.delay };
-        if !std::mem::replace(&mut self.dirty, true)
-            && let Some(at) = Instant::now().checked_add(delay)
-        {
+        if !std::mem::replace(&mut self.dirty, true) {
+            self.wait(if self.is_first { self.delay.min(FIRST) } else { self.delay });
+        }
+    }
+
+    /// Beyond what the clock can tell there is only the writing once an hour.
+    fn wait(&mut self, delay: Duration) {
+        if let Some(at) = Instant::now().checked_add(delay) {
             self.timer.as_mut().reset(at);
         }
     }
 
-    /// Writes at once what has changed; `done` is dropped when that is over.
-    pub(in crate::xds) fn ask(&mut self, done: oneshot::Sender<()>) {
+    /// Writes at once what has changed; `done` is dropped when that is over, and hears why it could not be done.
+    pub(in crate::xds) fn ask(&mut self, done: oneshot::Sender<String>) {
         self.asked.push(done);
+    }
+
+    /// Tells whoever asked; who has gone meanwhile needs no answer.
+    fn fail(&mut self, error: &str) {
+        self.asked.drain(..).for_each(|asked| drop(asked.send(error.to_owned())));
     }
 
     /// Moves on; gives whether it did something.
@@ -93,10 +104,18 @@ impl Saver {
                 Ok(()) => {
                     account.writes += 1;
                     account.error = None;
+                    self.failures = 0;
                 }
                 Err(error) => {
                     tracing::warn!(path = %account.config.path.display(), %error, "the snapshot of the last good configuration cannot be written");
-                    account.error = Some(format!("cannot be written: {error}"));
+                    let error = format!("cannot be written: {error}");
+                    account.error = Some(error.clone());
+                    self.dirty = true;
+                    // It is tried again, ever more seldom while it fails.
+                    let times = 1 << self.failures.min(12);
+                    self.failures += 1;
+                    self.wait(self.delay.max(FIRST).saturating_mul(times).min(REFRESH));
+                    self.fail(&error);
                 }
             }
             return true;
@@ -107,14 +126,20 @@ impl Saver {
             return false;
         }
         if !before {
-            // It has just begun to speak, and what it said during an outage of ours is on its way.
-            self.dirty = false;
+            // It has just begun to speak, and what it said during an outage of ours is on its way. One that comes and goes
+            // puts nothing off that is to be written soon.
+            if self.dirty && self.timer.deadline() <= Instant::now() {
+                self.wait(self.delay.min(FIRST));
+            }
             self.changed();
         }
-        if !self.dirty || account.key.is_none() {
+        let Some(key) = account.key.clone() else {
+            self.fail(account.error.as_deref().unwrap_or_default());
+            return false;
+        };
+        if !self.dirty {
             self.asked.clear();
         }
-        let Some(key) = account.key.clone() else { return false };
         if self.timer.as_mut().poll(cx).is_pending() && self.asked.is_empty() {
             return false;
         }
@@ -203,7 +228,7 @@ impl Look<'_> {
     fn add(&self, given: &mut HashMap<Key, Held>, unsettled: &Unsettled<'_>) {
         let published = unsettled.published();
         let fits = |published: &Published| match given.get(&published.key).map(|held| &held.content) {
-            Some(Content::Value(value)) => *value == published.value,
+            Some(Content::Value(value)) => is_same(value, &published.value),
             _ => true,
         };
         if published.iter().all(fits) {
@@ -218,13 +243,17 @@ impl Look<'_> {
     /// A resource as it was published.
     fn published(&self, key: &Key, value: Value, unsettled: &Unsettled<'_>) -> Option<Held> {
         let entry = self.ads.entry(key);
-        let newest = entry.and_then(|entry| entry.good.as_ref()).filter(|good| good.value.value == value);
+        let newest = entry.and_then(|entry| entry.good.as_ref()).filter(|good| is_same(&good.value.value, &value));
         let authority = self.ads.authority_of(&key.name)?;
         let origin = unsettled.giver(authority)?;
         let giver = if origin == SAVED { self.ads.saved_giver(authority)? } else { self.mark(origin) };
         if newest.is_some() {
             // What an earlier run held is kept as it was. Where two gave the same, it is of the one who gave what it stands with.
             return Some(Held { giver, ..self.newest(key, entry?)? });
+        }
+        if matches!(&value, Value::Routes(routes) if resource::serves(routes)) {
+            // Of a server's routes whoever dials by them does not know all.
+            return None;
         }
         // Since when something else has been there.
         let replaced = entry.and_then(|entry| Some(entry.good.as_ref()?.since)).unwrap_or(self.now);
@@ -248,6 +277,15 @@ impl Look<'_> {
 
     fn is_kept(&self, key: &Key) -> bool {
         !self.ads.ends(key)
+    }
+}
+
+/// Whether what is published is what is held.
+fn is_same(held: &Value, published: &Value) -> bool {
+    match (held, published) {
+        (Value::Serving(sent), Value::Routes(routes)) => sent.policy == *routes,
+        (Value::Listening(sent), Value::Inbound(listener)) => sent.policy == *listener,
+        _ => held == published,
     }
 }
 
@@ -277,7 +315,7 @@ mod tests {
 
     use mesh_core::policy::{Cluster, Discovery};
 
-    use super::super::{Saved, decode};
+    use super::super::{Saved, SnapshotConfig, decode};
     use super::*;
     use crate::bootstrap::Node;
     use crate::cascade::SubscriptionId;
@@ -405,6 +443,84 @@ mod tests {
         let mut ads = run();
         assert!(matches!(ads.want(US, Kind::Cluster, &other.name).1, Known::Pending));
         assert_eq!(confirmed(&ads, now, at), [Some(at), None], "the control plane's word counts from now on");
+    }
+
+    /// Moves on until nothing is being written.
+    async fn write(saver: &mut Saver, ads: &Ads<PolicyCodec>, account: &mut Account) {
+        std::future::poll_fn(|cx| {
+            while saver.poll(cx, ads, &Cascade::default(), account) {}
+            if saver.writing.is_some() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
+    /// A client with one control plane that has spoken, and where it is to keep that.
+    fn begun(folder: &tempfile::TempDir, delay: Duration) -> (Ads<PolicyCodec>, Account, Saver) {
+        let now = Instant::now();
+        let mut ads = protocol(now);
+        let _ = ads.want(US, Kind::Cluster, CLUSTERS[0]);
+        give(&mut ads, 0, now);
+        let config = SnapshotConfig { delay, ..SnapshotConfig::new(folder.path().join("folder").join("snapshot")) };
+        let key = Some(hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]));
+        (ads, Account { config, key, read: None, writes: 0, error: None }, Saver::new(7, delay))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_written_is_told_to_whoever_asked_and_tried_again_ever_more_seldom() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ads, mut account, mut saver) = begun(&folder, Duration::from_secs(10));
+        let (done, mut over) = oneshot::channel();
+        saver.changed();
+        saver.ask(done);
+        write(&mut saver, &ads, &mut account).await;
+        assert!(over.try_recv().unwrap().contains("cannot be written"));
+        // Changes do not make it be tried sooner.
+        for (seconds, error) in [(9, false), (1, true), (19, false), (1, true), (39, false), (1, true)] {
+            account.error = None;
+            saver.changed();
+            mesh_testkit::clock::pass(Duration::from_secs(seconds)).await;
+            write(&mut saver, &ads, &mut account).await;
+            assert_eq!(account.error.is_some(), error, "after {seconds} s more");
+        }
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        mesh_testkit::clock::pass(Duration::from_secs(80)).await;
+        write(&mut saver, &ads, &mut account).await;
+        assert_eq!((account.writes, &account.error), (1, &None), "nothing had to change for that");
+
+        // The control: what can be written is, and whoever asked hears of no error.
+        let (done, mut over) = oneshot::channel();
+        saver.changed();
+        saver.ask(done);
+        write(&mut saver, &ads, &mut account).await;
+        assert_eq!((account.writes, over.try_recv()), (2, Err(oneshot::error::TryRecvError::Closed)));
+        account.key = None;
+        let (done, mut over) = oneshot::channel();
+        (account.error, saver.asked) = (Some("its key is lost".to_owned()), vec![done]);
+        write(&mut saver, &ads, &mut account).await;
+        assert_eq!(over.try_recv().as_deref(), Ok("its key is lost"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_plane_that_comes_and_goes_puts_off_no_write() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        let (mut ads, mut account, mut saver) = begun(&folder, Duration::from_secs(10));
+        (saver.is_first, saver.confirmed) = (false, true);
+        saver.changed();
+        let mut writes = Vec::new();
+        for step in 0..6 {
+            match step {
+                0 => {}
+                step if step % 2 == 0 => give(&mut ads, 0, Instant::now()),
+                _ => drop(ads.closed(0, None, Instant::now())),
+            }
+            write(&mut saver, &ads, &mut account).await;
+            mesh_testkit::clock::pass(Duration::from_secs(3)).await;
+            write(&mut saver, &ads, &mut account).await;
+            writes.push(account.writes);
+        }
+        // It was away when the time came, after 10 s, and is there again after 12.
+        assert_eq!(writes, [0, 0, 0, 0, 1, 1]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Codec for Text {
         self.decoded.set(self.decoded.get() + 1);
         let text = String::from_utf8_lossy(&body.bytes);
         match text.split_once('=').expect("its name has been read").1 {
-            "bad" => Err(format!("{name}: field: bad")),
+            "bad" | "bad again" => Err(format!("{name}: field: bad")),
             "panic" => panic!("on purpose"),
             good => Ok(good.to_owned()),
         }

@@ -156,12 +156,59 @@ fn x5_who_comes_late_gets_the_last_good_one_and_hears_why_it_is_the_last_a57_a88
         assert_eq!(late(&mut ads, 5), ("3".to_owned(), vec![]));
         ads.close(Some(StreamError::new("nobody there")));
         assert_eq!(late(&mut ads, 6), ("3".to_owned(), vec![r#""nobody there""#.to_owned()]), "an outage");
-        // Also where nobody wanted it in between.
+        // Nobody wanted it in between.
         (1..=6).for_each(|by| ads.ads.release(by, &listener("a")));
-        assert_eq!(late(&mut ads, 7), ("3".to_owned(), vec![r#""nobody there""#.to_owned()]));
+        assert_eq!(late(&mut ads, 7), ("3".to_owned(), vec![]), "it is the same outage");
         ads.opened();
         ads.drain(0);
         ads.respond(Kind::Listener, "v4", &["a=4"]);
         assert_eq!(late(&mut ads, 8), ("4".to_owned(), vec![]), "it is back");
+    }
+}
+
+#[test]
+fn x5_thousands_that_come_late_are_told_of_once_for_each_reason() {
+    for variant in BOTH {
+        let log = Log::default();
+        let _guard = tracing::subscriber::set_default(log.clone());
+        let mut ads = Machine::of(variant);
+        let names: Vec<String> = (1000..1100).map(|number| number.to_string()).collect();
+        let of = |value: &str| names.iter().map(|name| format!("{name}={value}")).collect::<Vec<_>>();
+        let all = |ads: &mut Machine, mark: &str, value: &str| {
+            ads.respond(Kind::Listener, mark, &of(value).iter().map(String::as_str).collect::<Vec<_>>());
+        };
+        ads.subscribe(&names.iter().map(|name| listener(name)).collect::<Vec<_>>());
+        ads.opened();
+        ads.request();
+        all(&mut ads, "v1", "1");
+        let mut reader = 1;
+        let mut told = |ads: &mut Machine| {
+            log.reasons.lock().clear();
+            for name in names.iter().flat_map(|name| [name; 20]) {
+                reader += 1;
+                ads.ads.want(reader, Kind::Listener, name);
+            }
+            log.reasons.lock().len()
+        };
+        assert_eq!(told(&mut ads), 0, "the control: nothing is wrong");
+        all(&mut ads, "v2", "bad");
+        assert_eq!((told(&mut ads), told(&mut ads)), (100, 0), "each is refused");
+        all(&mut ads, "v3", "bad again");
+        assert_eq!(told(&mut ads), 0, "other bytes, and the same reason");
+        all(&mut ads, "v4", "4");
+        all(&mut ads, "v5", "bad");
+        assert_eq!(told(&mut ads), 100, "refused anew");
+        all(&mut ads, "v6", "6");
+        for _ in 0..2 {
+            ads.close(Some(StreamError::new("broken")));
+            ads.close(Some(StreamError::new("nobody there")));
+            assert_eq!(told(&mut ads), 1, "an outage");
+            ads.close(Some(StreamError::new("nobody there yet")));
+            assert_eq!(told(&mut ads), 0, "it goes on");
+            ads.opened();
+            ads.drain(0);
+            all(&mut ads, "v6", "6");
+            assert_eq!(told(&mut ads), 0, "it is over");
+        }
     }
 }
