@@ -177,11 +177,6 @@ impl Cascade {
         }
     }
 
-    /// Whether anything in use may grow too old.
-    pub(crate) fn has_perishable(&self) -> bool {
-        !self.perishable.is_empty()
-    }
-
     /// Takes keys of issuers out of use of whose control plane nothing has been heard for too long, and back into use once
     /// something is.
     pub(crate) fn age(&mut self, resources: &mut impl Resources) {

@@ -43,10 +43,8 @@ pub(super) struct State {
     pub(super) snapshot: Option<Account>,
 }
 
-/// Rounds before other tasks get their turn.
+/// Events handled before other tasks get their turn.
 const BATCH: usize = 128;
-/// Events of one connection before the others have their turn: a response and what is said to it.
-const TURN: usize = 2;
 
 /// Spawns the worker on `runtime`.
 pub(super) fn spawn(
@@ -87,14 +85,8 @@ impl Worker {
             while self.connect(&mut state) {}
             let mut busy = false;
             for server in 0..self.lanes.len() {
-                for _ in 0..TURN {
-                    let moved = self.talk(cx, server, &mut state);
-                    self.settle(&mut state);
-                    busy |= moved;
-                    if !moved {
-                        break;
-                    }
-                }
+                busy |= self.talk(cx, server, &mut state);
+                self.settle(&mut state);
             }
             // Timers after everything that has arrived: what only waits to be read is not late.
             if !(busy || self.tick(cx, &mut state)) {
@@ -117,9 +109,7 @@ impl Worker {
     /// Brings to the readers what changed, and ends the streams that are of no use any more.
     fn settle(&mut self, state: &mut State) {
         let State { ads, cascade, .. } = &mut *state;
-        if cascade.has_perishable()
-            && let Err(reason) = assembled(|| cascade.age(ads))
-        {
+        if let Err(reason) = assembled(|| cascade.age(ads)) {
             tracing::error!(reason, "readers keep the keys of token issuers that they have");
         }
         if state.settle()
