@@ -88,7 +88,7 @@ impl Http2 {
         let (dates, body_idle) = (Arc::new(Kept::new(self.dates.clone())), self.body_idle);
         let keepalive = KeepAlive::new(heard, self.interval, self.timeout);
         let (state, leaving, waiting) = (State::Opening(handshake), false, VecDeque::new());
-        Http2Connection { state, keepalive, leaving, service, waiting, body_idle, dates }
+        Http2Connection { state, keepalive, leaving, service, waiting, streams, body_idle, dates }
     }
 }
 
@@ -116,6 +116,8 @@ pub struct Http2Connection<T, S> {
     service: S,
     // To be begun. Taken all the same: of requests that nobody has taken h2 lets a peer give up but a few.
     waiting: VecDeque<Taken>,
+    // As many wait at most: who gives them up may send others at once.
+    streams: u32,
     body_idle: Option<Duration>,
     dates: Arc<Kept>,
 }
@@ -189,8 +191,12 @@ where
         let this = self.get_mut();
         this.keepalive.turn();
         let mut left = IN_A_ROW;
-        // Then bytes are moved, and no more requests are taken: at most what one turn takes is held.
-        let behind = !this.waiting.is_empty();
+        while left > 0
+            && let Some(taken) = this.waiting.pop_front()
+        {
+            left -= 1;
+            this.begin(taken);
+        }
         loop {
             match &mut this.state {
                 State::Opening(handshake) => {
@@ -209,9 +215,9 @@ where
                         let _ = connection.poll_closed(cx);
                         return Poll::Ready(Err(Silent.into()));
                     }
-                    let taken = match behind {
-                        true => connection.poll_closed(cx).map(|closed| closed.err().map(Err)),
-                        false => connection.poll_accept(cx),
+                    let taken = match this.waiting.len() < this.streams as usize {
+                        true => connection.poll_accept(cx),
+                        false => connection.poll_closed(cx).map(|closed| closed.err().map(Err)),
                     };
                     this.keepalive.hear();
                     match taken {
@@ -226,20 +232,10 @@ where
                 }
             }
         }
-        if behind {
-            while left > 0
-                && let Some(taken) = this.waiting.pop_front()
-            {
-                left -= 1;
-                this.begin(taken);
-            }
-            if this.waiting.is_empty() {
-                // There may be none so soon.
-                this.waiting = VecDeque::new();
-            }
-        }
-        if behind || !this.waiting.is_empty() {
-            cx.waker().wake_by_ref();
+        match this.waiting.is_empty() {
+            // There may be none so soon.
+            true => this.waiting = VecDeque::new(),
+            false => cx.waker().wake_by_ref(),
         }
         Poll::Pending
     }

@@ -150,7 +150,8 @@ async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
     // In memory, for then who reads has a turn as soon as there is something.
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     spawn(world.server.serve_http2(theirs, service));
-    let (mut requests, connection) = h2::client::handshake(ours).await.unwrap();
+    let (mut requests, mut connection) = h2::client::handshake(ours).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
     spawn(connection);
     let mut send = || requests.send_request(request(Method::GET, "/"), true).unwrap().0;
     // Counted by a task, which has its turn among the others; the test's own may have to wait for sixty.
@@ -170,6 +171,19 @@ async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
     let early = within(when_it_comes(answers.remove(0))).await.unwrap() - ALL;
     assert!(early < ALL / 2, "{early}");
     drop(answers);
+    within(send()).await.unwrap();
+    // Nor is who has sent others meanwhile.
+    let mut answers: Vec<_> = (0..3 * ALL - 10).map(|_| send()).collect();
+    within(answers.remove(0)).await.unwrap();
+    let others: Vec<_> = (0..ALL).map(|_| send()).collect();
+    // Behind it everything has been read.
+    within(pings.ping(h2::Ping::opaque())).await.unwrap();
+    let begun = begun.load(Ordering::Relaxed) - 2 * ALL;
+    assert!(begun < answers.len(), "the control: none of these is: {begun}");
+    drop(others);
+    for answer in answers {
+        within(answer).await.unwrap();
+    }
     within(send()).await.unwrap();
 }
 
