@@ -11,7 +11,7 @@ use mesh::parts::mesh_core::id::TrustDomain;
 use crate::support::{Plane, Running, becomes, call, eventually};
 
 /// Of certificates, so that they are renewed while the test looks on.
-const LIFE: Duration = Duration::from_secs(8);
+const LIFE: Duration = Duration::from_secs(16);
 const REVIEWS: &str = "http://reviews:9080/";
 
 fn domain_of(mesh: &Mesh) -> String {

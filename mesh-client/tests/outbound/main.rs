@@ -70,6 +70,13 @@ async fn fetch(client: &Client, path: &str) -> Result<Response<Bytes>, Error> {
     read(client.send(get(path)).await?).await
 }
 
+/// So many requests, one after another.
+async fn answers(client: &Client, count: usize) {
+    for _ in 0..count {
+        assert_eq!(fetch(client, "/").await.unwrap().status(), 200);
+    }
+}
+
 async fn read(response: Response<Body>) -> Result<Response<Bytes>, Error> {
     let (parts, body) = response.into_parts();
     Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))

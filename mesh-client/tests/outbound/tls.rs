@@ -20,7 +20,7 @@ use rustls::sign::{Signer, SigningKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{SignatureAlgorithm, SignatureScheme};
 
-use super::{TARGET, cluster, fetch, forward_with, post, retrying, server_of, snapshot_with};
+use super::{TARGET, answers, cluster, fetch, forward_with, post, retrying, server_of, snapshot_with};
 
 pub(super) const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
 
@@ -355,10 +355,12 @@ async fn s67_a_connection_whose_server_is_somebody_else_by_its_name_now_takes_no
         let client = builder(speaking(protocol), &server).identity(watched).build();
         let before = server.connections();
         assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
-        // The control: trust changes, and nothing of its name.
-        publisher.publish(trusting(&ca, aliased(&["other.test", "third.test"])));
-        for _ in 0..50 {
-            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        // The control: trust changes, and nothing of its name, or of everybody's.
+        let mut renamed = TrustBundles::single(domain("new.test"), TrustBundle::new([ca.root().clone()]).unwrap());
+        ["other.test", "cluster.local"].into_iter().for_each(|f| renamed.alias(domain(f), domain("new.test")));
+        for same in [aliased(&["other.test", "third.test"]), renamed] {
+            publisher.publish(trusting(&ca, same));
+            answers(&client, 50).await;
         }
         assert_eq!(server.connections(), before + 1, "{protocol:?}");
         let mut theirs = aliased(&["other.test"]);
@@ -448,9 +450,7 @@ async fn s67_a_connection_by_roots_alone_whose_server_is_not_trusted_any_more_ta
             assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
             // The control: a list on which it is not.
             publisher.publish(Some(given(ca.bundles_revoking(&[8]))));
-            for _ in 0..10 {
-                assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
-            }
+            answers(&client, 10).await;
             assert_eq!(server.connections(), before + 1);
             publisher.publish(Some(given(other)));
             let distrusted = tokio::time::timeout(Duration::from_secs(60), distrusted(&client)).await;
@@ -524,9 +524,7 @@ async fn s66_no_session_is_resumed_with_servers_outside_of_the_mesh_either() {
         let given = Watched::fixed(Some(TrustBundles::of_any_domain(root.clone())));
         let identities = Identities::from(ca.watched("default", "web")).with_roots([("ca".into(), given)]);
         let client = builder(cluster, &server).identity(identities).build();
-        for _ in 0..3 {
-            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
-        }
+        answers(&client, 3).await;
         assert_eq!((server.connections(), signatures.load(Ordering::Relaxed)), (3, 3), "{tls:?}");
     }
 }
