@@ -385,8 +385,10 @@ impl Cluster {
                     }
                     None => (Cell::new(), health::is_checked(&self.policy, endpoint).then(unchecked)),
                 };
-                let healthy = before.is_some_and(|b| old.ready.candidates().policy(b).1.health.is_usable());
-                let load = if ramps && !healthy { Some(ramping(load, now)) } else { load };
+                let was_usable = before.is_some_and(|b| old.ready.candidates().policy(b).1.health.is_usable());
+                // One that is not usable yet is asked in a panic, and is to take its whole share of that.
+                let begins = ramps && endpoint.health.is_usable() && !was_usable;
+                let load = if begins { Some(ramping(load, now)) } else { load };
                 (cell, load)
             },
         );

@@ -8,8 +8,8 @@ use std::time::Duration;
 use allocation_counter::measure;
 use mesh_core::balance::{Candidates, Draw, Pick, Score};
 use mesh_core::policy::{
-    self, Address, Balancer, Discovery, EndpointMetadata, Endpoints, LoadSpill, LocalityBalancing, LocalityEndpoints,
-    PerMillion, SlowStart,
+    self, Address, Balancer, Discovery, EndpointMetadata, Endpoints, Health, LoadSpill, LocalityBalancing,
+    LocalityEndpoints, PerMillion, SlowStart,
 };
 use mesh_testkit::{FakeResolver, FixedSource};
 use parking_lot::Mutex;
@@ -237,7 +237,8 @@ async fn a_new_endpoint_begins_a_slow_start_of_its_own_and_the_first_ones_do_not
     let slow_start =
         SlowStart { window: Duration::from_secs(100), aggression: 1_000_000, min_share: PerMillion::new(100_000) };
     let env = env();
-    let ramped = policy::Cluster { slow_start: Some(slow_start), balancer: Balancer::RoundRobin, ..plain() };
+    let locality = LocalityBalancing { panic_threshold: Some(PerMillion::new(500_000)), ..Default::default() };
+    let ramped = policy::Cluster { slow_start: Some(slow_start), locality, balancer: Balancer::RoundRobin, ..plain() };
     let cluster = cluster(ramped, endpoints(0..4), &env);
     let share = |index: usize| {
         let members = cluster.members();
@@ -259,6 +260,21 @@ async fn a_new_endpoint_begins_a_slow_start_of_its_own_and_the_first_ones_do_not
     tokio::time::advance(Duration::from_secs(60)).await;
     let (first, second) = (share(4), share(5));
     assert!(first > 0.9 && (0.4..0.8).contains(&second), "{first} {second}");
+    // In a panic those that are not healthy are asked as well, and begin nothing anew with each change of the set.
+    let ill_but = |healthy: std::ops::Range<usize>| {
+        let mut all = Endpoints::clone(&endpoints(0..6));
+        for endpoint in all.localities.iter_mut().flat_map(|locality| &mut locality.endpoints) {
+            let is_healthy = healthy.clone().any(|index| address(index) == endpoint.address);
+            endpoint.health = if is_healthy { Health::Healthy } else { Health::Unhealthy };
+        }
+        Arc::new(all)
+    };
+    cluster.update(&ill_but(0..1), &env);
+    cluster.update(&ill_but(0..2), &env);
+    let (healthy, ill) = (share(0), share(3));
+    assert!(healthy > 0.9 && ill > 0.9, "{healthy} {ill}");
+    let back = share(1);
+    assert!(back < 0.25, "the control: one that is healthy again begins anew: {back}");
 }
 
 #[test]
