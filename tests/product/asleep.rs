@@ -12,7 +12,7 @@ use crate::root::{GREETING, HELLO};
 use crate::support::{becomes, call, eventually};
 
 /// Of certificates, in seconds.
-const LIFE: u64 = 6;
+const LIFE: u64 = 12;
 
 #[tokio::test]
 async fn a_process_that_slept_through_the_life_of_its_certificate_comes_back_with_another_r24() {

@@ -9,14 +9,15 @@ use mesh::Mesh;
 use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 
 use crate::by_hand::{MESH, Plane, examples, signal, spawn};
 use crate::support::{becomes, call, eventually};
 
 pub(crate) const HELLO: &str = "http://hello:8080/";
 pub(crate) const GREETING: &str = "hello, spiffe://cluster.local/ns/default/sa/caller\n";
-/// Of certificates, in seconds: a change of roots takes a few of these.
-const LIFE: &str = "12";
+/// Of certificates, in seconds: a change of roots takes a few of these. A machine may stand still for nearly half of one.
+const LIFE: &str = "20";
 
 /// Requests at a fixed rate, whether those before have been answered or not.
 pub(crate) struct Rate {
@@ -37,6 +38,8 @@ impl Rate {
         let task = tokio::spawn(async move {
             let (mut under_way, mut failures) = (JoinSet::new(), Vec::new());
             let mut pace = tokio::time::interval(Duration::from_millis(20));
+            // A machine that stood still would have seconds of them sent at once: that is no rate, and nobody's handshakes are in time.
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while !until.load(Ordering::Relaxed) {
                 pace.tick().await;
                 for _ in 0..10 {

@@ -20,7 +20,7 @@ use crate::support::{Load, Plane, becomes, call, eventually, plain_get};
 const REVIEWS: &str = "http://reviews:9080/";
 
 /// Of certificates: a change of roots takes a few of these.
-const LIFE: Duration = Duration::from_secs(8);
+const LIFE: Duration = Duration::from_secs(16);
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()

@@ -47,7 +47,7 @@ async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_confi
 
 /// All of an application's threads are blocked: its only one, or so many workers and the one that began them.
 async fn blocked(workers: usize) {
-    let plane = Plane::with(|builder| builder.certificate_ttl(Duration::from_secs(6))).await;
+    let plane = Plane::with(|builder| builder.certificate_ttl(Duration::from_secs(12))).await;
     let _reviews = plane.answering("reviews", "", "one").await;
     let mesh = plane.process("productpage", "").debug_address(FREE);
 
