@@ -190,7 +190,9 @@ impl Wire {
 
     /// Reads what has come; `false`: the peer has closed.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if self.read.capacity() - self.read.len() < self.room / 2 {
+        // The next answer is read to where the last one was, which caches have, if nobody keeps a part of that.
+        let reads_anew = self.read.is_empty() && self.read.try_reclaim(self.room);
+        if !reads_anew && self.read.capacity() - self.read.len() < self.room / 2 {
             // What is split off such a buffer later leaves a handle on all of it.
             self.grew |= self.read.len() > MAX_KEPT;
             self.read.reserve(self.room);
