@@ -74,6 +74,19 @@ impl Row {
         ]
     }
 
+    /// The goals that it does not meet.
+    fn missed(&self) -> Vec<&'static str> {
+        let names = ["throughput_ratio", "cpu_ratio", "p50_ratio", "p99_ratio"];
+        let ratios = names.into_iter().zip(self.ratios()).zip(self.goals.all());
+        let missed = ratios.filter(|((name, ratio), goal)| match (goal, *name) {
+            (None, _) => false,
+            (Some(goal), "throughput_ratio") => ratio < goal,
+            (Some(goal), _) => ratio > goal,
+        });
+        let heap = self.allocations_added.iter().zip(&GOAL_ALLOCATIONS).any(|(added, goal)| added > goal);
+        missed.map(|((name, _), _)| name).chain(heap.then_some("allocations_added")).collect()
+    }
+
     fn json(&self) -> Value {
         let [throughput, cpu, p50, p99] = self.ratios().map(rounded);
         let [client, server] = self.allocations_added.map(rounded);
@@ -84,6 +97,7 @@ impl Row {
             "p50_ratio": p50,
             "p99_ratio": p99,
             "allocations_added": {"client": client, "server": server},
+            "missed": self.missed(),
             "goal": {
                 "throughput_ratio": self.goals.throughput,
                 "cpu_ratio": self.goals.cpu,
@@ -112,7 +126,11 @@ pub(crate) fn print(rows: &[Row], json: bool) {
         let [throughput, cpu, p50, p99] =
             row.goals.all().map(|goal| goal.map_or(String::new(), |goal| goal.to_string()));
         let [client, server] = GOAL_ALLOCATIONS;
-        println!("{:<10} {throughput:>10} {cpu:>8} {p50:>8} {p99:>8}   {client:>10.1} + {server:.1}", "  goal");
+        print!("{:<10} {throughput:>10} {cpu:>8} {p50:>8} {p99:>8}   {client:>10.1} + {server:.1}", "  goal");
+        match &*row.missed() {
+            [] => println!(),
+            missed => println!("   missed: {}", missed.join(", ")),
+        }
     }
 }
 
