@@ -30,7 +30,7 @@ use crate::error::Cause;
 use crate::outbound::affinity::Affinity;
 use crate::outbound::composite::{Composites, Draws};
 use crate::outbound::deadline::Told;
-use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
+use crate::outbound::filters::{Compiler, Filter, Limits, Place, RoutePlace, Throttling};
 use crate::outbound::header_policies;
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
@@ -527,7 +527,7 @@ impl Plan {
         let session = Affinity::new(filters, only, of_route, compiler);
         let mut share = |slot, entry: &WeightedCluster| {
             let of_entry = |name: &str| Some((&**entry.filters.get(name)?, place(Some(&entry.name))));
-            let own = |name: &str| of_entry(name).or_else(|| of_route(name));
+            let own = |name: &str| in_entry(of_entry(name), || of_route(name));
             let filters_of_entry = match entry.filters.is_empty() && !per_cluster {
                 true => all.clone(),
                 false => compiler.compile(filters, Some(&entry.name), own),
@@ -622,6 +622,21 @@ fn draw_share<'r>(weighted: &'r WeightedClusters, shares: &'r [Share], env: &Env
         }
     }
     unreachable!("the draw is below the sum of the weights")
+}
+
+/// How a filter differs in an entry of a split, and where that is said. That it is on there says nothing of how: it is as the
+/// route has it, unless that has it off.
+fn in_entry<'p>(
+    of_entry: Option<(&'p FilterOverride, Place)>,
+    of_route: impl FnOnce() -> Option<(&'p FilterOverride, Place)>,
+) -> Option<(&'p FilterOverride, Place)> {
+    match of_entry {
+        Some(on @ (FilterOverride::Enabled, _)) => {
+            of_route().filter(|(own, _)| !matches!(own, FilterOverride::Disabled)).or(Some(on))
+        }
+        None => of_route(),
+        own => own,
+    }
 }
 
 /// Whether a limit that follows latency, of which each cluster has its own, is among filters or what a route makes of them.

@@ -132,6 +132,40 @@ async fn a_bucket_outlives_a_change_of_routes_and_not_one_of_its_policy() {
     assert_eq!(passed(&client, 5).await, 2);
 }
 
+/// That an entry of a split has a filter on says nothing of how: the route does.
+#[tokio::test]
+async fn an_entry_that_turns_a_limit_on_has_its_routes() {
+    let server = EchoServer::start("one").await;
+    let (on, off) = (FilterOverride::Enabled, FilterOverride::Disabled);
+    let of = |most| FilterOverride::RateLimit(bucket(most));
+    for (of_route, of_entry, want) in [
+        (Some(of(2)), Some(on.clone()), 2),
+        // The controls: of its own, off, and on where the route has it off or says nothing.
+        (Some(of(2)), Some(of(4)), 4),
+        (Some(of(2)), Some(off.clone()), 6),
+        (Some(off), Some(on.clone()), 3),
+        (None, Some(on), 3),
+        (Some(of(2)), None, 2),
+    ] {
+        let parts = ["test", "other"].map(|name| {
+            let mut entry = WeightedCluster::new(name.into(), 50);
+            entry.filters.extend(of_entry.clone().map(|own| ("limit".to_owned(), Arc::new(own))));
+            entry
+        });
+        // One alone is drawn where each would have a bucket of its own.
+        let parts = if want == 4 { vec![parts[0].clone()] } else { parts.to_vec() };
+        let split = ClusterChoice::Weighted(WeightedClusters::new(parts).unwrap());
+        let mut route = policy::forward(RouteMatch::any(), Forward { to: split, ..Forward::to("test".into()) });
+        Arc::make_mut(&mut route.filters).extend(of_route.clone().map(|own| ("limit".to_owned(), own.into())));
+        let clusters = ["test", "other"].map(|name| (cluster(name), vec![server.endpoint()]));
+        let mut snapshot = policy::snapshot(policy::routes([route]), clusters);
+        let kind = HttpFilterKind::RateLimit(bucket(3));
+        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "limit".into(), kind }];
+        let (client, _) = client_of(snapshot);
+        assert_eq!(passed(&client, 6).await, want, "{of_route:?} {of_entry:?}");
+    }
+}
+
 #[tokio::test]
 async fn throttling_spares_a_failing_destination() {
     let server = EchoServer::start("one").await;

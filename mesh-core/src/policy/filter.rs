@@ -26,7 +26,8 @@ pub type FilterOverrides = BTreeMap<String, Arc<FilterOverride>>;
 pub enum FilterOverride {
     /// It is off.
     Disabled,
-    /// It is on, as it is configured, whatever a place further out says.
+    /// It is on, whatever a place further out says, and as it is configured further out: in an entry of a split as the route has
+    /// it, unless that turns it off; else as the filter itself.
     Enabled,
     /// Fault injection.
     Fault(Fault),

@@ -301,7 +301,7 @@ fn decode_route(proto: &RouteProto, outer: &Outer, at: &At<'_>, report: &mut Rep
             None
         }
     };
-    let action = route_action::decode(proto.action.as_ref(), &ours, overrides.cors, outer, at, report);
+    let action = route_action::decode(proto.action.as_ref(), &ours, &overrides, outer, at, report);
     let classes = ours.response_classes.iter().enumerate();
     let response_classes =
         classes.filter_map(|(i, c)| route_extra::decode_class(c, &at.item("response_classes", i), report)).collect();

@@ -16,8 +16,8 @@ use envoy_types::pb::envoy::config::route::v3::{
 use http::HeaderName;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    AuthorityRewrite, ClusterChoice, Cors, DirectResponse, Forward, HashPolicy, HashSource, Mirror, PathRewrite,
-    PerMillion, Redirect, RegexRewrite, Rewrite, RouteAction, WeightedCluster, WeightedClusters,
+    AuthorityRewrite, ClusterChoice, DirectResponse, Forward, HashPolicy, HashSource, Mirror, PathRewrite, PerMillion,
+    Redirect, RegexRewrite, Rewrite, RouteAction, WeightedCluster, WeightedClusters,
 };
 
 use super::common::{self, non_empty};
@@ -25,7 +25,8 @@ use super::composite::Side;
 use super::header::{self, read_policy};
 use super::report::{At, Report, consider};
 use super::route::Outer;
-use super::{cors, extension, matcher, retry, route_extra};
+use super::route_extra::{self, Overrides};
+use super::{cors, extension, matcher, retry};
 use crate::proto::policy::{RetryExtra, RoutePolicy};
 
 /// Largest body of a direct answer.
@@ -54,7 +55,7 @@ pub(super) fn encode(action: &RouteAction, ours: &mut RoutePolicy) -> route::Act
 pub(super) fn decode(
     proto: Option<&route::Action>,
     ours: &RoutePolicy,
-    cors: Option<Option<Arc<Cors>>>,
+    overrides: &Overrides,
     outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
@@ -62,11 +63,11 @@ pub(super) fn decode(
     let forwards = matches!(proto, Some(route::Action::Route(_)));
     // As in Envoy, whose filter passes over routes without a cluster.
     let effect = "answers that no endpoint gives get no CORS headers, as in Envoy";
-    let wanted = cors.as_ref().unwrap_or(&outer.filters.cors_field).is_some();
+    let wanted = overrides.cors.as_ref().unwrap_or(&outer.filters.cors_field).is_some();
     report.unenforced_if(wanted && !forwards, at, "cors", effect);
     match proto {
         Some(route::Action::Route(action)) => {
-            let forward = decode_forward(action, ours, cors, outer, &at.field("route"), report)?;
+            let forward = decode_forward(action, ours, overrides, outer, &at.field("route"), report)?;
             Some(RouteAction::Forward(Box::new(forward)))
         }
         Some(route::Action::Redirect(redirect)) => {
@@ -124,7 +125,7 @@ fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction
 fn decode_forward(
     proto: &Proto,
     ours: &RoutePolicy,
-    cors: Option<Option<Arc<Cors>>>,
+    overrides: &Overrides,
     outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
@@ -143,14 +144,14 @@ fn decode_forward(
     let extra = ours.retry.clone().unwrap_or_default();
     let retry = proto.retry_policy.as_ref();
     let retry = retry.and_then(|r| retry::decode(r, &extra, &at.field("retry_policy"), report));
-    let cors = match (cors, &proto.cors) {
-        (Some(cors), _) => cors,
+    let cors = match (&overrides.cors, &proto.cors) {
+        (Some(cors), _) => cors.clone(),
         (None, Some(field)) => cors::decode_field(field, &at.field("cors"), report).map(Arc::new),
         (None, None) => outer.filters.cors_field.clone(),
     };
     let rewrite = decode_rewrite(proto, at, report);
     Some(Forward {
-        to: decode_choice(proto.cluster_specifier.as_ref(), &outer.plugins, at, report)?,
+        to: decode_choice(proto.cluster_specifier.as_ref(), overrides, &outer.plugins, at, report)?,
         timeout,
         idle_timeout: common::nonzero_duration(proto.idle_timeout.as_ref(), at, "idle_timeout", report),
         max_stream_duration,
@@ -268,6 +269,7 @@ fn encode_weight(entry: &WeightedCluster) -> ClusterWeight {
 
 fn decode_choice(
     proto: Option<&ClusterSpecifier>,
+    overrides: &Overrides,
     plugins: &[String],
     at: &At<'_>,
     report: &mut Report,
@@ -286,7 +288,7 @@ fn decode_choice(
             }
         },
         Some(ClusterSpecifier::WeightedClusters(split)) => {
-            decode_weights(split, &at.field("weighted_clusters"), report).map(ClusterChoice::Weighted)
+            decode_weights(split, overrides, &at.field("weighted_clusters"), report).map(ClusterChoice::Weighted)
         }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(name)) if !plugins.contains(name) => {
             let reason = format!("cluster_specifier_plugins has no {name:?}");
@@ -303,7 +305,12 @@ fn decode_choice(
 }
 
 /// Decodes a split; `None` without a problem is one whose route is to be skipped (gRFC A28).
-fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Option<WeightedClusters> {
+fn decode_weights(
+    proto: &SplitProto,
+    of_route: &Overrides,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<WeightedClusters> {
     let by_header = |entry: &ClusterWeight| entry.name.is_empty() && !entry.cluster_header.is_empty();
     let is_drawn = |entry: &ClusterWeight| entry.weight.is_some_and(|weight| weight.value > 0);
     if let Some(i) = proto.clusters.iter().position(|entry| by_header(entry) && is_drawn(entry)) {
@@ -347,7 +354,7 @@ fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Optio
             name: ClusterName::from(entry.name.as_str()),
             weight: entry.weight.map_or(0, |w| w.value),
             headers: read_policy!(entry, &at, report),
-            filters: Arc::unwrap_or_clone(overrides.filters),
+            filters: overrides.of_entry(of_route),
             authority,
             metadata_match: extension::read_lb_metadata(entry.metadata_match.as_ref()),
         });

@@ -28,10 +28,14 @@ const CORS_FILTER: &str = "envoy.filters.http.cors";
 #[derive(Default)]
 pub(super) struct Overrides {
     pub(super) filters: Arc<FilterOverrides>,
+    /// How those of them are configured that are off: what holds once one is on further in.
+    put_away: FilterOverrides,
     /// Of a server's filters, by instance name, of this level alone: they are applied where they are read.
     pub(super) guards: BTreeMap<String, Guard>,
     /// CORS, if anything is said of it: `Some(None)` = it is off.
     pub(super) cors: Option<Option<Arc<Cors>>>,
+    /// How it is configured, whether it is on or not.
+    cors_config: Option<Option<Arc<Cors>>>,
     // The instance name of its filter.
     cors_key: Option<String>,
     /// The older form, of a virtual host: it counts where no filter configuration says anything, nor a route's own field.
@@ -59,30 +63,71 @@ pub(super) enum Guard {
 impl Overrides {
     /// What holds one level further in: the more specific configuration replaces the other. A level without any of its
     /// own, as nearly every route is, shares the other's.
-    pub(super) fn inside(self, outer: &Self) -> Self {
-        // Of a filter whose kind is not said here: CORS, if it was that further out.
-        let off = outer.cors_key.as_ref().and_then(|key| self.filters.get(key));
-        let off = self.cors.is_none() && off.is_some_and(|own| matches!(**own, FilterOverride::Disabled));
-        let filters = match (self.filters.is_empty(), outer.filters.is_empty()) {
-            (true, _) => outer.filters.clone(),
-            (_, true) => self.filters,
-            _ => {
-                let mut filters = FilterOverrides::clone(&outer.filters);
-                for (name, own) in Arc::unwrap_or_clone(self.filters) {
-                    // That it is on says nothing of how: what is configured further out holds (Envoy).
-                    let keeps = matches!(*own, FilterOverride::Enabled)
-                        && filters.get(&name).is_some_and(|outer| !matches!(**outer, FilterOverride::Disabled));
-                    if !keeps {
-                        filters.insert(name, own);
-                    }
-                }
-                filters.into()
-            }
-        };
-        let cors = if off { Some(None) } else { self.cors.or_else(|| outer.cors.clone()) };
-        let cors_key = self.cors_key.or_else(|| outer.cors_key.clone());
-        Self { filters, guards: BTreeMap::new(), cors, cors_key, cors_field: outer.cors_field.clone() }
+    pub(super) fn inside(mut self, outer: &Self) -> Self {
+        let cors = self.cors_inside(outer);
+        if self.filters.is_empty() {
+            (self.filters, self.put_away) = (outer.filters.clone(), outer.put_away.clone());
+        } else if !outer.filters.is_empty() {
+            self.filters_inside(outer);
+        }
+        Self {
+            filters: self.filters,
+            put_away: self.put_away,
+            guards: BTreeMap::new(),
+            cors,
+            cors_config: self.cors_config.or_else(|| outer.cors_config.clone()),
+            cors_key: self.cors_key.or_else(|| outer.cors_key.clone()),
+            cors_field: outer.cors_field.clone(),
+        }
     }
+
+    fn filters_inside(&mut self, outer: &Self) {
+        let (mut filters, mut put_away) = (FilterOverrides::clone(&outer.filters), outer.put_away.clone());
+        for (name, own) in Arc::unwrap_or_clone(std::mem::take(&mut self.filters)) {
+            let before = filters.get(&name).filter(|before| !is_switch(before)).cloned();
+            let config = self.put_away.remove(&name).or(before).or_else(|| put_away.remove(&name));
+            // That it is on says nothing of how: the innermost configuration there is holds, also one that is off in
+            // between (Envoy).
+            let holds = match &*own {
+                FilterOverride::Enabled => config.clone().unwrap_or(own),
+                _ => own,
+            };
+            if matches!(*holds, FilterOverride::Disabled) {
+                put_away.extend(config.map(|config| (name.clone(), config)));
+            }
+            filters.insert(name, holds);
+        }
+        (self.filters, self.put_away) = (filters.into(), put_away);
+    }
+
+    /// CORS one level further in.
+    fn cors_inside(&self, outer: &Self) -> Option<Option<Arc<Cors>>> {
+        // Where the kind of the filter is not said here: it is that of the name further out.
+        let key = outer.cors_key.as_deref().unwrap_or(CORS_FILTER);
+        match self.filters.get(key).map(|own| &**own) {
+            _ if self.cors.is_some() => self.cors.clone(),
+            Some(FilterOverride::Disabled) => Some(None),
+            Some(FilterOverride::Enabled) => outer.cors_config.clone(),
+            _ => outer.cors.clone(),
+        }
+    }
+
+    /// Of an entry of a split, in a route: what is on there as it is configured outside a route that has it off. What the
+    /// route itself says stays the route's, which shares it out among its entries.
+    pub(super) fn of_entry(self, route: &Self) -> FilterOverrides {
+        let mut filters = Arc::unwrap_or_clone(self.filters);
+        for (name, own) in &mut filters {
+            if let (FilterOverride::Enabled, Some(config)) = (&**own, route.put_away.get(name)) {
+                *own = config.clone();
+            }
+        }
+        filters
+    }
+}
+
+/// Whether it says that a filter is on or off, and nothing else.
+fn is_switch(own: &FilterOverride) -> bool {
+    matches!(own, FilterOverride::Enabled | FilterOverride::Disabled)
 }
 
 /// A filter is on, as it is configured, or off.
@@ -180,7 +225,12 @@ fn read_override(
             .and_then(|limit| rate_limit::decode(&limit, at, report))
             .map(FilterOverride::RateLimit),
         url::SESSION_PER_ROUTE => {
-            extension::unpack(config, at, report).and_then(|s| session::decode_per_route(&s, at, report))
+            let session = extension::unpack(config, at, report).and_then(|s| session::decode_per_route(&s, at, report));
+            // To do nothing is a configuration too: that the filter is on further in does not change it.
+            if session == Some(FilterOverride::Disabled) {
+                overrides.put_away.insert(key.to_owned(), FilterOverride::Disabled.into());
+            }
+            session
         }
         url::WITH_MATCHER_PER_ROUTE => {
             composite::decode_per_route(config, side, at, report).map(FilterOverride::Composite)
@@ -188,6 +238,7 @@ fn read_override(
         url::CORS_POLICY => {
             let policy = extension::unpack::<CorsPolicy>(config, at, report);
             overrides.cors = Some(policy.and_then(|policy| cors::decode(&policy, at, report)).map(Arc::new));
+            overrides.cors_config.clone_from(&overrides.cors);
             overrides.cors_key = Some(key.to_owned());
             None
         }

@@ -63,11 +63,11 @@ fn matching(case: &str, change: impl FnOnce(&mut rds::RouteMatch), want: &Says<'
     route(case, |r| change(r.r#match.as_mut().unwrap()), want);
 }
 
-fn decoded_route(resource: &Any) -> Route {
+pub(super) fn decoded_route(resource: &Any) -> Route {
     codec::decode_routes(resource).unwrap().value.virtual_hosts[0].routes[0].clone()
 }
 
-fn decoded_forward(resource: &Any) -> Forward {
+pub(super) fn decoded_forward(resource: &Any) -> Forward {
     let RouteAction::Forward(forward) = decoded_route(resource).action else { panic!("a forwarding route") };
     *forward
 }
@@ -170,10 +170,15 @@ fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
         // That it is on hides nothing.
         host.typed_per_filter_config.insert("g".into(), pack(504));
         host.routes[0].typed_per_filter_config.insert("g".into(), extension::pack(url::FILTER_CONFIG, &on));
+        // Nor does a place between that turns it off.
+        proto.typed_per_filter_config.insert("h".into(), pack(505));
+        host.typed_per_filter_config.insert("h".into(), extension::pack(url::FILTER_CONFIG, &off));
+        host.routes[0].typed_per_filter_config.insert("h".into(), extension::pack(url::FILTER_CONFIG, &on));
     });
     let fault = |status| FilterOverride::Fault(abort(status));
     let (off, on) = (FilterOverride::Disabled, FilterOverride::Enabled);
     let want = [("a", fault(501)), ("b", fault(502)), ("c", off), ("d", fault(503)), ("e", on), ("g", fault(504))];
+    let want = want.into_iter().chain([("h", fault(505))]);
     let want: FilterOverrides = want.into_iter().map(|(name, filter)| (name.to_owned(), filter.into())).collect();
     assert_eq!(*decoded_route(&resource).filters, want);
 

@@ -5,6 +5,7 @@ mod conformance;
 mod conformance_cluster;
 mod conformance_composite;
 mod conformance_inbound_routes;
+mod conformance_places;
 mod conformance_server;
 mod conformance_typed;
 mod corpus;

@@ -272,7 +272,10 @@ fn a_route_without_cors_does_not_inherit_its_virtual_hosts() {
         ..of("GET")
     };
     // The instance's name, what the host's field and filter configuration say, and the route's; what holds.
+    let on = switch(Some(Any::default()), false);
     for (name, field, host, route, want) in [
+        ("cors", None, Some("GET"), Some(on.clone()), Some("GET")),
+        ("envoy.filters.http.cors", None, Some("GET"), Some(on), Some("GET")),
         ("cors", None, Some("GET"), None, Some("GET")),
         ("cors", None, Some("GET"), Some(pack(&of("PUT"))), Some("PUT")),
         ("cors", None, Some("GET"), Some(switch(Some(pack(&of("PUT"))), true)), None),
@@ -298,6 +301,34 @@ fn a_route_without_cors_does_not_inherit_its_virtual_hosts() {
         };
         let methods = forward.cors.as_ref().map(|cors| cors.allow_methods.join(","));
         assert_eq!(methods.as_deref(), want, "{name} {field:?} {host:?} {route:?}");
+    }
+}
+
+/// A host that turns CORS off hides nothing from a route that turns it on.
+#[test]
+fn a_route_that_turns_cors_on_has_the_innermost_policy() {
+    let policy = CorsPolicy { allow_methods: "GET".into(), ..Default::default() };
+    let policy = extension::pack(extension::url::CORS_POLICY, &policy);
+    let switch = |config: Option<Any>, disabled| {
+        extension::pack(extension::url::FILTER_CONFIG, &FilterConfig { config, is_optional: true, disabled })
+    };
+    let (on, off) = (switch(Some(Any::default()), false), switch(None, true));
+    for name in ["cors", "envoy.filters.http.cors"] {
+        for (route, want) in [(Some(on.clone()), Some("GET")), (None, None)] {
+            let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+                proto.typed_per_filter_config.insert(name.into(), policy.clone());
+                let host = &mut proto.virtual_hosts[0];
+                host.typed_per_filter_config.insert(name.into(), off.clone());
+                host.routes[0].typed_per_filter_config =
+                    route.clone().map(|any| (name.to_owned(), any)).into_iter().collect();
+            });
+            let decoded = codec::decode_routes(&resource).expect("accepted");
+            let RouteAction::Forward(forward) = &decoded.value.virtual_hosts[0].routes[0].action else {
+                panic!("it forwards")
+            };
+            let methods = forward.cors.as_ref().map(|cors| cors.allow_methods.join(","));
+            assert_eq!(methods.as_deref(), want, "{name} {route:?}");
+        }
     }
 }
 
