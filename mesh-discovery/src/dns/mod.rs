@@ -210,7 +210,8 @@ impl DnsResolverBuilder {
     }
 
     /// Adds a domain in which names with fewer dots than [`ndots`](Self::ndots) are searched first. Default:
-    /// those of `/etc/resolv.conf`; none if servers are given.
+    /// those of the last `search` or `domain` in `/etc/resolv.conf`, or where it has neither that of the host's own name;
+    /// none if servers are given.
     pub fn search(mut self, domain: impl Into<String>) -> Self {
         self.search.get_or_insert_default().push(domain.into());
         self
@@ -266,11 +267,8 @@ impl DnsResolverBuilder {
             let servers = self.servers.iter().map(|address| name_server(*address)).collect();
             (ResolverConfig::from_name_servers(servers), ResolverOpts::default())
         };
-        let (domain, mut search, servers) = config.into_parts();
-        if let Some(domains) = &self.search {
-            let parse = |text: &String| Name::from_str_relaxed(text).map_err(|e| invalid(&format!("search {text}"), e));
-            search = domains.iter().map(parse).collect::<Result<_, _>>()?;
-        }
+        let (domain, search, servers) = config.into_parts();
+        let domains = self.domains(domain, search)?;
         options.ndots = self.ndots.unwrap_or(options.ndots);
         options.timeout = self.timeout.unwrap_or(options.timeout);
         // hickory counts those after the first, and takes what the file says of all of them for that.
@@ -279,13 +277,23 @@ impl DnsResolverBuilder {
         options.use_hosts_file = ResolveHosts::Never;
         options.negative_min_ttl = Some(self.negative_ttl);
         options.negative_max_ttl = Some(self.negative_ttl);
-        let domains = domain.iter().chain(&search).cloned().collect();
-        let search_list = Arc::new(Search { domains, ndots: options.ndots });
-        let config = ResolverConfig::from_parts(domain, search, servers);
+        let search = Arc::new(Search { domains: domains.clone(), ndots: options.ndots });
+        let config = ResolverConfig::from_parts(None, domains, servers);
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
         let resolver = builder.build().map_err(|error| invalid("resolver", error))?;
         let hosts = Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system)));
-        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)), search: search_list, hosts })
+        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)), search, hosts })
+    }
+
+    /// Where names are searched, given what the system says: `search` has the last of its two settings.
+    fn domains(&self, domain: Option<Name>, search: Vec<Name>) -> Result<Vec<Name>, InvalidDnsConfig> {
+        let parse = |text: &String| Name::from_str_relaxed(text).map_err(|e| invalid(&format!("search {text}"), e));
+        match &self.search {
+            Some(own) => own.iter().map(parse).collect(),
+            // It is that of the host's own name, unless something is said (resolv.conf(5)).
+            None if search.is_empty() => Ok(domain.into_iter().collect()),
+            None => Ok(search),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Against a name server on loopback, over UDP and TCP.
 
+use hickory_resolver::system_conf::parse_resolv_conf;
 use mesh_testkit::{DnsFault, DnsServer};
 
 use super::*;
@@ -195,6 +196,31 @@ async fn short_names_are_searched_and_dots_decide_where_first() {
     // Control: nothing is searched by itself.
     assert_eq!(quick(&server).build().unwrap().addresses("a").await, Err(ResolveError::NotFound));
     assert!(quick(&server).search("not a domain..").build().is_err());
+}
+
+/// resolv.conf(5): the last of `domain` and `search` counts, and the domain of the host's own name where there is neither.
+#[test]
+fn names_are_searched_where_the_system_says_and_nowhere_else() {
+    let texts = |domains: Vec<Name>| domains.iter().map(Name::to_ascii).collect::<Vec<_>>();
+    let builder = DnsResolver::builder();
+    for (file, want) in [
+        ("domain a.test\nsearch b.test c.test\n", &["b.test", "c.test"][..]),
+        ("search b.test c.test\ndomain a.test\n", &["a.test"]),
+        ("search b.test\n", &["b.test"]),
+        ("domain a.test\n", &["a.test"]),
+    ] {
+        let (config, _) = parse_resolv_conf(format!("nameserver 127.0.0.1\n{file}")).unwrap();
+        let (domain, search, _) = config.into_parts();
+        let own = builder.clone().search("own.test").domains(domain.clone(), search.clone()).unwrap();
+        assert_eq!(texts(own), ["own.test"], "{file}");
+        assert_eq!(texts(builder.domains(domain, search).unwrap()), want, "{file}");
+    }
+    // As of a host that is called one.host.test.
+    let host = || Some(Name::from_ascii("host.test").unwrap());
+    let said = vec![Name::from_ascii("b.test").unwrap()];
+    assert_eq!(texts(builder.domains(host(), said).unwrap()), ["b.test"]);
+    assert_eq!(texts(builder.domains(host(), Vec::new()).unwrap()), ["host.test"]);
+    assert_eq!(texts(builder.clone().search("own.test").domains(host(), Vec::new()).unwrap()), ["own.test"]);
 }
 
 /// The wildcard of a later domain answers for every name, and with somebody else's address.
