@@ -11,6 +11,7 @@
 
 #[cfg(test)]
 mod tests;
+mod untold;
 mod wire;
 mod worker;
 
@@ -43,9 +44,7 @@ pub fn spawn(
     let node = wire::reporting(node_to_wire(client.node()));
     let start = |(id, server): (usize, &XdsServer)| {
         let ours = Ours::new(id as ServerId, client.givers());
-        let worker =
-            Worker { store: store.clone(), connector: connector(server), node: node.clone(), ours, complaint: None };
-        worker::spawn(worker, runtime)
+        worker::spawn(Worker::new(store.clone(), connector(server), node.clone(), ours), runtime)
     };
     LoadReporter { _workers: client.servers().iter().enumerate().map(start).collect() }
 }

@@ -8,7 +8,9 @@ use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_serv
 };
 use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
 use envoy_types::pb::google::protobuf;
+use mesh_core::balance::EndpointReport;
 use mesh_core::id::Locality;
+use mesh_core::policy::LoadReport;
 use mesh_core::telemetry::load::ClusterLoad;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -84,7 +86,7 @@ async fn world(givers: Givers) -> World {
     let store = Arc::<LoadStore>::default();
     let node = wire::reporting(node_to_wire(&crate::bootstrap::Node { id: "me".to_owned(), ..Default::default() }));
     let ours = Ours::new(0, givers);
-    let worker = Worker { store: store.clone(), connector: connector(serving.port, None), node, ours, complaint: None };
+    let worker = Worker::new(store.clone(), connector(serving.port, None), node, ours);
     let reporter = worker::spawn(worker, &Handle::current());
     World { store, streams, _serving: serving, _reporter: reporter }
 }
@@ -210,6 +212,67 @@ async fn a_stream_that_breaks_between_the_messages_of_a_report_costs_what_was_on
     while told < CLUSTERS / 2 {
         told += stream.report().await.len();
     }
+}
+
+const MANY_CLUSTERS: usize = 1_000;
+const LOCALITIES: usize = 10;
+
+/// Many clusters, each with a request in each of its localities, whose endpoint had so many metrics to tell.
+fn busy(world: &World, metrics: usize) -> Vec<Arc<ClusterLoad>> {
+    let metrics = (0..metrics).map(|n| (format!("named_metrics.{n:060}"), 0.5)).collect();
+    let report = EndpointReport { metrics, ..EndpointReport::default() };
+    let policy = LoadReport { metrics: vec!["named_metrics.*".to_owned()] };
+    let clusters: Vec<_> = (0..MANY_CLUSTERS).map(|number| world.cluster(&number.to_string())).collect();
+    for (cluster, number) in clusters.iter().flat_map(|cluster| (0..LOCALITIES).map(move |number| (cluster, number))) {
+        cluster.locality(&zone(&number.to_string())).issue().report(&report, &policy);
+    }
+    clusters
+}
+
+/// Localities in a report, and metrics of theirs.
+fn size(report: &[ClusterStats]) -> (usize, usize) {
+    let localities = || report.iter().flat_map(|stats| &stats.upstream_locality_stats);
+    (localities().count(), localities().map(|locality| locality.load_metric_stats.len()).sum())
+}
+
+/// gRPC servers take 4 MiB by default.
+#[tokio::test]
+async fn a_report_is_cut_into_messages_that_any_server_takes() {
+    const METRICS: usize = 8;
+    let mut world = world(all_ours()).await;
+    let _clusters = busy(&world, METRICS);
+    let mut stream = world.streams.recv().await.unwrap();
+    stream.order(&[]).await;
+    let mut told = (0, 0);
+    while told.0 < MANY_CLUSTERS * LOCALITIES {
+        let (localities, metrics) = size(&stream.report().await);
+        told = (told.0 + localities, told.1 + metrics);
+    }
+    assert_eq!(told, (MANY_CLUSTERS * LOCALITIES, MANY_CLUSTERS * LOCALITIES * METRICS));
+}
+
+#[tokio::test]
+async fn what_is_taken_from_the_store_and_not_given_to_a_stream_that_breaks_is_told_on_the_next_one() {
+    let mut world = world(all_ours()).await;
+    // Eight messages: one is read, and no more than three are on their way.
+    let _clusters = busy(&world, 28);
+    let mut stream = world.streams.recv().await.unwrap();
+    stream.order(&[]).await;
+    let (first, _) = size(&stream.report().await);
+    drop(stream);
+    let mut stream = world.streams.recv().await.unwrap();
+    stream.order(&[]).await;
+    // What is still in the store comes last.
+    drop(world.cluster("last").locality(&zone("z")).issue());
+    let mut told = first;
+    loop {
+        let report = stream.report().await;
+        told += size(&report).0;
+        if names(&report).contains(&"last") {
+            break;
+        }
+    }
+    assert!((4 * first..=MANY_CLUSTERS * LOCALITIES).contains(&(told - 1)), "{told} of {first} at first");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
 use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
 use mesh_core::id::ClusterName;
-use mesh_core::telemetry::load::{ClusterReport, LoadStore};
+use mesh_core::telemetry::load::LoadStore;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::Ours;
+use super::untold::Untold;
 use super::wire::{self, Order};
 use crate::backoff::Backoff;
 use crate::connect::{AbortOnDrop, Connection, Connector, status_text};
@@ -31,17 +32,19 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 const LOOK: Duration = Duration::from_secs(10);
 /// Longest wait for a control plane to read the last report.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// Clusters in one message, so that it stays below 4 MiB, what gRPC servers take by default.
+/// Clusters that are taken from the store at once: what of them no message has room for is kept meanwhile.
 const CLUSTERS: usize = 1000;
 
 /// Reports to one control plane.
 pub(super) struct Worker {
-    pub(super) store: Arc<LoadStore>,
-    pub(super) connector: Connector,
-    pub(super) node: Node,
-    pub(super) ours: Ours,
+    store: Arc<LoadStore>,
+    connector: Connector,
+    node: Node,
+    ours: Ours,
+    /// Taken from the store, and not told yet.
+    untold: Untold,
     /// The last failure since an answer, so that it is logged once.
-    pub(super) complaint: Option<String>,
+    complaint: Option<String>,
 }
 
 /// Spawns the worker on `runtime`.
@@ -57,6 +60,10 @@ struct Open {
 }
 
 impl Worker {
+    pub(super) fn new(store: Arc<LoadStore>, connector: Connector, node: Node, ours: Ours) -> Self {
+        Self { store, connector, node, ours, untold: Untold::default(), complaint: None }
+    }
+
     async fn run(mut self) {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut random = fastrand::Rng::new();
@@ -127,24 +134,34 @@ impl Worker {
         }
     }
 
-    /// Sends what happened, each message taken from the store when there is room for it: what a stream that breaks in
-    /// between has not taken is told on the next one. Gives whether something happened; if nothing did, an empty message
+    /// Sends what happened, taken from the store when there is room for a message: what a stream that breaks in between was
+    /// not given is told on the next one. Gives whether something happened; if nothing did, an empty message
     /// says so where it is wanted.
     async fn tell(&mut self, order: &Order, stream: &Open, says_nothing: bool) -> Result<bool, String> {
         let ours = self.ours.among(&self.store.names());
         let mut wanted: Vec<ClusterName> = ours.iter().filter(|name| order.wants(name)).cloned().collect();
         wanted.sort_unstable();
+        let mut parts = wanted.chunks(CLUSTERS);
+        // Of an earlier stream's.
+        self.untold.retain(|cluster| order.wants(&ClusterName::from(cluster)));
         let mut told = false;
-        for part in wanted.chunks(CLUSTERS) {
+        loop {
             let room = stream.requests.reserve().await.map_err(|_| CLOSED)?;
-            let reports = self.store.take(|cluster| part.binary_search(cluster).is_ok(), Instant::now());
-            if !reports.is_empty() {
-                room.send(message(reports));
-                told = true;
+            while self.untold.is_empty()
+                && let Some(part) = parts.next()
+            {
+                let reports = self.store.take(|cluster| part.binary_search(cluster).is_ok(), Instant::now());
+                reports.into_iter().map(wire::stats).for_each(|stats| self.untold.add(stats));
             }
+            let cluster_stats = self.untold.message();
+            if cluster_stats.is_empty() {
+                break;
+            }
+            room.send(LoadStatsRequest { node: None, cluster_stats });
+            told = true;
         }
         if !told && says_nothing {
-            stream.requests.send(message(Vec::new())).await.map_err(|_| CLOSED)?;
+            stream.requests.send(LoadStatsRequest::default()).await.map_err(|_| CLOSED)?;
         }
         Ok(told)
     }
@@ -172,7 +189,3 @@ impl Open {
 }
 
 const CLOSED: &str = "the control plane closed the stream";
-
-fn message(reports: Vec<ClusterReport>) -> LoadStatsRequest {
-    LoadStatsRequest { node: None, cluster_stats: reports.into_iter().map(wire::stats).collect() }
-}
