@@ -48,8 +48,8 @@ impl Services {
             CertificateService::new(authority.clone(), federation.clone(), tokens, accounts, self.refusals.clone());
         let (streams, refusals) = (self.root_streams.clone(), self.refusals.clone());
         let trust = TrustService::new(authority, federation, streams, refusals, drain);
-        let (registry, model) = (self.registry.clone(), self.model.clone());
-        let registration = AnnounceService { registry, model, drain: self.drain.clone() };
+        let (registry, model, refusals) = (self.registry.clone(), self.model.clone(), self.refusals.clone());
+        let registration = AnnounceService { registry, model, refusals, drain: self.drain.clone() };
         self.xds_and_load()
             .add_service(certificates.into_server())
             .add_service(trust.into_server())

@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep_until};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::announcement;
 use super::table::Registry;
+use super::{Registration, announcement};
 use crate::model::Model;
-use crate::runtime::Peer;
+use crate::runtime::{Peer, Refusal, Refusals};
 
 /// Messages of one stream that are taken in at once, and then in each second; others wait.
 const MESSAGES: (u32, u32) = (100, 20);
@@ -25,10 +25,19 @@ const MESSAGES: (u32, u32) = (100, 20);
 pub(crate) struct AnnounceService {
     pub(crate) registry: Arc<Registry>,
     pub(crate) model: Watched<Model>,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) drain: DrainWatch,
 }
 
 impl AnnounceService {
+    /// A place for a stream, if its caller may announce and there is one.
+    fn enter(&self, peer: &Peer) -> Result<Held, Status> {
+        let (_, namespace, account) = peer.workload()?;
+        let id = self.registry.stream(namespace, account, peer.address.ip(), Instant::now());
+        let id = id.map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
+        Ok(Held { id, registry: self.registry.clone() })
+    }
+
     pub(crate) fn into_server(self) -> RegistryServiceServer<Self> {
         RegistryServiceServer::new(self)
     }
@@ -41,13 +50,12 @@ impl RegistryService for AnnounceService {
         request: Request<Streaming<AnnounceRequest>>,
     ) -> Result<Response<BoxStream<AnnounceResponse>>, Status> {
         let peer = Peer::of(request.extensions())?;
-        let (_, namespace, account) = peer.workload()?;
-        let id = self.registry.stream(namespace, account, peer.address.ip(), Instant::now());
-        let id = id.map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
+        let held = self.enter(&peer).inspect_err(|status| self.refusals.stream("announcement", &peer, status))?;
         let stream = Announcing {
             requests: request.into_inner(),
-            held: Held { id, registry: self.registry.clone() },
+            held,
             model: self.model.clone(),
+            refusals: self.refusals.clone(),
             pace: Pace::new(MESSAGES, Instant::now()),
             drain: self.drain.clone(),
             peer,
@@ -61,6 +69,7 @@ struct Announcing {
     requests: Streaming<AnnounceRequest>,
     held: Held,
     model: Watched<Model>,
+    refusals: Arc<Refusals>,
     pace: Pace,
     drain: DrainWatch,
     peer: Peer,
@@ -93,7 +102,9 @@ impl Announcing {
         let response = match self.act(message) {
             Ok(reason) => AnnounceResponse { accepted: true, reason },
             Err(reason) => {
-                tracing::warn!(peer = %self.peer, ?reason, "an announcement is refused");
+                if let Some(left_out) = self.refusals.of(Refusal::Announcement, &self.peer.caller) {
+                    tracing::warn!(peer = %self.peer, ?reason, left_out, "an announcement is refused");
+                }
                 AnnounceResponse { accepted: false, reason }
             }
         };
@@ -107,16 +118,7 @@ impl Announcing {
             Some(Action::Announce(announced)) => {
                 let registration = announcement::check(announced, namespace, account, self.peer.address.ip())
                     .map_err(|e| e.to_string())?;
-                tracing::info!(
-                    peer = %self.peer, service = ?registration.service, port = registration.service_port,
-                    address = %registration.address, "endpoint announced"
-                );
-                let model = self.model.load();
-                let service = model.services.get(&(namespace.to_owned(), registration.service.clone()));
-                let service = service.filter(|service| !service.spec.matches(&registration.labels));
-                let said = service.map(|s| s.spec.mismatch(s.name(), &registration.labels)).unwrap_or_default();
-                let announced = self.held.registry.announce(self.held.id, registration, Instant::now());
-                announced.map_err(|e| e.to_string()).map(|()| said)
+                self.announce((namespace.to_owned(), registration.service.clone()), registration)
             }
             Some(Action::Withdraw(_)) => {
                 tracing::info!(peer = %self.peer, "endpoint withdrawn");
@@ -125,5 +127,16 @@ impl Announcing {
             }
             None => Err("the message asks for nothing this version knows".to_owned()),
         }
+    }
+
+    fn announce(&self, of: (String, String), registration: Registration) -> Result<String, String> {
+        let model = self.model.load();
+        let service = model.services.get(&of).filter(|service| !service.spec.matches(&registration.labels));
+        let said = service.map(|s| s.spec.mismatch(s.name(), &registration.labels)).unwrap_or_default();
+        let (port, address) = (registration.service_port, registration.address);
+        let announced = self.held.registry.announce(self.held.id, registration, Instant::now());
+        announced.map_err(|e| e.to_string())?;
+        tracing::info!(peer = %self.peer, service = ?of.1, port, %address, "endpoint announced");
+        Ok(said)
     }
 }

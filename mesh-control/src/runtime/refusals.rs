@@ -26,16 +26,18 @@ pub(crate) enum Refusal {
     AnonymousLimit,
     /// The identity has as many connections as one may.
     IdentityLimit,
-    /// A stream of configuration or of load reports was not opened, or ended.
+    /// A stream of configuration, of load reports or of an announcing process was not opened, or ended.
     Stream,
     /// A stream of roots was not opened, or ended. Strangers have those, and hide no others with them.
     Roots,
     /// No certificate was given.
     Certificate,
+    /// An endpoint was not taken in.
+    Announcement,
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Handshake,
         Self::Timeout,
         Self::AddressLimit,
@@ -44,6 +46,7 @@ impl Refusal {
         Self::Stream,
         Self::Roots,
         Self::Certificate,
+        Self::Announcement,
     ];
 
     fn as_str(self) -> &'static str {
@@ -56,6 +59,7 @@ impl Refusal {
             Self::Stream => "stream",
             Self::Roots => "roots",
             Self::Certificate => "certificate",
+            Self::Announcement => "announcement",
         }
     }
 }

@@ -176,6 +176,34 @@ async fn a_client_that_comes_back_may_say_everything_that_it_may_have_and_not_mo
 }
 
 #[tokio::test]
+async fn an_endpoint_that_is_not_taken_in_is_counted_and_not_called_announced() {
+    let (log, setup) = (Listening::begin(), Setup::new());
+    let plane = setup.start().await;
+    let mut announcer = join(&plane, "default", "reviews").await.announce().await.unwrap();
+    announcer.reviews(4001).await;
+    let stolen = Announcement {
+        service: "reviews".into(),
+        service_port: 9080,
+        address: "127.0.0.1:4001".into(),
+        ..Announcement::default()
+    };
+    let mut thief = join(&plane, "default", "thief").await.announce().await.unwrap();
+    assert!(!thief.send(AnnounceRequest::announce(stolen)).await.accepted);
+    assert_eq!(log.lines(&["sa/thief", "an announcement is refused"]), 1, "{}", log.text());
+    assert_eq!(log.lines(&["sa/thief", "endpoint announced"]), 0, "{}", log.text());
+    let refused =
+        async |reason: &str| metric(&plane, &format!("mesh_control_refusals_total{{reason=\"{reason}\"}}")).await;
+    assert_eq!((refused("announcement").await, refused("stream").await), (1, 0));
+    // A stream counts as those of the other services.
+    let denied = Connection::anonymous(&plane).await.announce().await.err().unwrap();
+    assert_eq!(denied.code(), tonic::Code::Unauthenticated);
+    assert_eq!((refused("announcement").await, refused("stream").await), (1, 1));
+    assert_eq!(log.lines(&["mesh::audit", "announcement stream denied"]), 1, "{}", log.text());
+    // The control: what was taken in.
+    assert_eq!(log.lines(&["sa/reviews", "endpoint announced", "127.0.0.1:4001"]), 1, "{}", log.text());
+}
+
+#[tokio::test]
 async fn registrations_survive_a_reconnect_and_a_restart_without_flapping() {
     let setup = Setup::new();
     let plane = setup.start().await;
