@@ -44,7 +44,7 @@ pub(crate) struct Served {
     world: Arc<World>,
     held: Held,
     /// Tells the revisions of one run of the control plane from those of another.
-    started: u64,
+    run: String,
     revision: u64,
     pace: Pace,
     /// Of the revision that could not be made.
@@ -56,16 +56,16 @@ pub(crate) struct Served {
 
 impl Served {
     /// Builds the first revision. Edits that lead nowhere do not take effect in it either, if `held` knows what was
-    /// in force before.
+    /// in force before. `run` is this run's [name](run_name).
     pub(crate) fn new(
         model: Watched<Model>,
         registrations: Watched<Registrations>,
         keys: Watched<Keys>,
         options: Options,
         held: Held,
-        clock: &Clock,
+        run: impl Into<String>,
     ) -> Self {
-        let started = clock.unix_seconds();
+        let run = run.into();
         let issuers = keys.load_full();
         let build =
             |model| World::of(model, (**registrations.load()).clone(), options.clone()).with_keys(issuers.clone());
@@ -75,7 +75,7 @@ impl Served {
         let world = Arc::new(settle(&before, &world).map_or(world, |kept| build(Arc::new(kept))));
         report(&[], world.findings());
         let (findings, _) = Watched::channel(world.findings().to_vec());
-        let cache = Cache::new(version(started, 1), world.clone());
+        let cache = Cache::new(version(&run, 1), world.clone());
         let pace = Pace::new(RATE, Instant::now());
         Self {
             model,
@@ -86,7 +86,7 @@ impl Served {
             cache,
             world,
             held,
-            started,
+            run,
             revision: 1,
             pace,
             failed: None,
@@ -160,7 +160,7 @@ impl Served {
         let resources: Arc<dyn Resources> = world.clone();
         // Of one that came to nothing a part may be out, and what is different since then is not all that is.
         let touched = if self.failed.is_some() { Touched::All } else { touched };
-        self.cache.publish(version(self.started, self.revision), &resources, &touched);
+        self.cache.publish(version(&self.run, self.revision), &resources, &touched);
         #[cfg(test)]
         assert!(!self.panics.load(std::sync::atomic::Ordering::Relaxed), "a test's bug, with all of it out");
         self.world = world;
@@ -218,8 +218,14 @@ fn unmade() -> Finding {
     Finding::about_file(Severity::Error, &Arc::from(""), 0, text)
 }
 
-fn version(started: u64, revision: u64) -> String {
-    format!("{started}/{revision}")
+/// A name that no other run of a control plane has, though it began in the same second: a client that comes from another one
+/// says which versions it has, and these are not ours.
+pub(crate) fn run_name(clock: &Clock) -> String {
+    format!("{}-{:016x}", clock.unix_seconds(), fastrand::Rng::new().u64(..))
+}
+
+fn version(run: &str, revision: u64) -> String {
+    format!("{run}/{revision}")
 }
 
 /// Logs what is newly wrong.

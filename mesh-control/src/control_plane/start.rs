@@ -18,7 +18,7 @@ use crate::jwks::{Fetch, Refresh};
 use crate::model::Model;
 use crate::registry::{self, Registry};
 use crate::runtime::{self, Bounds, Port, ServerCertificate, Speaks, Task};
-use crate::served::{Held, Served};
+use crate::served::{Held, Served, run_name};
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
 use crate::source::kept::Kept;
@@ -51,8 +51,8 @@ impl Builder {
         let ask = Fetch::new(self.jwks.clone(), crypto.clone())?.ask();
         let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), self.clock.clone(), Some(state.clone()));
         let (held, (trigger, drain)) = (Held::load(Some(state.clone())), drain::channel());
-        let served = Served::new(model.clone(), registry.watch(), keys.keys(), self.options.clone(), held, &self.clock)
-            .after(former);
+        let (run, options) = (run_name(&self.clock), self.options.clone());
+        let served = Served::new(model.clone(), registry.watch(), keys.keys(), options, held, run).after(former);
         let services = Services {
             authority,
             federation: federation.clone(),

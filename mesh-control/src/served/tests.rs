@@ -25,15 +25,8 @@ async fn watch(cache: &Cache, mut until: impl FnMut(&str) -> bool) {
 async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_waits_for_ever() {
     let (publisher, registrations) = Watched::channel(Registrations::default());
     let model = Watched::fixed(Model::default());
-    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
-    let served = Served::new(
-        model,
-        registrations,
-        Watched::fixed(Keys::default()),
-        Options::default(),
-        Held::load(None),
-        &clock,
-    );
+    let served =
+        Served::new(model, registrations, Watched::fixed(Keys::default()), Options::default(), Held::load(None), "7");
     let cache = served.cache();
     assert_eq!(&*cache.version(), "7/1");
     tokio::select! {
@@ -63,9 +56,8 @@ async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_
 #[tokio::test(start_paused = true)]
 async fn a_revision_that_brings_a_bug_to_light_is_told_of_and_the_next_one_comes() {
     let (publisher, registrations) = Watched::channel(Registrations::default());
-    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
     let (model, keys) = (Watched::fixed(Model::default()), Watched::fixed(Keys::default()));
-    let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), &clock);
+    let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), "7");
     let (cache, findings, panics) = (served.cache(), served.findings(), served.panics.clone());
     let mut seat = cache.seat(NodeScope::namespace("default"), &Arc::default());
     let name = seat.subscribe(Kind::Endpoints, "outbound|9080||reviews.default.svc.cluster.local");
@@ -100,9 +92,8 @@ async fn keys_of_an_issuer_are_served_when_they_come_and_why_they_do_not_is_foun
     );
     let model = Watched::fixed(Model::from_texts([("a.yaml", &*text)]));
     let (publisher, keys) = Watched::channel(Keys::default());
-    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
     let registrations = Watched::fixed(Registrations::default());
-    let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), &clock);
+    let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), "7");
     let (cache, findings) = (served.cache(), served.findings());
     let mut seat = cache.seat(NodeScope::namespace("default"), &Arc::default());
     let name = seat.subscribe(Kind::Listener, "xds.istio.io/grpc/lds/inbound/10.0.0.1:80");
@@ -133,22 +124,30 @@ async fn keys_of_an_issuer_are_served_when_they_come_and_why_they_do_not_is_foun
     }
 }
 
+#[test]
+fn versions_of_two_runs_that_began_in_the_same_second_are_told_apart() {
+    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+    let begin = || {
+        let (model, registrations) = (Watched::fixed(Model::default()), Watched::fixed(Registrations::default()));
+        let (keys, options) = (Watched::fixed(Keys::default()), Options::default());
+        Served::new(model, registrations, keys, options, Held::load(None), run_name(&clock)).cache()
+    };
+    let (before, now) = (begin(), begin());
+    let seat = now.seat(NodeScope::namespace("default"), &Arc::default());
+    assert!(!seat.remembers(&before.version()), "{} {}", before.version(), now.version());
+    // The control, and what an operator reads of it: when it began.
+    assert!(seat.remembers(&now.version()) && now.version().starts_with("7-"), "{}", now.version());
+}
+
 /// How many revisions ten seconds of changes make, one `every` so long, and whether the last change was served.
 async fn storm(every: Duration, pace: Option<Pace>) -> (u64, bool) {
     const TIME: Duration = Duration::from_secs(10);
     let (publisher, registrations) = Watched::channel(Registrations::default());
-    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
     // The clock has run for a while, as it has in a process.
     mesh_testkit::clock::pass(Duration::from_secs(60)).await;
     let model = Watched::fixed(Model::default());
-    let mut served = Served::new(
-        model,
-        registrations,
-        Watched::fixed(Keys::default()),
-        Options::default(),
-        Held::load(None),
-        &clock,
-    );
+    let mut served =
+        Served::new(model, registrations, Watched::fixed(Keys::default()), Options::default(), Held::load(None), "7");
     served.pace = pace.unwrap_or(served.pace);
     let cache = served.cache();
     let revision = || cache.version().rsplit_once('/').unwrap().1.parse::<u64>().unwrap();
@@ -395,14 +394,10 @@ fn an_edit_that_leads_nowhere_takes_no_effect_by_a_restart() {
     let timeout = |served: &Served| served.world.model.virtual_services.values().next().unwrap().spec.http[0].timeout;
     let folder = tempfile::tempdir().unwrap();
     let state = || Some(StateDir::open(folder.path()).unwrap());
-    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
     let start = |text: &str, state| {
         let (publisher, model) = Watched::channel(Model::from_texts([("a.yaml", text)]));
         let (registrations, options) = (Watched::fixed(Registrations::default()), Options::default());
-        (
-            publisher,
-            Served::new(model, registrations, Watched::fixed(Keys::default()), options, Held::load(state), &clock),
-        )
+        (publisher, Served::new(model, registrations, Watched::fixed(Keys::default()), options, Held::load(state), "7"))
     };
     let ended = |served: &mut Served| {
         served.publish();
