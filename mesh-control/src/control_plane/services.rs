@@ -64,7 +64,7 @@ impl Services {
 
     fn xds_and_load(&self) -> Routes {
         let routes = Routes::new(self.xds());
-        if self.load_reports { routes.add_service(self.load().into_server()) } else { routes }
+        if self.load_reports { routes.add_service(self.load()) } else { routes }
     }
 
     /// The debug port.
@@ -98,7 +98,7 @@ impl Services {
         LoadService {
             book: self.load.clone(),
             streams: self.load_streams.clone(),
-            limits: Limits::default(),
+            limits: LoadService::limits(),
             refusals: self.refusals.clone(),
             drain: self.drain.clone(),
         }

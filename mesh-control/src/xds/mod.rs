@@ -30,6 +30,7 @@ pub(crate) use self::service::AggregatedService;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use self::session::fuzzing;
+pub(crate) use self::unread::Unread;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;

@@ -124,6 +124,7 @@ struct Open {
 struct Own {
     streams: usize,
     account: Arc<Account>,
+    coming: Arc<Account>,
 }
 
 /// When the log was told of what clients of one identity say. As often as they say it would be as often as they like. It
@@ -175,13 +176,13 @@ impl Nodes {
         let id = open.last;
         let own = open.by_identity.entry(identity.clone()).or_default();
         own.streams += 1;
-        let account = own.account.clone();
+        let (account, coming) = (own.account.clone(), own.coming.clone());
         let (user_agent, user_agent_version) = (String::new(), String::new());
         let node = Node { peer: peer.clone(), id: String::new(), user_agent, user_agent_version, session: None };
         let node = Arc::new(Mutex::new(node));
         open.streams.insert(id, node.clone());
         drop(open);
-        Ok(NodeEntry { nodes: self.clone(), id, identity, account, node })
+        Ok(NodeEntry { nodes: self.clone(), id, identity, account, coming, node })
     }
 
     /// The clients that have said who they are, longest connected first; with `resources` of those whose
@@ -242,6 +243,8 @@ pub(crate) struct NodeEntry {
     pub(crate) node: Arc<Mutex<Node>>,
     /// What is kept for its identity.
     pub(crate) account: Arc<Account>,
+    /// What has come of it, for those who don't count that with what they keep.
+    pub(crate) coming: Arc<Account>,
     identity: Option<SpiffeId>,
     id: u64,
 }

@@ -1,5 +1,5 @@
-//! [`Unread`]: the bytes of a stream's requests that have come and are not taken in yet, kept for its identity. Without it an
-//! identity could have a request on each of its streams that never becomes whole.
+//! [`Unread`]: the bytes of a stream's requests, or reports, that have come and are not taken in yet, kept for its identity.
+//! Without it an identity could have one on each of its streams that never becomes whole.
 //!
 //! Refuses to know what requests say.
 
@@ -24,7 +24,7 @@ const FLOOR: usize = 64 << 10;
 
 /// One stream's.
 #[derive(Clone, Debug)]
-pub(super) struct Unread {
+pub(crate) struct Unread {
     said: Arc<Mutex<Said>>,
     /// Bytes of the identity in all.
     most: usize,
@@ -43,19 +43,19 @@ struct Said {
 }
 
 /// A body whose bytes count as unread.
-pub(super) struct Metered<D> {
+pub(crate) struct Metered<D> {
     body: UnsyncBoxBody<D, StdError>,
     unread: Unread,
 }
 
 impl Unread {
-    pub(super) fn new(account: &Arc<Account>, most: usize) -> Self {
+    pub(crate) fn new(account: &Arc<Account>, most: usize) -> Self {
         let said = Said { charge: Charge::new(account, 0), bytes: 0, granted: 0, refused: None };
         Self { said: Arc::new(Mutex::new(said)), most }
     }
 
     /// Everything that has come so far was taken in.
-    pub(super) fn taken(&self) {
+    pub(crate) fn taken(&self) {
         self.said.lock().bytes = 0;
     }
 
@@ -67,11 +67,11 @@ impl Unread {
     }
 
     /// Why the stream is broken off, if that was decided here.
-    pub(super) fn refused(&self) -> Option<Refused> {
+    pub(crate) fn refused(&self) -> Option<Refused> {
         self.said.lock().refused.clone()
     }
 
-    pub(super) fn body<B>(&self, body: B) -> Metered<B::Data>
+    pub(crate) fn body<B>(&self, body: B) -> Metered<B::Data>
     where
         B: Body + Send + 'static,
         B::Error: Into<StdError>,
