@@ -77,12 +77,10 @@ impl Row {
     /// The goals that it does not meet.
     fn missed(&self) -> Vec<&'static str> {
         let names = ["throughput_ratio", "cpu_ratio", "p50_ratio", "p99_ratio"];
-        let ratios = names.into_iter().zip(self.ratios()).zip(self.goals.all());
-        let missed = ratios.filter(|((name, ratio), goal)| match (goal, *name) {
-            (None, _) => false,
-            (Some(goal), "throughput_ratio") => ratio < goal,
-            (Some(goal), _) => ratio > goal,
-        });
+        let ratios = names.into_iter().zip(self.ratios().map(rounded)).zip(self.goals.all());
+        // What is no number meets nothing.
+        let met = |name, ratio, goal| if name == "throughput_ratio" { ratio >= goal } else { ratio <= goal };
+        let missed = ratios.filter(|((name, ratio), goal)| goal.is_some_and(|goal| !met(*name, *ratio, goal)));
         let heap = self.allocations_added.iter().zip(&GOAL_ALLOCATIONS).any(|(added, goal)| added > goal);
         missed.map(|((name, _), _)| name).chain(heap.then_some("allocations_added")).collect()
     }

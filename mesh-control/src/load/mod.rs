@@ -4,6 +4,7 @@
 //! Refuses to know what is made of them: they decide nothing here.
 
 mod book;
+mod decode;
 mod service;
 
 pub use self::book::LoadReport;

@@ -15,15 +15,16 @@ use futures_util::{Stream, stream};
 use http::Extensions;
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, StdError};
 use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Code, Request, Response, Status, Streaming};
-use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::LoadBook;
+use super::decode::ReportCodec;
 use crate::runtime::{Peer, Refusals};
 use crate::xds::{Limits, NodeEntry, Nodes, Unread, scope_of};
 
@@ -88,7 +89,7 @@ impl LoadService {
             Err(status) => return Ok(status.into_http()),
         };
         let request = request.map(|body| entered.unread.body(body));
-        let codec = ProstCodec::<LoadStatsResponse, LoadStatsRequest>::new();
+        let codec = ReportCodec::default();
         let limit = entered.service.limits.request_bytes;
         let mut grpc = Grpc::new(codec).apply_max_message_size_config(Some(limit), None);
         Ok(grpc.streaming(Open(Some(entered)), request).await)
@@ -188,6 +189,7 @@ impl Reporting {
                 if !self.client.book.report(self.client.id, node, self.peer.caller.identity(), stats) {
                     self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
                 }
+                consume_budget().await;
             }
             self.unread.taken();
             if first {

@@ -80,6 +80,10 @@ impl Worker {
 
     /// Waits for a cluster that this control plane wants to hear of.
     async fn wanted(&mut self) {
+        // What the last stream was not given is told, whatever comes.
+        if !self.untold.is_empty() {
+            return;
+        }
         let mut added = self.store.added();
         loop {
             let names = self.store.names();

@@ -192,10 +192,13 @@ where
         this.keepalive.turn();
         let mut left = IN_A_ROW;
         while left > 0
-            && let Some(taken) = this.waiting.pop_front()
+            && let Some(mut taken) = this.waiting.pop_front()
         {
-            left -= 1;
-            this.begin(taken);
+            // Nobody waits for one that was given up.
+            if taken.1.poll_reset(cx).is_pending() {
+                left -= 1;
+                this.begin(taken);
+            }
         }
         loop {
             match &mut this.state {

@@ -172,19 +172,22 @@ async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
     assert!(early < ALL / 2, "{early}");
     drop(answers);
     within(send()).await.unwrap();
-    // Nor is who has sent others meanwhile.
+    // Nor is who has sent others meanwhile, of which none is begun then.
+    let before = begun.load(Ordering::Relaxed);
     let mut answers: Vec<_> = (0..3 * ALL - 10).map(|_| send()).collect();
     within(answers.remove(0)).await.unwrap();
     let others: Vec<_> = (0..ALL).map(|_| send()).collect();
     // Behind it everything has been read.
     within(pings.ping(h2::Ping::opaque())).await.unwrap();
-    let begun = begun.load(Ordering::Relaxed) - 2 * ALL;
-    assert!(begun < answers.len(), "the control: none of these is: {begun}");
+    let meanwhile = begun.load(Ordering::Relaxed) - before;
+    assert!(meanwhile < answers.len(), "the control: none of these is: {meanwhile}");
     drop(others);
+    let asked = answers.len() + 1;
     for answer in answers {
         within(answer).await.unwrap();
     }
     within(send()).await.unwrap();
+    assert_eq!(begun.load(Ordering::Relaxed) - before, asked + 1);
 }
 
 /// A clock that stands.
