@@ -59,6 +59,12 @@ fn server_with(own: Composite) -> InboundListener {
     InboundListener { filters: composite(own), ..InboundListener::new("inbound", address, InboundTls::Permissive) }
 }
 
+/// With its routes beside it.
+fn apart(listener: InboundListener) -> Option<Any> {
+    let (listener, routes) = mesh_testkit::xds::apart(&codec::encode_inbound(&listener).value, "r")?;
+    Some(Any { type_url: String::new(), value: fuzzing::framed(&listener, &routes) })
+}
+
 fn routes_with(own: Composite) -> RouteConfiguration {
     let mut table = super::refusals::routes();
     let own = FilterOverride::Composite(own);
@@ -75,11 +81,13 @@ fn corpora_are_replayed() {
         write("listener", "composite-client", of_client().prop_map(client_with), codec::encode_listener);
         write("routes", "composite", of_server().prop_map(routes_with), codec::encode_routes);
         write("listener", "composite-server", of_server().prop_map(server_with), codec::encode_inbound);
+        write("joined", "apart", inbound().prop_filter_map("its routes are inline", apart), Any::clone);
         write("cluster", "cluster", cluster(), codec::encode_cluster);
         write("endpoints", "endpoints", endpoints(), codec::encode_endpoints);
     }
     replay("listener", fuzzing::listener);
     replay("routes", fuzzing::routes);
+    replay("joined", fuzzing::joined);
     replay("cluster", fuzzing::cluster);
     replay("endpoints", fuzzing::endpoints);
     replay("bootstrap", |bytes| {

@@ -16,6 +16,7 @@ fn decode_all(any: &Any) {
     fuzzing::routes(&any.value);
     fuzzing::cluster(&any.value);
     fuzzing::endpoints(&any.value);
+    fuzzing::joined(&any.value);
 }
 
 /// Changes a few bytes, and perhaps cuts the end off.
@@ -80,6 +81,23 @@ proptest! {
             }
         }
         prop_assert_eq!(codec::plain::read(&codec::encode_endpoints(&policy).value, &Default::default()), Some(policy));
+    }
+
+    #[test]
+    fn a_listener_and_its_routes_say_the_same_in_one_piece_whatever_they_say(
+        policy in inbound(),
+        edits in vec(any::<(bool, Index, u8)>(), 0..4),
+    ) {
+        let Some((listener, routes)) = mesh_testkit::xds::apart(&codec::encode_inbound(&policy).value, "r") else {
+            return Ok(());
+        };
+        let mut halves = [listener, routes];
+        for (half, index, byte) in edits {
+            let half = &mut halves[usize::from(half)];
+            let at = index.index(half.len());
+            half[at] = byte;
+        }
+        fuzzing::joined(&fuzzing::framed(&halves[0], &halves[1]));
     }
 
     #[test]
