@@ -234,6 +234,7 @@ impl State {
         loop {
             let mut changed = self.ads.take_changed();
             if changed.is_empty() {
+                self.ads.misfits(self.cascade.misfits());
                 self.ads.conclude();
                 return any;
             }
