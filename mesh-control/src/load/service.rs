@@ -15,7 +15,6 @@ use futures_util::{Stream, stream};
 use http::Extensions;
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
-use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, StdError};
@@ -189,7 +188,6 @@ impl Reporting {
                 if !self.client.book.report(self.client.id, node, self.peer.caller.identity(), stats) {
                     self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
                 }
-                consume_budget().await;
             }
             self.unread.taken();
             if first {
