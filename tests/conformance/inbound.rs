@@ -7,9 +7,8 @@ use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as RoutesProto
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    AdaptiveConcurrency, AuthorizationAction, AuthorizationPolicy, Domain, Guards, HttpFilter, HttpFilterKind,
-    InboundHost, InboundListener, InboundRoute, InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction,
-    RouteMatch,
+    AuthorizationAction, AuthorizationPolicy, Domain, Guards, InboundHost, InboundListener, InboundRoute,
+    InboundRoutes, InboundState, InboundTls, PathMatch, Route, RouteAction, RouteMatch,
 };
 use mesh_core::source::{InboundSource, Watched};
 use mesh_discovery::codec;
@@ -105,47 +104,5 @@ async fn a36_routes_that_do_not_exist_fail_the_server_and_nothing_is_served_with
         assert!(format!("{failed:?}").contains("routes"), "{failed:?}");
         plane.put(serving("r", "/a"));
         serves(&mut state, "/a").await;
-    }
-}
-
-/// Each is good by itself. What does not fit the other is refused when it comes, and held: it is in force once the other is
-/// mended, whichever that is.
-#[tokio::test(start_paused = true)]
-async fn a36_a39_a_listener_and_routes_that_do_not_fit_are_refused_and_what_was_in_force_stays() {
-    let [ruled, changing] = guarded("/a");
-    let limited = {
-        let kind = HttpFilterKind::AdaptiveConcurrency(Some(AdaptiveConcurrency::default()));
-        let listener = InboundListener::new(name(), ADDRESS.parse().unwrap(), InboundTls::Strict);
-        let any = codec::encode_inbound(&InboundListener {
-            filters: vec![HttpFilter { name: "f".to_owned(), kind }],
-            routes: InboundRoutes::Named("r".to_owned()),
-            ..listener
-        });
-        ((any.type_url, name()), any.value)
-    };
-    for variant in BOTH {
-        let plane = Plane::new();
-        plane.put_all([ruled.clone(), changing.clone()]);
-        let client = client(variant, &[&plane]);
-        let mut state = client.inbound(ADDRESS.parse().unwrap());
-        serves(&mut state, "/a").await;
-        assert_eq!(plane.nacks(), [""; 0], "the control");
-        let first = state.load_full();
-
-        plane.put(limited.clone());
-        plane.sees("the listener is refused", |plane| plane.nacks().len() == 1).await;
-        let nack = plane.nacks().concat();
-        assert!(nack.contains(&name()) && nack.contains("\"r\"") && nack.contains("http_filters[0]"), "{nack}");
-        assert_eq!(**state.load(), *first);
-        plane.put(serving("r", "/b"));
-        serves(&mut state, "/b").await;
-
-        plane.put(changing.clone());
-        plane.sees("the routes are refused", |plane| plane.nacks().len() == 2).await;
-        serves(&mut state, "/b").await;
-        plane.put(ruled.clone());
-        serves(&mut state, "/a").await;
-        assert_eq!(**state.load(), *first);
-        assert_eq!(plane.nacks().len(), 2, "{variant:?}: {:?}", plane.nacks());
     }
 }

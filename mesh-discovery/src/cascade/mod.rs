@@ -12,7 +12,6 @@
 //! ```
 
 mod follow;
-mod joint;
 mod published;
 #[cfg(test)]
 mod tests;
@@ -29,10 +28,8 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::follow::{Follow, Found, Grounds, Step};
-pub(crate) use self::joint::Joined;
-use self::joint::Joins;
 pub(crate) use self::published::{Published, Unsettled};
-use crate::xds::{Ads, Hold, Key, Kind, Known, Misfit, Name, Resource};
+use crate::xds::{Ads, Hold, Key, Kind, Known, Name, Resource};
 
 /// Number of a subscription; never used twice.
 pub(crate) type SubscriptionId = u64;
@@ -51,8 +48,6 @@ pub(crate) trait Resources {
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource>;
     /// Until when something holds that came with one of them, and holds `max_age` without its control plane.
     fn hold(&self, key: &Key, max_age: Duration) -> Hold;
-    /// Whether it came with the response that is worked off, and is not what was held before.
-    fn has_just_come(&self, key: &Key) -> bool;
 }
 
 impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
@@ -79,10 +74,6 @@ impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
     fn hold(&self, key: &Key, max_age: Duration) -> Hold {
         Ads::hold(self, key, max_age)
     }
-
-    fn has_just_come(&self, key: &Key) -> bool {
-        Ads::has_just_come(self, key)
-    }
 }
 
 /// Who wants what, and what was told to whom.
@@ -91,8 +82,6 @@ pub(crate) struct Cascade {
     followed: HashMap<SubscriptionId, Box<Followed>, RandomState>,
     /// Listening addresses with keys that do not hold for ever without a control plane.
     perishable: BTreeMap<SubscriptionId, Perishable>,
-    /// Listening addresses whose routes come on their own.
-    joins: Joins,
     /// Our id as a node, for what is said of failures (gRFC A88); empty if there is none to say.
     node: Arc<str>,
 }
@@ -172,7 +161,6 @@ impl Cascade {
     /// Ends a subscription.
     pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
         self.perishable.remove(&id);
-        self.joins.remove(id);
         if let Some(followed) = self.followed.remove(&id) {
             followed.uses.iter().for_each(|key| resources.release(id, key));
         }
@@ -210,16 +198,6 @@ impl Cascade {
             Hold::Confirmed | Hold::Over => None,
         });
         ends.min()
-    }
-
-    /// Resources that are good by themselves and do not fit what they are to be joined with.
-    pub(crate) fn misfits(&self) -> BTreeMap<Key, Misfit> {
-        self.joins.misfits()
-    }
-
-    /// Listeners in force with the routes that they name, of which something is not enforced.
-    pub(crate) fn joined(&self) -> impl Iterator<Item = &Joined> {
-        self.joins.in_force()
     }
 
     /// After a look at what uses these has panicked: what it wanted and could not note any more is followed like the
@@ -299,51 +277,41 @@ impl Cascade {
                     uses
                 }
             }
-            Root::Inbound { .. } => {
-                let Some(uses) = self.refresh_inbound(id, resources) else { return };
-                uses
+            Root::Inbound { listener, publisher } => {
+                let mut follow = Follow::new(id, resources, &self.node);
+                let before = publisher.load_full();
+                let in_force = matches!(*before, InboundState::Ready(_));
+                let next = follow.inbound(listener, if in_force { &followed.settled } else { &[] });
+                let grounds = follow.take_grounds();
+                // Only what was dropped on purpose ends what is good, as for destinations.
+                let stays = matches!(*before, InboundState::Ready(_))
+                    && !matches!(next, InboundState::Ready(_))
+                    && !follow.has_lost_one_of(&followed.settled);
+                let next = if stays { (*before).clone() } else { next };
+                let (next, keys) = follow.aged(listener, next);
+                tell_age(listener, self.perishable.get(&id), keys.as_ref());
+                match keys {
+                    Some(keys) => self.perishable.insert(id, keys),
+                    None => self.perishable.remove(&id),
+                };
+                if next != *before {
+                    publisher.publish(next);
+                }
+                followed.is_settled = !stays;
+                if stays {
+                    follow.into_uses(&followed.uses, &followed.settled).0
+                } else {
+                    followed.grounds = grounds;
+                    (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
+                    followed.settled.clone()
+                }
             }
         };
-        let Some(followed) = self.followed.get_mut(&id) else { return };
         let before = std::mem::replace(&mut followed.uses, uses.clone());
         if !Arc::ptr_eq(&before, &uses) {
             let unused = before.iter().filter(|key| uses.binary_search(key).is_err());
             unused.for_each(|key| resources.release(id, key));
         }
-    }
-
-    /// The same for a listening address; gives what it uses.
-    fn refresh_inbound(&mut self, id: SubscriptionId, resources: &mut impl Resources) -> Option<Keys> {
-        let followed = self.followed.get_mut(&id)?;
-        let Root::Inbound { listener, publisher } = &followed.root else { return None };
-        let mut follow = Follow::new(id, resources, &self.node);
-        let before = publisher.load_full();
-        let in_force = matches!(*before, InboundState::Ready(_));
-        let next = follow.inbound(listener, if in_force { &followed.settled } else { &[] });
-        let grounds = follow.take_grounds();
-        // Only what was dropped on purpose ends what is good, as for destinations.
-        let stays = in_force && !matches!(next, InboundState::Ready(_)) && !follow.has_lost_one_of(&followed.settled);
-        let next = if stays { (*before).clone() } else { next };
-        let (next, keys) = follow.aged(listener, next);
-        tell_age(listener, self.perishable.get(&id), keys.as_ref());
-        match keys {
-            Some(keys) => self.perishable.insert(id, keys),
-            None => self.perishable.remove(&id),
-        };
-        if next != *before {
-            publisher.publish(next);
-        }
-        followed.is_settled = !stays;
-        let join = follow.take_join();
-        let uses = if stays {
-            follow.into_uses(&followed.uses, &followed.settled).0
-        } else {
-            followed.grounds = grounds;
-            (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
-            followed.settled.clone()
-        };
-        self.joins.note(id, join, stays, resources);
-        Some(uses)
     }
 }
 

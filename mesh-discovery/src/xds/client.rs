@@ -160,7 +160,7 @@ impl XdsClient {
     /// How many fields of the resources in use are accepted and not enforced, by type of resource. The fields
     /// themselves are in [`config_dump`](Self::config_dump).
     pub fn unenforced(&self) -> [(&'static str, usize); 4] {
-        report::unenforced(&self.state.lock())
+        report::unenforced(&self.state.lock().ads)
     }
 
     /// How many resources are in each state: type, state, number. States are gRPC's (gRFC A78, A88): `requested`,
@@ -172,10 +172,8 @@ impl XdsClient {
 
     /// Everything the client holds: `status`, and `resources` with type, name, version, state
     /// (`requested`, `acked`, `nacked`, `does_not_exist`, `received_error`, `timed_out`), error (`reason`,
-    /// refused `version`), decoded value, when it came (Unix seconds) and what of it is not enforced: of a server's listener in
-    /// force that names its routes, together with these. A listener and routes that do not fit are good by themselves: those of
-    /// the two that came when the other was there are `nacked`, with neither version nor value, though they are held for when
-    /// the other is mended. The [`status_service`](super::status_service) tells the same in Envoy's messages.
+    /// refused `version`), decoded value, when it came (Unix seconds) and what of it is not enforced. The
+    /// [`status_service`](super::status_service) tells the same in Envoy's messages.
     pub fn config_dump(&self) -> serde_json::Value {
         let (status, rows) = (self.status(), self.rows());
         serde_json::json!({ "status": status, "resources": rows })
@@ -183,7 +181,7 @@ impl XdsClient {
 
     /// Every resource.
     pub(super) fn rows(&self) -> Vec<Row> {
-        report::rows(&self.state.lock(), Instant::now(), self.epoch)
+        report::rows(&self.state.lock().ads, Instant::now(), self.epoch)
     }
 
     /// Who we are.

@@ -1,8 +1,7 @@
 //! What the client holds, for tools (CSDS; gRFC A40): what `config_dump` says, in Envoy's messages.
 //!
 //! Contents are encoded from the policy in use: fields that it has no place for, which a control plane may have sent,
-//! are not in them. What was refused is shown as it came, beside the last good one; what is good by itself and does not fit
-//! what it is to be joined with, without one.
+//! are not in them. What was refused is shown as it came, beside the last good one.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;

@@ -39,7 +39,7 @@ pub use self::report::{ServerStatus, Status};
 pub use self::saved::{SnapshotConfig, SnapshotStatus};
 pub use self::transport::{AdsStream, Transport};
 
-pub(crate) use self::ads::{Ads, Codec, Hold, InForce, Known, Loss, Misfit, Origin, ServerId};
+pub(crate) use self::ads::{Ads, Codec, Hold, Known, Loss, Origin, ServerId};
 pub(crate) use self::client::Givers;
 pub(crate) use self::kind::{Key, Kind};
 pub(crate) use self::node::to_wire as node_to_wire;

@@ -1,6 +1,5 @@
 //! What the client holds and how it stands with its control planes, for people.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +7,12 @@ use mesh_core::policy::Unenforced;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use super::ads::{Ads, Entry, Failure, Good, InForce, Session, Standing};
+use super::ads::{Ads, Session, Standing};
 use super::kind::Kind;
 use super::message::{Body, Name, Variant};
-use super::resource::{self, PolicyCodec, Resource, Value};
+use super::resource::{PolicyCodec, Value};
 use super::saved::SnapshotStatus;
 use super::worker::State;
-use crate::cascade::Joined;
 use crate::clock;
 
 /// How the client stands with its control planes.
@@ -161,45 +159,13 @@ pub(super) struct Complaint {
 }
 
 /// Accepted fields that are not enforced, by type.
-pub(super) fn unenforced(state: &State) -> [(&'static str, usize); 4] {
+pub(super) fn unenforced(ads: &Ads<PolicyCodec>) -> [(&'static str, usize); 4] {
     let mut counts = KINDS.map(|kind| (kind, 0));
-    let joined = joined(state);
-    for (kind, name, entry) in state.ads.entries() {
-        let lines = unenforced_of(kind, name, entry, &joined);
-        counts[kind.index()].1 += lines.iter().map(|line| line.fields).sum::<usize>();
+    for (kind, _, entry) in ads.entries() {
+        counts[kind.index()].1 +=
+            entry.value().map_or(0, |resource| resource.unenforced.iter().map(|line| line.fields).sum());
     }
     counts
-}
-
-/// What is used of a resource: nothing of one that does not fit what it is to be joined with.
-fn in_use(entry: &Entry<Resource>) -> Option<&Good<Resource>> {
-    entry.good.as_deref().filter(|_| entry.misfit().is_none())
-}
-
-/// What of listeners in force is not enforced, together with the routes that they name: what is said of these by themselves
-/// is with them.
-fn joined(state: &State) -> HashMap<&str, Arc<[Unenforced]>> {
-    let lines = |joined: &Joined| {
-        let routes = state.ads.entry(&joined.routes).and_then(in_use);
-        let of_routes = routes.map(|good| &*good.value.unenforced).unwrap_or_default();
-        let is_there = |line: &&Unenforced| {
-            let field = line.field.split_once(".rds.").map(|(_, field)| field);
-            field.is_none_or(|field| of_routes.iter().all(|of_routes| of_routes.field != field))
-        };
-        joined.unenforced.iter().filter(is_there).cloned().collect()
-    };
-    state.cascade.joined().map(|joined| (&*joined.listener.name, lines(joined))).collect()
-}
-
-fn unenforced_of(
-    kind: Kind,
-    name: &str,
-    entry: &Entry<Resource>,
-    joined: &HashMap<&str, Arc<[Unenforced]>>,
-) -> Arc<[Unenforced]> {
-    let joined = joined.get(name).filter(|_| kind == Kind::Listener);
-    let of_itself = || in_use(entry).map(|good| good.value.unenforced.clone());
-    joined.cloned().or_else(of_itself).unwrap_or_default()
 }
 
 /// How many resources are in each state, by type; states have the names of gRFC A78 and A88.
@@ -207,8 +173,7 @@ pub(super) fn standings(ads: &Ads<PolicyCodec>) -> Vec<(&'static str, &'static s
     let mut counts: Vec<_> =
         KINDS.into_iter().flat_map(|kind| STATES.into_iter().map(move |state| (kind, state, 0))).collect();
     for (kind, _, entry) in ads.entries() {
-        let is_cached = entry.misfit().map_or(entry.value().is_some(), |in_force| in_force == InForce::Before);
-        let cached = usize::from(is_cached);
+        let cached = usize::from(entry.value().is_some());
         let state = match entry.standing {
             Standing::Requested => 0,
             Standing::Acked => 1,
@@ -237,44 +202,30 @@ const STATES: [&str; 9] = [
 ];
 
 /// Every resource, by type and name.
-pub(super) fn rows(state: &State, now: Instant, epoch: Epoch) -> Vec<Row> {
-    let joined = joined(state);
-    let row = |(kind, name, entry): (Kind, &Name, &Entry<Resource>)| {
-        let good = in_use(entry);
-        Row {
+pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant, epoch: Epoch) -> Vec<Row> {
+    let age = |since: Instant| now.saturating_duration_since(since).as_secs();
+    let mut rows: Vec<Row> = ads
+        .entries()
+        .map(|(kind, name, entry)| Row {
             kind,
             name: name.clone(),
             type_url: kind.type_url(),
-            version: good.map(|good| good.version.clone()).unwrap_or_default(),
+            version: entry.good.as_ref().map(|good| good.version.clone()).unwrap_or_default(),
             state: entry.standing,
-            last_updated: good.map(|good| epoch.time_of(good.since)),
-            age_seconds: good.map(|good| age(good.since, now)),
-            error: entry.failure.as_ref().map(|failure| complaint(entry, failure, now, epoch)),
-            value: good.map(|good| good.value.value.clone()),
-            unenforced: unenforced_of(kind, name, entry, &joined),
-        }
-    };
-    let mut rows: Vec<Row> = state.ads.entries().map(row).collect();
+            last_updated: entry.good.as_ref().map(|good| epoch.time_of(good.since)),
+            age_seconds: entry.good.as_ref().map(|good| age(good.since)),
+            error: entry.failure.as_ref().map(|failure| Complaint {
+                reason: failure.reason.clone(),
+                version: failure.version.clone(),
+                since: epoch.time_of(failure.since),
+                age_seconds: age(failure.since),
+                last: epoch.time_of(failure.last),
+                refused: failure.refused.as_ref().map(|refused| refused.body.clone()),
+            }),
+            value: entry.value().map(|resource| resource.value.clone()),
+            unenforced: entry.value().map_or_else(|| Arc::from([]), |resource| resource.unenforced.clone()),
+        })
+        .collect();
     rows.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     rows
-}
-
-fn complaint(entry: &Entry<Resource>, failure: &Failure, now: Instant, epoch: Epoch) -> Complaint {
-    // It is held, and not used.
-    let misfit = entry.value().filter(|_| failure.misfit.is_some()).map(|resource| {
-        let any = resource::encode(&resource.value);
-        Body::new(&any.type_url, any.value)
-    });
-    Complaint {
-        reason: failure.reason.clone(),
-        version: failure.version.clone(),
-        since: epoch.time_of(failure.since),
-        age_seconds: age(failure.since, now),
-        last: epoch.time_of(failure.last),
-        refused: misfit.or_else(|| failure.refused.as_ref().map(|refused| refused.body.clone())),
-    }
-}
-
-fn age(since: Instant, now: Instant) -> u64 {
-    now.saturating_duration_since(since).as_secs()
 }

@@ -234,7 +234,6 @@ impl State {
         loop {
             let mut changed = self.ads.take_changed();
             if changed.is_empty() {
-                self.ads.misfits(self.cascade.misfits());
                 self.ads.conclude();
                 return any;
             }

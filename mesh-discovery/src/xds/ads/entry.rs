@@ -8,10 +8,7 @@
 //!   removal, emptied  DoesNotExist, ReceivedError, TimedOut
 //! ```
 //!
-//! One that is good and does not fit what it is to be joined with counts as refused, and is held: the other may be mended.
 //! At the end of a resource's own time to live it is dropped in any case.
-
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -124,8 +121,6 @@ pub(crate) struct Failure {
     pub(crate) doubted: Instant,
     /// What was refused.
     pub(crate) refused: Option<Refusal>,
-    /// The value held is good by itself, and does not fit what it is to be joined with: of the two this is in force.
-    pub(crate) misfit: Option<InForce>,
     /// The control plane has not said so: as far as it knows, it is held.
     is_unsaid: bool,
     /// Who came late has been told of it.
@@ -134,40 +129,13 @@ pub(crate) struct Failure {
 
 impl Failure {
     fn new(reason: String, version: Name, now: Instant, refused: Option<Refusal>) -> Self {
-        Self {
-            reason,
-            version,
-            since: now,
-            last: now,
-            doubted: now,
-            refused,
-            misfit: None,
-            is_unsaid: false,
-            is_told: false,
-        }
+        Self { reason, version, since: now, last: now, doubted: now, refused, is_unsaid: false, is_told: false }
     }
 
     /// The reason, once.
     pub(super) fn tell(&mut self) -> Option<String> {
         (!std::mem::replace(&mut self.is_told, true)).then(|| self.reason.clone())
     }
-}
-
-/// Why a resource that is good by itself cannot be joined with another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Misfit {
-    /// Names both.
-    pub(crate) reason: Arc<str>,
-    pub(crate) in_force: InForce,
-}
-
-/// What is in force where two resources do not fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InForce {
-    /// The last that fitted.
-    Before,
-    /// None did.
-    Nothing,
 }
 
 /// A resource that was refused, for whoever has to find out why.
@@ -360,14 +328,8 @@ impl<V: PartialEq> Entry<V> {
             let moved = std::mem::replace(&mut good.server, offer.server) != offer.server;
             good.version.clone_from(offer.version);
             good.variant = offer.variant;
-            if let Some(failure) = self.failure.as_mut().filter(|failure| failure.misfit.is_some()) {
-                // What it does not fit may be the same as before, too.
-                failure.version.clone_from(offer.version);
-                failure.last = offer.now;
-            } else {
-                self.standing = Standing::Acked;
-                self.failure = None;
-            }
+            self.standing = Standing::Acked;
+            self.failure = None;
             return Ok(Taken::Same { changed: moved });
         }
         let refused =
@@ -424,40 +386,6 @@ impl<V: PartialEq> Entry<V> {
         let refused = Some(Refusal::of(body, taken.digest));
         let failure = Failure::new(reason, taken.version, now, refused);
         self.fail(Standing::Nacked, failure, strict, taken.server);
-    }
-
-    /// It is good by itself and cannot be joined with another: while that is so it counts as refused, and is held for when the
-    /// other is mended. Gives whether that is news; none where something else is wrong with it, or it is not the control
-    /// plane's last word.
-    pub(super) fn misfits(&mut self, misfit: &Misfit, now: Instant) -> Option<bool> {
-        let good = self.good.as_ref()?;
-        match &mut self.failure {
-            Some(failure) if failure.misfit.is_none() => return None,
-            Some(failure) if *failure.reason == *misfit.reason => {
-                failure.misfit = Some(misfit.in_force);
-                return Some(false);
-            }
-            None if self.standing != Standing::Acked => return None,
-            _ => {}
-        }
-        let (version, server) = (good.version.clone(), good.server);
-        let failure =
-            Failure { misfit: Some(misfit.in_force), ..Failure::new((*misfit.reason).to_owned(), version, now, None) };
-        self.fail(Standing::Nacked, failure, false, server);
-        Some(true)
-    }
-
-    /// It fits after all.
-    pub(super) fn fits(&mut self) {
-        if self.misfit().is_some() {
-            self.standing = Standing::Acked;
-            self.failure = None;
-        }
-    }
-
-    /// What is in force, if it does not fit.
-    pub(crate) fn misfit(&self) -> Option<InForce> {
-        self.failure.as_ref().and_then(|failure| failure.misfit)
     }
 
     /// Notes that `server` has not got the resource; gives whether readers see a difference. A last good

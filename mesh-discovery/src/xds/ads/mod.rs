@@ -12,7 +12,6 @@
 
 mod authority;
 mod entry;
-mod misfit;
 mod response;
 mod restored;
 mod session;
@@ -20,16 +19,14 @@ mod ttl;
 mod unasked;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use self::authority::Authority;
-pub(crate) use self::entry::{
-    Entry, Failure, Good, Hold, InForce, Known, Loss, Misfit, Origin, SAVED, ServerId, Standing,
-};
+pub(crate) use self::entry::{Entry, Hold, Known, Loss, Origin, SAVED, ServerId, Standing};
 use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
@@ -124,8 +121,6 @@ pub(crate) struct Ads<C: Codec> {
     /// The response that is worked off.
     open: Option<Round<C::Value>>,
     round: u32,
-    /// Good resources that do not fit what they are to be joined with.
-    misfits: BTreeMap<Key, Misfit>,
     last_timer: u32,
     /// Of resources that end by themselves.
     ends: Ends,
@@ -164,7 +159,6 @@ impl<C: Codec> Ads<C> {
             changed: Vec::new(),
             open: None,
             round: 0,
-            misfits: BTreeMap::new(),
             last_timer: 0,
             ends: Ends::default(),
             clock: now,

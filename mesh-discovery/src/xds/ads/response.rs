@@ -77,22 +77,6 @@ impl<V> Round<V> {
         (!text.is_empty()).then(|| self.own.clone())
     }
 
-    /// Whether it held a resource, of whose entry this is the number.
-    pub(super) fn held(&self, key: &Key, number: u32) -> bool {
-        self.kind == key.kind && self.number == number
-    }
-
-    /// Whether it brought a resource that was not held before.
-    pub(super) fn brought(&self, key: &Key) -> bool {
-        self.kind == key.kind && self.taken.iter().any(|taken| taken.name == key.name)
-    }
-
-    /// A resource that it held is good by itself and cannot be used.
-    pub(super) fn object(&mut self, name: &str, reason: &str, is_new: bool) {
-        self.is_news |= is_new;
-        self.problems.add(name, reason);
-    }
-
     /// Notes a problem of a resource that has no entry, by its place.
     fn nameless(&mut self, index: usize, problem: &str) {
         let (place, problem) = (format!("resource {index}"), cut(problem, MAX_REASON));

@@ -4,7 +4,6 @@ mod client;
 mod csds;
 mod fetched;
 mod grpc;
-mod joined;
 mod machine;
 mod outage;
 mod protocol;

@@ -235,10 +235,6 @@ impl Resources for Brittle<'_> {
     fn hold(&self, key: &Key, max_age: Duration) -> Hold {
         self.0.hold(key, max_age)
     }
-
-    fn has_just_come(&self, key: &Key) -> bool {
-        self.0.has_just_come(key)
-    }
 }
 
 #[test]
