@@ -131,7 +131,7 @@ impl Worker {
                 let told = self.tell(order, &stream, !told_nothing).await?;
                 told_nothing = !told;
             }
-            if self.ours.among(&self.store.names()).is_empty() {
+            if self.untold.is_empty() && self.ours.among(&self.store.names()).is_empty() {
                 stream.end().await;
                 return Ok(());
             }

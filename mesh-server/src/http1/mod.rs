@@ -296,7 +296,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
 
     /// Reads, with room for so much at least.
     fn poll_read(&mut self, room: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // The next request is read to where the last one was, which caches have: nobody keeps a part of that by now.
+        // The next request is read to where the last one was, which caches have, if nobody keeps a part of that.
         let reads_anew = self.read.is_empty() && self.read.try_reclaim(READ);
         if !reads_anew && self.read.capacity() - self.read.len() < room {
             self.read.reserve(READ);
