@@ -240,6 +240,7 @@ impl Router {
             limits: Limits::default(),
             now: Instant::now(),
             composites: Composites::default(),
+            shared: HashMap::new(),
         };
         let plan = |route: &CompiledRoute| Plan {
             counted: CountedRoute::of(route, target, env),

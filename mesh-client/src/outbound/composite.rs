@@ -319,7 +319,8 @@ mod tests {
     use super::*;
 
     fn compiler() -> Compiler<'static> {
-        Compiler { before: None, limits: Limits::default(), now: Instant::now(), composites: Composites::default() }
+        let (limits, composites, shared) = (Limits::default(), Composites::default(), HashMap::new());
+        Compiler { before: None, limits, now: Instant::now(), composites, shared }
     }
 
     fn always(kinds: Vec<HttpFilterKind>) -> policy::Composite {

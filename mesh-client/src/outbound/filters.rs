@@ -1,11 +1,12 @@
 //! The filters that a request passes before it is tried, in the listener's order: faults and limits.
 //!
-//! A limit's state belongs to the place that configures it, the listener or one route or one entry of a split, and
+//! A limit's state belongs to the place that configures it, the listener, the routes that share it, or one entry of a split, and
 //! lives on while its policy there is equal; a limit that follows latency is each cluster's own. Refuses to know how
 //! requests are routed and tried.
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +103,9 @@ pub(crate) struct Compiler<'l> {
     pub(crate) now: Instant,
     /// Most routes have one as it is elsewhere.
     pub(crate) composites: Composites,
+    /// Where a limit that several places share, as the routes of a virtual host do, was met first: it has one bucket (Envoy). By
+    /// the address of what is said of it.
+    pub(crate) shared: HashMap<usize, Place>,
 }
 
 impl Compiler<'_> {
@@ -126,6 +130,7 @@ impl Compiler<'_> {
                 }
                 (HttpFilterKind::Fault(fault), _) => Some(Filter::Fault(Faults::new(fault.as_ref()?))),
                 (HttpFilterKind::RateLimit(_), Some(FilterOverride::RateLimit(limit))) => {
+                    let place = self.shared.entry(ptr::from_ref(limit).addr()).or_insert(place).clone();
                     self.limit(place, name, Policy::RateLimit(limit.clone()))
                 }
                 (HttpFilterKind::RateLimit(limit), _) => self.limit(None, name, Policy::RateLimit(limit.clone())),

@@ -132,6 +132,32 @@ async fn a_bucket_outlives_a_change_of_routes_and_not_one_of_its_policy() {
     assert_eq!(passed(&client, 5).await, 2);
 }
 
+/// What a virtual host says is said once, and its bucket is one, however many routes it has, before and after a change of them.
+#[tokio::test]
+async fn routes_that_share_a_limit_share_its_bucket() {
+    let server = EchoServer::start("one").await;
+    let own = || Arc::new(FilterOverride::RateLimit(bucket(3)));
+    let shared = own();
+    for (of_routes, want) in [([shared.clone(), shared], 3), ([own(), own()], 6)] {
+        let mut snapshot = filtered(HttpFilterKind::RateLimit(bucket(100)), &server);
+        let routes = ["/a", "/"].into_iter().zip(of_routes).map(|(path, own)| {
+            let mut route = policy::forward(prefix(path), Forward::to("test".into()));
+            Arc::make_mut(&mut route.filters).insert("limit".into(), own);
+            route
+        });
+        snapshot.routes = Arc::new(policy::routes(routes));
+        let (client, source) = client_of(snapshot.clone());
+        let mut passed = 0;
+        for path in ["/a", "/b", "/a", "/b", "/a", "/b", "/a", "/b"] {
+            passed += usize::from(fetch(&client, path).await.is_ok());
+        }
+        assert_eq!(passed, want);
+        Arc::make_mut(&mut snapshot.routes).name = "other".into();
+        source.set(TARGET, mesh_core::policy::DestinationState::Ready(Arc::new(snapshot)));
+        assert!(fetch(&client, "/b").await.is_err(), "the bucket is empty");
+    }
+}
+
 /// That an entry of a split has a filter on says nothing of how: the route does.
 #[tokio::test]
 async fn an_entry_that_turns_a_limit_on_has_its_routes() {

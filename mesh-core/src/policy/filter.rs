@@ -31,7 +31,8 @@ pub enum FilterOverride {
     Enabled,
     /// Fault injection.
     Fault(Fault),
-    /// Local rate limit.
+    /// Local rate limit. Routes and entries that share this one `Arc`, as those do whose virtual host or table says it over xDS,
+    /// have one bucket.
     RateLimit(LocalRateLimit),
     /// Session affinity.
     Session(StatefulSession),
