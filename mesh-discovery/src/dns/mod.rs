@@ -21,6 +21,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{IntoName, Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
@@ -121,15 +122,45 @@ impl DnsResolver {
         }
         let _place = self.place().await;
         // Both families of one name before the next one is tried: they are to be those of one host.
+        self.search(name, |name| self.both(name)).await
+    }
+
+    /// What the first name has of those that a name may stand for.
+    async fn search<T, F>(&self, name: Name, look: impl Fn(Name) -> F) -> Result<T, ResolveError>
+    where
+        F: Future<Output = Result<T, ResolveError>>,
+    {
         let mut none = ResolveError::NotFound;
         for name in self.search.names(name) {
-            match self.both(name).await {
+            match look(name).await {
                 Err(error @ (ResolveError::NotFound | ResolveError::NoRecords)) => none = error,
                 // Nor is the next one if this one may well be it: what fits there may be another host.
                 found => return found,
             }
         }
         Err(none)
+    }
+
+    /// The services of one name (RFC 2782). None is an answer where it says so, and nothing to be looked for elsewhere.
+    async fn services_of(&self, name: Name) -> Result<Resolved<Service>, ResolveError> {
+        let found = self.resolver.lookup(name, RecordType::SRV).await.map_err(|error| failure(&error))?;
+        let services = found.answers().iter().filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(srv),
+            _ => None,
+        });
+        if services.clone().next().is_none() {
+            return Err(ResolveError::NoRecords);
+        }
+        let service = |srv: &SRV| Service {
+            priority: srv.priority,
+            weight: srv.weight,
+            // With its last dot: it is searched nowhere else.
+            host: srv.target.to_ascii().into(),
+            port: srv.port,
+        };
+        // The root as a host says that there is no such service.
+        let records = services.filter(|srv| !srv.target.is_root()).map(service).collect();
+        Ok(Resolved { records, ttl: Some(left(found.valid_until())), lacks: None })
     }
 
     /// Both families of one name.
@@ -320,24 +351,10 @@ impl Resolve for DnsResolver {
 
     fn services<'r>(&'r self, name: &'r str) -> Resolving<'r, Service> {
         Box::pin(async move {
+            let name = name.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
             let _place = self.place().await;
-            let found = self.resolver.srv_lookup(name).await.map_err(|error| failure(&error))?;
-            let services = found.answers().iter().filter_map(|record| match &record.data {
-                // RFC 2782: the root as a host says that there is no such service.
-                RData::SRV(srv) if !srv.target.is_root() => Some(Service {
-                    priority: srv.priority,
-                    weight: srv.weight,
-                    // With its last dot: it is searched nowhere else.
-                    host: srv.target.to_ascii().into(),
-                    port: srv.port,
-                }),
-                _ => None,
-            });
-            let records: Vec<_> = services.collect();
-            if records.is_empty() {
-                return Err(ResolveError::NoRecords);
-            }
-            Ok(Resolved { records, ttl: Some(left(found.valid_until())), lacks: None })
+            let found = self.search(name, |name| self.services_of(name)).await?;
+            if found.records.is_empty() { Err(ResolveError::NoRecords) } else { Ok(found) }
         })
     }
 

@@ -241,6 +241,20 @@ async fn a_name_that_cannot_be_looked_up_for_now_is_looked_for_nowhere_else() {
     assert_eq!(found().await, Err(ResolveError::Timeout));
     server.break_name("db.test.default.svc", DnsFault::ServerFailure);
     assert!(matches!(found().await, Err(ResolveError::Failed(_))));
+
+    // Services as addresses; that there is decidedly none is an answer.
+    server.set_services("_grpc._tcp.db.elsewhere.test", &[(0, 0, "else.test", 80)], 60);
+    let found = async || {
+        resolver.forget("_grpc._tcp.db.default.svc");
+        resolver.services("_grpc._tcp.db").await
+    };
+    assert_eq!(&*found().await.unwrap().records[0].host, "else.test.");
+    server.set_services("_grpc._tcp.db.default.svc", &[(0, 0, "", 0)], 60);
+    assert_eq!(found().await, Err(ResolveError::NoRecords));
+    server.break_name("_grpc._tcp.db.default.svc", DnsFault::Silence);
+    assert_eq!(found().await, Err(ResolveError::Timeout));
+    server.break_name("_grpc._tcp.db.default.svc", DnsFault::ServerFailure);
+    assert!(matches!(found().await, Err(ResolveError::Failed(_))));
 }
 
 #[tokio::test]

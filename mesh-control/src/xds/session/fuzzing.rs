@@ -325,11 +325,13 @@ impl World {
             ty.take(refusal);
         }
         // One that answers something older counts for nothing, with a state of the world.
-        let counts = self.form == Form::Delta || nonce.is_empty() || nonce == self.types[kind.index()].nonce;
+        let newest = &self.types[kind.index()].nonce;
+        let is_heard = nonce.is_empty() || newest.is_empty() || nonce == *newest;
+        let counts = self.form == Form::Delta || is_heard;
         self.comes_with(kind, &asked, &has_already, has && counts);
         let ty = &mut self.types[kind.index()];
         match self.form {
-            Form::State if nonce.is_empty() || nonce == ty.nonce => ty.state(kind, asked),
+            Form::State if is_heard => ty.state(kind, asked),
             Form::State => {}
             Form::Delta => ty.delta(kind, &asked, &dropped, has_already),
         }

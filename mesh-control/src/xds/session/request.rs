@@ -64,9 +64,13 @@ impl Session {
         let mut outcome = Outcome::default();
         let names_clusters = self.may_name_clusters(kind);
         let ty = &mut self.types[kind.index()];
-        if request.response_nonce == ty.nonce {
+        if ty.nonce.is_empty() {
+            // Those of this stream go on after one that the client came with: no answer of it is taken for one of another.
+            let came_with = request.response_nonce.parse::<u32>().map_or(0, u64::from);
+            self.last_nonce = self.last_nonce.max(came_with);
+        } else if request.response_nonce == ty.nonce {
             outcome = ty.take_answer(request.error_detail.as_ref());
-        } else if !request.response_nonce.is_empty() {
+        } else if ty.is_stale(&request.response_nonce) {
             // The client had not seen the newest response yet; it will answer that one too.
             return Ok(outcome);
         }
@@ -197,7 +201,7 @@ impl Session {
     pub(crate) fn is_large(&self, type_url: &str, nonce: &str, names: &[String]) -> Option<(Kind, Vec<String>)> {
         let kind = Kind::from_type_url(type_url)?;
         let ty = &self.types[kind.index()];
-        let counts = nonce.is_empty() || nonce == ty.nonce || self.form == Form::Delta;
+        let counts = !ty.is_stale(nonce) || self.form == Form::Delta;
         let fits = |name: &String| name.len() <= self.limits.name_bytes;
         if !counts || names.len() > self.limits.names || !names.iter().all(fits) {
             return None;
@@ -373,6 +377,12 @@ impl Type {
         let version = self.version_sent.to_string();
         self.nack = Some(NackStatus { version, nonce: self.nonce.clone(), reason: reason.clone() });
         Outcome { acked: false, nacked: Some(reason) }
+    }
+
+    /// Whether a nonce is not that of the newest response. None is before there has been a response on this stream: there are
+    /// clients that begin a stream with what they were told last on the one before.
+    fn is_stale(&self, nonce: &str) -> bool {
+        !nonce.is_empty() && !self.nonce.is_empty() && nonce != self.nonce
     }
 
     /// Records the answer to a response that another one was sent over. What stands of the newest stays as it is.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::authority::Authority;
-pub(crate) use self::entry::{Entry, Hold, Known, Loss, Origin, SAVED, ServerId, Standing};
+pub(crate) use self::entry::{Entry, Failure, Hold, Known, Loss, Origin, SAVED, ServerId, Standing};
 use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
@@ -34,7 +34,7 @@ use self::ttl::Ends;
 use self::unasked::Unasked;
 use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
-use super::saved::{Record, Saved};
+use super::saved::{self, Record, Saved};
 use crate::bootstrap::{Node, ServerFeatures, name};
 use crate::cascade::SubscriptionId;
 
@@ -220,10 +220,14 @@ impl<C: Codec> Ads<C> {
                     let reason = unfit.unwrap_or_else(|| "the bootstrap has no authority of that name".to_owned());
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
                 } else if !active.is_some_and(|active| self.sessions[usize::from(active)].vouches())
-                    && let Some(Record { version, body, .. }) = self.saved.as_ref().and_then(|saved| saved.get(key))
+                    && let Some(Record { version, body, giver, .. }) =
+                        self.saved.as_ref().and_then(|saved| saved.get(key))
                 {
-                    // It was judged when it came.
-                    let judged = ServerFeatures { trusted_xds_server: true, ..ServerFeatures::default() };
+                    // As from who gave it: some of it is kept as it came.
+                    let servers = authority.map_or(&[][..], |index| self.authorities[usize::from(index)].servers());
+                    let mut sessions = servers.iter().map(|server| &self.sessions[usize::from(*server)]);
+                    let gave = sessions.find(|session| saved::mark(&session.server) == *giver);
+                    let judged = gave.map(|session| session.features).unwrap_or_default();
                     match response::decoded(&self.codec, key.kind, &key.name, body, judged) {
                         Ok(value) => {
                             entry.restore(value, version.clone(), self.clock);

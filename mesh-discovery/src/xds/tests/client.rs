@@ -644,17 +644,24 @@ fn rename(bytes: &mut [u8], old: &[u8], new: &[u8]) {
 
 #[tokio::test]
 async fn r15_only_a_trusted_control_plane_has_the_authority_rewritten_to_the_endpoints_a81() {
-    for trusted in [true, false] {
-        let (client, mut server) =
-            client_of(|config| config.bootstrap.servers[0].features.trusted_xds_server = trusted);
+    // Also after a restart while the control plane is away, where the table, which a server may use as well, is kept as it came.
+    for (trusted, serves) in [(true, false), (false, false), (true, true), (false, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        let of = |config: &mut XdsConfig| {
+            config.bootstrap.servers[0].features.trusted_xds_server = trusted;
+            config.snapshot = Some(SnapshotConfig { delay: Duration::ZERO, ..SnapshotConfig::new(&path) });
+        };
+        let (client, mut server) = client_of(of);
         let mut state = client.destination(&target());
         let mut forward = Forward::to("x".into());
         forward.rewrite.authority = Some(AuthorityRewrite::Endpoint);
-        let route = Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
+        let action = RouteAction::Forward(Box::new(forward));
+        let actions = std::iter::once(action).chain(serves.then_some(RouteAction::NonForwarding));
         let host = VirtualHost {
             name: "all".to_owned(),
             domains: vec![Domain::new("*").unwrap()],
-            routes: vec![route],
+            routes: actions.map(|action| Route::new(RouteMatch::any(), action)).collect(),
             headers: HeaderPolicy::default(),
             retry: None,
         };
@@ -673,12 +680,22 @@ async fn r15_only_a_trusted_control_plane_has_the_authority_rewritten_to_the_end
         stream.expect(Kind::Endpoints, &["x"]).await;
         stream.expect(Kind::Cluster, &["x"]).await;
         stream.respond(Kind::Endpoints, "v", "e1", vec![endpoints("x", 1)]);
-        let snapshot = snapshot(&mut state).await;
-        let RouteAction::Forward(forward) = &snapshot.routes.virtual_hosts[0].routes[0].action else { panic!() };
-        assert_eq!(forward.rewrite.authority.is_some(), trusted);
+        let is_rewritten = async |state: &mut Watched<DestinationState>| {
+            let snapshot = snapshot(state).await;
+            let RouteAction::Forward(forward) = &snapshot.routes.virtual_hosts[0].routes[0].action else { panic!() };
+            forward.rewrite.authority.is_some()
+        };
+        assert_eq!(is_rewritten(&mut state).await, trusted);
         let listed = client.config_dump().to_string().contains("routes[0].route.auto_host_rewrite");
         assert_eq!(listed, !trusted);
         assert_eq!(client.unenforced()[1], ("routes", usize::from(!trusted)));
+
+        while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
+            tokio::task::yield_now().await;
+        }
+        drop((client, server));
+        let (client, _away) = client_of(of);
+        assert_eq!(is_rewritten(&mut client.destination(&target())).await, trusted);
     }
 }
 

@@ -90,6 +90,23 @@ fn a_request_with_a_stale_nonce_is_ignored() {
     assert_eq!(client.status(Kind::Cluster).version_acked, "2");
 }
 
+/// Before anything has been said on a stream, what was said last on the one before is nothing that could be out of date.
+#[test]
+fn a_client_that_begins_a_stream_with_the_nonce_of_the_one_before_is_answered() {
+    let fake = Fake::default().with(Kind::Cluster, "a", 1).with(Kind::Cluster, "b", 1);
+    let cache = fake.cache();
+    let mut client = Client::new(&cache, Form::State);
+    for names in [&["a"][..], &["a", "b"]] {
+        client.nonce[Kind::Cluster.index()] = "1".to_owned();
+        client.ask(Kind::Cluster, names);
+    }
+    assert_eq!(client.next().unwrap().resources, ["a", "b"]);
+    // The control: from now on it is.
+    client.nonce[Kind::Cluster.index()] = "1".to_owned();
+    assert!(!client.answer(Kind::Cluster, None).acked);
+    assert_eq!(client.status(Kind::Cluster).version_acked, "");
+}
+
 #[test]
 fn a_vanished_listener_is_absent_from_the_next_response() {
     let before = Fake::default().with(Kind::Listener, "a", 1).with(Kind::Listener, "b", 1);
