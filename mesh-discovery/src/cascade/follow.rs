@@ -6,7 +6,6 @@ use std::iter::Peekable;
 use std::sync::Arc;
 use std::vec::IntoIter;
 
-use bytes::Bytes;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
     Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundListener, InboundRoutes, InboundState,
@@ -14,6 +13,7 @@ use mesh_core::policy::{
 };
 use smallvec::SmallVec;
 
+use super::joint::Join;
 use super::{Perishable, Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
 use crate::codec;
@@ -99,6 +99,7 @@ pub(super) struct Follow<'a, R> {
     grounds: Grounds,
     /// What was found missing last.
     missing: Option<Key>,
+    join: Option<Join>,
     /// Who asked.
     node: &'a str,
 }
@@ -118,7 +119,7 @@ impl<'a, R: Resources> Follow<'a, R> {
     ) -> Self {
         before.retain(|step| step.key.kind < changed && step.found.is_some());
         let (known, grounds) = (before.into_iter().peekable(), Grounds::default());
-        Self { by, resources, known, steps: Vec::new(), grounds, missing: None, node }
+        Self { by, resources, known, steps: Vec::new(), grounds, missing: None, join: None, node }
     }
 
     /// Who said what the walk came across since the last call.
@@ -168,7 +169,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             _ => None,
         }) {
             Found::Pending => InboundState::Pending,
-            Found::Ready(sent) => self.inbound_routes(&sent, settled),
+            Found::Ready(sent) => self.inbound_routes(name, &sent, settled),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
@@ -190,40 +191,46 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
-    fn inbound_routes(&mut self, sent: &AsSent<InboundListener>, settled: &[Key]) -> InboundState {
+    fn inbound_routes(&mut self, address: &str, sent: &AsSent<InboundListener>, settled: &[Key]) -> InboundState {
         let listener = &sent.policy;
         let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener.clone()) };
         let found = self.need(Kind::Routes, name, |value| match value {
-            // None of them serves.
-            Value::Routes(_) => Some(Bytes::new()),
-            Value::Serving(sent) => Some(sent.bytes.clone()),
+            Value::Routes(_) => Some(None),
+            Value::Serving(sent) => Some(Some(sent.bytes.clone())),
             _ => None,
         });
-        let found = match found {
-            // Taken back on purpose: what they served ends on open connections, too.
-            Found::Failed(_) if self.has_lost_one_of(settled) => Found::Ready(Bytes::new()),
-            found => found,
+        // Where no route serves, none changes a filter either: whatever the listener is, there is nothing to join.
+        let serves_nothing = || {
+            let routes = InboundRoutes::Listed([].into());
+            InboundState::Ready(Arc::new(InboundListener { routes, ..InboundListener::clone(listener) }))
         };
         let failed = |reason: &dyn fmt::Display| {
             InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
         };
         match found {
             Found::Pending => InboundState::Pending,
+            // Taken back on purpose: what they served ends on open connections, too.
+            Found::Failed(_) if self.has_lost_one_of(settled) => serves_nothing(),
+            Found::Failed(reason) => failed(&reason),
             // Two control planes of one authority: the listener of the one is not served by the routes of the other.
             Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
-            Found::Ready(routes) => match codec::join(&sent.bytes, &routes) {
-                Ok(joined) => InboundState::Ready(Arc::new(joined.value)),
-                Err(refused) => {
-                    // Each of the two is good by itself and has been acknowledged: nobody else tells.
-                    tracing::warn!(
-                        listener = listener.name, routes = name.as_str(), %refused,
-                        "a listener and the routes that it names do not fit together: what was in force before stays, or nothing is served"
-                    );
-                    failed(&refused)
-                }
-            },
-            Found::Failed(reason) => failed(&reason),
+            Found::Ready(None) => serves_nothing(),
+            Found::Ready(Some(routes)) => {
+                let (made, state) = match codec::join(&sent.bytes, &routes) {
+                    Ok(joined) => (Ok(joined.unenforced), InboundState::Ready(Arc::new(joined.value))),
+                    Err(refused) => (Err(refused.problems()), failed(&refused)),
+                };
+                let key = |kind, name| Key::new(kind, &*normalise(name));
+                let (listener, routes) = (key(Kind::Listener, address), key(Kind::Routes, name));
+                self.join = Some(Join { listener, routes, made });
+                state
+            }
         }
+    }
+
+    /// What the walk made of a listener and the routes that it names.
+    pub(super) fn take_join(&mut self) -> Option<Join> {
+        self.join.take()
     }
 
     /// A cluster of a published snapshot as it is now, or as it was if that is not known completely or

@@ -12,6 +12,7 @@
 //! ```
 
 mod follow;
+mod joint;
 mod published;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::follow::{Follow, Found, Grounds, Step};
+pub(crate) use self::joint::Joined;
+use self::joint::Joins;
 pub(crate) use self::published::{Published, Unsettled};
 use crate::xds::{Ads, Hold, Key, Kind, Known, Name, Resource};
 
@@ -82,6 +85,8 @@ pub(crate) struct Cascade {
     followed: HashMap<SubscriptionId, Box<Followed>, RandomState>,
     /// Listening addresses with keys that do not hold for ever without a control plane.
     perishable: BTreeMap<SubscriptionId, Perishable>,
+    /// Listening addresses whose routes come on their own.
+    joins: Joins,
     /// Our id as a node, for what is said of failures (gRFC A88); empty if there is none to say.
     node: Arc<str>,
 }
@@ -161,6 +166,7 @@ impl Cascade {
     /// Ends a subscription.
     pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
         self.perishable.remove(&id);
+        self.joins.remove(id);
         if let Some(followed) = self.followed.remove(&id) {
             followed.uses.iter().for_each(|key| resources.release(id, key));
         }
@@ -198,6 +204,11 @@ impl Cascade {
             Hold::Confirmed | Hold::Over => None,
         });
         ends.min()
+    }
+
+    /// Listeners of servers with the routes that they name, where they do not fit or something is not enforced.
+    pub(crate) fn joined(&self) -> impl Iterator<Item = &Joined> {
+        self.joins.all()
     }
 
     /// After a look at what uses these has panicked: what it wanted and could not note any more is followed like the
@@ -277,41 +288,51 @@ impl Cascade {
                     uses
                 }
             }
-            Root::Inbound { listener, publisher } => {
-                let mut follow = Follow::new(id, resources, &self.node);
-                let before = publisher.load_full();
-                let in_force = matches!(*before, InboundState::Ready(_));
-                let next = follow.inbound(listener, if in_force { &followed.settled } else { &[] });
-                let grounds = follow.take_grounds();
-                // Only what was dropped on purpose ends what is good, as for destinations.
-                let stays = matches!(*before, InboundState::Ready(_))
-                    && !matches!(next, InboundState::Ready(_))
-                    && !follow.has_lost_one_of(&followed.settled);
-                let next = if stays { (*before).clone() } else { next };
-                let (next, keys) = follow.aged(listener, next);
-                tell_age(listener, self.perishable.get(&id), keys.as_ref());
-                match keys {
-                    Some(keys) => self.perishable.insert(id, keys),
-                    None => self.perishable.remove(&id),
-                };
-                if next != *before {
-                    publisher.publish(next);
-                }
-                followed.is_settled = !stays;
-                if stays {
-                    follow.into_uses(&followed.uses, &followed.settled).0
-                } else {
-                    followed.grounds = grounds;
-                    (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
-                    followed.settled.clone()
-                }
+            Root::Inbound { .. } => {
+                let Some(uses) = self.refresh_inbound(id, resources) else { return };
+                uses
             }
         };
+        let Some(followed) = self.followed.get_mut(&id) else { return };
         let before = std::mem::replace(&mut followed.uses, uses.clone());
         if !Arc::ptr_eq(&before, &uses) {
             let unused = before.iter().filter(|key| uses.binary_search(key).is_err());
             unused.for_each(|key| resources.release(id, key));
         }
+    }
+
+    /// The same for a listening address; gives what it uses.
+    fn refresh_inbound(&mut self, id: SubscriptionId, resources: &mut impl Resources) -> Option<Keys> {
+        let followed = self.followed.get_mut(&id)?;
+        let Root::Inbound { listener, publisher } = &followed.root else { return None };
+        let mut follow = Follow::new(id, resources, &self.node);
+        let before = publisher.load_full();
+        let in_force = matches!(*before, InboundState::Ready(_));
+        let next = follow.inbound(listener, if in_force { &followed.settled } else { &[] });
+        let grounds = follow.take_grounds();
+        // Only what was dropped on purpose ends what is good, as for destinations.
+        let stays = in_force && !matches!(next, InboundState::Ready(_)) && !follow.has_lost_one_of(&followed.settled);
+        let next = if stays { (*before).clone() } else { next };
+        let (next, keys) = follow.aged(listener, next);
+        tell_age(listener, self.perishable.get(&id), keys.as_ref());
+        match keys {
+            Some(keys) => self.perishable.insert(id, keys),
+            None => self.perishable.remove(&id),
+        };
+        if next != *before {
+            publisher.publish(next);
+        }
+        followed.is_settled = !stays;
+        let join = follow.take_join();
+        let uses = if stays {
+            follow.into_uses(&followed.uses, &followed.settled).0
+        } else {
+            followed.grounds = grounds;
+            (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
+            followed.settled.clone()
+        };
+        self.joins.note(id, join, stays);
+        Some(uses)
     }
 }
 

@@ -1,22 +1,20 @@
+mod inbound;
+
 use std::collections::BTreeMap;
 
-use envoy_types::pb::google::protobuf::Any;
 use futures_util::FutureExt;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    AdaptiveConcurrency, Cluster, ClusterChoice, ClusterState, Composite, DirectResponse, Discovery, Domain, Endpoints,
-    FilterOverride, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, InboundListener, InboundRoutes, InboundTls,
-    Listener, MatcherRule, MatcherTree, Mirror, OnMatch, PathMatch, PerMillion, Route, RouteAction, RouteConfiguration,
-    RouteMatch, RouteSource, TcpForward, VirtualHost, WeightedCluster, WeightedClusters,
+    Cluster, ClusterChoice, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, Listener, Mirror,
+    PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TcpForward, VirtualHost,
+    WeightedCluster, WeightedClusters,
 };
 use mesh_core::source::Watched;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::bootstrap::ServerFeatures;
-use crate::codec;
-use crate::xds::{Body, Codec, Loss, Origin, PolicyCodec, Value};
+use crate::xds::{Loss, Origin, Value};
 
 /// A control plane that answers when told.
 #[derive(Default)]
@@ -154,20 +152,6 @@ impl World {
 
 fn listener(routes: &str) -> Value {
     Value::Listener(Arc::new(Listener::new("a:80", RouteSource::Named(routes.to_owned()))))
-}
-
-/// What a control plane's resource is read as.
-fn as_sent(kind: Kind, any: &Any) -> Value {
-    let body = Body::new(&any.type_url, any.value.clone());
-    PolicyCodec::default().decode(kind, "", &body, ServerFeatures::default()).unwrap().value
-}
-
-fn inbound(listener: &InboundListener) -> Value {
-    as_sent(Kind::Listener, &codec::encode_inbound(listener))
-}
-
-fn served(routes: &RouteConfiguration) -> Value {
-    as_sent(Kind::Routes, &codec::encode_routes(routes))
 }
 
 fn routes(name: &str, clusters: &[&str]) -> Value {
@@ -444,191 +428,6 @@ fn resources_are_shared_and_let_go_with_their_last_user() {
     world.cascade.remove(2, &mut world.plane);
     assert!(world.wanted().is_empty());
     assert!(world.cascade.followed.is_empty());
-}
-
-#[test]
-fn a_listening_address_gets_its_listener_and_nothing_else() {
-    let mut world = World::new();
-    let (publisher, state) = Watched::channel(InboundState::Pending);
-    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
-    world.give(Kind::Listener, "in", Err("not sent"));
-    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("not sent")));
-    world.give(Kind::Listener, "in", Ok(listener("r")));
-    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("other direction")));
-    let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
-    world.give(Kind::Listener, "in", Ok(self::inbound(&inbound)));
-    assert_eq!(**state.load(), InboundState::Ready(inbound));
-}
-
-/// A cascade with the listening address `in`, which is known, and its listener.
-fn listening() -> (World, Watched<InboundState>, Arc<InboundListener>) {
-    let mut world = World::new();
-    let (publisher, state) = Watched::channel(InboundState::Pending);
-    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
-    let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
-    world.give(Kind::Listener, "in", Ok(self::inbound(&inbound)));
-    assert_eq!(**state.load(), InboundState::Ready(inbound.clone()));
-    (world, state, inbound)
-}
-
-#[test]
-fn a_listening_address_loses_its_good_listener_only_when_it_is_dropped_on_purpose() {
-    let (mut world, state, good) = listening();
-    let good = InboundState::Ready(good);
-    // Another control plane does not have it, or says what is refused: the first one's word is kept.
-    world.lose(Kind::Listener, "in");
-    assert_eq!(**state.load(), good);
-    // A listener of the other direction is no inbound policy.
-    world.give(Kind::Listener, "in", Ok(listener("r")));
-    assert_eq!(**state.load(), good);
-    // The control run: a deletion counts.
-    world.give(Kind::Listener, "in", Err("deleted"));
-    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("deleted")));
-}
-
-#[test]
-fn a_listening_address_whose_routes_come_on_their_own_serves_what_they_say_and_nothing_before_a36() {
-    let (mut world, state, good) = listening();
-    let routes = InboundRoutes::Named("r".to_owned());
-    let named = InboundListener { routes, ..InboundListener::clone(&good) };
-    let serving = |path: &str, action| {
-        let matcher = RouteMatch { path: PathMatch::Exact(path.to_owned()), ..RouteMatch::any() };
-        routes_of(vec![Route::new(matcher, action)])
-    };
-    let paths = || match &**state.load() {
-        InboundState::Ready(listener) => {
-            let paths = listener.routes.iter().map(|r| (r.matcher.path.clone(), r.serves.is_some()));
-            Some(paths.collect::<Vec<_>>())
-        }
-        _ => None,
-    };
-    world.give(Kind::Listener, "in", Ok(inbound(&named)));
-    // What was in force stays so until the routes are there.
-    assert_eq!(**state.load(), InboundState::Ready(good));
-    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
-    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/a".into()), true)]));
-    // They change on their own; what a client would answer, a server does not serve.
-    let answer = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
-    world.give(Kind::Routes, "r", Ok(served(&serving("/b", answer))));
-    assert_eq!(paths(), Some(vec![]));
-    // Such routes are a client's, and whatever they say is taken.
-    let never = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
-    world.give(Kind::Routes, "r", Ok(served(&serving("/c", RouteAction::NonForwarding))));
-    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/c".into()), true)]));
-    world.give(Kind::Routes, "r", Ok(served(&serving("/a/../b", never))));
-    assert_eq!(paths(), Some(vec![]));
-    // What is taken back ends on connections that are open, too.
-    world.give(Kind::Routes, "r", Ok(served(&serving("/c", RouteAction::NonForwarding))));
-    world.give(Kind::Routes, "r", Err("deleted"));
-    assert_eq!(paths(), Some(vec![]));
-    // One that had no routes yet serves nobody.
-    let (publisher, late) = Watched::channel(InboundState::Pending);
-    let mut world = World::new();
-    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
-    let routes = InboundRoutes::Named("r".to_owned());
-    let named =
-        InboundListener { routes, ..InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict) };
-    world.give(Kind::Listener, "in", Ok(inbound(&named)));
-    assert_eq!(**late.load(), InboundState::Pending);
-    // Nor by the routes of another control plane than its listener is of (gRFC A71).
-    world.plane.server = 1;
-    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
-    assert_eq!(**late.load(), InboundState::Pending);
-    world.plane.server = 0;
-    world.give(Kind::Routes, "r", Ok(served(&serving("/a", RouteAction::NonForwarding))));
-    assert!(matches!(&**late.load(), InboundState::Ready(_)));
-}
-
-#[test]
-fn a_listening_address_that_moves_to_routes_which_are_refused_keeps_what_is_in_force() {
-    let (mut world, state, good) = listening();
-    let inline = InboundState::Ready(good.clone());
-    let naming = |routes: &str| {
-        let routes = InboundRoutes::Named(routes.to_owned());
-        Ok(inbound(&InboundListener { routes, ..InboundListener::clone(&good) }))
-    };
-    let serving = |name: &str| {
-        let path = PathMatch::Exact("/a".to_owned());
-        let route = Route::new(RouteMatch { path, ..RouteMatch::any() }, RouteAction::NonForwarding);
-        Ok(served(&route_configuration(name, vec![route])))
-    };
-    world.give(Kind::Listener, "in", naming("r"));
-    assert_eq!(**state.load(), inline, "they are on their way");
-    world.give(Kind::Routes, "r", Err("refused"));
-    assert_eq!(**state.load(), inline, "they never were in force");
-    world.give(Kind::Routes, "r", serving("r"));
-    let first = state.load_full();
-    assert!(matches!(&*first, InboundState::Ready(listener) if listener.routes.iter().count() == 1));
-
-    // The same from routes to others; those in force stay subscribed meanwhile, and are let go afterwards.
-    world.give(Kind::Listener, "in", naming("s"));
-    world.give(Kind::Routes, "s", Err("refused"));
-    assert_eq!(**state.load(), *first);
-    assert!(world.wanted().contains(&"Routes r".to_owned()), "{:?}", world.wanted());
-    world.give(Kind::Routes, "s", serving("s"));
-    assert!(!world.wanted().contains(&"Routes r".to_owned()), "{:?}", world.wanted());
-    // The control run: what is in force and is dropped on purpose ends.
-    world.give(Kind::Routes, "s", Err("deleted"));
-    assert!(matches!(&**state.load(), InboundState::Ready(listener) if listener.routes.iter().count() == 0));
-}
-
-/// Each of the two is good by itself, and acknowledged: what they are together is known here alone.
-#[test]
-fn a_listening_address_whose_halves_do_not_fit_keeps_what_is_in_force_and_serves_nothing_before() {
-    let limit = |name: &str| {
-        let kind = HttpFilterKind::AdaptiveConcurrency(Some(AdaptiveConcurrency::default()));
-        HttpFilter { name: name.to_owned(), kind }
-    };
-    let halves = |filter: &str| InboundListener {
-        routes: InboundRoutes::Named("r".to_owned()),
-        filters: vec![limit(filter)],
-        ..InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict)
-    };
-    let tree = MatcherTree { rule: MatcherRule::List(Vec::new()), on_no_match: Some(OnMatch::Skip) };
-    let by = FilterOverride::Composite(Composite::of(tree));
-    let mut route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
-    route.filters = Arc::new([("f".to_owned(), by.into())].into());
-    let changing = || Ok(served(&routes_of(vec![route.clone()])));
-    let follow = || {
-        let mut world = World::new();
-        let (publisher, state) = Watched::channel(InboundState::Pending);
-        world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
-        (world, state)
-    };
-    let (mut world, state) = follow();
-    world.give(Kind::Listener, "in", Ok(inbound(&halves("f"))));
-    world.give(Kind::Routes, "r", changing());
-    assert!(
-        matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("http_filters[0]")),
-        "{:?}",
-        state.load()
-    );
-    // The control: a filter of another name is none of theirs.
-    world.give(Kind::Listener, "in", Ok(inbound(&halves("g"))));
-    let good = state.load_full();
-    assert!(matches!(&*good, InboundState::Ready(listener) if listener.filters == [limit("g")]), "{good:?}");
-    world.give(Kind::Listener, "in", Ok(inbound(&halves("f"))));
-    assert_eq!(**state.load(), *good);
-}
-
-fn routes_of(routes: Vec<Route>) -> RouteConfiguration {
-    let headers = HeaderPolicy::default;
-    let domains = vec![Domain::new("*").unwrap()];
-    let host = VirtualHost { name: "h".into(), domains, routes, headers: headers(), retry: None };
-    RouteConfiguration { name: "r".into(), virtual_hosts: vec![host], headers: headers(), retry_budget: None }
-}
-
-#[test]
-fn a_listening_address_that_nobody_could_be_asked_for_says_so_and_blames_no_service() {
-    let mut world = World::new();
-    world.plane.away = true;
-    let (publisher, state) = Watched::channel(InboundState::Pending);
-    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
-    let InboundState::Failed(reason) = &**state.load() else { panic!("it failed") };
-    assert!(reason.contains("nobody can be asked") && !reason.contains("Service"), "{reason}");
-    // The control run: where somebody says that there is none, a Service is what to look at.
-    world.give(Kind::Listener, "in", Err("not sent"));
-    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("check that a Service")));
 }
 
 #[test]

@@ -177,15 +177,18 @@ pub struct DecodeError {
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is refused", self.resource)?;
-        for (i, problem) in self.problems.iter().enumerate() {
-            f.write_str(if i == 0 { ": " } else { "; " })?;
-            if problem.field.is_empty() {
-                f.write_str(&problem.reason)?;
-            } else {
-                problem.fmt(f)?;
-            }
-        }
-        Ok(())
+        if self.problems.is_empty() { Ok(()) } else { write!(f, ": {}", self.problems()) }
+    }
+}
+
+impl DecodeError {
+    /// What is wrong, without what of.
+    pub(crate) fn problems(&self) -> String {
+        let text = |problem: &InvalidPolicy| match problem.field.is_empty() {
+            true => problem.reason.clone(),
+            false => problem.to_string(),
+        };
+        self.problems.iter().map(text).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -160,7 +160,7 @@ impl XdsClient {
     /// How many fields of the resources in use are accepted and not enforced, by type of resource. The fields
     /// themselves are in [`config_dump`](Self::config_dump).
     pub fn unenforced(&self) -> [(&'static str, usize); 4] {
-        report::unenforced(&self.state.lock().ads)
+        report::unenforced(&self.state.lock())
     }
 
     /// How many resources are in each state: type, state, number. States are gRPC's (gRFC A78, A88): `requested`,
@@ -172,8 +172,10 @@ impl XdsClient {
 
     /// Everything the client holds: `status`, and `resources` with type, name, version, state
     /// (`requested`, `acked`, `nacked`, `does_not_exist`, `received_error`, `timed_out`), error (`reason`,
-    /// refused `version`), decoded value, when it came (Unix seconds) and what of it is not enforced. The
-    /// [`status_service`](super::status_service) tells the same in Envoy's messages.
+    /// refused `version`), decoded value, when it came (Unix seconds) and what of it is not enforced: of a server's listener
+    /// that names its routes, together with these. Where the two do not fit, each is good by itself and `acked`, and the
+    /// listener has an `error`: what was in force before stays. The [`status_service`](super::status_service) tells the same in
+    /// Envoy's messages.
     pub fn config_dump(&self) -> serde_json::Value {
         let (status, rows) = (self.status(), self.rows());
         serde_json::json!({ "status": status, "resources": rows })
@@ -181,7 +183,7 @@ impl XdsClient {
 
     /// Every resource.
     pub(super) fn rows(&self) -> Vec<Row> {
-        report::rows(&self.state.lock().ads, Instant::now(), self.epoch)
+        report::rows(&self.state.lock(), Instant::now(), self.epoch)
     }
 
     /// Who we are.

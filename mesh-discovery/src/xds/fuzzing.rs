@@ -1,42 +1,43 @@
 //! The state machine of the client under arbitrary sequences of events: two control planes of one authority, and in half
 //! of the plays one of another, that come and go, answer, lie, speak out of turn and repeat themselves, readers that come
 //! and go, time. In half of the plays it is drawn what the control planes' features are, whether they give what they give
-//! for a time only, whether an earlier run has left something, whether somebody is served before anything happens, and
-//! whether the first authority's worse control plane is the other one's better. For the fuzzer and for seeded tests; not a
-//! part of the interface.
+//! for a time only, whether an earlier run has left something, whether somebody is served before anything happens, whether an
+//! address listens, whose listener and routes come one after the other and fit within one generation, and whether the first
+//! authority's worse control plane is the other one's better. For the fuzzer and for seeded tests; not a part of the interface.
 //!
 //! What must hold after every event: a published snapshot rests on one control plane of its authority or on the earlier run,
-//! names no cluster that it lacks, and is never taken back unless data errors cost it or its time is over; requests follow
-//! the protocol and ask nobody for another authority's. And at the end, when everybody behaves: the state is that of the
-//! preferred control plane, which knows exactly what is wanted.
+//! names no cluster that it lacks, and is never taken back unless data errors cost it or its time is over; so does an address,
+//! whose listener and routes are in force where they fit; requests follow the protocol and ask nobody for
+//! another authority's. And at the end, when everybody behaves: the state is that of the preferred control plane, which
+//! knows exactly what is wanted.
+
+mod book;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Discovery, Domain, Endpoint,
-    Endpoints, Forward, HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch,
-    RouteSource, Snapshot, VirtualHost,
+    Address, ClusterChoice, ClusterState, DestinationState, InboundListener, InboundState, RouteAction, Snapshot,
 };
 use mesh_core::source::Watched;
 use tokio::time::Instant;
 
-use super::ads::{Ads, Server, ServerId, Servers, Topology};
+pub(super) use self::book::Book;
+use super::ads::{Ads, Server, ServerId, Servers, Standing, Topology};
 use super::kind::{Key, Kind};
 use super::message::{Ask, Body, Cause, Name, Request, Resource, ResourceError, Response, StreamError, Variant};
-use super::resource::PolicyCodec;
-use super::saved::{Record, Saved};
+use super::resource::{PolicyCodec, Value};
 use super::worker::State;
 use crate::bootstrap::{Node, ServerFeatures};
 use crate::cascade::{Cascade, Root};
-use crate::codec;
 
 /// The last one is of the other authority.
 const TARGETS: [&str; 3] = ["a:80", "b:80", "a:80"];
 const CLUSTERS: [&str; 2] = ["x", "y"];
+/// Resource names of a listening address and of its routes.
+const ADDRESS: &str = "in";
+const SERVED: &str = "s";
 /// The control plane of the other authority alone.
 const OTHER: ServerId = 2;
 /// Who gave what an earlier run has left: nobody of today.
@@ -78,6 +79,7 @@ fn play(book: &Book, data: &[u8]) {
     if features & 0x10 != 0 {
         // Few plays come so far by themselves.
         world.watch(0);
+        world.listen();
         world.settle();
         world.play_well(World::answer_due);
     }
@@ -89,9 +91,6 @@ fn play(book: &Book, data: &[u8]) {
     world.converge();
 }
 
-/// Every resource of every generation of the control planes and of the earlier run, in both authorities, encoded.
-pub(super) struct Book(BTreeMap<(ServerId, u16, Kind, String), Body>);
-
 /// The name that an authority has for something.
 fn named(of_other: bool, kind: Kind, name: &str) -> String {
     if of_other { format!("{}{name}", NAMES[kind.index()]) } else { name.to_owned() }
@@ -99,88 +98,6 @@ fn named(of_other: bool, kind: Kind, name: &str) -> String {
 
 fn is_of_other(name: &str) -> bool {
     name.starts_with("xdstp:")
-}
-
-impl Book {
-    pub(super) fn new() -> Self {
-        let mut book = BTreeMap::new();
-        for server in 0..=EARLIER {
-            for (generation, of_other) in (0..GENERATIONS).flat_map(|n| [(n, false), (n, true)]) {
-                let mark = server * STRIDE + generation + 1;
-                let mut write = |kind, name: &str, encode: &dyn Fn(&str) -> Any| {
-                    let name = named(of_other, kind, name);
-                    let any = encode(&name);
-                    book.insert((server, generation, kind, name), Body::new(&any.type_url, any.value));
-                };
-                let of = |kind, name| named(of_other, kind, name);
-                let routed = of(Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
-                for target in TARGETS {
-                    write(Kind::Listener, target, &|name| listener(name, &of(Kind::Routes, "r"), mark));
-                }
-                write(Kind::Routes, "r", &|name| routes(name, &routed, mark));
-                for cluster_name in CLUSTERS {
-                    let service = of(Kind::Endpoints, cluster_name);
-                    write(Kind::Cluster, cluster_name, &|name| cluster(name, &service, mark));
-                    write(Kind::Endpoints, cluster_name, &|name| endpoints(name, mark));
-                }
-            }
-        }
-        Self(book)
-    }
-
-    /// What the earlier run has left.
-    fn saved(&self, now: Instant) -> Saved {
-        let is_left = |key: &(ServerId, u16, Kind, String)| (key.0, key.1) == (EARLIER, 0) && !is_of_other(&key.3);
-        let all = self.0.iter().filter(|(key, _)| is_left(key));
-        let record = |((.., kind, name), body): (&(_, _, Kind, String), &Body)| {
-            let until = now.checked_add(SAVED_FOR);
-            let record = Record { giver: 0, version: "0".into(), body: body.clone(), confirmed: 0, since: None, until };
-            (Key::new(*kind, name.as_str()), record)
-        };
-        all.map(record).collect()
-    }
-}
-
-fn listener(name: &str, routes: &str, mark: u16) -> Any {
-    codec::encode_listener(&Listener {
-        max_stream_duration: Some(Duration::from_secs(mark.into())),
-        ..Listener::new(name, RouteSource::Named(routes.to_owned()))
-    })
-}
-
-fn routes(name: &str, cluster: &str, mark: u16) -> Any {
-    let action = RouteAction::Forward(Box::new(Forward::to(cluster.into())));
-    let route = Route { name: mark.to_string(), ..Route::new(RouteMatch::any(), action) };
-    let host = VirtualHost {
-        name: "all".to_owned(),
-        domains: Domain::new("*").into_iter().collect(),
-        routes: vec![route],
-        headers: HeaderPolicy::default(),
-        retry: None,
-    };
-    codec::encode_routes(&RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        headers: HeaderPolicy::default(),
-        retry_budget: None,
-    })
-}
-
-fn cluster(name: &str, service: &str, mark: u16) -> Any {
-    let breaker = CircuitBreakers { max_requests: Some(mark.into()), ..Default::default() };
-    let discovery = Discovery::Eds { service_name: (service != name).then(|| service.to_owned()) };
-    codec::encode_cluster(&Cluster { breaker, discovery, ..Cluster::new(name.into()) })
-}
-
-fn endpoints(name: &str, mark: u16) -> Any {
-    let endpoint = Endpoint::new(Address::Socket(([127, 0, 0, 1], mark).into()));
-    let group = LocalityEndpoints {
-        locality: Default::default(),
-        priority: 0,
-        weight: NonZeroU32::MIN,
-        endpoints: vec![endpoint],
-    };
-    codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![group], ..Default::default() })
 }
 
 /// One control plane, and its side of the stream.
@@ -211,6 +128,11 @@ struct World<'a> {
     /// By [`ServerId`]; there are as many as there are control planes.
     planes: Vec<Plane>,
     readers: BTreeMap<usize, (u64, Watched<DestinationState>)>,
+    /// None in most plays.
+    address: Option<(u64, Watched<InboundState>)>,
+    has_address: bool,
+    /// Whether a control plane has made it serve since it listens.
+    address_served: bool,
     /// Who has been served by a control plane: that is never taken back.
     served: BTreeSet<usize>,
     /// But what data errors cost or is given for a time may be.
@@ -227,7 +149,8 @@ struct World<'a> {
 impl<'a> World<'a> {
     fn new(book: &'a Book, setting: u8, features: u8) -> Self {
         let variant = [None, Some(Variant::Delta), Some(Variant::StateOfTheWorld)][usize::from(setting % 3)];
-        let [strict, slow, has_ttl, is_restored, is_shared] = [1, 2, 4, 8, 0x20].map(|bit| features & bit != 0);
+        let [strict, slow, has_ttl, is_restored, is_shared, has_address] =
+            [1, 2, 4, 8, 0x20, 0x80].map(|bit| features & bit != 0);
         let features = ServerFeatures {
             fail_on_data_errors: strict,
             resource_timer_is_transient_error: slow,
@@ -263,6 +186,9 @@ impl<'a> World<'a> {
             state: State { ads, cascade: Cascade::default(), snapshot: None },
             planes,
             readers: BTreeMap::new(),
+            address: None,
+            has_address,
+            address_served: false,
             served: BTreeSet::new(),
             may_end: strict || has_ttl,
             has_ttl,
@@ -294,6 +220,8 @@ impl<'a> World<'a> {
                 self.state.ads.next_deadline();
                 self.state.ads.expire(self.now);
             }
+            13 if self.has_address && event & 0x20 != 0 => self.listen(),
+            14 if self.has_address && event & 0x20 != 0 => self.shut(),
             13 => self.watch(usize::from(more() % targets)),
             14 => self.leave(usize::from(more() % targets)),
             _ => self.nonsense(server, bytes),
@@ -320,6 +248,26 @@ impl<'a> World<'a> {
             let State { ads, cascade, .. } = &mut self.state;
             cascade.remove(id, ads);
             self.served.remove(&target);
+        }
+    }
+
+    fn listen(&mut self) {
+        if !self.has_address || self.address.is_some() {
+            return;
+        }
+        self.last_id += 1;
+        let (publisher, state) = Watched::channel(InboundState::Pending);
+        let root = Root::Inbound { listener: ADDRESS.to_owned(), publisher };
+        let State { ads, cascade, .. } = &mut self.state;
+        cascade.add(self.last_id, root, ads);
+        self.address = Some((self.last_id, state));
+    }
+
+    fn shut(&mut self) {
+        if let Some((id, _)) = self.address.take() {
+            let State { ads, cascade, .. } = &mut self.state;
+            cascade.remove(id, ads);
+            self.address_served = false;
         }
     }
 
@@ -531,11 +479,47 @@ impl<'a> World<'a> {
                 other => assert!(self.may_end || !self.served.contains(target), "taken back: {other:?}"),
             }
         }
+        self.check_address();
+    }
+
+    fn check_address(&mut self) {
+        let Some((_, state)) = &self.address else { return };
+        let state = state.load_full();
+        let in_force = match &*state {
+            InboundState::Ready(listener) => marks(listener),
+            other => {
+                assert!(self.may_end || !self.address_served, "taken back: {other:?}");
+                Vec::new()
+            }
+        };
+        let from: BTreeSet<ServerId> = in_force.iter().map(|mark| mark / STRIDE).collect();
+        assert!(from.len() <= 1, "what two control planes say was joined: {state:?}");
+        self.address_served |= from.first().is_some_and(|from| *from != EARLIER);
+        // What fits is in force as soon as both are there.
+        let accepted = |kind, name| {
+            let entry = self.state.ads.entry(&Key::new(kind, name))?;
+            let mark = match &entry.value()?.value {
+                Value::Listening(sent) => marks(&sent.policy)[0],
+                Value::Serving(sent) => sent.policy.virtual_hosts[0].routes[0].name.parse().unwrap_or_default(),
+                other => panic!("{other:?}"),
+            };
+            (entry.standing == Standing::Acked).then_some((entry.giver()?, mark))
+        };
+        if let (Some((of_listener, listener)), Some((of_routes, routes))) =
+            (accepted(Kind::Listener, ADDRESS), accepted(Kind::Routes, SERVED))
+        {
+            let misfits = self.state.cascade.joined().any(|joined| joined.misfit.is_some());
+            if of_listener == of_routes {
+                assert_eq!(misfits, !book::fit(listener, routes), "{listener} {routes}");
+                assert!(misfits || in_force == [listener, routes], "{listener} {routes}: {state:?}");
+            }
+        }
     }
 
     /// Everybody behaves from now on.
     fn converge(&mut self) {
         self.watch(0);
+        self.listen();
         self.settle();
         // No update may have been lost that only a new stream would bring.
         self.play_well(Self::answer_due);
@@ -577,6 +561,19 @@ impl<'a> World<'a> {
             let generation = self.planes[usize::from(server)].generation;
             let routed = named(is_for_other(*target), Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
             assert!(matches!(snapshot.clusters[&routed.as_str().into()], ClusterState::Ready { .. }), "{snapshot:?}");
+        }
+        if let Some((_, state)) = &self.address {
+            let InboundState::Ready(listener) = &**state.load() else { panic!("{state:?}") };
+            let mark = self.authorities[0][0] * STRIDE + self.planes[0].generation + 1;
+            assert_eq!(marks(listener), [mark; 2], "the better control plane's word counts, all of it");
+            for (kind, name) in [(Kind::Listener, ADDRESS), (Kind::Routes, SERVED)] {
+                let entry = self.state.ads.entry(&Key::new(kind, name));
+                assert_eq!(
+                    entry.map(|entry| entry.standing),
+                    Some(Standing::Acked),
+                    "nothing is complained of any more"
+                );
+            }
         }
         // The better one of each authority is asked for all of it, and the worse one for nothing.
         for (kind, server) in
@@ -657,6 +654,13 @@ impl Plane {
             }
         }
     }
+}
+
+/// Of a listening address: that of its listener, then that of each route.
+fn marks(listener: &InboundListener) -> Vec<u16> {
+    let of_listener = listener.limits.max_connections.unwrap_or_default() as u16;
+    let of_routes = listener.routes.iter().map(|route| route.name.parse().unwrap_or_default());
+    [of_listener].into_iter().chain(of_routes).collect()
 }
 
 /// Checks a snapshot; gives the control plane that all of it comes from.

@@ -1,5 +1,6 @@
 //! What the client holds and how it stands with its control planes, for people.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,12 +8,13 @@ use mesh_core::policy::Unenforced;
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use super::ads::{Ads, Session, Standing};
+use super::ads::{Ads, Entry, Failure, Session, Standing};
 use super::kind::Kind;
 use super::message::{Body, Name, Variant};
-use super::resource::{PolicyCodec, Value};
+use super::resource::{PolicyCodec, Resource, Value};
 use super::saved::SnapshotStatus;
 use super::worker::State;
+use crate::cascade::Joined;
 use crate::clock;
 
 /// How the client stands with its control planes.
@@ -144,7 +146,7 @@ pub(super) struct Row {
 #[derive(Debug, Serialize)]
 pub(super) struct Complaint {
     pub(super) reason: String,
-    /// The version that was refused.
+    /// The version that was refused, or is not in force.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub(super) version: Name,
     /// When it was first said.
@@ -159,13 +161,50 @@ pub(super) struct Complaint {
 }
 
 /// Accepted fields that are not enforced, by type.
-pub(super) fn unenforced(ads: &Ads<PolicyCodec>) -> [(&'static str, usize); 4] {
+pub(super) fn unenforced(state: &State) -> [(&'static str, usize); 4] {
     let mut counts = KINDS.map(|kind| (kind, 0));
-    for (kind, _, entry) in ads.entries() {
-        counts[kind.index()].1 +=
-            entry.value().map_or(0, |resource| resource.unenforced.iter().map(|line| line.fields).sum());
+    let pairs = pairs(state);
+    for (kind, name, entry) in state.ads.entries() {
+        let lines = unenforced_of(entry, pairs.get(&(kind, &**name)));
+        counts[kind.index()].1 += lines.iter().map(|line| line.fields).sum::<usize>();
     }
     counts
+}
+
+/// A server's listener together with the routes that it names, by the listener.
+type Pairs<'s> = HashMap<(Kind, &'s str), Pair<'s>>;
+
+struct Pair<'s> {
+    /// What of it is not enforced, but for what is said of the routes by themselves.
+    unenforced: Vec<Unenforced>,
+    /// Why the two are not in force, though each is good by itself, and since when.
+    misfit: Option<(&'s str, Instant)>,
+}
+
+fn pairs(state: &State) -> Pairs<'_> {
+    state.cascade.joined().map(|joined| ((Kind::Listener, &*joined.listener.name), pair(state, joined))).collect()
+}
+
+fn pair<'s>(state: &State, joined: &'s Joined) -> Pair<'s> {
+    let good = |key| state.ads.entry(key).and_then(|entry| entry.good.as_deref());
+    let routes = good(&joined.routes);
+    let of_routes = routes.map(|good| &*good.value.unenforced).unwrap_or_default();
+    let of_routes: HashSet<&str> = of_routes.iter().map(|line| &*line.field).collect();
+    let is_there =
+        |line: &&Unenforced| line.field.split_once(".rds.").is_none_or(|(_, field)| !of_routes.contains(field));
+    let mut unenforced: Vec<Unenforced> = joined.unenforced.iter().filter(is_there).cloned().collect();
+    // The later of the two met the other.
+    let since = good(&joined.listener).into_iter().chain(routes).map(|good| good.since).max();
+    let misfit = joined.misfit.as_deref().zip(since);
+    unenforced.extend(misfit.map(|_| Unenforced::new(format!("listener {}", joined.listener.name), "rds", MISFIT)));
+    Pair { unenforced, misfit }
+}
+
+const MISFIT: &str = "it and its routes do not fit together, and are not in force: `error` says why";
+
+fn unenforced_of<'s>(entry: &'s Entry<Resource>, pair: Option<&'s Pair<'_>>) -> &'s [Unenforced] {
+    let of_itself = || entry.value().map(|resource| &*resource.unenforced).unwrap_or_default();
+    pair.map_or_else(of_itself, |pair| &pair.unenforced)
 }
 
 /// How many resources are in each state, by type; states have the names of gRFC A78 and A88.
@@ -202,11 +241,28 @@ const STATES: [&str; 9] = [
 ];
 
 /// Every resource, by type and name.
-pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant, epoch: Epoch) -> Vec<Row> {
+pub(super) fn rows(state: &State, now: Instant, epoch: Epoch) -> Vec<Row> {
     let age = |since: Instant| now.saturating_duration_since(since).as_secs();
-    let mut rows: Vec<Row> = ads
-        .entries()
-        .map(|(kind, name, entry)| Row {
+    let pairs = pairs(state);
+    let refused = |failure: &Failure| Complaint {
+        reason: failure.reason.clone(),
+        version: failure.version.clone(),
+        since: epoch.time_of(failure.since),
+        age_seconds: age(failure.since),
+        last: epoch.time_of(failure.last),
+        refused: failure.refused.as_ref().map(|refused| refused.body.clone()),
+    };
+    let row = |(kind, name, entry): (Kind, &Name, &Entry<Resource>)| {
+        let pair = pairs.get(&(kind, &**name));
+        let misfit = |(reason, since): (&str, Instant)| Complaint {
+            reason: reason.to_owned(),
+            version: entry.good.as_ref().map(|good| good.version.clone()).unwrap_or_default(),
+            since: epoch.time_of(since),
+            age_seconds: age(since),
+            last: epoch.time_of(since),
+            refused: None,
+        };
+        Row {
             kind,
             name: name.clone(),
             type_url: kind.type_url(),
@@ -214,18 +270,12 @@ pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant, epoch: Epoch) -> Vec<Ro
             state: entry.standing,
             last_updated: entry.good.as_ref().map(|good| epoch.time_of(good.since)),
             age_seconds: entry.good.as_ref().map(|good| age(good.since)),
-            error: entry.failure.as_ref().map(|failure| Complaint {
-                reason: failure.reason.clone(),
-                version: failure.version.clone(),
-                since: epoch.time_of(failure.since),
-                age_seconds: age(failure.since),
-                last: epoch.time_of(failure.last),
-                refused: failure.refused.as_ref().map(|refused| refused.body.clone()),
-            }),
+            error: entry.failure.as_deref().map(refused).or_else(|| pair?.misfit.map(misfit)),
             value: entry.value().map(|resource| resource.value.clone()),
-            unenforced: entry.value().map_or_else(|| Arc::from([]), |resource| resource.unenforced.clone()),
-        })
-        .collect();
+            unenforced: unenforced_of(entry, pair).into(),
+        }
+    };
+    let mut rows: Vec<Row> = state.ads.entries().map(row).collect();
     rows.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     rows
 }

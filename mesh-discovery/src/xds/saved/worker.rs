@@ -15,14 +15,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
+use mesh_core::policy::InboundRoutes;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
 use super::{Account, Record, encode, mark, replace};
+use crate::bootstrap::name::normalise;
 use crate::cascade::{Cascade, Published, Unsettled};
 use crate::xds::ads::{Ads, Entry, SAVED, ServerId};
-use crate::xds::kind::Key;
+use crate::xds::kind::{Key, Kind};
 use crate::xds::message::Name;
 use crate::xds::resource::{self, PolicyCodec, Resource, Value};
 
@@ -255,8 +257,11 @@ impl Look<'_> {
             // Of a server's routes whoever dials by them does not know all.
             return None;
         }
-        // Since when something else has been there.
-        let replaced = entry.and_then(|entry| Some(entry.good.as_ref()?.since)).unwrap_or(self.now);
+        // Since when something else has been there; of what a listener is published with, too.
+        let good = |key: &Key| self.ads.entry(key)?.good.as_deref();
+        let routes = good(key).and_then(|good| named_routes(&good.value.value));
+        let came = good(key).into_iter().chain(routes.as_ref().and_then(good)).map(|good| good.since);
+        let replaced = came.max().unwrap_or(self.now);
         let confirmed = self.confirmed(origin, Some(replaced));
         Some(Held { key: key.clone(), giver, version: Name::default(), confirmed, content: Content::Value(value) })
     }
@@ -277,6 +282,17 @@ impl Look<'_> {
 
     fn is_kept(&self, key: &Key) -> bool {
         !self.ads.ends(key)
+    }
+}
+
+/// The routes that a server's listener names.
+fn named_routes(listener: &Value) -> Option<Key> {
+    match listener {
+        Value::Listening(sent) => match &sent.policy.routes {
+            InboundRoutes::Named(name) => Some(Key::new(Kind::Routes, &*normalise(name))),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

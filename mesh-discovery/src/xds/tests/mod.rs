@@ -4,6 +4,7 @@ mod client;
 mod csds;
 mod fetched;
 mod grpc;
+mod joined;
 mod machine;
 mod outage;
 mod protocol;
