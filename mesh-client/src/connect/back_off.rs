@@ -19,10 +19,10 @@ use super::tls::is_awaited;
 use crate::env::Random;
 use crate::error::{Cause, PeerMismatch, Source};
 
-/// First time, one fifth more or less, in microseconds like all times here.
-const FIRST: u32 = 500_000;
+/// First time, one fifth more or less, in milliseconds like all times here.
+const FIRST: u32 = 500;
 /// Longest one, before that fifth.
-const LONGEST: u32 = 4_000_000;
+const LONGEST: u32 = 4_000;
 /// Each is so much longer than the one before, in tenths.
 const FACTOR: u32 = 16;
 
@@ -35,7 +35,7 @@ struct Failing {
     last: Unreached,
     at: Instant,
     // For how long since then nobody may ask.
-    closed: u64,
+    closed: u32,
     wait: u32,
 }
 
@@ -59,7 +59,7 @@ impl BackOff {
     pub(super) fn leave(&mut self, address: &Address, now: Instant, random: &Random) -> Result<(), Cause> {
         let Some(failing) = &mut self.0 else { return Ok(()) };
         let ago = now.saturating_duration_since(failing.at);
-        let left = Duration::from_micros(failing.closed).saturating_sub(ago);
+        let left = Duration::from_millis(failing.closed.into()).saturating_sub(ago);
         if !left.is_zero() {
             return Err(Cause::BackingOff { last: Box::new(failing.last.at(address)), ago, left });
         }
@@ -68,7 +68,7 @@ impl BackOff {
             Unreached::Setup(_) => FIRST,
             _ => (failing.wait * FACTOR / 10).min(LONGEST),
         };
-        failing.closed = micros(ago) + around(failing.wait, random);
+        failing.closed = millis(ago).saturating_add(around(failing.wait, random));
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl BackOff {
         let Some(last) = Unreached::of(cause) else { return };
         match &mut self.0 {
             Some(failing) => {
-                let since = micros(now.saturating_duration_since(failing.at));
+                let since = millis(now.saturating_duration_since(failing.at));
                 let left = failing.closed.saturating_sub(since);
                 failing.closed = match (&last, left) {
                     (_, 0) => around(failing.wait, random),
@@ -122,13 +122,13 @@ impl Unreached {
 }
 
 /// A fifth more or less, so that the clients of a server that went away do not come back in step.
-fn around(wait: u32, random: &Random) -> u64 {
-    let (wait, fifth) = (u64::from(wait), u64::from(wait / 5));
-    wait - fifth + random(2 * fifth)
+fn around(wait: u32, random: &Random) -> u32 {
+    let fifth = wait / 5;
+    wait - fifth + random(2 * u64::from(fifth)) as u32
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 2)
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -161,7 +161,7 @@ mod tests {
                 back_off.failed(&cause(), now, &middle);
             }
         }
-        assert_eq!(asked, [500, 1300, 2580, 4628, 7905, 11_905]);
+        assert_eq!(asked, [500, 1300, 2580, 4628, 7904, 11_904]);
         back_off.worked();
         assert!(back_off.leave(&address(), begin, &middle).is_ok());
         let error = {
@@ -214,7 +214,7 @@ mod tests {
         );
         // 800 ms and a fifth: whoever asked first has not come back.
         assert!(
-            back_off.leave(&address(), at(1359), &low).is_err() && back_off.leave(&address(), at(1360), &low).is_ok()
+            back_off.leave(&address(), at(1358), &low).is_err() && back_off.leave(&address(), at(1359), &low).is_ok()
         );
     }
 }
