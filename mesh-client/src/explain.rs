@@ -164,7 +164,8 @@ pub struct ClusterOption {
     pub weight: u32,
     /// The cluster.
     pub cluster: ClusterDump,
-    /// If it is an aggregate, the clusters that it stands for, in their order.
+    /// If it is an aggregate, the clusters that it stands for, in their order. Each serves what it can of what those before it
+    /// leave, and what they had nobody to take, for they could not be connected to.
     pub parts: Vec<ClusterDump>,
 }
 
@@ -297,7 +298,8 @@ pub struct EndpointDump {
     pub usable: bool,
     /// The weight that counts, and the balancer's score; None if it may not pick it.
     pub rating: Option<Rating>,
-    /// Whether it can be reached as far as is known; others come before one that cannot.
+    /// Whether it can be reached as far as is known. Others come before one that could not be connected to when that was last
+    /// tried: for a time, and where that is so of all of a priority, or of a part of an aggregate, until a connection stands.
     pub reachable: bool,
     /// What its answers take: the average that pickers by load compare. None before the first.
     pub latency: Option<Duration>,
@@ -353,7 +355,7 @@ pub(crate) fn explain_connect(env: &Arc<Env>, destinations: &Arc<Destinations>, 
     match router.choose_tcp(target.host_port(), env) {
         Ok(raw) => {
             explanation.hash = raw.hash;
-            explain_pick(env, raw.cluster, &raw.cluster.members(), raw.hash, false, &mut explanation);
+            explain_pick(env, raw.part.cluster, &raw.part.cluster.members(), raw.hash, false, &mut explanation);
         }
         Err(cause) => explanation.error = Some(coded(&cause)),
     }
@@ -507,7 +509,7 @@ fn explain_route(
         head.show_host();
         let session = Session::new(chosen.session, chosen.pinned, &came);
         let (came, now) = (came.view(&draw), Instant::now());
-        let name = &chosen.cluster.policy().name;
+        let name = &chosen.part.cluster.policy().name;
         let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
@@ -517,8 +519,8 @@ fn explain_route(
         let source = Trace::begin().source();
         let input = HashInput { headers: &head.headers, query, source, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
-        refusal(chosen.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
-        let (cluster, members, hash) = (chosen.cluster, chosen.cluster.members(), explanation.hash);
+        refusal(chosen.part.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
+        let (cluster, members, hash) = (chosen.part.cluster, chosen.part.cluster.members(), explanation.hash);
         let first = explain_pick(env, cluster, &members, hash, head.is_https(), explanation);
         let retries = plan.retry.as_ref();
         let places = Places { env, cluster, members, retries, session: &session, hash };
@@ -691,7 +693,7 @@ fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
             accrual: endpoint.and_then(|endpoint| endpoint.accrual()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
             rating: index.and_then(|index| members.ready.rating(index, now)),
-            reachable: load.is_none_or(|load| !load.is_unreachable(now)),
+            reachable: load.is_none_or(|load| !load.is_away()),
             latency: load.and_then(|load| load.measured_latency(now)),
             late: load.and_then(|load| load.late_for(now)),
             failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::Cluster;
 use super::health::{Watch, Watched};
 use super::orca::Ear;
-use crate::connect::{Full, Peer, Pool};
+use crate::connect::{Full, Needs, Peer, Pool, Room};
 use crate::env::Env;
 use crate::error::Cause;
 
@@ -84,8 +84,32 @@ impl Endpoint {
             late: Late::Never,
             ear: None,
             waits_at: None,
+            met: false,
             early: None,
         })
+    }
+
+    /// Connects before there is a request for it; `needs`: none = for bytes of any kind, which leaves no connection. Requests
+    /// profit from what that says of the endpoint.
+    pub(crate) async fn warm(&self, needs: Option<Needs>, room: Room, env: &Env) -> Result<(), Cause> {
+        let result = match needs {
+            Some(needs) => self.pool.warm(needs, room).await,
+            None => self.knock(room).await,
+        };
+        match &result {
+            Ok(()) => self.load.reached(),
+            Err(Cause::BackingOff { .. }) => {}
+            Err(cause) if cause.is_unreached() => self.load.unreachable(env.since_epoch(Instant::now())),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Whether a raw connection can be had.
+    async fn knock(&self, room: Room) -> Result<(), Cause> {
+        // Full: others are in use.
+        let Ok(_open) = self.pool.room(room) else { return Ok(()) };
+        self.pool.dial_raw().await.map(drop)
     }
 
     /// Counts the requests that went here.
@@ -169,6 +193,8 @@ pub(crate) struct Attempt {
     ear: Option<Ear>,
     // The limit of our own at which it waits for a connection.
     waits_at: Option<Full>,
+    // It has a connection.
+    met: bool,
     // gRPC status in the head of the answer: it is asked for more than once, and a look-up is a hash.
     early: Option<i32>,
 }
@@ -182,6 +208,8 @@ enum Late {
     Now,
 }
 
+/// Who gives up waiting for a connection after so long warns others.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Timers may be early by less than that.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -219,6 +247,11 @@ impl Attempt {
     /// The limit of our own at which it waits for a connection, while it does.
     pub(crate) fn waits_at(&mut self) -> &mut Option<Full> {
         &mut self.waits_at
+    }
+
+    /// It has a connection, new or not.
+    pub(crate) fn met(&mut self) {
+        self.met = true;
     }
 
     /// What ended the try, with the limit at which it waited then. The retry policy's time for one try, and its patience with
@@ -375,6 +408,9 @@ impl Drop for Attempt {
             return;
         }
         let (took, now) = self.clock();
+        if !self.met && took >= PATIENCE {
+            self.in_flight.load().suspected(now);
+        }
         let late = match self.late {
             Late::Never => false,
             Late::AtLimit => self.limit.is_some_and(|at| self.started + took + TICK >= at),
@@ -423,6 +459,7 @@ mod tests {
             late: Late::Never,
             ear: None,
             waits_at: None,
+            met: false,
             early: None,
         }
     }

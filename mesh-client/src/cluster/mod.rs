@@ -5,6 +5,7 @@
 //! differences. Refuses to know routes.
 
 mod admission;
+mod away;
 mod breakers;
 mod endpoint;
 mod fail_fast;
@@ -73,6 +74,8 @@ pub(crate) struct Cluster {
     // If anybody goes by what endpoints say of their load.
     listening: Option<Arc<Listening>>,
     asking: ArcSwapOption<Owned<()>>,
+    // Who connects to endpoints that are away, while requests go elsewhere for them.
+    looking: ArcSwapOption<Owned<()>>,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -147,6 +150,7 @@ impl Cluster {
             labels,
             listening: Listening::new(&policy, load.is_some(), env.picker_for(&policy.balancer).is_some()),
             asking: ArcSwapOption::empty(),
+            looking: ArcSwapOption::empty(),
             load,
             look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {
                 let look = if looked_up.is_some() { Look::Over } else { Look::UnderWay(0) };
@@ -181,6 +185,7 @@ impl Cluster {
         drop(health);
         // Begun by the next request.
         self.asking.store(None);
+        self.looking.store(None);
     }
 
     /// What the policy says.

@@ -27,7 +27,7 @@ use crate::cluster::Backend;
 use crate::destination::Destination;
 use crate::env::Env;
 use crate::error::Cause;
-use crate::router::{Plan, Slot};
+use crate::router::{Part, Plan, Slot};
 
 /// Time for a copy on a route without a timeout (Envoy's default for routes).
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -60,7 +60,7 @@ impl Copy {
         }
         Some(Self {
             env: call.env.clone(),
-            cluster: slot.cluster(call.env).ok()?.clone(),
+            cluster: slot.choose(call.env).ok()?.cluster.clone(),
             destination: call.exchange.destination().clone(),
             head,
             trace: call.trace.of_copy(),
@@ -96,6 +96,8 @@ impl Copy {
                     tokens: None,
                     budget: None,
                     high_priority: false,
+                    part: Part::only(&cluster),
+                    left: &[],
                 };
                 let launch = shared.launch(&mut Progress::default(), &mut exchange, None)?;
                 shared.fly(exchange.hold(launch), &mut head).await.map_err(|failed| failed.cause)

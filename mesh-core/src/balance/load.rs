@@ -300,6 +300,14 @@ impl Load {
         }
     }
 
+    /// Whoever asked for a connection has waited in vain for some time and gave up. What has another place to go does so from now
+    /// on, until a connection stands; for the rest nothing changes.
+    pub fn suspected(&self, now: Duration) {
+        let due = millis(now).max(1);
+        // One that is away already stays so.
+        let _ = self.avoid_until.compare_exchange(0, due, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// A connection was had.
     pub fn reached(&self) {
         if self.avoid_until.load(Ordering::Relaxed) != 0 {
@@ -311,9 +319,23 @@ impl Load {
     /// Whether connecting failed a short while ago.
     #[inline]
     pub fn is_unreachable(&self, now: Duration) -> bool {
+        self.due_in(now).is_some_and(|left| !left.is_zero())
+    }
+
+    /// Whether connecting failed when that was last tried, however long ago, or took longer than anybody waited.
+    #[inline]
+    pub fn is_away(&self) -> bool {
+        self.avoid_until.load(Ordering::Relaxed) != 0
+    }
+
+    /// For how long one that is [away](Self::is_away) is still passed over: zero = another attempt is due.
+    #[inline]
+    pub fn due_in(&self, now: Duration) -> Option<Duration> {
         let until = self.avoid_until.load(Ordering::Relaxed);
         // No time to come is farther than that: what is, is one of weeks ago.
-        until != 0 && (1..=COOL_DOWN.1).contains(&until.wrapping_sub(millis(now)))
+        let left = until.wrapping_sub(millis(now));
+        let left = if left <= COOL_DOWN.1 { left } else { 0 };
+        (until != 0).then(|| Duration::from_millis(left.into()))
     }
 
     /// Whether pick first stays with this endpoint; see [`choose`](Self::choose).

@@ -273,8 +273,12 @@ fn where_nothing_of_a_priority_can_be_reached_the_next_one_serves_until_it_can()
         assert_eq!(ports(SECOND, &[]), [20], "{balancer:?}: none is left");
         assert_eq!(ports(SECOND, &[2]), [30], "{balancer:?}: and the retry goes further");
         assert!(set.is_reachable(SECOND));
-        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: they are asked again");
-        dead.iter().for_each(|(_, load)| load.reached());
+        assert!(!set.passes_over(), "{balancer:?}: their time is not over");
+        assert_eq!(ports(40 * SECOND, &[]), [20], "{balancer:?}: no request finds out whether they are back");
+        assert!(set.passes_over() && !set.passes_over(), "{balancer:?}: somebody else is to");
+        dead[1].1.reached();
+        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: one of them is enough");
+        dead[0].1.reached();
     }
 }
 
@@ -282,12 +286,34 @@ fn where_nothing_of_a_priority_can_be_reached_the_next_one_serves_until_it_can()
 fn a_set_of_which_nothing_can_be_reached_says_so() {
     let dead = Arc::<Load>::default();
     let set = build(vec![group(0, 1, &[(10, 1, Healthy)])], cluster(|_| {}), &[(10, dead.clone())]);
-    assert!(set.is_reachable(SECOND));
-    assert_eq!(set.availability(SECOND), PerMillion::ALL);
+    assert!(set.is_reachable(SECOND) && !set.is_away());
+    assert_eq!(set.availability(), Some(PerMillion::ALL));
     dead.unreachable(SECOND);
     assert!(!set.is_reachable(SECOND));
-    assert_eq!(set.availability(SECOND), PerMillion::NONE);
-    assert!(set.is_reachable(40 * SECOND));
+    assert_eq!((dead.due_in(SECOND), dead.due_in(40 * SECOND)), (Some(SECOND / 2), Some(Duration::ZERO)));
+    // Another attempt is due after a time; that it can be reached is known with the next connection.
+    assert!(set.is_reachable(40 * SECOND) && set.is_away());
+    assert_eq!(set.availability(), None);
+    dead.reached();
+    assert_eq!((set.availability(), dead.due_in(SECOND)), (Some(PerMillion::ALL), None));
+    // One of two is enough; and those that could take nothing anyway are not waited for.
+    let both = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)])];
+    dead.unreachable(SECOND);
+    assert_eq!(build(both, cluster(|_| {}), &[(10, dead.clone())]).availability(), Some(PerMillion::ALL));
+    let sick = build(vec![group(0, 1, &[(10, 1, Unhealthy)])], cluster(|_| {}), &[(10, dead)]);
+    assert_eq!(sick.availability(), Some(PerMillion::NONE));
+}
+
+#[test]
+fn a_set_says_whether_anything_of_another_priority_can_be_reached() {
+    let dead = [(20, Arc::<Load>::default())];
+    let groups = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])];
+    let set = build(groups, cluster(|_| {}), &dead);
+    let elsewhere =
+        |tried: &[usize]| set.has_elsewhere(&Pick { now: SECOND, tried, away_from: tried, ..Pick::default() });
+    assert!(elsewhere(&[0]) && !elsewhere(&[0, 2]));
+    dead[0].1.unreachable(SECOND);
+    assert!(!elsewhere(&[0]));
 }
 
 #[test]
@@ -301,7 +327,7 @@ fn a_set_says_how_much_it_can_take_without_those_in_panic() {
     let available = |wells: &[u16], panic| {
         let groups = wells.iter().enumerate().map(|(number, well)| priority(number, *well)).collect();
         let panics = |c: &mut Cluster| c.locality.panic_threshold = Some(PerMillion::new(panic));
-        build(groups, cluster(panics), &[]).availability(SECOND).get() / 10_000
+        build(groups, cluster(panics), &[]).availability().unwrap().get() / 10_000
     };
     let cases: [(&[u16], u32, u32); 8] = [
         (&[10], 100, 100),

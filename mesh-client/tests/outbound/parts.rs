@@ -1,0 +1,397 @@
+//! Parts of an aggregate, and priorities of a cluster, that take no connection and refuse none: whoever waits for one waits as long
+//! as connecting may take. Servers are streams in memory, and time stands still.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::header::{COOKIE, SET_COOKIE};
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use mesh_client::{Client, Error, Io};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    Address, Cluster, ConnectionOptions, Discovery, Endpoint, Endpoints, Forward, HedgePolicy, HttpFilter,
+    HttpFilterKind, Listener, LocalityEndpoints, PerMillion, RetryOn, RetryPolicy, RouteMatch, SessionSource, Snapshot,
+    StatefulSession, TcpForward, UpstreamProtocol,
+};
+use mesh_core::telemetry::Metrics;
+use mesh_testkit::clock::pass;
+use mesh_testkit::{FakeResolver, FixedSource, policy};
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+use super::{TARGET, answer, cluster, fetch, forward_with, get, retrying, server_of};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TENTH: Duration = Duration::from_millis(100);
+/// Of policy.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const PROTOCOLS: [UpstreamProtocol; 2] = [UpstreamProtocol::Http1, UpstreamProtocol::Http2];
+const HOST: &str = "near.example.com";
+const NEAR: u16 = 1;
+const BESIDE: u16 = 2;
+const FAR: u16 = 9;
+
+/// What an address does with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// Nothing.
+    Silent,
+    /// It takes it.
+    There,
+    /// It refuses it.
+    Refusing,
+}
+
+/// Servers by the last number of their address.
+#[derive(Default)]
+struct World {
+    at: Mutex<HashMap<u16, At>>,
+    dials: Mutex<HashMap<u16, usize>>,
+}
+
+impl World {
+    fn with(silent: &[u16]) -> Arc<Self> {
+        let world = Arc::<Self>::default();
+        silent.iter().for_each(|port| world.set(*port, At::Silent));
+        world
+    }
+
+    fn set(&self, port: u16, at: At) {
+        self.at.lock().insert(port, at);
+    }
+
+    fn dials(&self, port: u16) -> usize {
+        self.dials.lock().get(&port).copied().unwrap_or(0)
+    }
+
+    fn client(
+        self: &Arc<Self>,
+        snapshot: Snapshot,
+        protocol: Option<UpstreamProtocol>,
+        metrics: &Arc<Metrics>,
+    ) -> Client {
+        let (world, resolver) = (self.clone(), FakeResolver::new());
+        resolver.hang(HOST);
+        let builder = Client::builder(FixedSource::of(TARGET, snapshot)).metrics(metrics.clone()).resolver(resolver);
+        let random = Mutex::new(fastrand::Rng::with_seed(7));
+        let builder = builder.random(move |below| random.lock().u64(..below)).connector(move |address| {
+            let (world, port) = (world.clone(), port_of(&address));
+            async move { world.connect(port, protocol).await }
+        });
+        builder.build()
+    }
+
+    async fn connect(&self, port: u16, protocol: Option<UpstreamProtocol>) -> std::io::Result<Box<dyn Io>> {
+        *self.dials.lock().entry(port).or_default() += 1;
+        let at = self.at.lock().get(&port).copied().unwrap_or(At::There);
+        match at {
+            At::Silent => std::future::pending().await,
+            At::Refusing => Err(std::io::ErrorKind::ConnectionRefused.into()),
+            At::There => Ok(serve(port, protocol)),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a server of this test")]
+fn serve(port: u16, protocol: Option<UpstreamProtocol>) -> Box<dyn Io> {
+    let (ours, mut theirs) = tokio::io::duplex(4096);
+    match protocol {
+        Some(protocol) => tokio::spawn(answer(theirs, protocol, move |_: Request<Incoming>| {
+            let body = Empty::<Bytes>::new().map_err(|never| match never {});
+            Response::builder().header("x-echo-server", port.to_string()).body(body).unwrap()
+        })),
+        None => tokio::spawn(async move { _ = theirs.write_u16(port).await }),
+    };
+    Box::new(ours)
+}
+
+fn port_of(address: &Address) -> u16 {
+    match address {
+        Address::Socket(address) => address.port(),
+        other => panic!("{other}"),
+    }
+}
+
+fn at(port: u16) -> Endpoint {
+    Endpoint::new(Address::Socket(([10, 0, 0, 1], port).into()))
+}
+
+/// How a request may find another place to go.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// Parts of an aggregate, the first with so many endpoints.
+    Parts(u16),
+    /// The same, the first a name that nobody answers for.
+    Name,
+    /// Priorities of one cluster.
+    Priorities,
+    /// There is none: the control.
+    Alone,
+}
+
+const FORMS: [Form; 4] = [Form::Parts(1), Form::Parts(2), Form::Name, Form::Priorities];
+
+fn group(priority: u32, endpoints: Vec<Endpoint>) -> LocalityEndpoints {
+    LocalityEndpoints { locality: Default::default(), priority, weight: NonZeroU32::MIN, endpoints }
+}
+
+fn snapshot(form: Form, forward: Forward, protocol: UpstreamProtocol) -> Snapshot {
+    let connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+    let of = |name: &str| Cluster { connection: connection.clone(), ..cluster(name) };
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    let all = Cluster { discovery: Discovery::Aggregate(vec!["near".into(), "far".into()]), ..of("test") };
+    let of_parts = |near, endpoints| {
+        let parts = [(all, vec![]), (near, endpoints), (of("far"), vec![at(FAR)])];
+        policy::snapshot(routes.clone(), parts)
+    };
+    match form {
+        Form::Parts(1) => of_parts(of("near"), vec![at(NEAR)]),
+        Form::Parts(_) => of_parts(of("near"), vec![at(NEAR), at(BESIDE)]),
+        Form::Name => {
+            let name = Endpoint::new(Address::Name { host: HOST.into(), port: NEAR });
+            let names = policy::endpoints(&"near".into(), vec![name]);
+            of_parts(Cluster { discovery: Discovery::LogicalDns(names.into()), ..of("near") }, vec![])
+        }
+        Form::Priorities => {
+            let localities = vec![group(0, vec![at(NEAR), at(BESIDE)]), group(1, vec![at(FAR)])];
+            let found = Endpoints { localities, ..policy::endpoints(&"test".into(), vec![]) };
+            let mut snapshot = policy::snapshot(routes, [(of("test"), vec![])]);
+            let state = snapshot.clusters.get_mut(&"test".into()).unwrap();
+            let mesh_core::policy::ClusterState::Ready { endpoints, .. } = state else { panic!("{state:?}") };
+            *endpoints = Arc::new(found);
+            snapshot
+        }
+        Form::Alone => policy::snapshot(routes, [(of("test"), vec![at(NEAR), at(BESIDE)])]),
+    }
+}
+
+/// Who has answered, and after which time.
+async fn ask(client: &Client) -> Result<(String, Duration), Error> {
+    let begun = Instant::now();
+    let answer = fetch(client, "/").await?;
+    Ok((server_of(&answer).to_owned(), begun.elapsed()))
+}
+
+fn far(after: Duration) -> (String, Duration) {
+    (FAR.to_string(), after)
+}
+
+/// Requests counted as answered by status, and all of them.
+fn counted(metrics: &Metrics) -> (u64, u64) {
+    let (mut well, mut all) = (0, 0);
+    metrics.visit(|_, outcome, counters| {
+        all += counters.requests();
+        well += if outcome.code == 200 { counters.requests() } else { 0 };
+    });
+    (well, all)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_no_connection_and_refuses_none_costs_no_request_while_something_else_is_there() {
+    for (form, protocol) in FORMS.into_iter().flat_map(|form| PROTOCOLS.map(|protocol| (form, protocol))) {
+        let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
+        let client = world.client(snapshot(form, forward_with(None), protocol), Some(protocol), &metrics);
+        // Those that nobody could have warned wait once, whatever they come across.
+        for (answer, number) in join_all((0..20).map(|_| ask(&client))).await.into_iter().zip(0..) {
+            assert_eq!(answer.unwrap(), far(CONNECT_TIMEOUT), "{number} of {form:?} {protocol:?}");
+        }
+        // What they waited for was not that one's time.
+        let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
+        let answered = clusters.flat_map(|cluster| cluster.endpoints).find(|one| one.address == at(FAR).address);
+        assert!(answered.unwrap().latency.unwrap() < SECOND, "{form:?} {protocol:?}");
+        // Two minutes, in which its time is over more than once.
+        for number in 0..1200 {
+            let (server, took) = ask(&client).await.unwrap();
+            // Of two endpoints one may have been left that nobody has tried.
+            assert_eq!(server, FAR.to_string());
+            assert!(took.is_zero(), "{number} of {form:?} {protocol:?}: {took:?}");
+            pass(TENTH).await;
+        }
+        assert_eq!(counted(&metrics), (1220, 1220), "{form:?} {protocol:?}");
+        if let Form::Name = form {
+            continue;
+        }
+        let dials = world.dials(NEAR);
+        world.set(NEAR, At::There);
+        let back = Instant::now();
+        while ask(&client).await.unwrap().0 != NEAR.to_string() {
+            assert!(back.elapsed() < 45 * SECOND, "{form:?} {protocol:?}");
+            pass(TENTH).await;
+        }
+        assert!(world.dials(NEAR) > dials);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_nothing_else_it_costs_each() {
+    for protocol in PROTOCOLS {
+        let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
+        let client = world.client(snapshot(Form::Alone, forward_with(None), protocol), Some(protocol), &metrics);
+        for answer in join_all((0..20).map(|_| ask(&client))).await {
+            assert_eq!(answer.unwrap_err().code(), Code::CONNECT_TIMEOUT);
+        }
+        assert_eq!((counted(&metrics), world.dials(FAR)), ((0, 20), 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strict_session_stays_with_an_endpoint_that_takes_no_connection() {
+    for protocol in PROTOCOLS {
+        let mut snapshot = snapshot(Form::Parts(1), forward_with(None), protocol);
+        let source = SessionSource::Cookie { name: "sid".into(), path: "/".into(), ttl: Duration::ZERO };
+        let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict: true }));
+        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        let client = || world.client(snapshot.clone(), Some(protocol), &metrics);
+        let pinned = fetch(&client(), "/").await.unwrap();
+        let cookie = pinned.headers()[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+        assert_eq!(server_of(&pinned), NEAR.to_string());
+        world.set(NEAR, At::Silent);
+        let with_cookie = || {
+            let mut request = get("/");
+            request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
+            request
+        };
+        let stays = client();
+        assert_eq!(stays.send(with_cookie()).await.unwrap_err().code(), Code::CONNECT_TIMEOUT);
+        assert_eq!(world.dials(FAR), 0);
+        // Control: one that begins goes on.
+        assert_eq!(ask(&client()).await.unwrap(), far(CONNECT_TIMEOUT));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_refuses_costs_no_request_either() {
+    for (form, protocol) in FORMS[..2].iter().flat_map(|form| PROTOCOLS.map(|protocol| (*form, protocol))) {
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let client = world.client(snapshot(form, forward_with(None), protocol), Some(protocol), &metrics);
+        for _ in 0..600 {
+            assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO), "{form:?} {protocol:?}");
+            pass(TENTH).await;
+        }
+        // Whoever looks whether they are back does so less and less often.
+        assert!((2..40).contains(&(world.dials(NEAR) + world.dials(BESIDE))), "{form:?} {protocol:?}");
+        assert_eq!(counted(&metrics), (600, 600));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_leaves_the_part_that_has_let_no_try_in() {
+    let on = RetryOn { gateway_error: true, connect_failure: true, ..RetryOn::default() };
+    let retry = RetryPolicy { per_try_timeout: Some(2 * SECOND), ..retrying(2, on) };
+    for protocol in PROTOCOLS {
+        let (world, metrics) = (World::with(&[NEAR]), Arc::<Metrics>::default());
+        let forward = forward_with(Some(retry.clone()));
+        let client = world.client(snapshot(Form::Parts(1), forward, protocol), Some(protocol), &metrics);
+        for answer in join_all((0..20).map(|_| ask(&client))).await {
+            let (server, took) = answer.unwrap();
+            assert_eq!(server, FAR.to_string());
+            assert!((2 * SECOND..3 * SECOND).contains(&took), "{took:?}");
+        }
+        assert_eq!(counted(&metrics), (20, 20));
+        // Control: without another part each of the three tries waits as long.
+        let forward = forward_with(Some(retry.clone()));
+        let alone =
+            World::with(&[NEAR, BESIDE]).client(snapshot(Form::Alone, forward, protocol), Some(protocol), &metrics);
+        let error = ask(&alone).await.unwrap_err();
+        assert_eq!((error.code(), error.attempts()), (Code::TIMEOUT, 3), "{error}");
+    }
+}
+
+/// However seldom they come, and whoever limits their time: nobody else is there when connecting has failed.
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_waiting_for_a_connection_warns_others() {
+    for (form, protocol) in FORMS.into_iter().flat_map(|form| PROTOCOLS.map(|protocol| (form, protocol))) {
+        let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
+        let forward = Forward { timeout: Some(3 * SECOND), ..forward_with(None) };
+        let client = world.client(snapshot(form, forward, protocol), Some(protocol), &metrics);
+        let mut lost = 0;
+        for _ in 0..20 {
+            match ask(&client).await {
+                Ok(answer) => assert_eq!(answer, far(Duration::ZERO)),
+                Err(error) => {
+                    assert_eq!(error.code(), Code::TIMEOUT);
+                    lost += 1;
+                }
+            }
+            pass(60 * SECOND).await;
+        }
+        // As many as it takes to come across each endpoint of the first.
+        match form {
+            Form::Parts(1) | Form::Name => assert_eq!(lost, 1, "{form:?} {protocol:?}"),
+            _ => assert!((2..8).contains(&lost), "{form:?} {protocol:?}: {lost}"),
+        }
+        // Those who did not wait for long say nothing.
+        let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
+        let client = world.client(snapshot(form, forward_with(None), protocol), Some(protocol), &metrics);
+        for _ in 0..4 {
+            assert!(tokio::time::timeout(9 * TENTH, ask(&client)).await.is_err());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_side_by_side_go_on_to_another_part_as_well() {
+    let hedge = HedgePolicy { initial_requests: 2, additional_request: PerMillion::NONE, on_per_try_timeout: false };
+    for protocol in PROTOCOLS {
+        let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
+        let forward = Forward { hedge: Some(hedge.clone()), ..forward_with(None) };
+        let client = world.client(snapshot(Form::Parts(2), forward, protocol), Some(protocol), &metrics);
+        assert_eq!(ask(&client).await.unwrap(), far(CONNECT_TIMEOUT));
+        assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO));
+        assert_eq!(counted(&metrics), (2, 2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn raw_connections_go_on_to_another_part_and_come_back_too() {
+    let greeted = async |client: &Client| {
+        let begun = Instant::now();
+        let mut connection = client.connect(TARGET).await?;
+        Ok::<_, Error>((connection.read_u16().await.unwrap(), begun.elapsed()))
+    };
+    for form in [Form::Parts(1), Form::Parts(2), Form::Priorities, Form::Alone] {
+        let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
+        let mut raw = snapshot(form, forward_with(None), UpstreamProtocol::Http1);
+        let mut tcp = TcpForward::to("test".into());
+        tcp.max_connect_attempts = NonZeroU32::new(3).unwrap();
+        raw.listener = Arc::new(Listener { tcp: Some(tcp), ..Listener::clone(&raw.listener) });
+        let client = world.client(raw.clone(), None, &metrics);
+        let first = join_all((0..20).map(|_| greeted(&client))).await;
+        if let Form::Alone = form {
+            // The control.
+            assert!(first.into_iter().all(|one| one.unwrap_err().code() == Code::CONNECT_TIMEOUT));
+            continue;
+        }
+        for one in first {
+            assert_eq!(one.unwrap(), (FAR, CONNECT_TIMEOUT), "{form:?}");
+        }
+        // Whoever gives up warns others, too.
+        if let Form::Parts(1) = form {
+            let impatient = world.client(raw.clone(), None, &Arc::default());
+            assert!(tokio::time::timeout(SECOND, greeted(&impatient)).await.is_err());
+            assert_eq!(greeted(&impatient).await.unwrap(), (FAR, Duration::ZERO));
+        }
+        for _ in 0..600 {
+            assert_eq!(greeted(&client).await.unwrap(), (FAR, Duration::ZERO), "{form:?}");
+            pass(TENTH).await;
+        }
+        let mut flags = Vec::new();
+        metrics.visit_tcp(|_, flag, series| flags.push((flag, series.opened())));
+        assert_eq!(flags, [("-", 620)], "{form:?}");
+        world.set(NEAR, At::There);
+        let back = Instant::now();
+        while greeted(&client).await.unwrap().0 != NEAR {
+            assert!(back.elapsed() < 45 * SECOND, "{form:?}");
+            pass(TENTH).await;
+        }
+    }
+}
