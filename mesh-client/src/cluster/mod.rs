@@ -251,6 +251,11 @@ impl Cluster {
         false
     }
 
+    /// Whether its names are being looked up for the first time.
+    fn is_looked_up_first(&self) -> bool {
+        self.look.as_ref().is_some_and(|look| look.borrow().is_under_way())
+    }
+
     /// The first look at its names is at another point than before, if `turn` gives one.
     fn turn_look(&self, turn: impl Fn(Look) -> Option<Look>) {
         let turn = |look: &mut Look| match turn(*look) {

@@ -74,9 +74,15 @@ impl Backend {
         self.part.as_ref().map_or(&self.cluster.members, |part| &part.members).load()
     }
 
-    /// How much of the requests it can take; see [`ReadySet::availability`].
+    /// How much of the requests it can take; see [`ReadySet::availability`]. All while its names are looked up for the first time:
+    /// requests wait for that, as they do outside an aggregate (gRFC A74).
     pub(crate) fn availability(&self) -> Option<PerMillion> {
-        self.glance().ready.availability()
+        let ready = &self.glance().ready;
+        // Asked only where there is nobody, for that is a lock.
+        if ready.known() == 0 && self.cluster.is_looked_up_first() {
+            return Some(PerMillion::ALL);
+        }
+        ready.availability()
     }
 
     /// Whether any endpoint may be used.

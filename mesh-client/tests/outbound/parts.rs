@@ -2,7 +2,9 @@
 //! as connecting may take. Servers are streams in memory, and time stands still.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,18 +14,20 @@ use http::header::{COOKIE, SET_COOKIE};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use mesh_client::{Client, Error, Io};
+use mesh_client::{Client, ClientBuilder, Error, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Address, Cluster, ConnectionOptions, Discovery, Endpoint, Endpoints, Forward, HedgePolicy, HttpFilter,
-    HttpFilterKind, Listener, LocalityEndpoints, PerMillion, RetryOn, RetryPolicy, RouteMatch, SessionSource, Snapshot,
-    StatefulSession, TcpForward, UpstreamProtocol,
+    Address, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoint, Endpoints, Forward, HedgePolicy,
+    HttpFilter, HttpFilterKind, Listener, LocalityEndpoints, PerMillion, RetryOn, RetryPolicy, RouteMatch,
+    SessionSource, Snapshot, StatefulSession, TcpForward, UpstreamProtocol,
 };
+use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::clock::pass;
 use mesh_testkit::{FakeResolver, FixedSource, policy};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{TARGET, answer, cluster, fetch, forward_with, get, retrying, server_of};
@@ -77,15 +81,24 @@ impl World {
         protocol: Option<UpstreamProtocol>,
         metrics: &Arc<Metrics>,
     ) -> Client {
-        let (world, resolver) = (self.clone(), FakeResolver::new());
+        let resolver = FakeResolver::new();
         resolver.hang(HOST);
-        let builder = Client::builder(FixedSource::of(TARGET, snapshot)).metrics(metrics.clone()).resolver(resolver);
+        self.builder(FixedSource::of(TARGET, snapshot), protocol, metrics).resolver(resolver).build()
+    }
+
+    fn builder(
+        self: &Arc<Self>,
+        source: Arc<FixedSource>,
+        protocol: Option<UpstreamProtocol>,
+        metrics: &Arc<Metrics>,
+    ) -> ClientBuilder {
+        let world = self.clone();
+        let builder = Client::builder(source).metrics(metrics.clone());
         let random = Mutex::new(fastrand::Rng::with_seed(7));
-        let builder = builder.random(move |below| random.lock().u64(..below)).connector(move |address| {
+        builder.random(move |below| random.lock().u64(..below)).connector(move |address| {
             let (world, port) = (world.clone(), port_of(&address));
             async move { world.connect(port, protocol).await }
-        });
-        builder.build()
+        })
     }
 
     async fn connect(&self, port: u16, protocol: Option<UpstreamProtocol>) -> std::io::Result<Box<dyn Io>> {
@@ -393,5 +406,96 @@ async fn raw_connections_go_on_to_another_part_and_come_back_too() {
             assert!(back.elapsed() < 45 * SECOND, "{form:?}");
             pass(TENTH).await;
         }
+    }
+}
+
+/// A resolver that answers when it may: with addresses, with none, or not at all.
+#[derive(Debug)]
+struct Held {
+    may: watch::Sender<bool>,
+    addresses: Result<Vec<IpAddr>, ResolveError>,
+}
+
+impl Resolve for Held {
+    fn addresses<'r>(&'r self, _host: &'r str) -> Resolving<'r, IpAddr> {
+        Box::pin(async move {
+            self.may.subscribe().wait_for(|may| *may).await.unwrap();
+            self.addresses.clone().map(|records| Resolved { records, ttl: None, lacks: None })
+        })
+    }
+
+    fn services<'r>(&'r self, _name: &'r str) -> Resolving<'r, Service> {
+        Box::pin(async { Err(ResolveError::NotFound) })
+    }
+}
+
+/// An aggregate of names and a cluster that others find; `mark` makes it another one.
+fn named_first(protocol: UpstreamProtocol, host: &str, mark: Option<u32>) -> Snapshot {
+    let connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+    let breaker = CircuitBreakers { max_requests: mark, ..CircuitBreakers::default() };
+    let of = |name: &str| Cluster { connection: connection.clone(), ..cluster(name) };
+    let named = Endpoint::new(Address::Name { host: host.into(), port: NEAR });
+    let discovery = Discovery::StrictDns(policy::endpoints(&"near".into(), vec![named]).into());
+    let all = Cluster { discovery: Discovery::Aggregate(vec!["near".into(), "far".into()]), ..of("test") };
+    let parts = [(all, vec![]), (Cluster { discovery, breaker, ..of("near") }, vec![]), (of("far"), vec![at(FAR)])];
+    let mut snapshot =
+        policy::snapshot(policy::routes([policy::forward(RouteMatch::any(), forward_with(None))]), parts);
+    snapshot.listener =
+        Arc::new(Listener { tcp: Some(TcpForward::to("test".into())), ..Listener::clone(&snapshot.listener) });
+    snapshot
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_of_a_part_are_waited_for_before_another_one_has_its_requests() {
+    let there = || Ok(vec![IpAddr::from([10, 0, 0, 1])]);
+    for protocol in PROTOCOLS {
+        for (addresses, server) in [
+            (there(), NEAR),
+            (Ok(vec![]), FAR),
+            (Err(ResolveError::NotFound), FAR),
+            (Err(ResolveError::Failed("no".into())), FAR),
+        ] {
+            let held = Arc::new(Held { may: watch::Sender::new(false), addresses });
+            let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+            let source = FixedSource::of(TARGET, named_first(protocol, HOST, None));
+            let client = world.builder(source.clone(), Some(protocol), &metrics).resolver(held.clone()).build();
+            let mut both = pin!(join_all((0..20).map(|_| ask(&client))));
+            assert!(tokio::time::timeout(TENTH, &mut both).await.is_err(), "nobody knows where the first is");
+            assert_eq!((world.dials(NEAR), world.dials(FAR)), (0, 0));
+            held.may.send_replace(true);
+            for answer in both.await {
+                assert_eq!(answer.unwrap(), (server.to_string(), TENTH));
+            }
+            assert_eq!(ask(&client).await.unwrap(), (server.to_string(), Duration::ZERO), "control: it is known now");
+            assert_eq!(counted(&metrics), (21, 21));
+            // The names change: the same once more.
+            held.may.send_replace(false);
+            source.set_snapshot(TARGET, named_first(protocol, "other.example.com", Some(9)));
+            let marked = |client: &Client| {
+                let dump = client.dump().destinations[0].clone();
+                dump.clusters.iter().any(|cluster| cluster.default_limits.max_requests == Some(9))
+            };
+            while !marked(&client) {
+                tokio::task::yield_now().await;
+            }
+            let mut again = pin!(ask(&client));
+            assert!(tokio::time::timeout(TENTH, &mut again).await.is_err());
+            held.may.send_replace(true);
+            assert_eq!(again.await.unwrap(), (server.to_string(), TENTH));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn raw_connections_wait_for_the_names_of_a_part_too() {
+    for (addresses, server) in [(Ok(vec![IpAddr::from([10, 0, 0, 1])]), NEAR), (Ok(vec![]), FAR)] {
+        let held = Arc::new(Held { may: watch::Sender::new(false), addresses });
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        let source = FixedSource::of(TARGET, named_first(UpstreamProtocol::Http1, HOST, None));
+        let client = world.builder(source, None, &metrics).resolver(held.clone()).build();
+        let mut connection = pin!(client.connect(TARGET));
+        assert!(tokio::time::timeout(TENTH, &mut connection).await.is_err());
+        held.may.send_replace(true);
+        assert_eq!(connection.await.unwrap().read_u16().await.unwrap(), server);
     }
 }
