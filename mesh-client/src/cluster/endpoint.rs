@@ -90,26 +90,25 @@ impl Endpoint {
     }
 
     /// Connects before there is a request for it; `needs`: none = for bytes of any kind, which leaves no connection. Requests
-    /// profit from what that says of the endpoint.
-    pub(crate) async fn warm(&self, needs: Option<Needs>, room: Room, env: &Env) -> Result<(), Cause> {
+    /// profit from what that says of the endpoint. False: there was no room for another connection, whoever has those there are.
+    pub(crate) async fn warm(&self, needs: Option<Needs>, room: Room, env: &Env) -> Result<bool, Cause> {
         let result = match needs {
             Some(needs) => self.pool.warm(needs, room).await,
             None => self.knock(room).await,
         };
         match &result {
-            Ok(()) => self.load.reached(),
-            Err(Cause::BackingOff { .. }) => {}
+            Ok(true) => self.load.reached(),
+            Ok(false) | Err(Cause::BackingOff { .. }) => {}
             Err(cause) if cause.is_unreached() => self.load.unreachable(env.since_epoch(Instant::now())),
             Err(_) => {}
         }
         result
     }
 
-    /// Whether a raw connection can be had.
-    async fn knock(&self, room: Room) -> Result<(), Cause> {
-        // Full: others are in use.
-        let Ok(_open) = self.pool.room(room) else { return Ok(()) };
-        self.pool.dial_raw().await.map(drop)
+    /// Whether a raw connection can be had; false as in [`warm`](Self::warm).
+    async fn knock(&self, room: Room) -> Result<bool, Cause> {
+        let Ok(_open) = self.pool.room(room) else { return Ok(false) };
+        self.pool.dial_raw().await.map(|_| true)
     }
 
     /// Counts the requests that went here.
@@ -287,6 +286,8 @@ impl Attempt {
 
     /// Notes the head of an answer.
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
+        // Over a connection that was there perhaps; whatever became of a further one, requests get through.
+        self.in_flight.load().reached();
         self.hear(headers);
         let early = if grpc { grpc_status(headers) } else { None };
         self.early = early;
@@ -409,7 +410,7 @@ impl Drop for Attempt {
         }
         let (took, now) = self.clock();
         if !self.met && took >= PATIENCE {
-            self.in_flight.load().suspected(now);
+            self.in_flight.load().suspected(took, now);
         }
         let late = match self.late {
             Late::Never => false,
@@ -486,6 +487,18 @@ mod tests {
             own.answered(StatusCode::OK, &none, true);
             own.ended(status);
             assert_eq!(penalty(&load) > 1.0, failed, "gRPC status {status} in the trailers");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_answers_is_there_whatever_became_of_a_further_connection() {
+        for status in [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE] {
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            load.unreachable(Duration::from_secs(1));
+            assert!(load.is_away());
+            own.answered(status, &HeaderMap::new(), false);
+            assert!(!load.is_away(), "{status}");
         }
     }
 

@@ -74,8 +74,8 @@ pub(crate) struct Cluster {
     // If anybody goes by what endpoints say of their load.
     listening: Option<Arc<Listening>>,
     asking: ArcSwapOption<Owned<()>>,
-    // Who connects to endpoints that are away, while requests go elsewhere for them.
-    looking: ArcSwapOption<Owned<()>>,
+    // To endpoints that are away, while requests go elsewhere for them.
+    dials: away::Dials,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -150,7 +150,7 @@ impl Cluster {
             labels,
             listening: Listening::new(&policy, load.is_some(), env.picker_for(&policy.balancer).is_some()),
             asking: ArcSwapOption::empty(),
-            looking: ArcSwapOption::empty(),
+            dials: away::Dials::default(),
             load,
             look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {
                 let look = if looked_up.is_some() { Look::Over } else { Look::UnderWay(0) };
@@ -185,7 +185,7 @@ impl Cluster {
         drop(health);
         // Begun by the next request.
         self.asking.store(None);
-        self.looking.store(None);
+        self.dials.stop();
     }
 
     /// What the policy says.

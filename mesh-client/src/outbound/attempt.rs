@@ -223,7 +223,7 @@ impl Shared<'_> {
             resends.unreached += 1;
             let others = self.members.ready.len() > self.avoided(progress).len() && !self.session.is_strict();
             // Nobody waits for neighbours of who is silent while there is another part of the aggregate.
-            let leaves = progress.silent && !self.has_elsewhere(progress) && self.next_part().is_some();
+            let leaves = progress.silent && !self.has_elsewhere(progress) && self.has_next_part();
             return others && !leaves && resends.unreached <= MAX_UNREACHED;
         }
         if let Again::Unsent(_) = again {
@@ -244,15 +244,19 @@ impl Shared<'_> {
     /// Whether the request goes on to another part of its aggregate, whatever the retry policy says: this one had nobody to take
     /// it.
     pub(super) fn goes_on(&self, cause: &Cause, head: &Head) -> bool {
-        cause.met_nobody() && self.next_part().is_some() && head.is_there() && self.payload.rewind()
+        let has_next = || !self.stays() && self.part.next(self.left, self.env).is_some();
+        cause.met_nobody() && has_next() && head.is_there() && self.payload.rewind()
     }
 
-    /// Another part of the aggregate that can take the request, if there is one.
-    pub(super) fn next_part(&self) -> Option<Part<'_>> {
-        // A strict session stays with its endpoint, where that is.
+    /// Whether another part of the aggregate can take the request as far as is known.
+    pub(super) fn has_next_part(&self) -> bool {
+        !self.stays() && self.part.has_next(self.left, self.env)
+    }
+
+    /// A strict session stays with its endpoint, where that is.
+    fn stays(&self) -> bool {
         let is_here = |address| self.members.ready.find(address).is_some();
-        let stays = self.session.is_strict() && self.session.address().is_some_and(is_here);
-        if stays { None } else { self.part.next(self.left, self.env) }
+        self.session.is_strict() && self.session.address().is_some_and(is_here)
     }
 
     /// Whether what its endpoint may have seen is sent again for its method alone: not where a policy wants no retry of

@@ -24,6 +24,7 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Body, Payload};
 use crate::cluster::Backend;
+use crate::connect::Needs;
 use crate::destination::Destination;
 use crate::env::Env;
 use crate::error::Cause;
@@ -58,13 +59,16 @@ impl Copy {
         if mirror.shadow_host {
             head.set_authority(&shadow(call.head.authority()));
         }
+        let (part, grpc) = (slot.choose(call.env).ok()?, call.exchange.is_grpc());
+        // There may be nobody else who passes over what is away there.
+        part.look_again(Some(Needs::of(grpc)), call.env);
         Some(Self {
             env: call.env.clone(),
-            cluster: slot.choose(call.env).ok()?.cluster.clone(),
+            cluster: part.cluster.clone(),
             destination: call.exchange.destination().clone(),
             head,
             trace: call.trace.of_copy(),
-            grpc: call.exchange.is_grpc(),
+            grpc,
             hash: call.hash,
             timeout: timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(TIMEOUT),
         })

@@ -79,13 +79,14 @@ impl Dial<'_> {
         let mut left = Vec::new();
         loop {
             let cluster = part.cluster;
-            let next = || part.next(&left, env);
-            let cause = match self.within(cluster, hash, attempts, caller, || next().is_some()).await {
+            let others = || part.has_next(&left, env);
+            let cause = match self.within(cluster, hash, attempts, caller, others).await {
                 Ok(held) => return Ok(TcpConnection::new(held, Arc::clone(cluster), self.destination.clone(), idle)),
                 Err(cause) => cause,
             };
             // As a request does that a part of an aggregate has nobody to take.
-            let Some(next) = cause.met_nobody().then(next).flatten() else { return Err(cause) };
+            let next = cause.met_nobody().then(|| part.next(&left, env)).flatten();
+            let Some(next) = next else { return Err(cause) };
             left.push(cluster);
             part = next;
             self.before += std::mem::take(&mut self.tried).len();

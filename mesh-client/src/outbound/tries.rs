@@ -132,7 +132,7 @@ async fn one_by_one(shared: &Shared<'_>, progress: &mut Progress, head: &mut Hea
         progress.retried += 1;
         // Whoever has not let a try in so far would have the next one wait as well.
         if let Some(after) = unmet
-            && shared.next_part().is_some()
+            && shared.has_next_part()
         {
             progress.goes_on = true;
             return Err(Cause::PerTryTimeout(after));

@@ -48,7 +48,8 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
     let mut warmed = Warmed::default();
     while let Some(dialled) = dials.next().await {
         match dialled {
-            Ok(()) => warmed.connected += 1,
+            // Where there is no room others are in use.
+            Ok(_) => warmed.connected += 1,
             Err(cause) => warmed.failed.push(failed(cause)),
         }
     }
@@ -61,6 +62,6 @@ pub(super) async fn one(
     endpoint: Arc<Endpoint>,
     needs: Needs,
     env: Arc<Env>,
-) -> Result<(), Cause> {
+) -> Result<bool, Cause> {
     endpoint.warm(Some(needs), cluster.admission().room(false), &env).await
 }

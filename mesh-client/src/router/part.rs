@@ -18,7 +18,7 @@ pub(crate) struct Part<'r> {
     pub(crate) cluster: &'r Backend,
     // If it is a part of an aggregate, all of its parts, none of them an aggregate; else none.
     all: &'r [Slot],
-    // Others would take requests, if only they could be connected to; no request finds out whether they can.
+    // Some of them would take requests, if only they could be connected to; no request finds out whether they can.
     passes: bool,
 }
 
@@ -36,21 +36,33 @@ impl<'r> Part<'r> {
         let mut passes = false;
         let cluster = draw(ready(), &mut passes, env).or_else(|| {
             let there = ready().find(|cluster| !cluster.is_away());
-            // Where all are away a request finds out.
+            // Where all are away a request finds out, of one of them: whether others are back it is not to tell.
             let reachable = there.or_else(|| ready().find(|cluster| cluster.is_reachable(env)));
             reachable.or_else(|| ready().find(|cluster| cluster.is_usable())).or_else(|| ready().next())
         })?;
-        Some(Self { cluster, all, passes: passes && !cluster.is_away() })
+        Some(Self { cluster, all, passes })
     }
 
-    /// The part that a request goes on to which had nobody to take it here, nor in those that it `left` before.
+    /// The part that a request goes on to which had nobody to take it here, nor in those that it `left` before. Where none can take
+    /// it as far as is known one whose flag is old may.
     pub(crate) fn next(self, left: &[&Backend], env: &Env) -> Option<Self> {
-        let is_other = |cluster: &&Backend| {
+        let reachable = || self.others(left).find(|cluster| cluster.is_reachable(env));
+        Some(Self { cluster: self.there(left, env).or_else(reachable)?, ..self })
+    }
+
+    /// Whether there is one of them that can take it as far as is known.
+    pub(crate) fn has_next(self, left: &[&Backend], env: &Env) -> bool {
+        self.there(left, env).is_some()
+    }
+
+    fn there(self, left: &[&Backend], env: &Env) -> Option<&'r Backend> {
+        draw(self.others(left), &mut false, env).or_else(|| self.others(left).find(|cluster| !cluster.is_away()))
+    }
+
+    fn others(self, left: &[&Backend]) -> impl Iterator<Item = &'r Backend> {
+        ready(self.all).filter(move |cluster| {
             !std::ptr::eq(*cluster, self.cluster) && !left.iter().any(|left| std::ptr::eq(*cluster, *left))
-        };
-        let others = || ready(self.all).filter(is_other);
-        let cluster = draw(others(), &mut false, env).or_else(|| others().find(|cluster| !cluster.is_away()))?;
-        Some(Self { cluster, ..self })
+        })
     }
 
     /// Sees to it that parts are back once they can be connected to. `needs` as in [`Cluster::look_again`].

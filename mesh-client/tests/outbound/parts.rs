@@ -4,22 +4,24 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use http::header::{COOKIE, SET_COOKIE};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use mesh_client::{Client, ClientBuilder, Error, Io};
 use mesh_core::error::{Code, Fault};
+use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoint, Endpoints, Forward, HedgePolicy,
-    HttpFilter, HttpFilterKind, Listener, LocalityEndpoints, PerMillion, RetryOn, RetryPolicy, RouteMatch,
-    SessionSource, Snapshot, StatefulSession, TcpForward, UpstreamProtocol,
+    Address, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, Discovery, Endpoint, Endpoints, Forward,
+    HedgePolicy, HttpFilter, HttpFilterKind, Listener, LocalityEndpoints, Mirror, PerMillion, RetryOn, RetryPolicy,
+    RouteMatch, SessionSource, Snapshot, StatefulSession, TcpForward, UpstreamProtocol,
 };
 use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
 use mesh_core::telemetry::Metrics;
@@ -176,12 +178,48 @@ fn snapshot(form: Form, forward: Forward, protocol: UpstreamProtocol) -> Snapsho
             let localities = vec![group(0, vec![at(NEAR), at(BESIDE)]), group(1, vec![at(FAR)])];
             let found = Endpoints { localities, ..policy::endpoints(&"test".into(), vec![]) };
             let mut snapshot = policy::snapshot(routes, [(of("test"), vec![])]);
-            let state = snapshot.clusters.get_mut(&"test".into()).unwrap();
-            let mesh_core::policy::ClusterState::Ready { endpoints, .. } = state else { panic!("{state:?}") };
-            *endpoints = Arc::new(found);
+            change(&mut snapshot, "test", |_, endpoints| *endpoints = found);
             snapshot
         }
         Form::Alone => policy::snapshot(routes, [(of("test"), vec![at(NEAR), at(BESIDE)])]),
+    }
+}
+
+fn change(snapshot: &mut Snapshot, name: &str, change: impl FnOnce(&mut Cluster, &mut Endpoints)) {
+    let state = snapshot.clusters.get_mut(&ClusterName::new(name)).unwrap();
+    let ClusterState::Ready { cluster, endpoints } = state else { panic!("{state:?}") };
+    change(Arc::make_mut(cluster), Arc::make_mut(endpoints));
+}
+
+/// Each request of this one has a connection of its own.
+fn one_each(form: Form, protocol: UpstreamProtocol) -> Snapshot {
+    let mut snapshot = snapshot(form, forward_with(None), protocol);
+    change(&mut snapshot, "near", |cluster, _| cluster.connection.max_requests_per_connection = Some(1));
+    snapshot
+}
+
+/// The same for raw connections.
+fn raw(form: Form) -> Snapshot {
+    let mut snapshot = snapshot(form, forward_with(None), UpstreamProtocol::Http1);
+    let mut tcp = TcpForward::to("test".into());
+    tcp.max_connect_attempts = NonZeroU32::new(3).unwrap();
+    Arc::make_mut(&mut snapshot.listener).tcp = Some(tcp);
+    snapshot
+}
+
+/// Who is there, and after which time, of a raw connection.
+async fn greeted(client: &Client) -> Result<(u16, Duration), Error> {
+    let begun = Instant::now();
+    let mut connection = client.connect(TARGET).await?;
+    Ok((connection.read_u16().await.unwrap(), begun.elapsed()))
+}
+
+/// Until one answers; `within` that.
+async fn until(client: &Client, port: u16, within: Duration) {
+    let begun = Instant::now();
+    while ask(client).await.ok().is_none_or(|(server, _)| server != port.to_string()) {
+        assert!(begun.elapsed() < within, "{port}");
+        pass(TENTH).await;
     }
 }
 
@@ -366,18 +404,9 @@ async fn tries_side_by_side_go_on_to_another_part_as_well() {
 
 #[tokio::test(start_paused = true)]
 async fn raw_connections_go_on_to_another_part_and_come_back_too() {
-    let greeted = async |client: &Client| {
-        let begun = Instant::now();
-        let mut connection = client.connect(TARGET).await?;
-        Ok::<_, Error>((connection.read_u16().await.unwrap(), begun.elapsed()))
-    };
     for form in [Form::Parts(1), Form::Parts(2), Form::Priorities, Form::Alone] {
         let (world, metrics) = (World::with(&[NEAR, BESIDE]), Arc::<Metrics>::default());
-        let mut raw = snapshot(form, forward_with(None), UpstreamProtocol::Http1);
-        let mut tcp = TcpForward::to("test".into());
-        tcp.max_connect_attempts = NonZeroU32::new(3).unwrap();
-        raw.listener = Arc::new(Listener { tcp: Some(tcp), ..Listener::clone(&raw.listener) });
-        let client = world.client(raw.clone(), None, &metrics);
+        let client = world.client(raw(form), None, &metrics);
         let first = join_all((0..20).map(|_| greeted(&client))).await;
         if let Form::Alone = form {
             // The control.
@@ -389,7 +418,7 @@ async fn raw_connections_go_on_to_another_part_and_come_back_too() {
         }
         // Whoever gives up warns others, too.
         if let Form::Parts(1) = form {
-            let impatient = world.client(raw.clone(), None, &Arc::default());
+            let impatient = world.client(raw(form), None, &Arc::default());
             assert!(tokio::time::timeout(SECOND, greeted(&impatient)).await.is_err());
             assert_eq!(greeted(&impatient).await.unwrap(), (FAR, Duration::ZERO));
         }
@@ -406,6 +435,196 @@ async fn raw_connections_go_on_to_another_part_and_come_back_too() {
             assert!(back.elapsed() < 45 * SECOND, "{form:?}");
             pass(TENTH).await;
         }
+    }
+}
+
+/// One is back that nobody asks, for the request waits for another one, which is silent now and keeps it for longer than it has.
+#[tokio::test(start_paused = true)]
+async fn where_all_are_away_each_of_them_is_looked_at() {
+    let forms = [Form::Parts(1), Form::Parts(2), Form::Priorities];
+    for (form, protocol) in forms.into_iter().flat_map(|form| PROTOCOLS.map(|protocol| (form, protocol))) {
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        [NEAR, BESIDE, FAR].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let forward = Forward { timeout: Some(3 * SECOND), ..forward_with(None) };
+        let client = world.client(snapshot(form, forward, protocol), Some(protocol), &metrics);
+        ask(&client).await.unwrap_err();
+        pass(60 * SECOND).await;
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Silent));
+        world.set(FAR, At::There);
+        until(&client, FAR, 2 * CONNECT_TIMEOUT).await;
+        for _ in 0..300 {
+            assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO), "{form:?} {protocol:?}");
+            pass(TENTH).await;
+        }
+    }
+    for form in forms {
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        [NEAR, BESIDE, FAR].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let client = world.client(raw(form), None, &metrics);
+        greeted(&client).await.unwrap_err();
+        pass(60 * SECOND).await;
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Silent));
+        world.set(FAR, At::There);
+        let begun = Instant::now();
+        while tokio::time::timeout(3 * SECOND, greeted(&client)).await.is_err() {
+            assert!(begun.elapsed() < 2 * CONNECT_TIMEOUT, "{form:?}");
+        }
+        for _ in 0..300 {
+            assert_eq!(greeted(&client).await.unwrap(), (FAR, Duration::ZERO), "{form:?}");
+            pass(TENTH).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_very_many_who_are_away_none_is_left_out() {
+    const ALL: Range<u16> = 100..300;
+    let protocol = UpstreamProtocol::Http1;
+    let mut snapshot = snapshot(Form::Parts(1), forward_with(None), protocol);
+    let found = policy::endpoints(&"near".into(), ALL.map(at).collect());
+    change(&mut snapshot, "near", |_, endpoints| *endpoints = found);
+    let (world, metrics) = (World::with(&ALL.collect::<Vec<_>>()), Arc::<Metrics>::default());
+    let client = world.client(snapshot, Some(protocol), &metrics);
+    // Until each of them was come across.
+    let mut rounds = 0;
+    while join_all((0..100).map(|_| ask(&client))).await.into_iter().any(|answer| !answer.unwrap().1.is_zero()) {
+        rounds += 1;
+        assert!(rounds < 40);
+    }
+    for _ in 0..600 {
+        assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO));
+        pass(TENTH).await;
+    }
+    // So many at once, and so often is each dialled.
+    let last = ALL.end - 1;
+    let (dials, begun) = (world.dials(last), Instant::now());
+    while world.dials(last) == dials {
+        assert!(begun.elapsed() < 120 * SECOND, "it is left out");
+        assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO));
+        pass(TENTH).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_away_for_good_makes_nobody_wait_for_another_one() {
+    for protocol in PROTOCOLS {
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let client = world.client(one_each(Form::Parts(2), protocol), Some(protocol), &metrics);
+        // Its time is as long as it gets.
+        for _ in 0..1200 {
+            assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO), "{protocol:?}");
+            pass(TENTH).await;
+        }
+        world.set(BESIDE, At::There);
+        until(&client, BESIDE, 45 * SECOND).await;
+        world.set(BESIDE, At::Refusing);
+        until(&client, FAR, SECOND).await;
+        world.set(BESIDE, At::There);
+        until(&client, BESIDE, 2 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_there_is_no_room_for_a_connection_does_not_say_that_one_can_be_had() {
+    for protocol in PROTOCOLS {
+        let forward = Forward { timeout: Some(3 * SECOND), ..forward_with(None) };
+        let mut snapshot = snapshot(Form::Parts(1), forward, protocol);
+        change(&mut snapshot, "near", |cluster, _| cluster.breaker.max_connections = Some(1));
+        let (world, metrics) = (World::with(&[NEAR]), Arc::<Metrics>::default());
+        let client = world.client(snapshot, Some(protocol), &metrics);
+        assert_eq!(ask(&client).await.unwrap_err().code(), Code::TIMEOUT);
+        // That one's goes on meanwhile.
+        for _ in 0..100 {
+            assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO), "{protocol:?}");
+            pass(TENTH).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_goes_on_to_a_part_that_was_away_long_ago_if_there_is_no_other() {
+    for protocol in PROTOCOLS {
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        [NEAR, FAR].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let client = world.client(one_each(Form::Parts(1), protocol), Some(protocol), &metrics);
+        ask(&client).await.unwrap_err();
+        world.set(NEAR, At::There);
+        until(&client, NEAR, 5 * SECOND).await;
+        // Nobody asks it.
+        pass(60 * SECOND).await;
+        world.set(FAR, At::There);
+        assert_eq!(ask(&client).await.unwrap().0, NEAR.to_string(), "{protocol:?}");
+        world.set(NEAR, At::Refusing);
+        assert_eq!(ask(&client).await.unwrap(), far(Duration::ZERO), "{protocol:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_come_back_to_the_first_part_as_well() {
+    let protocol = UpstreamProtocol::Http1;
+    let mirror = Mirror { cluster: "test".into(), share: PerMillion::ALL, shadow_host: false };
+    let forward = Forward { mirrors: vec![mirror], ..Forward::to("main".into()) };
+    let mut snapshot = snapshot(Form::Parts(1), forward, protocol);
+    let endpoints = Arc::new(policy::endpoints(&"main".into(), vec![at(BESIDE)]));
+    snapshot.clusters.insert("main".into(), ClusterState::Ready { cluster: Arc::new(cluster("main")), endpoints });
+    let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+    world.set(NEAR, At::Refusing);
+    let client = world.client(snapshot, Some(protocol), &metrics);
+    let some = async || {
+        for _ in 0..50 {
+            assert_eq!(ask(&client).await.unwrap().0, BESIDE.to_string());
+            pass(TENTH).await;
+        }
+    };
+    some().await;
+    assert!(world.dials(FAR) > 0, "the next part has them");
+    let dials = world.dials(NEAR);
+    world.set(NEAR, At::There);
+    some().await;
+    some().await;
+    assert!(world.dials(NEAR) > dials);
+    // Nobody connects for who is there.
+    let dials = world.dials(NEAR);
+    some().await;
+    assert_eq!(world.dials(NEAR), dials);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_further_connection_that_is_slow_sends_nobody_away_from_who_answers() {
+    let protocol = UpstreamProtocol::Http1;
+    let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+    let client = world.client(snapshot(Form::Parts(1), forward_with(None), protocol), Some(protocol), &metrics);
+    until(&client, NEAR, SECOND).await;
+    world.set(NEAR, At::Silent);
+    let others = async {
+        for _ in 0..40 {
+            assert_eq!(ask(&client).await.unwrap(), (NEAR.to_string(), Duration::ZERO));
+            pass(TENTH).await;
+        }
+    };
+    // The connection is in use when it looks for one, and not when it gives up.
+    let impatient = tokio::time::timeout(2 * SECOND + TENTH / 2, ask(&client));
+    let ((), gave_up) = join(others, impatient).await;
+    assert!(gave_up.is_err() && world.dials(NEAR) == 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn people_are_told_that_one_is_away_for_as_long_as_others_come_before_it() {
+    for (form, stays) in [(Form::Parts(1), true), (Form::Priorities, true), (Form::Alone, false)] {
+        let protocol = UpstreamProtocol::Http1;
+        let (world, metrics) = (World::with(&[]), Arc::<Metrics>::default());
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let client = world.client(snapshot(form, forward_with(None), protocol), Some(protocol), &metrics);
+        let is_reachable = || {
+            let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
+            let near = clusters.flat_map(|cluster| cluster.endpoints).find(|one| one.address == at(NEAR).address);
+            near.unwrap().reachable
+        };
+        let answer = ask(&client).await;
+        assert_eq!((answer.is_ok(), is_reachable()), (stays, false), "{form:?}");
+        pass(60 * SECOND).await;
+        assert_eq!(is_reachable(), !stays, "{form:?}");
     }
 }
 

@@ -299,11 +299,19 @@ impl<E> ReadySet<E> {
         is_there.then(|| PerMillion::new(self.available as u32))
     }
 
-    /// Whether picks have passed over a priority that is away since this was asked last, and whose endpoints another attempt is due
-    /// at: nobody else makes one.
+    /// Whether picks have come across a priority that is away since this was asked last: attempts at its endpoints that are due are
+    /// nobody else's to make.
     #[inline]
     pub fn passes_over(&self) -> bool {
         self.passes.load(Ordering::Relaxed) && self.passes.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether all of a priority are away and there are others: then it is for them until a connection stands.
+    pub fn is_left_alone(&self, priority: u32) -> bool {
+        let own = |pool: &&Pool| pool.priority == priority;
+        let mut of = self.pools.iter().filter(own).flat_map(|pool| pool.range.clone());
+        let is_alone = of.next().is_some_and(|first| self.is_away_at(first)) && of.all(|index| self.is_away_at(index));
+        is_alone && !self.pools.iter().all(|pool| own(&pool))
     }
 
     /// Whether there is anything to pick that can be reached, of another priority than those that are to be
@@ -426,21 +434,17 @@ impl<E> ReadySet<E> {
     /// What is picked in the place of one that is away.
     #[cold]
     fn instead_of(&self, index: usize, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
-        if self.is_unreachable(index, pick.now) {
-            return self.elsewhere(pool, pick, |index| self.is_good(index, pick), draw);
+        if self.is_left_alone(pool.priority) {
+            // Whether or not anybody is there: where nobody is, each of them may be back.
+            self.passes.store(true, Ordering::Relaxed);
+            if let Some(there) = self.elsewhere(pool, pick, |index| self.is_there(index, pick), draw) {
+                return Some(there);
+            }
         }
-        if !self.is_left_alone(pool.priority) {
+        if !self.is_unreachable(index, pick.now) {
             return None;
         }
-        let instead = self.elsewhere(pool, pick, |index| self.is_there(index, pick), draw)?;
-        self.passes.store(true, Ordering::Relaxed);
-        Some(instead)
-    }
-
-    /// Whether all of a priority are away: then it is for others until a connection stands.
-    fn is_left_alone(&self, priority: u32) -> bool {
-        let of = self.pools.iter().filter(|pool| pool.priority == priority);
-        of.flat_map(|pool| pool.range.clone()).all(|index| self.is_away_at(index))
+        self.elsewhere(pool, pick, |index| self.is_good(index, pick), draw)
     }
 
     /// Whether it is not to come last, and not away.

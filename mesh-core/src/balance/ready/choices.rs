@@ -50,10 +50,14 @@ impl<E> ReadySet<E> {
 
     /// Those of a pool that a pick may give, and where none of it can be reached those that it gives instead.
     fn choices_of(&self, pool: &Pool, pick: &Pick<'_>) -> Vec<usize> {
+        if self.is_left_alone(pool.priority)
+            && let Some(there) = self.instead(pool, |index| self.is_there(index, pick))
+        {
+            return there;
+        }
         let good: Vec<usize> = pool.range.clone().filter(|index| self.is_good(*index, pick)).collect();
         if !good.is_empty() {
-            let instead = || self.instead(pool, |index| self.is_there(index, pick));
-            return Some(()).filter(|()| self.is_left_alone(pool.priority)).and_then(|()| instead()).unwrap_or(good);
+            return good;
         }
         let untried: Vec<usize> = pool.range.clone().filter(|index| !pick.tried.contains(index)).collect();
         let mut last = if untried.is_empty() { pool.range.clone().collect() } else { untried };
