@@ -16,7 +16,6 @@ mod limits;
 mod load;
 mod mirrors;
 mod panics;
-mod parts;
 mod refusals;
 mod reqwest_adapter;
 mod resilience;
