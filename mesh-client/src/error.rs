@@ -394,6 +394,12 @@ impl Cause {
         }
     }
 
+    /// Whether the cluster had nobody to take it: its endpoints could not be reached, or there is none.
+    pub(crate) fn met_nobody(&self) -> bool {
+        let none = matches!(self, Self::NoEndpoint { .. } | Self::NoSubset { .. } | Self::Unresolved { .. });
+        none || self.is_unreached()
+    }
+
     /// Whether it is for what this process lacks that no connection can be made, whoever is at the other end.
     pub(crate) fn is_ours(&self) -> bool {
         match self {

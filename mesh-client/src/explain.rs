@@ -1,5 +1,6 @@
 //! What the client holds and why it would do what it does: for people, not for the request path.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,7 +165,8 @@ pub struct ClusterOption {
     pub weight: u32,
     /// The cluster.
     pub cluster: ClusterDump,
-    /// If it is an aggregate, the clusters that it stands for, in their order.
+    /// If it is an aggregate, the clusters that it stands for, in their order. Each serves what it can of what those before it
+    /// leave, and what they had nobody to take, for they could not be connected to.
     pub parts: Vec<ClusterDump>,
 }
 
@@ -297,7 +299,8 @@ pub struct EndpointDump {
     pub usable: bool,
     /// The weight that counts, and the balancer's score; None if it may not pick it.
     pub rating: Option<Rating>,
-    /// Whether it can be reached as far as is known; others come before one that cannot.
+    /// Whether it can be reached as far as is known. Others come before one that could not be connected to when that was last
+    /// tried: for a time, and where that is so of all of a priority, or of a part of an aggregate, until a connection stands.
     pub reachable: bool,
     /// What its answers take: the average that pickers by load compare. None before the first.
     pub latency: Option<Duration>,
@@ -317,7 +320,11 @@ pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
     let env = destinations.env();
     let one = |destination: Arc<Destination>| {
         let (state, router) = phase(&destination);
-        let clusters = router.map(|router| router.clusters().iter().map(|(n, s)| cluster_dump(env, n, s)).collect());
+        let clusters = router.map(|router| {
+            let slots = router.clusters();
+            let parts: HashSet<&ClusterName> = slots.values().flat_map(parts_of).collect();
+            slots.iter().map(|(name, slot)| cluster_dump(env, name, slot, parts.contains(name))).collect()
+        });
         DestinationDump { target: destination.target().to_string(), state, clusters: clusters.unwrap_or_default() }
     };
     let mirrors = destinations.mirrors();
@@ -353,7 +360,7 @@ pub(crate) fn explain_connect(env: &Arc<Env>, destinations: &Arc<Destinations>, 
     match router.choose_tcp(target.host_port(), env) {
         Ok(raw) => {
             explanation.hash = raw.hash;
-            explain_pick(env, raw.cluster, &raw.cluster.members(), raw.hash, false, &mut explanation);
+            explain_pick(env, raw.part.cluster, &raw.part.cluster.members(), raw.hash, false, &mut explanation);
         }
         Err(cause) => explanation.error = Some(coded(&cause)),
     }
@@ -495,7 +502,7 @@ fn explain_route(
         let mirrors = forward.mirrors.iter().zip(&plan.mirrors);
         let option = |(mirror, slot): (&Mirror, &Slot)| MirrorOption {
             share: mirror.share,
-            cluster: cluster_dump(env, &mirror.cluster, slot),
+            cluster: cluster_dump(env, &mirror.cluster, slot, false),
         };
         explanation.mirrors = mirrors.map(option).collect();
         let came = head.copy();
@@ -507,7 +514,7 @@ fn explain_route(
         head.show_host();
         let session = Session::new(chosen.session, chosen.pinned, &came);
         let (came, now) = (came.view(&draw), Instant::now());
-        let name = &chosen.cluster.policy().name;
+        let name = &chosen.part.cluster.policy().name;
         let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
@@ -517,8 +524,8 @@ fn explain_route(
         let source = Trace::begin().source();
         let input = HashInput { headers: &head.headers, query, source, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
-        refusal(chosen.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
-        let (cluster, members, hash) = (chosen.cluster, chosen.cluster.members(), explanation.hash);
+        refusal(chosen.part.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
+        let (cluster, members, hash) = (chosen.part.cluster, chosen.part.cluster.members(), explanation.hash);
         let first = explain_pick(env, cluster, &members, hash, head.is_https(), explanation);
         let retries = plan.retry.as_ref();
         let places = Places { env, cluster, members, retries, session: &session, hash };
@@ -598,15 +605,15 @@ fn option(env: &Env, weight: u32, name: &ClusterName, slot: &Slot) -> ClusterOpt
     if let Slot::Aggregate(slots) = slot {
         leaves(env, slots, &mut parts);
     }
-    ClusterOption { weight, cluster: cluster_dump(env, name, slot), parts }
+    ClusterOption { weight, cluster: cluster_dump(env, name, slot, false), parts }
 }
 
 /// The tree of an aggregate has a bound, and so has this.
 fn leaves(env: &Env, slots: &[Slot], parts: &mut Vec<ClusterDump>) {
     for slot in slots {
         match slot {
-            Slot::Ready(cluster) => parts.push(cluster_dump(env, &cluster.policy().name, slot)),
-            Slot::Failed(name, _) => parts.push(cluster_dump(env, name, slot)),
+            Slot::Ready(cluster) => parts.push(cluster_dump(env, &cluster.policy().name, slot, true)),
+            Slot::Failed(name, _) => parts.push(cluster_dump(env, name, slot, true)),
             Slot::Aggregate(slots) => leaves(env, slots, parts),
         }
     }
@@ -625,7 +632,18 @@ fn phase(destination: &Destination) -> (DestinationPhase, Option<Arc<Router>>) {
     }
 }
 
-fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
+/// The clusters that an aggregate stands for; of another cluster there are none.
+fn parts_of(slot: &Slot) -> impl Iterator<Item = &ClusterName> {
+    let parts: &[Slot] = if let Slot::Aggregate(parts) = slot { parts } else { &[] };
+    parts.iter().filter_map(|part| match part {
+        Slot::Ready(cluster) => Some(&cluster.policy().name),
+        Slot::Failed(name, _) => Some(name),
+        Slot::Aggregate(_) => None,
+    })
+}
+
+/// `is_part`: of an aggregate, whose requests go elsewhere while all of this one are away.
+fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot, is_part: bool) -> ClusterDump {
     let empty = ClusterDump {
         name: name.clone(),
         failed: None,
@@ -643,14 +661,7 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
     };
     match slot {
         Slot::Failed(_, why) => ClusterDump { failed: Some(why.to_string()), ..empty },
-        Slot::Aggregate(parts) => {
-            let part = |slot: &Slot| match slot {
-                Slot::Ready(cluster) => Some(cluster.policy().name.clone()),
-                Slot::Failed(name, _) => Some(name.clone()),
-                Slot::Aggregate(_) => None,
-            };
-            ClusterDump { parts: parts.iter().filter_map(part).collect(), ..empty }
-        }
+        Slot::Aggregate(_) => ClusterDump { parts: parts_of(slot).cloned().collect(), ..empty },
         Slot::Ready(cluster) => {
             let members = cluster.members();
             ClusterDump {
@@ -663,20 +674,22 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
                 pools: members.ready.pools().collect(),
-                endpoints: endpoint_dumps(env, &members),
+                endpoints: endpoint_dumps(env, &members, is_part),
                 ..empty
             }
         }
     }
 }
 
-fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
+fn endpoint_dumps(env: &Env, members: &Members, is_part: bool) -> Vec<EndpointDump> {
     let now = env.since_epoch(Instant::now());
+    let is_left = is_part && members.ready.availability().is_none();
     let groups = members.source().localities.iter();
-    let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)));
+    let groups = groups.map(|group| (group, is_left || members.ready.is_left_alone(group.priority)));
+    let all = groups.flat_map(|(group, is_left)| group.endpoints.iter().map(move |one| (group, one, is_left)));
     let load = |index: Option<usize>| members.ready.candidates()[index?].load();
     let known = members.known();
-    all.map(|(group, policy)| {
+    all.map(|(group, policy, is_left)| {
         let index = known.get(&policy.address).copied();
         let load = load(index);
         // Without a request so far there is no connection.
@@ -691,7 +704,7 @@ fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
             accrual: endpoint.and_then(|endpoint| endpoint.accrual()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
             rating: index.and_then(|index| members.ready.rating(index, now)),
-            reachable: load.is_none_or(|load| !load.is_unreachable(now)),
+            reachable: load.is_none_or(|load| !(load.is_unreachable(now) || is_left && load.is_away())),
             latency: load.and_then(|load| load.measured_latency(now)),
             late: load.and_then(|load| load.late_for(now)),
             failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),

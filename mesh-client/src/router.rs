@@ -2,6 +2,8 @@
 //! what it needs at run time, with its clusters resolved. Built when the snapshot changes, never per
 //! request.
 
+mod part;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +16,14 @@ use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, FilterOverrides, Forward, HttpFilter,
-    HttpFilterKind, PerMillion, ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward,
-    TcpShare, WeightedCluster, WeightedClusters,
+    HttpFilterKind, ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, TcpShare,
+    WeightedCluster, WeightedClusters,
 };
 use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome, is_failure};
 use mesh_core::telemetry::{Outcome, RouteSeries};
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
+pub(crate) use self::part::Part;
 use crate::cluster::{Backend, Cluster, Labels};
 use crate::connect::Rest;
 use crate::connect::worker::Drain;
@@ -62,7 +64,7 @@ struct Wiring {
 
 /// Where a raw connection goes.
 pub(crate) struct Raw<'r> {
-    pub(crate) cluster: &'r Backend,
+    pub(crate) part: Part<'r>,
     /// What it is kept together by with others, for balancers that hash.
     pub(crate) hash: Option<u64>,
     /// Endpoints to try.
@@ -147,7 +149,7 @@ pub(crate) struct Share {
 
 /// What was drawn for one request.
 pub(crate) struct Chosen<'r> {
-    pub(crate) cluster: &'r Backend,
+    pub(crate) part: Part<'r>,
     /// The entry of a weighted split.
     pub(crate) share: Option<&'r WeightedCluster>,
     pub(crate) filters: &'r [Filter],
@@ -315,12 +317,12 @@ impl Router {
     ) -> Result<Chosen<'r>, Cause> {
         let said = |policy: &StatefulSession| session::read(policy, headers, path);
         let session_of = |session: &'r Affinity| session.of(&request, draws);
-        let plain = |cluster| {
+        let plain = |part| {
             let session = session_of(&plan.session);
-            Chosen { cluster, share: None, filters: &plan.filters, session, pinned: session.and_then(said) }
+            Chosen { part, share: None, filters: &plan.filters, session, pinned: session.and_then(said) }
         };
         match &plan.choice {
-            Choice::One(slot) => Ok(plain(slot.cluster(env)?)),
+            Choice::One(slot) => Ok(plain(slot.choose(env)?)),
             Choice::Weighted(shares) => {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
@@ -330,13 +332,13 @@ impl Router {
                     let (entry, share) = draw_share(weighted, shares, env);
                     (entry, share, session_of(&share.session).and_then(said))
                 });
-                let (cluster, session) = (share.slot.cluster(env)?, session_of(&share.session));
-                Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session, pinned })
+                let (part, session) = (share.slot.choose(env)?, session_of(&share.session));
+                Ok(Chosen { part, share: Some(entry), filters: &share.filters, session, pinned })
             }
             Choice::Header(name, slots) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
                 match slots.get(&ClusterName::new(wanted)) {
-                    Some((slot, filters)) => Ok(Chosen { filters, ..plain(slot.cluster(env)?) }),
+                    Some((slot, filters)) => Ok(Chosen { filters, ..plain(slot.choose(env)?) }),
                     None => Err(Cause::NoCluster {
                         cluster: wanted.into(),
                         reason: format!("named by header {name}, and this destination has no such cluster").into(),
@@ -361,7 +363,7 @@ impl Router {
             let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
             let (attempts, idle) = (forward.max_connect_attempts.get(), forward.idle_timeout);
             let hash = forward.by_source.then_some(env.channel_id);
-            return Ok(Raw { cluster: self.wiring.tcp[place].cluster(env)?, hash, attempts, idle });
+            return Ok(Raw { part: self.wiring.tcp[place].choose(env)?, hash, attempts, idle });
         }
         let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
         let view = RequestView {
@@ -389,7 +391,7 @@ impl Router {
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
         let input = HashInput { headers: &headers, query: "", source: None, channel_id: env.channel_id };
         let hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
-        Ok(Raw { cluster: chosen.cluster, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
+        Ok(Raw { part: chosen.part, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
     /// Lets go of the clusters that `next` has no use for; none = of all, for there is no such destination any more.
@@ -458,15 +460,15 @@ impl Slot {
     }
 
     /// The cluster to use now.
-    pub(crate) fn cluster(&self, env: &Env) -> Result<&Backend, Cause> {
+    pub(crate) fn choose(&self, env: &Env) -> Result<Part<'_>, Cause> {
         match self {
-            Self::Ready(cluster) => Ok(cluster),
+            Self::Ready(cluster) => Ok(Part::only(cluster)),
             Self::Failed(cluster, reason) => Err(Cause::NoCluster { cluster: cluster.clone(), reason: reason.clone() }),
-            Self::Aggregate(parts) => match part(parts, env) {
-                Some(cluster) => Ok(cluster),
+            Self::Aggregate(parts) => match Part::of(parts, env) {
+                Some(part) => Ok(part),
                 // None is there: the first says why.
                 None => match parts.first() {
-                    Some(first) => first.cluster(env),
+                    Some(first) => first.choose(env),
                     None => Err(Cause::NoCluster {
                         cluster: "".into(),
                         reason: "the aggregate cluster stands for no cluster".into(),
@@ -475,30 +477,6 @@ impl Slot {
             },
         }
     }
-}
-
-/// The part of an aggregate that serves a request: drawn by what each can take of what those before it leave, as Envoy
-/// shares requests out among priorities. If none can take any, the first that can be reached whatever the health of its
-/// endpoints, else one that has any.
-fn part<'p>(parts: &'p [Slot], env: &Env) -> Option<&'p Backend> {
-    let ready = || parts.iter().filter_map(|part| part.cluster(env).ok());
-    let all = u64::from(PerMillion::ALL.get());
-    // Each with the running sum.
-    let (mut able, mut whole) = (SmallVec::<[(&Backend, u64); 4]>::new(), 0);
-    for cluster in ready() {
-        whole = all.min(whole + u64::from(cluster.availability(env).get()));
-        able.push((cluster, whole));
-        if whole == all {
-            break;
-        }
-    }
-    if whole > 0 {
-        // Most of the time the first takes everything.
-        let point = if able[0].1 == whole { 0 } else { env.draw(whole) };
-        return able.into_iter().find(|(_, until)| point < *until).map(|(cluster, _)| cluster);
-    }
-    let reachable = ready().find(|cluster| cluster.is_reachable(env));
-    reachable.or_else(|| ready().find(|cluster| cluster.is_usable())).or_else(|| ready().next())
 }
 
 impl Plan {

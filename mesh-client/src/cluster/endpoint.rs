@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::Cluster;
 use super::health::{Watch, Watched};
 use super::orca::Ear;
-use crate::connect::{Full, Peer, Pool};
+use crate::connect::{Full, Needs, Peer, Pool, Room};
 use crate::env::Env;
 use crate::error::Cause;
 
@@ -84,8 +84,31 @@ impl Endpoint {
             late: Late::Never,
             ear: None,
             waits_at: None,
+            met: false,
             early: None,
         })
+    }
+
+    /// Connects before there is a request for it; `needs`: none = for bytes of any kind, which leaves no connection. Requests
+    /// profit from what that says of the endpoint. False: there was no room for another connection, whoever has those there are.
+    pub(crate) async fn warm(&self, needs: Option<Needs>, room: Room, env: &Env) -> Result<bool, Cause> {
+        let result = match needs {
+            Some(needs) => self.pool.warm(needs, room).await,
+            None => self.knock(room).await,
+        };
+        match &result {
+            Ok(true) => self.load.reached(),
+            Ok(false) | Err(Cause::BackingOff { .. }) => {}
+            Err(cause) if cause.is_unreached() => self.load.unreachable(env.since_epoch(Instant::now())),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Whether a raw connection can be had; false as in [`warm`](Self::warm).
+    async fn knock(&self, room: Room) -> Result<bool, Cause> {
+        let Ok(_open) = self.pool.room(room) else { return Ok(false) };
+        self.pool.dial_raw().await.map(|_| true)
     }
 
     /// Counts the requests that went here.
@@ -169,6 +192,8 @@ pub(crate) struct Attempt {
     ear: Option<Ear>,
     // The limit of our own at which it waits for a connection.
     waits_at: Option<Full>,
+    // It has a connection.
+    met: bool,
     // gRPC status in the head of the answer: it is asked for more than once, and a look-up is a hash.
     early: Option<i32>,
 }
@@ -182,6 +207,8 @@ enum Late {
     Now,
 }
 
+/// Who gives up waiting for a connection after so long warns others.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Timers may be early by less than that.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -221,6 +248,11 @@ impl Attempt {
         &mut self.waits_at
     }
 
+    /// It has a connection, new or not.
+    pub(crate) fn met(&mut self) {
+        self.met = true;
+    }
+
     /// What ended the try, with the limit at which it waited then. The retry policy's time for one try, and its patience with
     /// silence, say something of the endpoint; not of one that was asked late in that try, because others could not be reached:
     /// it had less time than policy means to give. While the rest of the request is waited for (`waits_for_caller`) the time is its
@@ -254,6 +286,8 @@ impl Attempt {
 
     /// Notes the head of an answer.
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
+        // Over a connection that was there perhaps; whatever became of a further one, requests get through.
+        self.in_flight.load().reached();
         self.hear(headers);
         let early = if grpc { grpc_status(headers) } else { None };
         self.early = early;
@@ -375,6 +409,9 @@ impl Drop for Attempt {
             return;
         }
         let (took, now) = self.clock();
+        if !self.met && took >= PATIENCE {
+            self.in_flight.load().suspected(took, now);
+        }
         let late = match self.late {
             Late::Never => false,
             Late::AtLimit => self.limit.is_some_and(|at| self.started + took + TICK >= at),
@@ -423,6 +460,7 @@ mod tests {
             late: Late::Never,
             ear: None,
             waits_at: None,
+            met: false,
             early: None,
         }
     }
@@ -449,6 +487,18 @@ mod tests {
             own.answered(StatusCode::OK, &none, true);
             own.ended(status);
             assert_eq!(penalty(&load) > 1.0, failed, "gRPC status {status} in the trailers");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_answers_is_there_whatever_became_of_a_further_connection() {
+        for status in [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE] {
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            load.unreachable(Duration::from_secs(1));
+            assert!(load.is_away());
+            own.answered(status, &HeaderMap::new(), false);
+            assert!(!load.is_away(), "{status}");
         }
     }
 

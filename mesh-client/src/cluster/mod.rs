@@ -5,6 +5,7 @@
 //! differences. Refuses to know routes.
 
 mod admission;
+mod away;
 mod breakers;
 mod endpoint;
 mod fail_fast;
@@ -73,6 +74,8 @@ pub(crate) struct Cluster {
     // If anybody goes by what endpoints say of their load.
     listening: Option<Arc<Listening>>,
     asking: ArcSwapOption<Owned<()>>,
+    // To endpoints that are away, while requests go elsewhere for them.
+    dials: away::Dials,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -147,6 +150,7 @@ impl Cluster {
             labels,
             listening: Listening::new(&policy, load.is_some(), env.picker_for(&policy.balancer).is_some()),
             asking: ArcSwapOption::empty(),
+            dials: away::Dials::default(),
             load,
             look: matches!(policy.discovery, Discovery::StrictDns(_)).then(|| {
                 let look = if looked_up.is_some() { Look::Over } else { Look::UnderWay(0) };
@@ -181,6 +185,7 @@ impl Cluster {
         drop(health);
         // Begun by the next request.
         self.asking.store(None);
+        self.dials.stop();
     }
 
     /// What the policy says.
@@ -244,6 +249,11 @@ impl Cluster {
             return true;
         }
         false
+    }
+
+    /// Whether its names are being looked up for the first time.
+    fn is_looked_up_first(&self) -> bool {
+        self.look.as_ref().is_some_and(|look| look.borrow().is_under_way())
     }
 
     /// The first look at its names is at another point than before, if `turn` gives one.

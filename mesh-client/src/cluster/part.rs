@@ -66,27 +66,38 @@ impl Backend {
 
     /// The endpoints now; a request keeps them for all its tries.
     pub(crate) fn members(&self) -> Arc<Members> {
-        Guard::into_inner(self.look())
+        Guard::into_inner(self.glance())
     }
 
-    /// The same for a look at them: aggregates ask each of their clusters for every request.
-    fn look(&self) -> Guard<Arc<Members>> {
+    /// The same for a glance at them: aggregates ask each of their clusters for every request.
+    fn glance(&self) -> Guard<Arc<Members>> {
         self.part.as_ref().map_or(&self.cluster.members, |part| &part.members).load()
     }
 
-    /// How much of the requests it can take; see [`ReadySet::availability`].
-    pub(crate) fn availability(&self, env: &Env) -> PerMillion {
-        self.look().ready.availability(env.since_epoch(Instant::now()))
+    /// How much of the requests it can take; see [`ReadySet::availability`]. All while its names are looked up for the first time:
+    /// requests wait for that, as they do outside an aggregate (gRFC A74).
+    pub(crate) fn availability(&self) -> Option<PerMillion> {
+        let ready = &self.glance().ready;
+        // Asked only where there is nobody, for that is a lock.
+        if ready.known() == 0 && self.cluster.is_looked_up_first() {
+            return Some(PerMillion::ALL);
+        }
+        ready.availability()
     }
 
     /// Whether any endpoint may be used.
     pub(crate) fn is_usable(&self) -> bool {
-        !self.look().ready.is_empty()
+        !self.glance().ready.is_empty()
+    }
+
+    /// Whether all that may be used could not be connected to when that was last tried.
+    pub(crate) fn is_away(&self) -> bool {
+        self.glance().ready.is_away()
     }
 
     /// Whether one that may be used can be reached as far as is known.
     pub(crate) fn is_reachable(&self, env: &Env) -> bool {
-        self.look().ready.is_reachable(env.since_epoch(Instant::now()))
+        self.glance().ready.is_reachable(env.since_epoch(Instant::now()))
     }
 }
 

@@ -236,38 +236,40 @@ impl Pool {
         .await
     }
 
-    /// Has a connection before there is a request for it; one is enough.
+    /// Has a connection before there is a request for it; one is enough. False: neither is there one, as far as can be seen here,
+    /// nor room for it, for those that are in use or being made.
     ///
     /// # Errors
     /// There is none, and none can be made.
-    pub(crate) async fn warm(&self, needs: Needs, room: Room) -> Result<(), Cause> {
+    pub(crate) async fn warm(&self, needs: Needs, room: Room) -> Result<bool, Cause> {
         let want = self.dialer.want(needs, &self.peer);
         let here = here();
         let has_idle =
             || self.kept.get().is_some_and(|kept| kept.idle.lock().iter().any(|sole| is_of(here, sole.runtime)));
         let there = (want != Want::Http1 && self.has_live(here)) || (want != Want::Http2 && has_idle());
         if there || self.take_in() {
-            return Ok(());
+            return Ok(true);
         }
         if want == Want::Http2 {
-            if let Next::Join(connecting) | Next::Begun(connecting) = self.next_shared(room)? {
-                let result = connecting.await;
-                result.as_ref().err().iter().for_each(|cause| self.tell(Some(cause)));
-                // Unless a request has done so.
-                self.tidy(&mut self.kept().connecting.lock());
-                return result.map(drop);
-            }
-            return Ok(());
+            let connecting = match self.next_shared(room)? {
+                Next::Join(connecting) | Next::Begun(connecting) => connecting,
+                Next::Stream(_) => return Ok(true),
+                Next::Full => return Ok(false),
+            };
+            let result = connecting.await;
+            result.as_ref().err().iter().for_each(|cause| self.tell(Some(cause)));
+            // Unless a request has done so.
+            self.tidy(&mut self.kept().connecting.lock());
+            return result.map(|_| true);
         }
-        // Full: others are in use.
-        let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, Some(want)) else { return Ok(()) };
+        let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, Some(want)) else { return Ok(false) };
         self.leave(room)?;
         match self.made(self.dial(want, open)).await? {
             Connection::Sole(sole) => self.keep(sole, Instant::now()),
             Connection::Shared(_) if self.has_live(here) => {}
             Connection::Shared(shared) => self.share(&shared),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Puts an HTTP/1.1 connection back whose answer has ended.

@@ -24,10 +24,10 @@ use super::head::{Head, Said};
 use super::places::Places;
 use super::trace::Trace;
 use crate::body::{Broken, Incoming, Outgoing, Payload, Receipt, Unanswered};
-use crate::cluster::{Attempt, Endpoint, Permit, Retrying};
+use crate::cluster::{Attempt, Backend, Endpoint, Permit, Retrying};
 use crate::connect::{Http1Error, Http1Flight, Lease, Needs, SoleConnection, refusal};
 use crate::error::{Cause, Source, find};
-use crate::router::Retries;
+use crate::router::{Part, Retries};
 
 /// Members beyond the first that one try turns to because the one before could not be connected to. gRPC's picks only
 /// go to connected members; here one or two dead addresses in a list must not cost a request, nor a dead fleet its time.
@@ -63,6 +63,10 @@ pub(super) struct Shared<'t> {
     pub(super) budget: Option<&'t Budget>,
     /// Counts in the limits of high priority.
     pub(super) high_priority: bool,
+    /// Where they are, among the parts of an aggregate.
+    pub(super) part: Part<'t>,
+    /// The parts of it that had nobody to take the request.
+    pub(super) left: &'t [&'t Backend],
 }
 
 /// How far the tries of a request are.
@@ -81,6 +85,17 @@ pub(super) struct Progress {
     pub(super) silent: bool,
     /// Those of them to which no connection came about: no place to go again while there are others, whatever the policy.
     pub(super) unreached: SmallVec<[usize; 4]>,
+    /// The last try ended before it had a connection.
+    pub(super) unmet: bool,
+    /// The request is to go on to another part of its aggregate.
+    pub(super) goes_on: bool,
+}
+
+impl Progress {
+    /// It goes on at members of whom none was tried.
+    pub(super) fn elsewhere(self) -> Self {
+        Self { retried: self.retried, waits: self.waits, ..Self::default() }
+    }
 }
 
 /// A try that came to nothing.
@@ -186,6 +201,9 @@ impl Shared<'_> {
             exchange.next_attempt();
         }
         exchange.at(&endpoint);
+        if self.members.ready.passes_over() {
+            self.cluster.look_again(Some(Needs::of(self.grpc)), self.env);
+        }
         // Counted before connecting, so that a slow connection repels further requests.
         attempt.report(self.members.issue(index));
         let time = self.time_of_a_try(now);
@@ -204,7 +222,9 @@ impl Shared<'_> {
             progress.unreached.push(index);
             resends.unreached += 1;
             let others = self.members.ready.len() > self.avoided(progress).len() && !self.session.is_strict();
-            return others && resends.unreached <= MAX_UNREACHED;
+            // Nobody waits for neighbours of who is silent while there is another part of the aggregate.
+            let leaves = progress.silent && !self.has_elsewhere(progress) && self.has_next_part();
+            return others && !leaves && resends.unreached <= MAX_UNREACHED;
         }
         if let Again::Unsent(_) = again {
             resends.unsent += 1;
@@ -219,6 +239,24 @@ impl Shared<'_> {
             return progress.retrying.is_some();
         }
         true
+    }
+
+    /// Whether the request goes on to another part of its aggregate, whatever the retry policy says: this one had nobody to take
+    /// it.
+    pub(super) fn goes_on(&self, cause: &Cause, head: &Head) -> bool {
+        let has_next = || !self.stays() && self.part.next(self.left, self.env).is_some();
+        cause.met_nobody() && has_next() && head.is_there() && self.payload.rewind()
+    }
+
+    /// Whether another part of the aggregate can take the request as far as is known.
+    pub(super) fn has_next_part(&self) -> bool {
+        !self.stays() && self.part.has_next(self.left, self.env)
+    }
+
+    /// A strict session stays with its endpoint, where that is.
+    fn stays(&self) -> bool {
+        let is_here = |address| self.members.ready.find(address).is_some();
+        self.session.is_strict() && self.session.address().is_some_and(is_here)
     }
 
     /// Whether what its endpoint may have seen is sent again for its method alone: not where a policy wants no retry of
@@ -398,6 +436,7 @@ impl Hold {
         *self.attempt.waits_at() = None;
         match lease {
             Ok(lease) => {
+                self.attempt.met();
                 // A connection that was there says nothing new.
                 if !lease.is_reused() {
                     self.attempt.connected(true);

@@ -266,6 +266,11 @@ impl Exchange {
         self.seen |= seen;
     }
 
+    /// Whether an endpoint may have seen a try that is over.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.seen
+    }
+
     /// The gRPC status that came with the head of the answer.
     pub(crate) fn early(&self) -> Option<i32> {
         self.hold.as_ref()?.attempt.early()

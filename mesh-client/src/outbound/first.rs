@@ -73,7 +73,7 @@ impl Shared<'_> {
         }
         let endpoint = |index: usize| self.cluster.endpoint(&self.members, index, self.env);
         let connect = async |index: usize| {
-            warm::one(self.cluster.clone(), endpoint(index), needs, self.env.clone()).await.map(|()| index)
+            warm::one(self.cluster.clone(), endpoint(index), needs, self.env.clone()).await.map(|_| index)
         };
         let Ok(first) = first_of(order[1..].iter().copied(), connect).await else {
             // There is but the one.

@@ -24,10 +24,11 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Body, Payload};
 use crate::cluster::Backend;
+use crate::connect::Needs;
 use crate::destination::Destination;
 use crate::env::Env;
 use crate::error::Cause;
-use crate::router::{Plan, Slot};
+use crate::router::{Part, Plan, Slot};
 
 /// Time for a copy on a route without a timeout (Envoy's default for routes).
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -58,13 +59,16 @@ impl Copy {
         if mirror.shadow_host {
             head.set_authority(&shadow(call.head.authority()));
         }
+        let (part, grpc) = (slot.choose(call.env).ok()?, call.exchange.is_grpc());
+        // There may be nobody else who passes over what is away there.
+        part.look_again(Some(Needs::of(grpc)), call.env);
         Some(Self {
             env: call.env.clone(),
-            cluster: slot.cluster(call.env).ok()?.clone(),
+            cluster: part.cluster.clone(),
             destination: call.exchange.destination().clone(),
             head,
             trace: call.trace.of_copy(),
-            grpc: call.exchange.is_grpc(),
+            grpc,
             hash: call.hash,
             timeout: timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(TIMEOUT),
         })
@@ -96,6 +100,8 @@ impl Copy {
                     tokens: None,
                     budget: None,
                     high_priority: false,
+                    part: Part::only(&cluster),
+                    left: &[],
                 };
                 let launch = shared.launch(&mut Progress::default(), &mut exchange, None)?;
                 shared.fly(exchange.hold(launch), &mut head).await.map_err(|failed| failed.cause)

@@ -55,6 +55,7 @@ use self::session::Session;
 use self::trace::Trace;
 use self::worker::Mirrors;
 use crate::body::{Body, Incoming, Payload};
+use crate::cluster::Backend;
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
@@ -265,9 +266,9 @@ impl Call<'_> {
         plan: &Plan,
         forward: &Forward,
     ) -> Result<Answer, Cause> {
-        // Drawn once: all tries of a request go to the same cluster. Composites see the request as routes do, before it is
+        // Drawn once: all tries of a request go to the same cluster, as long as that has anybody to take it. Composites see the request as routes do, before it is
         // rewritten, and their chains and sessions are of one choice.
-        let (Chosen { cluster, share, session, pinned, .. }, filters) = {
+        let (Chosen { mut part, share, session, pinned, .. }, filters) = {
             let (env, head) = (self.env, &self.head);
             let (shown, draw) = ((&head.headers, head.uri().path()), || env.draw_million());
             let (request, draws) = (|| head.view(&draw), Draws::new(env));
@@ -276,16 +277,13 @@ impl Call<'_> {
             (chosen, filters)
         };
         let session = Session::new(session, pinned, self.head);
-        self.exchange.count_in(cluster.series());
-        if let Some(access) = self.exchange.access() {
-            access.cluster = cluster.policy().name.to_string();
-        }
+        self.goes_to(part.cluster);
         // What comes too late takes nothing from limits, and nobody is sent it.
         self.caller.check(self.now)?;
         // Before the request is changed and before the timeout begins, as in Envoy: they look at what came, and a delay is not
         // the endpoint's time.
         if !filters.is_empty()
-            && let Some(answer) = self.filter(&filters, Some(&cluster.policy().name)).await?
+            && let Some(answer) = self.filter(&filters, Some(&part.cluster.policy().name)).await?
         {
             return Ok(answer);
         }
@@ -310,7 +308,7 @@ impl Call<'_> {
         let outcome = {
             let payload = self.payload;
             // Pinned here: what `bound` takes by value it would hold three times.
-            let tries = pin!(tries::send(self, router, cluster, plan, forward, &session, endpoint_host));
+            let tries = pin!(tries::send(self, router, &mut part, plan, forward, &session, endpoint_host));
             match idle {
                 None => deadline.bound(tries).await,
                 // Boxed: requests that nobody listens to are no larger for it.
@@ -323,13 +321,21 @@ impl Call<'_> {
             header_policies(route, share).for_each(|headers| headers.response.apply(response.headers_mut()));
         }
         if let Some(endpoint) = self.exchange.endpoint() {
-            session.write(endpoint, cluster, share.map(|share| &share.name), response.headers_mut());
+            session.write(endpoint, part.cluster, share.map(|share| &share.name), response.headers_mut());
         }
         for cookie in cookies {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
         self.exchange.answered(response.status(), response.headers());
         Ok(Answer::Endpoint(response))
+    }
+
+    /// Counts it with what goes to this cluster.
+    fn goes_to(&mut self, cluster: &Backend) {
+        self.exchange.count_in(cluster.series());
+        if let Some(access) = self.exchange.access() {
+            access.cluster = cluster.policy().name.to_string();
+        }
     }
 
     /// Sends the copies that the route asks for, if the body is at hand.

@@ -96,6 +96,13 @@ impl Places<'_> {
         if leave { &progress.tried } else { &[] }
     }
 
+    /// Whether there is a member of another priority than those that were tried, which can be reached.
+    pub(super) fn has_elsewhere(&self, progress: &Progress) -> bool {
+        let now = self.env.since_epoch(Instant::now());
+        let pick = Pick { now, tried: &progress.tried, hash: self.hash, away_from: &progress.tried };
+        self.members.ready.has_elsewhere(&pick)
+    }
+
     fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {
         self.members.ready.pick(pick, &mut |below| self.env.draw(below)).map(|(index, _)| index)
     }

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::deadline::Deadline;
-use crate::cluster::{Attempt, Cluster, Endpoint, Members};
+use crate::cluster::{Attempt, Backend, Cluster, Endpoint, Members};
 use crate::connect::{Full, PER_HOST};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
@@ -39,11 +39,11 @@ pub(crate) async fn connect(
     destination.touch(Instant::now(), env);
     let caller = Deadline::none().caller(context::current().and_then(|served| served.deadline));
     let (tried, full) = (SmallVec::new(), SmallVec::new());
-    let mut dial = Dial { env, destination: &destination, at: None, tried, silent: false, full };
+    let mut dial = Dial { env, destination: &destination, at: None, tried, before: 0, silent: false, full };
     match caller.bound(dial.connect(&caller)).await {
         Ok(connection) => Ok(connection),
         Err(cause) => {
-            let error = Error::new(target.as_str(), cause, dial.tried.len() as u32);
+            let error = Error::new(target.as_str(), cause, (dial.before + dial.tried.len()) as u32);
             // As in Istio: what could not be connected was opened and closed at once, and the flag says why.
             let series = env.metrics.tcp(&dial.labels(), error.code().response_flag());
             series.open();
@@ -61,6 +61,8 @@ struct Dial<'d> {
     at: Option<(Arc<Cluster>, Arc<Members>)>,
     // Indices of the members tried.
     tried: SmallVec<[usize; 4]>,
+    // How many of other parts of an aggregate were.
+    before: usize,
     // Connecting to one of them took all the time there was: others near it may be out of reach as well.
     silent: bool,
     // Those that have as many connections as they may.
@@ -72,24 +74,60 @@ impl Dial<'_> {
         let (env, wait) = (self.env, self.env.limits.config_wait);
         let wait = caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(Instant::now())));
         let router = self.destination.router(wait).await?;
-        let Raw { cluster, hash, attempts, idle } = router.choose_tcp(self.destination.target().host_port(), env)?;
+        let Raw { mut part, hash, attempts, idle } = router.choose_tcp(self.destination.target().host_port(), env)?;
+        part.look_again(None, env);
+        let mut left = Vec::new();
+        loop {
+            let cluster = part.cluster;
+            let others = || part.has_next(&left, env);
+            let cause = match self.within(cluster, hash, attempts, caller, others).await {
+                Ok(held) => return Ok(TcpConnection::new(held, Arc::clone(cluster), self.destination.clone(), idle)),
+                Err(cause) => cause,
+            };
+            // As a request does that a part of an aggregate has nobody to take.
+            let next = cause.met_nobody().then(|| part.next(&left, env)).flatten();
+            let Some(next) = next else { return Err(cause) };
+            left.push(cluster);
+            part = next;
+            self.before += std::mem::take(&mut self.tried).len();
+            self.full.clear();
+            self.silent = false;
+        }
+    }
+
+    /// Connects within one cluster; `others` may have it if this one does not.
+    async fn within(
+        &mut self,
+        cluster: &Backend,
+        hash: Option<u64>,
+        attempts: u32,
+        caller: &Deadline,
+        others: impl Fn() -> bool,
+    ) -> Result<Held, Cause> {
         cluster.resolved().await;
         let members = cluster.members();
         self.at = Some((Arc::clone(cluster), members.clone()));
-        members.check_drops(cluster, env)?;
+        members.check_drops(cluster, self.env)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
             caller.check(Instant::now())?;
             let Some((index, endpoint, mut attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
+            if members.ready.passes_over() {
+                cluster.look_again(None, self.env);
+            }
             // Counted before connecting, so that a slow endpoint repels further connections.
             attempt.report(members.issue(index));
             match self.one(cluster, &members, endpoint, attempt).await {
-                Ok(held) => return Ok(TcpConnection::new(held, Arc::clone(cluster), self.destination.clone(), idle)),
+                Ok(held) => return Ok(held),
                 // Nothing was sent, so another one may have it.
                 Err(cause) if cause.is_unreached() => {
                     self.silent |= matches!(cause, Cause::ConnectTimeout { .. });
                     failed = Some(cause);
+                    // Nobody waits for neighbours of who is silent while there is another part of the aggregate.
+                    if self.silent && !self.has_elsewhere(&members) && others() {
+                        break;
+                    }
                 }
                 // Others may have room; it was not tried.
                 Err(cause @ Cause::Breaker { limit: PER_HOST, .. }) => {
@@ -100,6 +138,12 @@ impl Dial<'_> {
             }
         }
         Err(failed.unwrap_or_else(|| cluster.no_endpoint(&members)))
+    }
+
+    /// Whether there is a member of another priority than those that were tried, which can be reached.
+    fn has_elsewhere(&self, members: &Members) -> bool {
+        let now = self.env.since_epoch(Instant::now());
+        members.ready.has_elsewhere(&Pick { now, tried: &self.tried, hash: None, away_from: &self.tried })
     }
 
     /// Picks an endpoint that was not tried yet, of another zone than those that did not answer if there is one, and counts

@@ -1,4 +1,5 @@
-//! The tries of one request at one cluster, one after the other: which outcome is tried again, and when.
+//! The tries of one request at one cluster, one after the other: which outcome is tried again, and when; of an aggregate at its
+//! next part, where one has nobody to take the request.
 //! Tries side by side are [`hedge`](super::hedge)'s.
 //!
 //! Refuses to know routes beyond the retry policy, and how one try is made.
@@ -22,75 +23,120 @@ use super::places::Places;
 use super::session::Session;
 use super::{Call, deadline, hedge};
 use crate::body::{Incoming, Payload};
-use crate::cluster::{Backend, Retrying};
+use crate::cluster::{Backend, Members, Retrying};
+use crate::connect::Needs;
 use crate::error::Cause;
-use crate::router::{Plan, Retries, Router};
+use crate::router::{Part, Plan, Retries, Router};
 
 /// What came of a try. What an answer holds is the exchange's.
 pub(super) type Outcome = Result<Response<Incoming>, Cause>;
 
-/// Tries until an outcome stands.
-pub(super) async fn send(
+/// Tries until an outcome stands. `part` becomes that of the last try: of an aggregate the next one serves where one has nobody
+/// to take the request.
+pub(super) async fn send<'r>(
     call: &mut Call<'_>,
     router: &Router,
-    cluster: &Backend,
+    part: &mut Part<'r>,
     plan: &Plan,
     forward: &Forward,
     session: &Session<'_>,
     endpoint_host: bool,
 ) -> Outcome {
-    if cluster.resolved().await {
-        call.now = Instant::now();
-    }
-    // There may have been a delay, too: nothing goes out, copies neither, nor counts, for whom nobody waits.
-    call.exchange.limit().check(call.now)?;
-    let budget = router.budget();
+    let (mut members, budget) = (call.arrive(part.cluster).await?, router.budget());
     if let Some(budget) = budget {
         budget.record_request(call.now);
     }
-    let members = cluster.members();
-    members.check_drops(cluster, call.env)?;
+    members.check_drops(part.cluster, call.env)?;
     call.mirror(plan, forward);
+    part.look_again(Some(Needs::of(call.exchange.is_grpc())), call.env);
     let draw = || call.env.draw_million();
     let retries = plan.retry.as_ref();
     // Nobody retries for who is a retry itself: the tries of a chain of services would multiply.
     let may = !call.trace.is_retry() && retries.is_some_and(|retries| retries.concerns(|| call.head.view(&draw)));
-    let Call { env, now, head, trace, payload, exchange, hash, .. } = call;
-    let shared = Shared {
-        places: Places { env, cluster, members, retries, session, hash: *hash },
-        now: *now,
-        trace,
-        payload,
-        grpc: exchange.is_grpc(),
-        limit: exchange.limit(),
-        told: plan.told.as_ref(),
-        attempts: retries.filter(|_| may).map_or(0, |retries| retries.attempts(exchange.is_grpc())),
-        endpoint_host,
-        tokens: router.tokens(),
-        budget,
-        high_priority: plan.high_priority,
-    };
-    let outcome = match &forward.hedge {
-        // Boxed: requests that are not hedged are no larger for it.
-        Some(policy) if hedge::applies(policy, &shared) => Box::pin(hedge::send(&shared, policy, head, exchange)).await,
-        _ => one_by_one(&shared, head, exchange).await,
-    };
-    if let (Some(tokens), Ok(answer)) = (router.tokens(), &outcome) {
-        shared.earn(tokens, answer, exchange);
+    let (mut progress, mut left) = (Progress::default(), Vec::<&'r Backend>::new());
+    loop {
+        let Call { env, now, head, trace, payload, exchange, hash, .. } = &mut *call;
+        let shared = Shared {
+            places: Places { env, cluster: part.cluster, members, retries, session, hash: *hash },
+            now: *now,
+            trace,
+            payload,
+            grpc: exchange.is_grpc(),
+            limit: exchange.limit(),
+            told: plan.told.as_ref(),
+            attempts: retries.filter(|_| may).map_or(0, |retries| retries.attempts(exchange.is_grpc())),
+            endpoint_host,
+            tokens: router.tokens(),
+            budget,
+            high_priority: plan.high_priority,
+            part: *part,
+            left: &left,
+        };
+        let outcome = match &forward.hedge {
+            Some(policy) if hedge::applies(policy, &shared) => {
+                // Boxed: requests that are not hedged are no larger for it.
+                let outcome = Box::pin(hedge::send(&shared, policy, head, exchange)).await;
+                let seen = exchange.is_seen();
+                progress.goes_on = outcome.as_ref().is_err_and(|cause| !seen && shared.goes_on(cause, head));
+                outcome
+            }
+            _ => one_by_one(&shared, &mut progress, head, exchange).await,
+        };
+        let next = if progress.goes_on { part.next(&left, env) } else { None };
+        let Some(next) = next else {
+            if let (Some(tokens), Ok(answer)) = (router.tokens(), &outcome) {
+                shared.earn(tokens, answer, exchange);
+            }
+            return outcome;
+        };
+        progress = progress.elsewhere();
+        left.push(part.cluster);
+        *part = next;
+        // As it was, and from now on: what was waited for is not the next one's time.
+        call.head.again();
+        call.now = Instant::now();
+        call.goes_to(part.cluster);
+        members = call.arrive(part.cluster).await?;
+        members.check_drops(part.cluster, call.env)?;
     }
-    outcome
 }
 
-async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchange) -> Outcome {
-    let mut progress = Progress::default();
+impl Call<'_> {
+    /// Its endpoints, as soon as they are known.
+    async fn arrive(&mut self, cluster: &Backend) -> Result<Arc<Members>, Cause> {
+        if cluster.resolved().await {
+            self.now = Instant::now();
+        }
+        // There may have been a delay, too: nothing goes out, copies neither, nor counts, for whom nobody waits.
+        self.exchange.limit().check(self.now)?;
+        Ok(cluster.members())
+    }
+}
+
+async fn one_by_one(shared: &Shared<'_>, progress: &mut Progress, head: &mut Head, exchange: &mut Exchange) -> Outcome {
     loop {
-        let outcome = one_in_time(shared, &mut progress, head, exchange).await;
-        match shared.judge(outcome, &mut progress, exchange) {
+        let outcome = one_in_time(shared, progress, head, exchange).await;
+        let unmet = match &outcome {
+            Err(cause) if shared.goes_on(cause, head) => {
+                progress.goes_on = true;
+                return outcome;
+            }
+            Err(Cause::PerTryTimeout(after)) if progress.unmet => Some(*after),
+            _ => None,
+        };
+        match shared.judge(outcome, progress, exchange) {
             ControlFlow::Continue(wait) => sleep(wait).await,
             ControlFlow::Break(answer) => return answer,
         }
         head.again();
         progress.retried += 1;
+        // Whoever has not let a try in so far would have the next one wait as well.
+        if let Some(after) = unmet
+            && shared.has_next_part()
+        {
+            progress.goes_on = true;
+            return Err(Cause::PerTryTimeout(after));
+        }
     }
 }
 
@@ -123,7 +169,10 @@ async fn one_in_time(
     outcome.map_err(|cause| {
         // Its place and its connection are free for others, whatever comes of it.
         match exchange.let_go() {
-            Some(mut hold) => hold.ended_by(cause),
+            Some(mut hold) => {
+                progress.unmet = !hold.is_seen();
+                hold.ended_by(cause)
+            }
             None => cause,
         }
     })

@@ -48,26 +48,20 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
     let mut warmed = Warmed::default();
     while let Some(dialled) = dials.next().await {
         match dialled {
-            Ok(()) => warmed.connected += 1,
+            // Where there is no room others are in use.
+            Ok(_) => warmed.connected += 1,
             Err(cause) => warmed.failed.push(failed(cause)),
         }
     }
     Ok(warmed)
 }
 
-/// Connects to one; requests profit from what that says of it.
+/// Connects to one.
 pub(super) async fn one(
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     needs: Needs,
     env: Arc<Env>,
-) -> Result<(), Cause> {
-    let result = endpoint.pool().warm(needs, cluster.admission().room(false)).await;
-    match &result {
-        Ok(()) => endpoint.load().reached(),
-        Err(Cause::BackingOff { .. }) => {}
-        Err(cause) if cause.is_unreached() => endpoint.load().unreachable(env.since_epoch(Instant::now())),
-        Err(_) => {}
-    }
-    result
+) -> Result<bool, Cause> {
+    endpoint.warm(Some(needs), cluster.admission().room(false), &env).await
 }

@@ -16,6 +16,7 @@ mod limits;
 mod load;
 mod mirrors;
 mod panics;
+mod parts;
 mod refusals;
 mod reqwest_adapter;
 mod resilience;

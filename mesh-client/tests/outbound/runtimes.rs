@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use mesh_client::{Client, Io};
 use mesh_core::health::Standing;
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, Discovery, Endpoint, Forward, HealthCheck, HealthCheckPace,
-    HealthProbe, HttpProbe, OutlierDetection, PerMillion, Snapshot, UpstreamProtocol,
+    HealthProbe, HttpProbe, OutlierDetection, PerMillion, RouteMatch, Snapshot, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -70,11 +70,7 @@ impl World {
 
     /// Nothing runs meanwhile: what `advance` waits for is that others do.
     fn pass(&self, time: Duration) {
-        self.on_second(async {
-            tokio::time::pause();
-            let _ = poll!(pin!(tokio::time::advance(time)));
-            tokio::time::resume();
-        });
+        self.on_second(passed(time));
     }
 
     /// Who answers on the second runtime.
@@ -84,6 +80,12 @@ impl World {
         let answer = self.second.spawn(async move { fetch(&asking, "/").await });
         server_of(&self.on_second(answer).unwrap().unwrap()).to_owned()
     }
+}
+
+async fn passed(time: Duration) {
+    tokio::time::pause();
+    let _ = poll!(pin!(tokio::time::advance(time)));
+    tokio::time::resume();
 }
 
 /// Nothing here is about connections: there is another one for each request.
@@ -299,6 +301,47 @@ fn what_another_runtime_has_connected_goes_to_who_waits_for_one_of_its_own() {
     let in_time = async { tokio::time::timeout(Duration::from_secs(4), waits).await };
     let answer = world.on_second(in_time).expect("another one is through").unwrap().expect("that one takes it");
     assert_eq!((server_of(&answer), server.connections()), ("v1", 2));
+}
+
+/// The first part of an aggregate is connected to, for requests pass it over, by a runtime that stands still then. What looks after
+/// the destination runs on.
+#[test]
+fn who_is_away_is_looked_at_by_others_if_the_runtime_that_does_stands_still() {
+    let world = World::new();
+    let [near, far] = ["near", "far"].map(|name| world.server(name));
+    let is_back = Arc::new(AtomicBool::new(false));
+    let (flag, first, first_part) = (is_back.clone(), world.first.as_ref().unwrap().handle().id(), near.endpoint());
+    let all = Cluster { discovery: Discovery::Aggregate(vec!["near".into(), "far".into()]), ..cluster("test") };
+    let parts = [(all, vec![]), (cluster("near"), vec![near.endpoint()]), (cluster("far"), vec![far.endpoint()])];
+    let snapshot = policy::snapshot(policy::routes([policy::forward(RouteMatch::any(), forward_with(None))]), parts);
+    let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
+        let (flag, is_near) = (flag.clone(), address == first_part.address);
+        async move {
+            let Address::Socket(address) = address else { unreachable!("it is one") };
+            if is_near && !flag.load(Ordering::Relaxed) {
+                return Err(std::io::ErrorKind::ConnectionRefused.into());
+            }
+            if is_near && Handle::current().id() == first {
+                std::future::pending::<()>().await;
+            }
+            Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
+        }
+    });
+    let client = builder.runtime(world.home.handle().clone()).build();
+    let by_first = || server_of(&world.on_first(fetch(&client, "/")).unwrap()).to_owned();
+    assert_eq!(by_first(), "far");
+    is_back.store(true, Ordering::Relaxed);
+    // It is due, and begun.
+    world.on_first(passed(Duration::from_secs(1)));
+    assert_eq!(by_first(), "far");
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.answers(&client), "far", "control: it may be under way");
+    world.pass(Duration::from_secs(13));
+    let is_near = || {
+        world.pass(Duration::from_secs(1));
+        world.answers(&client) == "near"
+    };
+    assert!((0..20).any(|_| is_near()), "nobody looks");
 }
 
 /// Whether policy is heard by the very next request, though the runtime that heard it first hears nothing any more.

@@ -300,7 +300,20 @@ impl Load {
         }
     }
 
-    /// A connection was had.
+    /// Whoever asked for a connection gave up, having waited in vain for as long as it `took`. What has another place to go does so
+    /// from now on, until a connection stands; for the rest nothing changes. Who has answered others meanwhile is there: one further
+    /// connection that is slow says nothing of it.
+    pub fn suspected(&self, took: Duration, now: Duration) {
+        let (took, now) = (took.as_secs_f32() * 1e3, millis(now));
+        let answered = self.answered.load(Ordering::Relaxed);
+        if answered == 0 || !is_within(took, since(now, answered)) {
+            // One that is away already stays so.
+            let _ = self.avoid_until.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// A connection was had, or an answer over one that was there.
+    #[inline]
     pub fn reached(&self) {
         if self.avoid_until.load(Ordering::Relaxed) != 0 {
             self.unreachable.store(0, Ordering::Relaxed);
@@ -312,8 +325,19 @@ impl Load {
     #[inline]
     pub fn is_unreachable(&self, now: Duration) -> bool {
         let until = self.avoid_until.load(Ordering::Relaxed);
-        // No time to come is farther than that: what is, is one of weeks ago.
-        until != 0 && (1..=COOL_DOWN.1).contains(&until.wrapping_sub(millis(now)))
+        until != 0 && is_to_come(until, millis(now))
+    }
+
+    /// Whether connecting failed when that was last tried, however long ago, or took longer than anybody waited.
+    #[inline]
+    pub fn is_away(&self) -> bool {
+        self.avoid_until.load(Ordering::Relaxed) != 0
+    }
+
+    /// For how long another attempt at one that is [away](Self::is_away) has been due. `None` = it is not yet, or not away.
+    pub fn overdue(&self, now: Duration) -> Option<Duration> {
+        let (until, now) = (self.avoid_until.load(Ordering::Relaxed), millis(now));
+        (until != 0 && !is_to_come(until, now)).then(|| Duration::from_millis(now.wrapping_sub(until).into()))
     }
 
     /// Whether pick first stays with this endpoint; see [`choose`](Self::choose).
@@ -346,6 +370,12 @@ fn score(failures: Option<(f32, u32)>) -> f32 {
 #[inline]
 fn is_within(time: f32, age: u32) -> bool {
     (age as f32) < time
+}
+
+/// Whether the end of a cool-down is to come. No end is farther than that: what is, is one of weeks ago.
+#[inline]
+fn is_to_come(until: u32, now: u32) -> bool {
+    (1..=COOL_DOWN.1).contains(&until.wrapping_sub(now))
 }
 
 /// Milliseconds of a tick.

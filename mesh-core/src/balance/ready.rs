@@ -26,6 +26,7 @@ use super::weights::{Excluded, Weights};
 use super::{Candidates, Draw, EndpointReport, Load, Pick, Picker, PoolExplanation, Rating, picker_for};
 use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
+use crate::sync::{AtomicBool, Ordering};
 
 mod choices;
 
@@ -57,6 +58,7 @@ pub struct ReadySet<E> {
     usable: usize,
     available: u64,
     spill: Option<Spill>,
+    passes: AtomicBool,
     // Made by the first who asks.
     places: OnceLock<HashMap<Address, u32, RandomState>>,
 }
@@ -149,8 +151,8 @@ impl<E> ReadySet<E> {
         });
         let pools = pools.collect();
         let endpoints = kept.into();
-        let places = OnceLock::new();
-        let set = Self { cluster, custom, endpoints, candidates, pools, usable, available, spill, places };
+        let (passes, places) = (AtomicBool::new(false), OnceLock::new());
+        let set = Self { cluster, custom, endpoints, candidates, pools, usable, available, spill, passes, places };
         let mut before = 0;
         for pool in set.pools.iter() {
             if pool.until > std::mem::replace(&mut before, pool.until) && !pool.range.is_empty() {
@@ -171,7 +173,8 @@ impl<E> ReadySet<E> {
 
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
     /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
-    /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56). Where
+    /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56). So does a priority
+    /// of which all are away, however long ago that was: see [`passes_over`](Self::passes_over). Where
     /// [another priority](Pick::away_from) is wanted and there is none, it is another locality's if there is one.
     pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
         let pool = self.pool(pick, draw)?;
@@ -186,8 +189,8 @@ impl<E> ReadySet<E> {
         {
             index = self.further(next, pick, draw).unwrap_or(index);
         }
-        if self.is_unreachable(index, pick.now) {
-            index = self.elsewhere(pool, pick, draw).unwrap_or(index);
+        if self.is_away_at(index) {
+            index = self.instead_of(index, pool, pick, draw).unwrap_or(index);
         }
         Some((index, &self.endpoints[index]))
     }
@@ -281,13 +284,40 @@ impl<E> ReadySet<E> {
         self.pools.iter().flat_map(|pool| pool.range.clone()).any(|index| !self.is_unreachable(index, now))
     }
 
+    /// Whether all that are usable are away: connecting to them failed when that was last tried, however long ago.
+    pub fn is_away(&self) -> bool {
+        self.pools.iter().flat_map(|pool| pool.range.clone()).all(|index| self.is_away_at(index))
+    }
+
     /// How much of the requests it can take: all of them down to 71 % healthy (Envoy's overprovisioning), and from
-    /// there on less and less. Priorities in panic count for nothing; nothing at all if none of the others can be
-    /// reached as far as is known.
-    pub fn availability(&self, now: Duration) -> PerMillion {
+    /// there on less and less. Priorities in panic count for nothing. `None` = as much as that, but all of the others are
+    /// away: requests are not to find out whether they still are, for each would wait as long as connecting may take. As in gRPC
+    /// (gRFC A56) they are for others until a connection stands.
+    pub fn availability(&self) -> Option<PerMillion> {
         let mut calm = self.pools.iter().filter(|pool| !pool.panic).flat_map(|pool| pool.range.clone());
-        let reachable = self.available > 0 && calm.any(|index| !self.is_unreachable(index, now));
-        PerMillion::new(if reachable { self.available as u32 } else { 0 })
+        let is_there = self.available == 0 || calm.any(|index| !self.is_away_at(index));
+        is_there.then(|| PerMillion::new(self.available as u32))
+    }
+
+    /// Whether picks have come across a priority that is away since this was asked last: attempts at its endpoints that are due are
+    /// nobody else's to make.
+    #[inline]
+    pub fn passes_over(&self) -> bool {
+        self.passes.load(Ordering::Relaxed) && self.passes.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether all of a priority are away and there are others: then it is for them until a connection stands.
+    pub fn is_left_alone(&self, priority: u32) -> bool {
+        let own = |pool: &&Pool| pool.priority == priority;
+        let mut of = self.pools.iter().filter(own).flat_map(|pool| pool.range.clone());
+        let is_alone = of.next().is_some_and(|first| self.is_away_at(first)) && of.all(|index| self.is_away_at(index));
+        is_alone && !self.pools.iter().all(|pool| own(&pool))
+    }
+
+    /// Whether there is anything to pick that can be reached, of another priority than those that are to be
+    /// [left](Pick::away_from).
+    pub fn has_elsewhere(&self, pick: &Pick<'_>) -> bool {
+        self.pools.iter().any(|pool| self.has_good(pool, pick) && !self.is_left(pool.priority, pick))
     }
 
     /// How many are usable.
@@ -401,14 +431,40 @@ impl<E> ReadySet<E> {
         pool.range.clone().any(|index| self.is_good(index, pick))
     }
 
-    /// One that can be reached, where nothing of `pool` can: of the localities beside it first.
+    /// What is picked in the place of one that is away.
     #[cold]
-    fn elsewhere(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
-        let may_be = |other: &Pool| !std::ptr::eq(other, pool) && self.has_good(other, pick);
+    fn instead_of(&self, index: usize, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        if self.is_left_alone(pool.priority) {
+            // Whether or not anybody is there: where nobody is, each of them may be back.
+            self.passes.store(true, Ordering::Relaxed);
+            if let Some(there) = self.elsewhere(pool, pick, |index| self.is_there(index, pick), draw) {
+                return Some(there);
+            }
+        }
+        if !self.is_unreachable(index, pick.now) {
+            return None;
+        }
+        self.elsewhere(pool, pick, |index| self.is_good(index, pick), draw)
+    }
+
+    /// Whether it is not to come last, and not away.
+    fn is_there(&self, index: usize, pick: &Pick<'_>) -> bool {
+        !pick.tried.contains(&index) && !self.is_away_at(index)
+    }
+
+    /// One that `may_be`, where nothing of `pool` may: of the localities beside it first.
+    fn elsewhere(
+        &self,
+        pool: &Pool,
+        pick: &Pick<'_>,
+        may_be: impl Fn(usize) -> bool,
+        draw: &mut Draw<'_>,
+    ) -> Option<usize> {
+        let has_one = |other: &Pool| !std::ptr::eq(other, pool) && other.range.clone().any(&may_be);
         let each = self.pools.iter().enumerate().filter(|(place, other)| *place == other.beside.start);
         for first in std::iter::once(pool).chain(each.map(|(_, other)| other)) {
-            let Some(other) = self.drawn(first, may_be, draw) else { continue };
-            if let Some(index) = self.pick_in(other, pick, draw).filter(|index| self.is_good(*index, pick)) {
+            let Some(other) = self.drawn(first, has_one, draw) else { continue };
+            if let Some(index) = self.pick_in(other, pick, draw).filter(|index| may_be(*index)) {
                 return Some(index);
             }
         }
@@ -491,6 +547,10 @@ impl<E> ReadySet<E> {
 
     fn is_unreachable(&self, index: usize, now: Duration) -> bool {
         self.candidates[index].load().is_some_and(|load| load.is_unreachable(now))
+    }
+
+    fn is_away_at(&self, index: usize) -> bool {
+        self.candidates[index].load().is_some_and(|load| load.is_away())
     }
 }
 

@@ -116,7 +116,9 @@ pub enum Discovery {
     /// Connect to what the caller dialled (Istio resolution NONE, PASSTHROUGH).
     OriginalDestination,
     /// Several clusters in order: each serves as far as it can (down to 71 % healthy all requests, Envoy's overprovisioning),
-    /// the next ones what is left. One in panic serves where no other can.
+    /// the next ones what is left. One in panic serves where no other can. One of which nothing can be connected to serves again
+    /// once a connection stands, and a request that could not be connected to anything of it goes on to the next. Names that are
+    /// looked up for the first time are waited for.
     Aggregate(Vec<ClusterName>),
 }
 

@@ -50,6 +50,11 @@ impl<E> ReadySet<E> {
 
     /// Those of a pool that a pick may give, and where none of it can be reached those that it gives instead.
     fn choices_of(&self, pool: &Pool, pick: &Pick<'_>) -> Vec<usize> {
+        if self.is_left_alone(pool.priority)
+            && let Some(there) = self.instead(pool, |index| self.is_there(index, pick))
+        {
+            return there;
+        }
         let good: Vec<usize> = pool.range.clone().filter(|index| self.is_good(*index, pick)).collect();
         if !good.is_empty() {
             return good;
@@ -57,16 +62,20 @@ impl<E> ReadySet<E> {
         let untried: Vec<usize> = pool.range.clone().filter(|index| !pick.tried.contains(index)).collect();
         let mut last = if untried.is_empty() { pool.range.clone().collect() } else { untried };
         let is_reachable = |index: &usize| !self.is_unreachable(*index, pick.now);
-        if !last.iter().all(is_reachable) {
-            let each = self.pools.iter().enumerate().filter(|(place, other)| *place == other.beside.start);
-            let others = std::iter::once(pool).chain(each.map(|(_, other)| other));
-            let mut others = others.map(|other| self.beside(other, |index| self.is_good(index, pick)));
-            if let Some(others) = others.find(|others| !others.is_empty()) {
-                last.retain(is_reachable);
-                last.extend(others);
-            }
+        if !last.iter().all(is_reachable)
+            && let Some(others) = self.instead(pool, |index| self.is_good(index, pick))
+        {
+            last.retain(is_reachable);
+            last.extend(others);
         }
         last
+    }
+
+    /// Those of other pools that `may_be`, of the first that has any.
+    fn instead(&self, pool: &Pool, may_be: impl Fn(usize) -> bool) -> Option<Vec<usize>> {
+        let each = self.pools.iter().enumerate().filter(|(place, other)| *place == other.beside.start);
+        let others = std::iter::once(pool).chain(each.map(|(_, other)| other));
+        others.map(|other| self.beside(other, &may_be)).find(|others| !others.is_empty())
     }
 
     /// Whether a request for which one of these was picked may go on to the next priority for what they have in flight.

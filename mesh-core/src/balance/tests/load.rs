@@ -169,3 +169,21 @@ fn an_unreachable_endpoint_is_avoided_for_longer_each_time_and_forgiven_at_once(
     load.unreachable(now);
     assert!(!load.is_unreachable(now + ms(500)), "a success begins anew");
 }
+
+#[test]
+fn who_gives_up_waiting_for_a_connection_says_something_of_who_answers_nobody_else() {
+    let load = Load::default();
+    load.suspected(SECOND, 3 * SECOND);
+    assert!(load.is_away() && !load.is_unreachable(3 * SECOND), "others come first, and it is looked at now");
+    assert_eq!(load.overdue(5 * SECOND), Some(2 * SECOND));
+    load.reached();
+    load.succeeded(SECOND / 10, 5 * SECOND / 2);
+    load.suspected(SECOND, 3 * SECOND);
+    assert!(!load.is_away(), "it has answered meanwhile");
+    load.suspected(SECOND, 4 * SECOND);
+    assert!(load.is_away(), "that was before");
+    // Who is passed over stays so for as long.
+    load.unreachable(4 * SECOND);
+    load.suspected(SECOND, 4 * SECOND);
+    assert!(load.is_unreachable(4 * SECOND) && load.overdue(4 * SECOND).is_none());
+}

@@ -273,7 +273,41 @@ fn where_nothing_of_a_priority_can_be_reached_the_next_one_serves_until_it_can()
         assert_eq!(ports(SECOND, &[]), [20], "{balancer:?}: none is left");
         assert_eq!(ports(SECOND, &[2]), [30], "{balancer:?}: and the retry goes further");
         assert!(set.is_reachable(SECOND));
-        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: they are asked again");
+        assert_eq!(ports(40 * SECOND, &[]), [20], "{balancer:?}: no request finds out whether they are back");
+        assert!(set.passes_over() && !set.passes_over(), "{balancer:?}: somebody else is to");
+        assert_eq!(
+            [0, 1, 2, 3].map(|priority| set.is_left_alone(priority)),
+            [true, false, false, false],
+            "{balancer:?}"
+        );
+        dead[1].1.reached();
+        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: one of them is enough");
+        assert!(!set.passes_over() && !set.is_left_alone(0), "{balancer:?}");
+        dead[0].1.reached();
+    }
+}
+
+#[test]
+fn a_priority_of_which_another_attempt_is_due_is_no_better_than_one_that_is_there() {
+    let dead = [10, 20].map(|port| (port, Arc::<Load>::default()));
+    let groups = || (0..3).map(|priority| group(priority, 1, &[(10 + 10 * priority as u16, 1, Healthy)]));
+    for balancer in each_balancer() {
+        let set = build(groups().collect(), cluster(|c| c.balancer = balancer.clone()), &dead);
+        let picked = |now| *set.pick(&Pick { now, ..Pick::default() }, &mut seeded(3)).unwrap().1;
+        dead[1].1.unreachable(SECOND);
+        dead[0].1.unreachable(40 * SECOND);
+        let choices = |now| set.choices(&Pick { now, ..Pick::default() });
+        assert_eq!((picked(40 * SECOND), choices(40 * SECOND)), (30, vec![2]), "{balancer:?}: nobody finds out");
+        // Where nobody is there one that is due is better than one that is not, and somebody is to look at both.
+        let two = build(groups().take(2).collect(), cluster(|c| c.balancer = balancer.clone()), &dead);
+        assert_eq!(*two.pick(&Pick { now: 40 * SECOND, ..Pick::default() }, &mut seeded(3)).unwrap().1, 20);
+        assert!(two.passes_over(), "{balancer:?}");
+        assert_eq!(*two.pick(&Pick { now: 90 * SECOND, ..Pick::default() }, &mut seeded(3)).unwrap().1, 10);
+        assert!(two.passes_over(), "{balancer:?}: their time is over, and nobody is there");
+        // Control: of one that is all there is requests find out.
+        let one = build(groups().take(1).collect(), cluster(|c| c.balancer = balancer.clone()), &dead);
+        assert_eq!(*one.pick(&Pick { now: 90 * SECOND, ..Pick::default() }, &mut seeded(3)).unwrap().1, 10);
+        assert!(!one.passes_over() && !one.is_left_alone(0), "{balancer:?}");
         dead.iter().for_each(|(_, load)| load.reached());
     }
 }
@@ -282,12 +316,34 @@ fn where_nothing_of_a_priority_can_be_reached_the_next_one_serves_until_it_can()
 fn a_set_of_which_nothing_can_be_reached_says_so() {
     let dead = Arc::<Load>::default();
     let set = build(vec![group(0, 1, &[(10, 1, Healthy)])], cluster(|_| {}), &[(10, dead.clone())]);
-    assert!(set.is_reachable(SECOND));
-    assert_eq!(set.availability(SECOND), PerMillion::ALL);
+    assert!(set.is_reachable(SECOND) && !set.is_away());
+    assert_eq!(set.availability(), Some(PerMillion::ALL));
     dead.unreachable(SECOND);
     assert!(!set.is_reachable(SECOND));
-    assert_eq!(set.availability(SECOND), PerMillion::NONE);
-    assert!(set.is_reachable(40 * SECOND));
+    assert_eq!((dead.overdue(SECOND), dead.overdue(40 * SECOND)), (None, Some(39 * SECOND - SECOND / 2)));
+    // Another attempt is due after a time; that it can be reached is known with the next connection.
+    assert!(set.is_reachable(40 * SECOND) && set.is_away());
+    assert_eq!(set.availability(), None);
+    dead.reached();
+    assert_eq!((set.availability(), dead.overdue(40 * SECOND)), (Some(PerMillion::ALL), None));
+    // One of two is enough; and those that could take nothing anyway are not waited for.
+    let both = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)])];
+    dead.unreachable(SECOND);
+    assert_eq!(build(both, cluster(|_| {}), &[(10, dead.clone())]).availability(), Some(PerMillion::ALL));
+    let sick = build(vec![group(0, 1, &[(10, 1, Unhealthy)])], cluster(|_| {}), &[(10, dead)]);
+    assert_eq!(sick.availability(), Some(PerMillion::NONE));
+}
+
+#[test]
+fn a_set_says_whether_anything_of_another_priority_can_be_reached() {
+    let dead = [(20, Arc::<Load>::default())];
+    let groups = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])];
+    let set = build(groups, cluster(|_| {}), &dead);
+    let elsewhere =
+        |tried: &[usize]| set.has_elsewhere(&Pick { now: SECOND, tried, away_from: tried, ..Pick::default() });
+    assert!(elsewhere(&[0]) && !elsewhere(&[0, 2]));
+    dead[0].1.unreachable(SECOND);
+    assert!(!elsewhere(&[0]));
 }
 
 #[test]
@@ -301,7 +357,7 @@ fn a_set_says_how_much_it_can_take_without_those_in_panic() {
     let available = |wells: &[u16], panic| {
         let groups = wells.iter().enumerate().map(|(number, well)| priority(number, *well)).collect();
         let panics = |c: &mut Cluster| c.locality.panic_threshold = Some(PerMillion::new(panic));
-        build(groups, cluster(panics), &[]).availability(SECOND).get() / 10_000
+        build(groups, cluster(panics), &[]).availability().unwrap().get() / 10_000
     };
     let cases: [(&[u16], u32, u32); 8] = [
         (&[10], 100, 100),
