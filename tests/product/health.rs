@@ -38,22 +38,23 @@ async fn a_destination_rule_ejects_who_fails_and_without_it_nobody_is() {
         let bad = plane.serve("reviews", "version=v1", failing).await;
         let _good = plane.answering("reviews", "version=v2", "good").await;
         let caller = plane.process("productpage", "").debug_address(FREE).build().await.unwrap();
-        // As many as it takes for both to be known, and for the bad one to fail three times.
+        let debug = caller.debug_address().unwrap();
+        let page = || async move {
+            let page: Value = serde_json::from_str(&plain_get(debug, "/clusters").await.unwrap().1).unwrap();
+            page.to_string()
+        };
+        // As many as it takes for both to be known and in turn, as the rule says: the default compares them, and would leave the bad one
+        // out. And for that one to fail three times.
         eventually("both have answered, the bad one often enough", || async {
             let mut seen = Vec::new();
             for _ in 0..8 {
                 seen.push(call(&caller, REVIEWS, &[]).await.ok()?.0);
             }
-            (seen.contains(&StatusCode::OK) && (ejects || seen.contains(&StatusCode::INTERNAL_SERVER_ERROR)))
-                .then_some(())
+            let both = seen.contains(&StatusCode::OK) && (ejects || seen.contains(&StatusCode::INTERNAL_SERVER_ERROR));
+            (both && !page().await.contains(r#""score":{"#)).then_some(())
         })
         .await;
-        let debug = caller.debug_address().unwrap();
-        let ejected = || async move {
-            let page: Value = serde_json::from_str(&plain_get(debug, "/clusters").await.unwrap().1).unwrap();
-            let text = page.to_string();
-            text.contains(r#"{"ejected":"consecutive_5xx"}"#)
-        };
+        let ejected = || async move { page().await.contains(r#"{"ejected":"consecutive_5xx"}"#) };
         if ejects {
             eventually("the bad one is ejected", || async {
                 // Both may not have been known when the first requests went out.

@@ -36,8 +36,14 @@ impl Joins {
     pub(super) fn note(&mut self, id: SubscriptionId, join: Option<Join>, stays: bool) {
         let before = self.0.remove(&id);
         let told = before.as_ref().and_then(|before| before.misfit.clone());
-        let in_force = before.map(|before| before.unenforced).filter(|_| stays).unwrap_or_default();
-        let Some(Join { listener, routes, made }) = join else { return };
+        let before = before.filter(|_| stays);
+        let Some(Join { listener, routes, made }) = join else {
+            // There is nothing to fit, as where a listener came without its routes: those in force are told of as before.
+            let in_force = before.filter(|before| !before.unenforced.is_empty());
+            self.0.extend(in_force.map(|before| (id, Joined { misfit: None, ..before })));
+            return;
+        };
+        let in_force = before.map(|before| before.unenforced).unwrap_or_default();
         let (unenforced, misfit) = match made {
             Ok(unenforced) => (unenforced.into(), None),
             Err(why) => {

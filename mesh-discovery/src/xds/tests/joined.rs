@@ -44,10 +44,14 @@ fn listener(filter: &str) -> Any {
 }
 
 fn listener_of(address: &str, filter: &str) -> Any {
+    listener_with(address, filter, "r")
+}
+
+fn listener_with(address: &str, filter: &str, routes: &str) -> Any {
     let kind = HttpFilterKind::AdaptiveConcurrency(Some(AdaptiveConcurrency::default()));
     codec::encode_inbound(&InboundListener {
         filters: vec![HttpFilter { name: filter.to_owned(), kind }],
-        routes: InboundRoutes::Named("r".to_owned()),
+        routes: InboundRoutes::Named(routes.to_owned()),
         ..InboundListener::new(NAME.replace(ADDRESS, address), address.parse().unwrap(), InboundTls::Strict)
     })
 }
@@ -231,8 +235,13 @@ async fn what_is_not_enforced_of_a_listener_with_its_routes_is_listed_and_counte
     assert_eq!(lines("listener"), ["routes.virtual_hosts[0].routes[1]"]);
     assert_eq!(lines("routes"), ["virtual_hosts[0].request_headers_to_add"]);
     assert_eq!(&service.client.unenforced()[..2], [("listener", 1), ("routes", 1)]);
+    // Those in force stay so, and listed, while a listener waits for other routes.
+    let waits = listener_with(ADDRESS, "f", "s");
+    assert_eq!(say(&mut stream, Kind::Listener, "3", waits).await.error, None);
+    assert_eq!(lines("listener"), ["routes.virtual_hosts[0].routes[1]"]);
+    assert_eq!(say(&mut stream, Kind::Listener, "4", listener("f")).await.error, None);
     // Nor of routes that are gone.
     let only = table(vec![path("/a", RouteAction::NonForwarding)]);
-    assert_eq!(say(&mut stream, Kind::Routes, "4", only).await.error, None);
+    assert_eq!(say(&mut stream, Kind::Routes, "5", only).await.error, None);
     assert_eq!(&service.client.unenforced()[..2], [("listener", 0), ("routes", 0)]);
 }
