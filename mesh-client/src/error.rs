@@ -394,9 +394,11 @@ impl Cause {
         }
     }
 
-    /// Whether the cluster had nobody to take it: its endpoints could not be reached, or there is none.
+    /// Whether the cluster had nobody to take it: its endpoints could not be reached, not for as long as one is to wait for that, or
+    /// there is none.
     pub(crate) fn met_nobody(&self) -> bool {
-        let none = matches!(self, Self::NoEndpoint { .. } | Self::NoSubset { .. } | Self::Unresolved { .. });
+        use Cause::{FailFast, NoEndpoint, NoSubset, Unresolved};
+        let none = matches!(self, NoEndpoint { .. } | NoSubset { .. } | Unresolved { .. } | FailFast { .. });
         none || self.is_unreached()
     }
 

@@ -1,6 +1,5 @@
 //! What the client holds and why it would do what it does: for people, not for the request path.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -299,8 +298,8 @@ pub struct EndpointDump {
     pub usable: bool,
     /// The weight that counts, and the balancer's score; None if it may not pick it.
     pub rating: Option<Rating>,
-    /// Whether it can be reached as far as is known. Others come before one that could not be connected to when that was last
-    /// tried: for a time, and where that is so of all of a priority, or of a part of an aggregate, until a connection stands.
+    /// Whether it could be connected to when that was last tried, if ever. Others come before one that could not, until a connection
+    /// stands.
     pub reachable: bool,
     /// What its answers take: the average that pickers by load compare. None before the first.
     pub latency: Option<Duration>,
@@ -320,11 +319,7 @@ pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
     let env = destinations.env();
     let one = |destination: Arc<Destination>| {
         let (state, router) = phase(&destination);
-        let clusters = router.map(|router| {
-            let slots = router.clusters();
-            let parts: HashSet<&ClusterName> = slots.values().flat_map(parts_of).collect();
-            slots.iter().map(|(name, slot)| cluster_dump(env, name, slot, parts.contains(name))).collect()
-        });
+        let clusters = router.map(|router| router.clusters().iter().map(|(n, s)| cluster_dump(env, n, s)).collect());
         DestinationDump { target: destination.target().to_string(), state, clusters: clusters.unwrap_or_default() }
     };
     let mirrors = destinations.mirrors();
@@ -502,7 +497,7 @@ fn explain_route(
         let mirrors = forward.mirrors.iter().zip(&plan.mirrors);
         let option = |(mirror, slot): (&Mirror, &Slot)| MirrorOption {
             share: mirror.share,
-            cluster: cluster_dump(env, &mirror.cluster, slot, false),
+            cluster: cluster_dump(env, &mirror.cluster, slot),
         };
         explanation.mirrors = mirrors.map(option).collect();
         let came = head.copy();
@@ -514,7 +509,8 @@ fn explain_route(
         head.show_host();
         let session = Session::new(chosen.session, chosen.pinned, &came);
         let (came, now) = (came.view(&draw), Instant::now());
-        let name = &chosen.part.cluster.policy().name;
+        let cluster = chosen.part.cluster;
+        let name = &cluster.policy().name;
         let filters = chosen.filters.iter().filter_map(|filter| filter.explain(&came, name, now));
         let throttling = router.throttling().map(|throttling| throttling.explain(now));
         explanation.filters = filters.chain(throttling).collect();
@@ -524,8 +520,8 @@ fn explain_route(
         let source = Trace::begin().source();
         let input = HashInput { headers: &head.headers, query, source, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
-        refusal(chosen.part.cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
-        let (cluster, members, hash) = (chosen.part.cluster, chosen.part.cluster.members(), explanation.hash);
+        refusal(cluster, plan.high_priority).iter().for_each(|cause| explanation.fails(cause));
+        let (members, hash) = (cluster.members(), explanation.hash);
         let first = explain_pick(env, cluster, &members, hash, head.is_https(), explanation);
         let retries = plan.retry.as_ref();
         let places = Places { env, cluster, members, retries, session: &session, hash };
@@ -605,15 +601,15 @@ fn option(env: &Env, weight: u32, name: &ClusterName, slot: &Slot) -> ClusterOpt
     if let Slot::Aggregate(slots) = slot {
         leaves(env, slots, &mut parts);
     }
-    ClusterOption { weight, cluster: cluster_dump(env, name, slot, false), parts }
+    ClusterOption { weight, cluster: cluster_dump(env, name, slot), parts }
 }
 
 /// The tree of an aggregate has a bound, and so has this.
 fn leaves(env: &Env, slots: &[Slot], parts: &mut Vec<ClusterDump>) {
     for slot in slots {
         match slot {
-            Slot::Ready(cluster) => parts.push(cluster_dump(env, &cluster.policy().name, slot, true)),
-            Slot::Failed(name, _) => parts.push(cluster_dump(env, name, slot, true)),
+            Slot::Ready(cluster) => parts.push(cluster_dump(env, &cluster.policy().name, slot)),
+            Slot::Failed(name, _) => parts.push(cluster_dump(env, name, slot)),
             Slot::Aggregate(slots) => leaves(env, slots, parts),
         }
     }
@@ -632,18 +628,7 @@ fn phase(destination: &Destination) -> (DestinationPhase, Option<Arc<Router>>) {
     }
 }
 
-/// The clusters that an aggregate stands for; of another cluster there are none.
-fn parts_of(slot: &Slot) -> impl Iterator<Item = &ClusterName> {
-    let parts: &[Slot] = if let Slot::Aggregate(parts) = slot { parts } else { &[] };
-    parts.iter().filter_map(|part| match part {
-        Slot::Ready(cluster) => Some(&cluster.policy().name),
-        Slot::Failed(name, _) => Some(name),
-        Slot::Aggregate(_) => None,
-    })
-}
-
-/// `is_part`: of an aggregate, whose requests go elsewhere while all of this one are away.
-fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot, is_part: bool) -> ClusterDump {
+fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
     let empty = ClusterDump {
         name: name.clone(),
         failed: None,
@@ -661,7 +646,14 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot, is_part: bool) -> Cl
     };
     match slot {
         Slot::Failed(_, why) => ClusterDump { failed: Some(why.to_string()), ..empty },
-        Slot::Aggregate(_) => ClusterDump { parts: parts_of(slot).cloned().collect(), ..empty },
+        Slot::Aggregate(parts) => {
+            let part = |slot: &Slot| match slot {
+                Slot::Ready(cluster) => Some(cluster.policy().name.clone()),
+                Slot::Failed(name, _) => Some(name.clone()),
+                Slot::Aggregate(_) => None,
+            };
+            ClusterDump { parts: parts.iter().filter_map(part).collect(), ..empty }
+        }
         Slot::Ready(cluster) => {
             let members = cluster.members();
             ClusterDump {
@@ -674,22 +666,20 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot, is_part: bool) -> Cl
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
                 pools: members.ready.pools().collect(),
-                endpoints: endpoint_dumps(env, &members, is_part),
+                endpoints: endpoint_dumps(env, &members),
                 ..empty
             }
         }
     }
 }
 
-fn endpoint_dumps(env: &Env, members: &Members, is_part: bool) -> Vec<EndpointDump> {
+fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
     let now = env.since_epoch(Instant::now());
-    let is_left = is_part && members.ready.availability().is_none();
     let groups = members.source().localities.iter();
-    let groups = groups.map(|group| (group, is_left || members.ready.is_left_alone(group.priority)));
-    let all = groups.flat_map(|(group, is_left)| group.endpoints.iter().map(move |one| (group, one, is_left)));
+    let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)));
     let load = |index: Option<usize>| members.ready.candidates()[index?].load();
     let known = members.known();
-    all.map(|(group, policy, is_left)| {
+    all.map(|(group, policy)| {
         let index = known.get(&policy.address).copied();
         let load = load(index);
         // Without a request so far there is no connection.
@@ -704,7 +694,7 @@ fn endpoint_dumps(env: &Env, members: &Members, is_part: bool) -> Vec<EndpointDu
             accrual: endpoint.and_then(|endpoint| endpoint.accrual()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
             rating: index.and_then(|index| members.ready.rating(index, now)),
-            reachable: load.is_none_or(|load| !(load.is_unreachable(now) || is_left && load.is_away())),
+            reachable: load.is_none_or(|load| !load.is_away()),
             latency: load.and_then(|load| load.measured_latency(now)),
             late: load.and_then(|load| load.late_for(now)),
             failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),

@@ -387,6 +387,12 @@ impl Attempt {
         (took, self.began + took)
     }
 
+    /// It was waited for a connection for as long as policy allows at all.
+    pub(crate) fn suspected(&self) {
+        let (took, now) = self.clock();
+        self.in_flight.load().suspected(took, now);
+    }
+
     /// Nothing was sent, and that says nothing of the endpoint.
     pub(crate) fn not_sent(&mut self) {
         self.measured = true;
@@ -410,7 +416,7 @@ impl Drop for Attempt {
         }
         let (took, now) = self.clock();
         if !self.met && took >= PATIENCE {
-            self.in_flight.load().suspected(took, now);
+            self.suspected();
         }
         let late = match self.late {
             Late::Never => false,

@@ -236,20 +236,24 @@ impl Pool {
         .await
     }
 
+    /// Whether it has a connection here as far as can be seen: one in use for HTTP/2, or an idle one for HTTP/1.1.
+    pub(crate) fn has_one(&self, needs: Needs) -> bool {
+        let (want, here) = (self.dialer.want(needs, &self.peer), here());
+        let has_idle =
+            || self.kept.get().is_some_and(|kept| kept.idle.lock().iter().any(|sole| is_of(here, sole.runtime)));
+        (want != Want::Http1 && self.has_live(here)) || (want != Want::Http2 && has_idle())
+    }
+
     /// Has a connection before there is a request for it; one is enough. False: neither is there one, as far as can be seen here,
     /// nor room for it, for those that are in use or being made.
     ///
     /// # Errors
     /// There is none, and none can be made.
     pub(crate) async fn warm(&self, needs: Needs, room: Room) -> Result<bool, Cause> {
-        let want = self.dialer.want(needs, &self.peer);
-        let here = here();
-        let has_idle =
-            || self.kept.get().is_some_and(|kept| kept.idle.lock().iter().any(|sole| is_of(here, sole.runtime)));
-        let there = (want != Want::Http1 && self.has_live(here)) || (want != Want::Http2 && has_idle());
-        if there || self.take_in() {
+        if self.has_one(needs) || self.take_in() {
             return Ok(true);
         }
+        let (want, here) = (self.dialer.want(needs, &self.peer), here());
         if want == Want::Http2 {
             let connecting = match self.next_shared(room)? {
                 Next::Join(connecting) | Next::Begun(connecting) => connecting,

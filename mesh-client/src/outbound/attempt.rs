@@ -202,7 +202,7 @@ impl Shared<'_> {
         }
         exchange.at(&endpoint);
         if self.members.ready.passes_over() {
-            self.cluster.look_again(Some(Needs::of(self.grpc)), self.env);
+            self.cluster.look_again(Some(Needs::of(self.grpc)), Some(&endpoint), self.env);
         }
         // Counted before connecting, so that a slow connection repels further requests.
         attempt.report(self.members.issue(index));
@@ -222,8 +222,8 @@ impl Shared<'_> {
             progress.unreached.push(index);
             resends.unreached += 1;
             let others = self.members.ready.len() > self.avoided(progress).len() && !self.session.is_strict();
-            // Nobody waits for neighbours of who is silent while there is another part of the aggregate.
-            let leaves = progress.silent && !self.has_elsewhere(progress) && self.has_next_part();
+            let leaves =
+                progress.silent && self.leaves_part(progress, self.cluster.policy().connection.connect_timeout);
             return others && !leaves && resends.unreached <= MAX_UNREACHED;
         }
         if let Again::Unsent(_) = again {
@@ -248,9 +248,10 @@ impl Shared<'_> {
         cause.met_nobody() && has_next() && head.is_there() && self.payload.rewind()
     }
 
-    /// Whether another part of the aggregate can take the request as far as is known.
-    pub(super) fn has_next_part(&self) -> bool {
-        !self.stays() && self.part.has_next(self.left, self.env)
+    /// Whether a request that has `waited` so long in vain goes on to another part of the aggregate: nobody waits for neighbours of who
+    /// is silent while there is one that can take it as far as is known.
+    pub(super) fn leaves_part(&self, progress: &Progress, waited: Duration) -> bool {
+        !self.stays() && self.part.has_next(self.left, self.env) && !self.has_elsewhere(progress, waited)
     }
 
     /// A strict session stays with its endpoint, where that is.
@@ -433,7 +434,7 @@ impl Shared<'_> {
 impl Hold {
     /// Notes whether a connection could be had, and keeps it.
     fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<(), Failed> {
-        *self.attempt.waits_at() = None;
+        let waits_at = self.attempt.waits_at().take();
         match lease {
             Ok(lease) => {
                 self.attempt.met();
@@ -456,6 +457,9 @@ impl Hold {
                     let silent = matches!(cause, Cause::ConnectTimeout { .. });
                     let again = if silent { Again::Silent(self.index) } else { Again::Unreached(self.index) };
                     return Err(Failed { cause, again: Some(again) });
+                }
+                if waits_at.is_none() && matches!(cause, Cause::FailFast { .. }) {
+                    self.attempt.suspected();
                 }
                 // A local limit says nothing of the endpoint, nor does that it cannot speak what this one request needs: others may.
                 self.attempt.held_back();

@@ -49,11 +49,12 @@ impl Places<'_> {
     pub(super) fn pick(&self, progress: &Progress, tried: &[usize], now: Duration, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
+            let is_away =
+                |index: usize| self.members.ready.candidates()[index].load().is_some_and(|load| load.is_away());
+            let is_out = |index: usize| tried.contains(&index) || full.contains(&index) || is_away(index);
             match pinned.map(|(index, _)| index) {
-                // A retry goes elsewhere, unless the session must not.
-                Some(index) if self.session.is_strict() || !(tried.contains(&index) || full.contains(&index)) => {
-                    return Some(index);
-                }
+                // A retry goes elsewhere, unless the session must not; so does what could not be connected to (gRFC A55).
+                Some(index) if self.session.is_strict() || !is_out(index) => return Some(index),
                 None if self.session.is_strict() => return None,
                 _ => {}
             }
@@ -96,11 +97,11 @@ impl Places<'_> {
         if leave { &progress.tried } else { &[] }
     }
 
-    /// Whether there is a member of another priority than those that were tried, which can be reached.
-    pub(super) fn has_elsewhere(&self, progress: &Progress) -> bool {
+    /// Whether there is a place to go but those that were tried; see [`ReadySet::has_elsewhere`](mesh_core::balance::ReadySet).
+    pub(super) fn has_elsewhere(&self, progress: &Progress, waited: Duration) -> bool {
         let now = self.env.since_epoch(Instant::now());
         let pick = Pick { now, tried: &progress.tried, hash: self.hash, away_from: &progress.tried };
-        self.members.ready.has_elsewhere(&pick)
+        self.members.ready.has_elsewhere(&pick, waited)
     }
 
     fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {

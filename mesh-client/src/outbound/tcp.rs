@@ -114,7 +114,7 @@ impl Dial<'_> {
             let Some((index, endpoint, mut attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
             if members.ready.passes_over() {
-                cluster.look_again(None, self.env);
+                cluster.look_again(None, Some(&endpoint), self.env);
             }
             // Counted before connecting, so that a slow endpoint repels further connections.
             attempt.report(members.issue(index));
@@ -124,8 +124,8 @@ impl Dial<'_> {
                 Err(cause) if cause.is_unreached() => {
                     self.silent |= matches!(cause, Cause::ConnectTimeout { .. });
                     failed = Some(cause);
-                    // Nobody waits for neighbours of who is silent while there is another part of the aggregate.
-                    if self.silent && !self.has_elsewhere(&members) && others() {
+                    // As a request leaves a part.
+                    if self.silent && others() && !self.has_elsewhere(cluster, &members) {
                         break;
                     }
                 }
@@ -140,10 +140,11 @@ impl Dial<'_> {
         Err(failed.unwrap_or_else(|| cluster.no_endpoint(&members)))
     }
 
-    /// Whether there is a member of another priority than those that were tried, which can be reached.
-    fn has_elsewhere(&self, members: &Members) -> bool {
+    /// Whether there is a place to go but those that were tried.
+    fn has_elsewhere(&self, cluster: &Cluster, members: &Members) -> bool {
         let now = self.env.since_epoch(Instant::now());
-        members.ready.has_elsewhere(&Pick { now, tried: &self.tried, hash: None, away_from: &self.tried })
+        let pick = Pick { now, tried: &self.tried, hash: None, away_from: &self.tried };
+        members.ready.has_elsewhere(&pick, cluster.policy().connection.connect_timeout)
     }
 
     /// Picks an endpoint that was not tried yet, of another zone than those that did not answer if there is one, and counts

@@ -121,7 +121,8 @@ async fn one_by_one(shared: &Shared<'_>, progress: &mut Progress, head: &mut Hea
                 progress.goes_on = true;
                 return outcome;
             }
-            Err(Cause::PerTryTimeout(after)) if progress.unmet => Some(*after),
+            Err(Cause::PerTryTimeout(after)) if progress.unmet => Some((*after, Cause::PerTryTimeout(*after))),
+            Err(Cause::IdleTimeout(after)) if progress.unmet => Some((*after, Cause::IdleTimeout(*after))),
             _ => None,
         };
         match shared.judge(outcome, progress, exchange) {
@@ -131,11 +132,11 @@ async fn one_by_one(shared: &Shared<'_>, progress: &mut Progress, head: &mut Hea
         head.again();
         progress.retried += 1;
         // Whoever has not let a try in so far would have the next one wait as well.
-        if let Some(after) = unmet
-            && shared.has_next_part()
+        if let Some((after, cause)) = unmet
+            && shared.leaves_part(progress, after)
         {
             progress.goes_on = true;
-            return Err(Cause::PerTryTimeout(after));
+            return Err(cause);
         }
     }
 }

@@ -70,8 +70,8 @@ impl<'r> Part<'r> {
     /// [`Cluster::look_again`]: crate::cluster::Cluster::look_again
     pub(crate) fn look_again(self, needs: Option<Needs>, env: &Arc<Env>) {
         if self.passes {
-            let away = ready(self.all).filter(|cluster| cluster.availability().is_none());
-            away.for_each(|cluster| cluster.look_again(needs, env));
+            let others = ready(self.all).filter(|cluster| !std::ptr::eq(*cluster, self.cluster));
+            others.for_each(|cluster| cluster.look_again(needs, None, env));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod away;
 mod balancing;
 mod composites;
 mod connections;

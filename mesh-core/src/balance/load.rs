@@ -43,6 +43,8 @@ pub struct Load {
     standing: AtomicU8,
     // Pick first stays with it.
     chosen: AtomicBool,
+    // The last connection that was tried came about.
+    stands: AtomicBool,
 }
 
 /// Time over which latency is forgotten (Linkerd `ewma.decay`).
@@ -129,10 +131,8 @@ impl Load {
     /// two servers would be late in turn, for ever.
     pub fn late(&self, took: Duration, now: Duration) {
         self.abandoned(took, now);
-        let (took, now) = (took.as_secs_f32() * 1e3, millis(now));
-        let answered = self.answered.load(Ordering::Relaxed);
-        if answered == 0 || !is_within(took, since(now, answered)) {
-            self.pass_over(took, now);
+        if !self.has_answered_within(took, now) {
+            self.pass_over(took.as_secs_f32() * 1e3, millis(now));
         }
     }
 
@@ -288,8 +288,9 @@ impl Load {
         Some(self.ramp_from.load(Ordering::Relaxed)).filter(|from| *from != 0)
     }
 
-    /// No connection could be had: the endpoint is passed over while there are others, for half a
-    /// second, doubled with every further failure up to half a minute.
+    /// No connection could be had: the endpoint is away, which means that it is passed over while there are others until a
+    /// connection [stands](Self::reached). Another attempt is due after half a second, doubled with every further failure up to half a
+    /// minute.
     pub fn unreachable(&self, now: Duration) {
         // Many requests may meet the same outage at once: it counts once.
         if !self.is_unreachable(now) {
@@ -297,19 +298,25 @@ impl Load {
             self.unreachable.store(failures + 1, Ordering::Relaxed);
             let wait = COOL_DOWN.0.saturating_mul(1 << failures).min(COOL_DOWN.1);
             self.avoid_until.store(millis(now).wrapping_add(wait).max(1), Ordering::Relaxed);
+            self.stands.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Whoever asked for a connection gave up, having waited in vain for as long as it `took`. What has another place to go does so
-    /// from now on, until a connection stands; for the rest nothing changes. Who has answered others meanwhile is there: one further
-    /// connection that is slow says nothing of it.
+    /// Whoever asked for a connection gave up, having waited in vain for as long as it `took`: the endpoint is away, and another attempt
+    /// is due at once. Who has answered others meanwhile is there: one further connection that is slow says nothing of it.
     pub fn suspected(&self, took: Duration, now: Duration) {
-        let (took, now) = (took.as_secs_f32() * 1e3, millis(now));
-        let answered = self.answered.load(Ordering::Relaxed);
-        if answered == 0 || !is_within(took, since(now, answered)) {
-            // One that is away already stays so.
-            let _ = self.avoid_until.compare_exchange(0, now.max(1), Ordering::Relaxed, Ordering::Relaxed);
+        // One that is away already stays so.
+        if !self.has_answered_within(took, now)
+            && self.avoid_until.compare_exchange(0, millis(now).max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            self.stands.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it has answered a request since `took` ago.
+    pub fn has_answered_within(&self, took: Duration, now: Duration) -> bool {
+        let answered = self.answered.load(Ordering::Relaxed);
+        answered != 0 && is_within(took.as_secs_f32() * 1e3, since(millis(now), answered))
     }
 
     /// A connection was had, or an answer over one that was there.
@@ -319,9 +326,19 @@ impl Load {
             self.unreachable.store(0, Ordering::Relaxed);
             self.avoid_until.store(0, Ordering::Relaxed);
         }
+        // Asked first: writing would take the line from other processors.
+        if !self.stands() {
+            self.stands.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Whether connecting failed a short while ago.
+    /// Whether the last connection that was tried came about.
+    #[inline]
+    pub fn stands(&self) -> bool {
+        self.stands.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is [away](Self::is_away), and another attempt is not due yet.
     #[inline]
     pub fn is_unreachable(&self, now: Duration) -> bool {
         let until = self.avoid_until.load(Ordering::Relaxed);

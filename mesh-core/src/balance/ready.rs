@@ -100,7 +100,7 @@ struct Entry<E> {
     load: Option<Arc<Load>>,
 }
 
-/// Unreachable or ramping endpoints passed over in one pick before it is settled without the picker. At a tenth of the
+/// Endpoints that are away or ramping, passed over in one pick before it is settled without the picker. At a tenth of the
 /// share three picks in a hundred get there if all but one of very many are new, and few otherwise.
 const MAX_PASSES: usize = 32;
 /// Draws that settle it.
@@ -172,10 +172,10 @@ impl<E> ReadySet<E> {
     }
 
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
-    /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
-    /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56). So does a priority
-    /// of which all are away, however long ago that was: see [`passes_over`](Self::passes_over). Where
-    /// [another priority](Pick::away_from) is wanted and there is none, it is another locality's if there is one.
+    /// kept for it. `None` only if none is usable. Endpoints in `tried` come last. One that is away ([`Load::unreachable`]) comes after all
+    /// others, those of other priorities among them: no request finds out whether it is back (gRFC A56); of several those come
+    /// first of which another attempt is due. Where [another priority](Pick::away_from) is wanted and there is none, it is another
+    /// locality's if there is one.
     pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
         let pool = self.pool(pick, draw)?;
         let mut index = self.pick_in(pool, pick, draw)?;
@@ -190,7 +190,7 @@ impl<E> ReadySet<E> {
             index = self.further(next, pick, draw).unwrap_or(index);
         }
         if self.is_away_at(index) {
-            index = self.instead_of(index, pool, pick, draw).unwrap_or(index);
+            index = self.instead_of(index, pool, pick, draw);
         }
         Some((index, &self.endpoints[index]))
     }
@@ -279,45 +279,58 @@ impl<E> ReadySet<E> {
         self.pools.iter().any(|pool| pool.range.contains(&index))
     }
 
-    /// Whether one of those that are usable can be reached as far as is known.
+    /// Whether one of those that are usable can be tried now: it is not away, or another attempt at it is due.
     pub fn is_reachable(&self, now: Duration) -> bool {
-        self.pools.iter().flat_map(|pool| pool.range.clone()).any(|index| !self.is_unreachable(index, now))
+        self.usable().any(|index| !self.candidates[index].load().is_some_and(|load| load.is_unreachable(now)))
     }
 
-    /// Whether all that are usable are away: connecting to them failed when that was last tried, however long ago.
+    /// Whether those that are usable are for others: see [`availability`](Self::availability).
     pub fn is_away(&self) -> bool {
-        self.pools.iter().flat_map(|pool| pool.range.clone()).all(|index| self.is_away_at(index))
+        self.none_stands(self.usable())
     }
 
     /// How much of the requests it can take: all of them down to 71 % healthy (Envoy's overprovisioning), and from
-    /// there on less and less. Priorities in panic count for nothing. `None` = as much as that, but all of the others are
-    /// away: requests are not to find out whether they still are, for each would wait as long as connecting may take. As in gRPC
-    /// (gRFC A56) they are for others until a connection stands.
+    /// there on less and less. Priorities in panic count for nothing. `None` = as much as that, but one of the others is away and
+    /// none of them is known to be there: requests are not to find out, one by one, who else is away, for each would wait as long
+    /// as connecting may take. As in gRPC (gRFC A56) they are for others until a connection stands.
     pub fn availability(&self) -> Option<PerMillion> {
-        let mut calm = self.pools.iter().filter(|pool| !pool.panic).flat_map(|pool| pool.range.clone());
-        let is_there = self.available == 0 || calm.any(|index| !self.is_away_at(index));
+        let calm = self.pools.iter().filter(|pool| !pool.panic).flat_map(|pool| pool.range.clone());
+        let is_there = self.available == 0 || !self.none_stands(calm);
         is_there.then(|| PerMillion::new(self.available as u32))
     }
 
-    /// Whether picks have come across a priority that is away since this was asked last: attempts at its endpoints that are due are
-    /// nobody else's to make.
+    /// Whether one of these is away, and none of them is known to be there.
+    fn none_stands(&self, all: impl Iterator<Item = usize>) -> bool {
+        let mut is_one_away = false;
+        for load in all.filter_map(|index| self.candidates[index].load()) {
+            if load.is_away() {
+                is_one_away = true;
+            } else if load.stands() {
+                return false;
+            }
+        }
+        is_one_away
+    }
+
+    fn usable(&self) -> impl Iterator<Item = usize> {
+        self.pools.iter().flat_map(|pool| pool.range.clone())
+    }
+
+    /// Whether picks have passed over one that is away since this was asked last: attempts that are due are nobody else's to make.
     #[inline]
     pub fn passes_over(&self) -> bool {
         self.passes.load(Ordering::Relaxed) && self.passes.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether all of a priority are away and there are others: then it is for them until a connection stands.
-    pub fn is_left_alone(&self, priority: u32) -> bool {
-        let own = |pool: &&Pool| pool.priority == priority;
-        let mut of = self.pools.iter().filter(own).flat_map(|pool| pool.range.clone());
-        let is_alone = of.next().is_some_and(|first| self.is_away_at(first)) && of.all(|index| self.is_away_at(index));
-        is_alone && !self.pools.iter().all(|pool| own(&pool))
-    }
-
-    /// Whether there is anything to pick that can be reached, of another priority than those that are to be
-    /// [left](Pick::away_from).
-    pub fn has_elsewhere(&self, pick: &Pick<'_>) -> bool {
-        self.pools.iter().any(|pool| self.has_good(pool, pick) && !self.is_left(pool.priority, pick))
+    /// Whether there is a place to go for who has `waited` so long in vain for those that were tried: anything that is not away of
+    /// another priority than those that are to be [left](Pick::away_from), or somebody who has answered meanwhile.
+    pub fn has_elsewhere(&self, pick: &Pick<'_>, waited: Duration) -> bool {
+        let answers =
+            |index: usize| self.candidates[index].load().is_some_and(|l| l.has_answered_within(waited, pick.now));
+        self.pools.iter().any(|pool| {
+            let is_left = self.is_left(pool.priority, pick);
+            pool.range.clone().any(|index| self.is_good(index, pick) && (!is_left || answers(index)))
+        })
     }
 
     /// How many are usable.
@@ -392,7 +405,7 @@ impl<E> ReadySet<E> {
         })
     }
 
-    /// In a pool of a priority that was to be left, one of another locality, whichever can be reached: what keeps one from
+    /// In a pool of a priority that was to be left, one of another locality, whichever is not away: what keeps one from
     /// being reached keeps its neighbours as well.
     #[cold]
     fn other_locality(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
@@ -403,7 +416,7 @@ impl<E> ReadySet<E> {
         if count == 0 { None } else { others.nth(draw(count) as usize) }
     }
 
-    /// Whether it is of another locality than those that are to be left, and can be reached.
+    /// Whether it is of another locality than those that are to be left, and not away.
     fn is_elsewhere(&self, index: usize, pick: &Pick<'_>) -> bool {
         let locality = |index: usize| &self.candidates.policy(index).0.locality;
         let mut left = pick.away_from.iter().filter(|left| **left < self.candidates.len());
@@ -411,17 +424,23 @@ impl<E> ReadySet<E> {
         is_admitted && self.is_good(index, pick) && !left.any(|left| locality(*left) == locality(index))
     }
 
-    /// Whether it is not to come last, and can be reached.
+    /// Whether it is not to come last, nor away.
     fn is_good(&self, index: usize, pick: &Pick<'_>) -> bool {
-        !pick.tried.contains(&index) && !self.is_unreachable(index, pick.now)
+        !pick.tried.contains(&index) && !self.is_away_at(index)
     }
 
-    /// Where a request of a busy pool goes on to: the next priority of which anything can be reached.
+    /// Whether it is not to come last and, away, to be tried now.
+    fn is_due(&self, index: usize, pick: &Pick<'_>) -> bool {
+        let is_unreachable = || self.candidates[index].load().is_some_and(|load| load.is_unreachable(pick.now));
+        !pick.tried.contains(&index) && !is_unreachable()
+    }
+
+    /// Where a request of a busy pool goes on to: the next priority of which anything is not away.
     fn next_priority(&self, pool: &Pool, pick: &Pick<'_>) -> Option<&Pool> {
         self.pools.iter().find(|other| other.priority > pool.priority && self.has_good(other, pick))
     }
 
-    /// One of the localities of `next`, none of those of which nothing can be reached.
+    /// One of the localities of `next`, none of those of which all are away.
     fn further(&self, next: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
         let next = self.drawn(next, |other| self.has_good(other, pick), draw)?;
         self.pick_in(next, pick, draw).filter(|index| self.is_good(*index, pick))
@@ -433,26 +452,15 @@ impl<E> ReadySet<E> {
 
     /// What is picked in the place of one that is away.
     #[cold]
-    fn instead_of(&self, index: usize, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
-        if self.is_left_alone(pool.priority) {
-            // Whether or not anybody is there: where nobody is, each of them may be back.
-            self.passes.store(true, Ordering::Relaxed);
-            if let Some(there) = self.elsewhere(pool, pick, |index| self.is_there(index, pick), draw) {
-                return Some(there);
-            }
-        }
-        if !self.is_unreachable(index, pick.now) {
-            return None;
-        }
-        self.elsewhere(pool, pick, |index| self.is_good(index, pick), draw)
+    fn instead_of(&self, index: usize, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> usize {
+        let good = self.elsewhere(pool, pick, |index| self.is_good(index, pick), draw);
+        good.unwrap_or_else(|| {
+            let due = |index| self.is_due(index, pick);
+            if due(index) { index } else { self.elsewhere(pool, pick, due, draw).unwrap_or(index) }
+        })
     }
 
-    /// Whether it is not to come last, and not away.
-    fn is_there(&self, index: usize, pick: &Pick<'_>) -> bool {
-        !pick.tried.contains(&index) && !self.is_away_at(index)
-    }
-
-    /// One that `may_be`, where nothing of `pool` may: of the localities beside it first.
+    /// One that `may_be`: of the localities beside `pool` first.
     fn elsewhere(
         &self,
         pool: &Pool,
@@ -460,15 +468,17 @@ impl<E> ReadySet<E> {
         may_be: impl Fn(usize) -> bool,
         draw: &mut Draw<'_>,
     ) -> Option<usize> {
-        let has_one = |other: &Pool| !std::ptr::eq(other, pool) && other.range.clone().any(&may_be);
+        let has_one = |other: &Pool| other.range.clone().any(&may_be);
         let each = self.pools.iter().enumerate().filter(|(place, other)| *place == other.beside.start);
-        for first in std::iter::once(pool).chain(each.map(|(_, other)| other)) {
-            let Some(other) = self.drawn(first, has_one, draw) else { continue };
-            if let Some(index) = self.pick_in(other, pick, draw).filter(|index| may_be(*index)) {
-                return Some(index);
-            }
-        }
-        None
+        let mut firsts = std::iter::once(pool).chain(each.map(|(_, other)| other));
+        let other = firsts.find_map(|first| self.drawn(first, has_one, draw))?;
+        let picked = self.pick_in(other, pick, draw).filter(|index| may_be(*index));
+        // A picker may lose patience with those that are away.
+        picked.or_else(|| {
+            let mut all = other.range.clone().filter(|index| may_be(*index));
+            let count = all.clone().count() as u64;
+            all.nth(draw(count) as usize)
+        })
     }
 
     fn picker<'p>(&self, pool: &'p Pool, draw: &mut Draw<'_>) -> &'p dyn Picker {
@@ -508,9 +518,12 @@ impl<E> ReadySet<E> {
         draw: &mut Draw<'_>,
     ) -> Option<usize> {
         let (picker, offset) = (self.picker(pool, draw), pool.range.start);
+        if self.is_away_at(first) && !self.passes.load(Ordering::Relaxed) {
+            self.passes.store(true, Ordering::Relaxed);
+        }
         let mut index = first;
         for _ in 0..MAX_PASSES {
-            if self.is_unreachable(index, pick.now) {
+            if self.is_away_at(index) {
                 tried.push(index - offset);
             }
             index = picker.pick(&Pick { tried: &tried, ..*pick }, draw)? + offset;
@@ -526,27 +539,23 @@ impl<E> ReadySet<E> {
         if let Some(ramp) = self.ramp(pool) {
             for _ in 0..MAX_DRAWS {
                 let Some(index) = ramp.draw(pick.now, draw) else { break };
-                if !tried.contains(&index) && !self.is_unreachable(index + offset, pick.now) {
+                if !tried.contains(&index) && !self.is_away_at(index + offset) {
                     return Some(index + offset);
                 }
             }
         }
-        Some(if self.is_unreachable(index, pick.now) { first } else { index })
+        Some(if self.is_away_at(index) { first } else { index })
     }
 
-    /// Whether a pick stands: it can be reached as far as we know, and it is not held back for being new.
+    /// Whether a pick stands: it is not away, and not held back for being new.
     fn is_welcome(&self, pool: &Pool, index: usize, pick: &Pick<'_>, draw: &mut Draw<'_>) -> bool {
-        !self.is_unreachable(index, pick.now)
+        !self.is_away_at(index)
             && self.ramp(pool).is_none_or(|ramp| ramp.accepts(&self.candidates[index], pick.now, draw))
     }
 
     /// The ramp of a pool whose picker lets it be.
     fn ramp<'p>(&self, pool: &'p Pool) -> Option<&'p Ramp> {
         pool.ramp.as_ref().filter(|_| pool.picker.get().is_some_and(|picker| picker.may_ramp()))
-    }
-
-    fn is_unreachable(&self, index: usize, now: Duration) -> bool {
-        self.candidates[index].load().is_some_and(|load| load.is_unreachable(now))
     }
 
     fn is_away_at(&self, index: usize) -> bool {

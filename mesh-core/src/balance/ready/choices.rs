@@ -48,27 +48,30 @@ impl<E> ReadySet<E> {
         all.collect()
     }
 
-    /// Those of a pool that a pick may give, and where none of it can be reached those that it gives instead.
+    /// Those of a pool that a pick may give, and where all of it are away those that it gives instead.
     fn choices_of(&self, pool: &Pool, pick: &Pick<'_>) -> Vec<usize> {
-        if self.is_left_alone(pool.priority)
-            && let Some(there) = self.instead(pool, |index| self.is_there(index, pick))
-        {
-            return there;
-        }
-        let good: Vec<usize> = pool.range.clone().filter(|index| self.is_good(*index, pick)).collect();
+        let own =
+            |may_be: &dyn Fn(usize) -> bool| pool.range.clone().filter(|index| may_be(*index)).collect::<Vec<_>>();
+        let good = own(&|index| self.is_good(index, pick));
         if !good.is_empty() {
             return good;
         }
-        let untried: Vec<usize> = pool.range.clone().filter(|index| !pick.tried.contains(index)).collect();
-        let mut last = if untried.is_empty() { pool.range.clone().collect() } else { untried };
-        let is_reachable = |index: &usize| !self.is_unreachable(*index, pick.now);
-        if !last.iter().all(is_reachable)
-            && let Some(others) = self.instead(pool, |index| self.is_good(index, pick))
-        {
-            last.retain(is_reachable);
-            last.extend(others);
+        let untried = own(&|index| !pick.tried.contains(&index));
+        let last = if untried.is_empty() { own(&|_| true) } else { untried };
+        let (away, mut choices): (Vec<usize>, Vec<usize>) = last.into_iter().partition(|index| self.is_away_at(*index));
+        if away.is_empty() {
+            return choices;
         }
-        last
+        if let Some(others) = self.instead(pool, |index| self.is_good(index, pick)) {
+            choices.extend(others);
+            return choices;
+        }
+        let (due, rest): (Vec<usize>, Vec<usize>) = away.into_iter().partition(|index| self.is_due(*index, pick));
+        choices.extend(due);
+        if !rest.is_empty() {
+            choices.extend(self.instead(pool, |index| self.is_due(index, pick)).unwrap_or(rest));
+        }
+        choices
     }
 
     /// Those of other pools that `may_be`, of the first that has any.

@@ -174,7 +174,7 @@ fn an_unreachable_endpoint_is_avoided_for_longer_each_time_and_forgiven_at_once(
 fn who_gives_up_waiting_for_a_connection_says_something_of_who_answers_nobody_else() {
     let load = Load::default();
     load.suspected(SECOND, 3 * SECOND);
-    assert!(load.is_away() && !load.is_unreachable(3 * SECOND), "others come first, and it is looked at now");
+    assert!(load.is_away() && !load.is_unreachable(3 * SECOND), "others come first, and another attempt is due");
     assert_eq!(load.overdue(5 * SECOND), Some(2 * SECOND));
     load.reached();
     load.succeeded(SECOND / 10, 5 * SECOND / 2);

@@ -275,15 +275,15 @@ fn where_nothing_of_a_priority_can_be_reached_the_next_one_serves_until_it_can()
         assert!(set.is_reachable(SECOND));
         assert_eq!(ports(40 * SECOND, &[]), [20], "{balancer:?}: no request finds out whether they are back");
         assert!(set.passes_over() && !set.passes_over(), "{balancer:?}: somebody else is to");
-        assert_eq!(
-            [0, 1, 2, 3].map(|priority| set.is_left_alone(priority)),
-            [true, false, false, false],
-            "{balancer:?}"
-        );
         dead[1].1.reached();
-        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: one of them is enough");
-        assert!(!set.passes_over() && !set.is_left_alone(0), "{balancer:?}");
+        assert_eq!(
+            ports(40 * SECOND, &[]),
+            [11],
+            "{balancer:?}: one of them is enough, and nobody finds out of the other"
+        );
         dead[0].1.reached();
+        set.passes_over();
+        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20) && !set.passes_over(), "{balancer:?}");
     }
 }
 
@@ -307,7 +307,6 @@ fn a_priority_of_which_another_attempt_is_due_is_no_better_than_one_that_is_ther
         // Control: of one that is all there is requests find out.
         let one = build(groups().take(1).collect(), cluster(|c| c.balancer = balancer.clone()), &dead);
         assert_eq!(*one.pick(&Pick { now: 90 * SECOND, ..Pick::default() }, &mut seeded(3)).unwrap().1, 10);
-        assert!(!one.passes_over() && !one.is_left_alone(0), "{balancer:?}");
         dead.iter().for_each(|(_, load)| load.reached());
     }
 }
@@ -326,24 +325,31 @@ fn a_set_of_which_nothing_can_be_reached_says_so() {
     assert_eq!(set.availability(), None);
     dead.reached();
     assert_eq!((set.availability(), dead.overdue(40 * SECOND)), (Some(PerMillion::ALL), None));
-    // One of two is enough; and those that could take nothing anyway are not waited for.
+    // One of two is enough, if it is known to be there; and those that could take nothing anyway are not waited for.
     let both = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)])];
     dead.unreachable(SECOND);
-    assert_eq!(build(both, cluster(|_| {}), &[(10, dead.clone())]).availability(), Some(PerMillion::ALL));
+    let other = Arc::<Load>::default();
+    let both = build(both, cluster(|_| {}), &[(10, dead.clone()), (11, other.clone())]);
+    assert_eq!(both.availability(), None);
+    other.reached();
+    assert_eq!(both.availability(), Some(PerMillion::ALL));
     let sick = build(vec![group(0, 1, &[(10, 1, Unhealthy)])], cluster(|_| {}), &[(10, dead)]);
     assert_eq!(sick.availability(), Some(PerMillion::NONE));
 }
 
 #[test]
 fn a_set_says_whether_anything_of_another_priority_can_be_reached() {
-    let dead = [(20, Arc::<Load>::default())];
+    let loads = [11, 20].map(|port| (port, Arc::<Load>::default()));
     let groups = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])];
-    let set = build(groups, cluster(|_| {}), &dead);
+    let set = build(groups, cluster(|_| {}), &loads);
     let elsewhere =
-        |tried: &[usize]| set.has_elsewhere(&Pick { now: SECOND, tried, away_from: tried, ..Pick::default() });
-    assert!(elsewhere(&[0]) && !elsewhere(&[0, 2]));
-    dead[0].1.unreachable(SECOND);
-    assert!(!elsewhere(&[0]));
+        |now, tried: &[usize]| set.has_elsewhere(&Pick { now, tried, away_from: tried, ..Pick::default() }, 2 * SECOND);
+    assert!(elsewhere(SECOND, &[0]) && !elsewhere(SECOND, &[0, 2]));
+    loads[1].1.unreachable(SECOND);
+    assert!(!elsewhere(SECOND, &[0]) && !elsewhere(90 * SECOND, &[0]), "it is away however long ago that was");
+    // Beside those that were tried: who has answered meanwhile.
+    loads[0].1.succeeded(SECOND, 3 * SECOND);
+    assert!(elsewhere(4 * SECOND, &[0]) && !elsewhere(4 * SECOND, &[0, 1]) && !elsewhere(6 * SECOND, &[0]));
 }
 
 #[test]

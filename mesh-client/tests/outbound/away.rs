@@ -1,0 +1,222 @@
+//! Endpoints that could not be connected to: others come first until a connection stands, which no request waits for. The world is that of
+//! [`parts`](super::parts).
+
+use std::sync::Arc;
+
+use futures_util::future::{join, join_all};
+use http::header::{COOKIE, SET_COOKIE};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    Balancer, Endpoints, Forward, HttpFilter, HttpFilterKind, RetryOn, RetryPolicy, SessionSource, StatefulSession,
+    UpstreamProtocol,
+};
+use mesh_core::telemetry::Metrics;
+use mesh_testkit::clock::pass;
+use mesh_testkit::{FakeResolver, FixedSource, policy};
+
+use super::parts::{
+    At, BESIDE, CONNECT_TIMEOUT, FAR, Form, NEAR, PROTOCOLS, SECOND, TENTH, World, ask, at, change, far, group,
+    one_each, raw, snapshot, until,
+};
+use super::{TARGET, fetch, forward_with, get, retrying, server_of};
+
+const NONE: std::time::Duration = std::time::Duration::ZERO;
+
+/// The endpoints of a cluster by priority.
+fn priorities(name: &str, priorities: &[&[u16]]) -> Endpoints {
+    let endpoints = |ports: &[u16]| ports.iter().map(|port| at(*port)).collect();
+    let localities = (0..).zip(priorities).map(|(priority, ports)| group(priority, endpoints(ports)));
+    Endpoints { localities: localities.collect(), ..policy::endpoints(&name.into(), vec![]) }
+}
+
+fn metrics() -> Arc<Metrics> {
+    Arc::default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_several_that_takes_no_connection_costs_what_meets_it_first_and_nothing_else() {
+    for (protocol, balancer) in PROTOCOLS.into_iter().flat_map(|protocol| {
+        [Balancer::RoundRobin, Balancer::least_request(), Balancer::Random].map(|balancer| (protocol, balancer))
+    }) {
+        let world = World::with(&[BESIDE]);
+        let mut snapshot = snapshot(Form::Alone, forward_with(None), protocol);
+        change(&mut snapshot, "test", |cluster, _| cluster.balancer = balancer.clone());
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        let first = join_all((0..20).map(|_| ask(&client))).await;
+        assert!(first.iter().flatten().any(|(_, took)| *took == CONNECT_TIMEOUT), "control: some meet it");
+        for number in 0..1200 {
+            assert_eq!(ask(&client).await.unwrap(), (NEAR.to_string(), NONE), "{number} {protocol:?} {balancer:?}");
+            pass(TENTH).await;
+        }
+        world.set(BESIDE, At::There);
+        until(&client, BESIDE, 45 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_there_in_the_next_priority_serves_beside_others_that_are_not() {
+    for (protocol, balancer) in PROTOCOLS
+        .into_iter()
+        .flat_map(|protocol| [Balancer::RoundRobin, Balancer::least_request()].map(|b| (protocol, b)))
+    {
+        let world = World::with(&[NEAR, BESIDE]);
+        let mut snapshot = snapshot(Form::Priorities, forward_with(None), protocol);
+        change(&mut snapshot, "test", |cluster, endpoints| {
+            cluster.balancer = balancer.clone();
+            *endpoints = priorities("test", &[&[NEAR], &[BESIDE, FAR]]);
+        });
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        // Until each was met.
+        join_all((0..20).map(|_| ask(&client))).await;
+        for number in 0..1200 {
+            assert_eq!(ask(&client).await.unwrap(), far(NONE), "{number} {protocol:?} {balancer:?}");
+            pass(TENTH).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_there_does_not_say_that_another_can_be_had() {
+    let world = World::with(&[]);
+    let client = world.client(raw(Form::Parts(1)), Some(UpstreamProtocol::Http1), &metrics());
+    assert_eq!(ask(&client).await.unwrap().0, NEAR.to_string());
+    world.set(NEAR, At::Refusing);
+    // Of bytes of any kind, which leaves the other where it is.
+    client.connect(TARGET).await.unwrap();
+    let dials = world.dials(NEAR);
+    for _ in 0..100 {
+        assert_eq!(ask(&client).await.unwrap(), far(NONE));
+        pass(TENTH).await;
+    }
+    assert!(world.dials(NEAR) > dials, "somebody looks");
+    world.set(NEAR, At::There);
+    until(&client, NEAR, 45 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_fast_leaves_a_part_that_is_silent() {
+    for protocol in PROTOCOLS {
+        let world = World::with(&[NEAR]);
+        let source = FixedSource::of(TARGET, snapshot(Form::Parts(1), forward_with(None), protocol));
+        let builder = world.builder(source, Some(protocol), &metrics()).resolver(FakeResolver::new());
+        let client = builder.fail_fast(SECOND).build();
+        assert_eq!(ask(&client).await.unwrap(), far(SECOND), "{protocol:?}");
+        for _ in 0..600 {
+            assert_eq!(ask(&client).await.unwrap(), far(NONE), "{protocol:?}");
+            pass(TENTH).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_is_not_left_for_one_that_is_silent_among_others_that_answer() {
+    let protocol = UpstreamProtocol::Http1;
+    let all: Vec<u16> = (100..110).collect();
+    for answers in [true, false] {
+        let silent = if answers { &all[..1] } else { &all[..] };
+        let world = World::with(silent);
+        let mut snapshot = snapshot(Form::Parts(1), forward_with(None), protocol);
+        change(&mut snapshot, "near", |cluster, endpoints| {
+            (cluster.balancer, *endpoints) = (Balancer::RoundRobin, priorities("near", &[&all]));
+        });
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        let others = async {
+            for _ in 0..110 {
+                let _ = tokio::time::timeout(TENTH, ask(&client)).await;
+                pass(TENTH).await;
+            }
+        };
+        let (waited, ()) = join(join_all((0..20).map(|_| ask(&client))), others).await;
+        let waited: Vec<_> = waited.into_iter().map(Result::unwrap).filter(|(_, took)| !took.is_zero()).collect();
+        assert!(
+            !waited.is_empty() && waited.iter().all(|(server, _)| (*server == FAR.to_string()) != answers),
+            "{waited:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_priority_that_was_away_before_the_next_part_is_asked() {
+    for protocol in PROTOCOLS {
+        let world = World::with(&[]);
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Refusing));
+        let mut snapshot = one_each(Form::Parts(1), protocol);
+        change(&mut snapshot, "near", |_, endpoints| *endpoints = priorities("near", &[&[NEAR], &[BESIDE]]));
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        assert_eq!(ask(&client).await.unwrap(), far(NONE));
+        world.set(NEAR, At::There);
+        until(&client, NEAR, 45 * SECOND).await;
+        pass(60 * SECOND).await;
+        [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Silent));
+        assert_eq!(ask(&client).await.unwrap(), far(CONNECT_TIMEOUT), "{protocol:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_silence_leaves_the_part_as_well() {
+    let on = RetryOn { gateway_error: true, connect_failure: true, ..RetryOn::default() };
+    for protocol in PROTOCOLS {
+        let world = World::with(&[NEAR]);
+        let retry = RetryPolicy { per_try_idle_timeout: Some(2 * SECOND), ..retrying(2, on.clone()) };
+        let form = snapshot(Form::Parts(1), forward_with(Some(retry)), protocol);
+        let client = world.client(form, Some(protocol), &metrics());
+        let (server, took) = ask(&client).await.unwrap();
+        assert_eq!(server, FAR.to_string());
+        assert!((2 * SECOND..3 * SECOND).contains(&took), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_large_part_that_is_silent_one_request_is_lost_and_not_one_for_each_endpoint() {
+    let all: Vec<u16> = (100..200).collect();
+    for protocol in PROTOCOLS {
+        let world = World::with(&all);
+        let forward = Forward { timeout: Some(3 * SECOND), ..forward_with(None) };
+        let mut snapshot = snapshot(Form::Parts(1), forward, protocol);
+        change(&mut snapshot, "near", |_, endpoints| *endpoints = priorities("near", &[&all]));
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        assert_eq!(ask(&client).await.unwrap_err().code(), Code::TIMEOUT);
+        for _ in 0..300 {
+            assert_eq!(ask(&client).await.unwrap(), far(NONE), "{protocol:?}");
+            pass(TENTH).await;
+        }
+        // Any of them is enough.
+        all[50..].iter().for_each(|port| world.set(*port, At::There));
+        let mut answers = 0;
+        while ask(&client).await.is_ok_and(|(server, _)| server == FAR.to_string()) {
+            answers += 1;
+            assert!(answers < 600, "{protocol:?}: nobody looks");
+            pass(TENTH).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_goes_elsewhere_while_its_endpoint_is_away() {
+    for protocol in PROTOCOLS {
+        let mut snapshot = snapshot(Form::Alone, forward_with(None), protocol);
+        let source = SessionSource::Cookie { name: "sid".into(), path: "/".into(), ttl: NONE };
+        let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict: false }));
+        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+        let world = World::with(&[]);
+        let client = || world.client(snapshot.clone(), Some(protocol), &metrics());
+        let pinned = fetch(&client(), "/").await.unwrap();
+        let cookie = pinned.headers()[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+        let mine: u16 = server_of(&pinned).parse().unwrap();
+        world.set(mine, At::Silent);
+        let client = client();
+        let sent = async || {
+            let mut request = get("/");
+            request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
+            let begun = tokio::time::Instant::now();
+            let answer = client.send(request).await.unwrap();
+            (server_of(&answer).to_owned(), begun.elapsed())
+        };
+        let other = (NEAR + BESIDE - mine).to_string();
+        assert_eq!(sent().await, (other.clone(), CONNECT_TIMEOUT), "control: it is asked");
+        for _ in 0..600 {
+            assert_eq!(sent().await, (other.clone(), NONE), "{protocol:?}");
+            pass(TENTH).await;
+        }
+    }
+}
