@@ -6,12 +6,17 @@ use std::sync::Arc;
 
 use twox_hash::XxHash64;
 
-use crate::policy::{Balancer, Cluster, Endpoints, LocalityEndpoints};
+use crate::policy::{Balancer, Cluster, Endpoints, Health, LocalityEndpoints};
 
 /// The part of `endpoints` that a cluster's balancer asks for, in each priority by itself, or in each
 /// [locality](Balancer::RandomSubsetting::of_each); all of them if it asks for none. `client` tells the clients of a
 /// fleet apart: for deterministic subsetting its number, counted from 0 (a StatefulSet's ordinal), for random subsetting any
 /// number of its own. Of a part another one may be taken.
+///
+/// They are chosen among those that are [usable](Health::is_usable), as in gRPC, which takes no others from the control plane (gRFC A27);
+/// where these are too few, the rest of the places is for others. Beside them each part has all that are draining, for the sessions
+/// pinned to them: nothing else goes there. A session that begins at another client may be pinned to an endpoint that is not in this
+/// one's part: to this client that is gone.
 ///
 /// Random (gRFC A68): the endpoints whose addresses hash lowest with the client's number. Stable, but
 /// some endpoints are in many more parts than others.
@@ -42,13 +47,17 @@ fn cut(endpoints: &Arc<Endpoints>, balancer: &Balancer, client: u64) -> Arc<Endp
         let whole = wholes.entry(if of_each { place } else { group.priority as usize }).or_default();
         whole.extend((0..group.endpoints.len()).map(|index| (place, index)));
     }
-    for own in wholes.into_values() {
-        let address =
-            |(place, index): &(usize, usize)| endpoints.localities[*place].endpoints[*index].address.to_string();
-        let addresses: Vec<String> = own.iter().map(address).collect();
-        for kept in choose(&addresses, size, client) {
-            let (place, index) = own[kept];
-            chosen[place][index] = true;
+    let endpoint = |(place, index): (usize, usize)| &endpoints.localities[place].endpoints[index];
+    for whole in wholes.into_values() {
+        let (draining, own): (Vec<_>, Vec<_>) =
+            whole.into_iter().partition(|at| endpoint(*at).health == Health::Draining);
+        let (usable, others): (Vec<_>, Vec<_>) = own.into_iter().partition(|at| endpoint(*at).health.is_usable());
+        let left = size.saturating_sub(usable.len());
+        let mut keep = |(place, index): (usize, usize)| chosen[place][index] = true;
+        draining.into_iter().for_each(&mut keep);
+        for (own, size) in [(usable, size), (others, left)].into_iter().filter(|(_, size)| *size > 0) {
+            let addresses: Vec<String> = own.iter().map(|at| endpoint(*at).address.to_string()).collect();
+            choose(&addresses, size, client).into_iter().for_each(|kept| keep(own[kept]));
         }
     }
     let localities = endpoints.localities.iter().zip(chosen).map(|(group, chosen)| {

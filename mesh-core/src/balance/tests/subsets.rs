@@ -206,3 +206,40 @@ fn each_locality_is_cut_down_by_itself_if_so_asked() {
     let mixed = sizes(&two(true, random(4)));
     assert_eq!((mixed[0] + mixed[2], mixed[1]), (4, 4));
 }
+
+/// Twenty of a hundred serve: whoever has ten of them is not to have ten of the others.
+#[test]
+fn a_part_is_of_endpoints_that_serve_while_there_are_so_many_a27() {
+    let state = |port| match port {
+        0..20 => Health::Healthy,
+        20..22 => Health::Draining,
+        22..30 => Health::Degraded,
+        _ => Health::Unhealthy,
+    };
+    let list: Vec<_> = (0..100).map(|port| (port, 1, state(port))).collect();
+    let all = endpoints(vec![group(0, 1, &list)]);
+    let count = |part: &Endpoints, is: fn(Health) -> bool| part.iter().filter(|endpoint| is(endpoint.health)).count();
+    for client in 0..100 {
+        for balancer in [random(10), deterministic(10)] {
+            let part = cut(&all, &balancer, client);
+            let usable = count(&part, Health::is_usable);
+            assert!(
+                usable == 10 || balancer != random(10) && (5..=15).contains(&usable),
+                "{client} {balancer:?}: {usable}"
+            );
+            assert_eq!(count(&part, |health| health == Health::Draining), 2, "for their sessions");
+            assert_eq!(part.iter().count(), usable + 2, "{client} {balancer:?}");
+        }
+        // Where too few serve the others have the rest of the places.
+        let part = cut(&all, &random(30), client);
+        assert_eq!((count(&part, Health::is_usable), part.iter().count()), (20, 32));
+    }
+    // Who serves again changes no more of a part than that one's place.
+    let mut list = list;
+    list[50].2 = Health::Healthy;
+    let again = endpoints(vec![group(0, 1, &list)]);
+    for client in 0..100 {
+        let (before, now) = (part(&all, &random(10), client), part(&again, &random(10), client));
+        assert!(before.difference(&now).count() <= 1, "{client}");
+    }
+}
