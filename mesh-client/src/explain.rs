@@ -352,7 +352,7 @@ pub(crate) fn explain_connect(env: &Arc<Env>, destinations: &Arc<Destinations>, 
         return explanation;
     };
     explanation.clusters = tcp.map(|(name, weight, slot)| option(env, weight, name, slot)).collect();
-    match router.choose_tcp(target.host_port(), env) {
+    match router.choose_tcp(target.host_port(), Trace::begin().source(), env) {
         Ok(raw) => {
             explanation.hash = raw.hash;
             explain_pick(env, raw.part.cluster, &raw.part.cluster.members(), raw.hash, false, &mut explanation);

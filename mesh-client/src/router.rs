@@ -5,11 +5,12 @@
 mod part;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method, StatusCode};
-use mesh_core::balance::hash::{HashInput, HashRules};
+use mesh_core::balance::hash::{HashInput, HashRules, of_source};
 use mesh_core::balance::merged;
 use mesh_core::balance::session::{self, Pinned};
 use mesh_core::id::{ClusterName, Target};
@@ -355,14 +356,14 @@ impl Router {
         Some(shares.zip(&self.wiring.tcp).map(|(share, slot)| (&share.name, share.weight.get(), slot)))
     }
 
-    /// The cluster for one raw connection, drawn by weight where there are several, and what is to be known of it.
-    /// Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
-    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<Raw<'_>, Cause> {
+    /// The cluster for one raw connection, drawn by weight where there are several, and what is to be known of it; `source` is
+    /// that of [`HashInput`]. Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
+    pub(crate) fn choose_tcp(&self, authority: &str, source: Option<IpAddr>, env: &Env) -> Result<Raw<'_>, Cause> {
         if let Some(forward) = &self.snapshot.listener.tcp {
             // Below the sum of the weights, which fits.
             let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
             let (attempts, idle) = (forward.max_connect_attempts.get(), forward.idle_timeout);
-            let hash = forward.by_source.then_some(env.channel_id);
+            let hash = forward.by_source.then(|| of_source(source, env.channel_id));
             return Ok(Raw { part: self.wiring.tcp[place].choose(env)?, hash, attempts, idle });
         }
         let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
@@ -389,7 +390,7 @@ impl Router {
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
-        let input = HashInput { headers: &headers, query: "", source: None, channel_id: env.channel_id };
+        let input = HashInput { headers: &headers, query: "", source, channel_id: env.channel_id };
         let hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
         Ok(Raw { part: chosen.part, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }

@@ -7,10 +7,10 @@
 //!
 //! Refuses to know what is sent over it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::balance::Pick;
-use mesh_core::context;
 use mesh_core::error::Fault;
 use mesh_core::id::Target;
 use mesh_core::telemetry::RequestLabels;
@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::deadline::Deadline;
+use super::trace::Trace;
 use crate::cluster::{Attempt, Backend, Cluster, Endpoint, Members};
 use crate::connect::{Full, PER_HOST};
 use crate::destination::{Destination, Destinations};
@@ -37,9 +38,11 @@ pub(crate) async fn connect(
         Err(cause) => return Err(Error::new(target.as_str(), cause, 0)),
     };
     destination.touch(Instant::now(), env);
-    let caller = Deadline::none().caller(context::current().and_then(|served| served.deadline));
+    let served = Trace::begin();
+    let caller = Deadline::none().caller(served.deadline());
     let (tried, full) = (SmallVec::new(), SmallVec::new());
-    let mut dial = Dial { env, destination: &destination, at: None, tried, before: 0, silent: false, full };
+    let source = served.source();
+    let mut dial = Dial { env, destination: &destination, source, at: None, tried, before: 0, silent: false, full };
     match caller.bound(dial.connect(&caller)).await {
         Ok(connection) => Ok(connection),
         Err(cause) => {
@@ -57,6 +60,8 @@ pub(crate) async fn connect(
 struct Dial<'d> {
     env: &'d Arc<Env>,
     destination: &'d Arc<Destination>,
+    // Whoever it is made for, if that is known.
+    source: Option<IpAddr>,
     // How far it got: for the labels of a failure.
     at: Option<(Arc<Cluster>, Arc<Members>)>,
     // Indices of the members tried.
@@ -74,7 +79,8 @@ impl Dial<'_> {
         let (env, wait) = (self.env, self.env.limits.config_wait);
         let wait = caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(Instant::now())));
         let router = self.destination.router(wait).await?;
-        let Raw { mut part, hash, attempts, idle } = router.choose_tcp(self.destination.target().host_port(), env)?;
+        let authority = self.destination.target().host_port();
+        let Raw { mut part, hash, attempts, idle } = router.choose_tcp(authority, self.source, env)?;
         part.look_again(None, env);
         let mut left = Vec::new();
         loop {

@@ -11,10 +11,11 @@ use mesh_client::{Client, ClientBuilder, DestinationPhase, Error, Io, TcpConnect
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
 use mesh_core::id::Locality;
+use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{
     Address, Balancer, Cluster, ClusterState, ClusterTelemetry, DirectResponse, Discovery, Endpoint, Endpoints,
-    Forward, Listener, LocalityEndpoints, MeshTls, OriginatedTls, RetryOn, RouteAction, RouteMatch, Snapshot,
-    TcpForward, TcpShare, UpstreamTls,
+    Forward, HashPolicy, HashSource, Listener, LocalityEndpoints, MeshTls, OriginatedTls, RetryOn, RouteAction,
+    RouteMatch, Snapshot, TcpForward, TcpShare, UpstreamTls,
 };
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::clock::pass;
@@ -163,6 +164,50 @@ async fn connections_of_one_process_stay_at_one_endpoint_where_policy_hashes_the
         }
         assert!(owners.len() > 1, "processes are spread: {owners:?}");
         assert!(owner(false).await.len() > 1, "control: without it a process has several");
+    }
+}
+
+#[tokio::test]
+async fn connections_made_for_one_caller_go_to_one_endpoint_where_policy_hashes_their_source() {
+    let servers = [RawServer::start("one").await, RawServer::start("two").await, RawServer::start("three").await];
+    let balancer = Balancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+    let hashed = Cluster { balancer, ..cluster("test") };
+    let snapshot = policy::snapshot_of(hashed, servers.iter().map(RawServer::endpoint));
+    let mut tcp = TcpForward::to("test".into());
+    tcp.by_source = true;
+    // By a listener's own word on raw connections, and by the route that they take without one.
+    let mut routed = snapshot.clone();
+    let hash = vec![HashPolicy { source: HashSource::SourceAddress, terminal: false }];
+    let route = policy::forward(RouteMatch::any(), Forward { hash, ..Forward::to("test".into()) });
+    routed.routes = policy::routes([route]).into();
+    for snapshot in [with_tcp(snapshot, tcp), routed] {
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
+        let served = |caller: Option<[u8; 4]>, port| {
+            let mut context = RequestContext::from_headers(&http::HeaderMap::new());
+            let peer = |address| PeerIdentity { spiffe_id: None, address: (address, port).into() };
+            context.caller = caller.map(peer).map(Arc::new);
+            Arc::new(context)
+        };
+        client.connect(TARGET).await.unwrap();
+        let explained = async || client.explain_connect(TARGET).unwrap().hash;
+        let (mut used, mut hashes) = (BTreeSet::new(), BTreeSet::new());
+        for last in 0..20 {
+            let mut owners = BTreeSet::new();
+            // Another port is another connection of the same caller.
+            for port in 1..4 {
+                let context = served(Some([10, 0, 0, last]), port);
+                owners.insert(scope(context.clone(), greeted(&client)).await.unwrap());
+                hashes.extend(scope(context, explained()).await);
+            }
+            assert_eq!(owners.len(), 1, "10.0.0.{last}");
+            used.extend(owners);
+        }
+        assert!(used.len() > 1 && hashes.len() == 20, "the callers are spread: {used:?}");
+        // Where nobody is served, or nobody knows who, the process is the source.
+        let own = greeted(&client).await.unwrap();
+        for _ in 0..5 {
+            assert_eq!(scope(served(None, 1), greeted(&client)).await.unwrap(), own);
+        }
     }
 }
 

@@ -126,14 +126,16 @@ impl Source {
                 }
             },
             Self::Query(name) => first_value(input.query, name).map(|value| hash_of(&decode(value))),
-            // One caller, over whichever family of addresses its connection was accepted.
-            Self::Caller => {
-                let of = |address: IpAddr| hash_of(address.to_canonical().to_string().as_bytes());
-                Some(input.source.map_or(input.channel_id, of))
-            }
+            Self::Caller => Some(of_source(input.source, input.channel_id)),
             Self::ChannelId => Some(input.channel_id),
         }
     }
+}
+
+/// The hash of whoever something is sent for, as in [`HashInput::source`]. One caller has one, over whichever family of addresses its
+/// connection was accepted.
+pub fn of_source(source: Option<IpAddr>, channel_id: u64) -> u64 {
+    source.map_or(channel_id, |address| hash_of(address.to_canonical().to_string().as_bytes()))
 }
 
 /// The value of a header, several joined by commas, cookies by semicolons. Binary metadata of gRPC is not hashed (gRFC A42).

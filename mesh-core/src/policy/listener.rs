@@ -45,8 +45,9 @@ pub struct TcpForward {
     pub max_connect_attempts: NonZeroU32,
     /// A connection over which no byte has gone for so long, either way, is closed. Default 1 h; None = never.
     pub idle_timeout: Option<Duration>,
-    /// Balancers that hash keep the connections of one caller, which is the process, at one endpoint (`hash_policy` with
-    /// `source_ip`, Istio `useSourceIp`). Default false: each goes to any.
+    /// Balancers that hash keep the connections of one caller at one endpoint (`hash_policy` with `source_ip`, Istio
+    /// `useSourceIp`): of whoever sent the request that is being served when they are made, or of this process where none is.
+    /// Default false: each goes to any.
     pub by_source: bool,
     /// Balancer metadata that endpoints must have, for clusters with [`Subsets`](super::Subsets).
     pub metadata_match: BTreeMap<String, String>,
