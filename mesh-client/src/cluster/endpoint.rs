@@ -22,8 +22,8 @@ use crate::error::Cause;
 
 /// One endpoint of a cluster.
 pub(crate) struct Endpoint {
+    // With its load.
     pool: Pool,
-    load: Arc<Load>,
     series: Arc<RequestSeries>,
     // Of raw connections; most endpoints never see one.
     tcp: ArcSwapOption<TcpSeries>,
@@ -33,10 +33,10 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(policy: &policy::Endpoint, load: Arc<Load>, cluster: &Cluster, env: &Env) -> Self {
-        let pool = Pool::new(cluster.dialer.clone(), peer(policy));
+        let pool = Pool::new(cluster.dialer.clone(), peer(policy), load);
         let series = env.metrics.series(&labels(policy, cluster));
         let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
-        Self { pool, load, series, tcp: ArcSwapOption::empty(), watch }
+        Self { pool, series, tcp: ArcSwapOption::empty(), watch }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -52,7 +52,7 @@ impl Endpoint {
     }
 
     pub(crate) fn load(&self) -> &Arc<Load> {
-        &self.load
+        self.pool.load()
     }
 
     /// What requests have seen, if policy wants to hear of it.
@@ -73,7 +73,7 @@ impl Endpoint {
             Some(watch) => Some(watch.enter()?),
         };
         Some(Attempt {
-            in_flight: self.load.start(),
+            in_flight: self.load().start(),
             started,
             began,
             measured: false,
@@ -97,9 +97,9 @@ impl Endpoint {
             None => self.knock(room).await,
         };
         match &result {
-            Ok(true) => self.load.reached(),
+            Ok(true) => self.load().reached(),
             Ok(false) | Err(Cause::BackingOff { .. }) => {}
-            Err(cause) if cause.is_unreached() => self.load.unreachable(env.since_epoch(Instant::now())),
+            Err(cause) if cause.is_unreached() => self.load().unreachable(env.since_epoch(Instant::now())),
             Err(_) => {}
         }
         result

@@ -276,7 +276,8 @@ impl SharedConnection {
     }
 }
 
-pub(super) fn http1(io: IoStream, life: Life, open: OpenGuard) -> Connection {
+pub(super) fn http1(io: IoStream, life: Life, mut open: OpenGuard) -> Connection {
+    open.stands();
     let vouched = io.vouched();
     let line = open.counts().lines.line();
     Connection::Sole(SoleConnection {

@@ -23,6 +23,7 @@ use std::task::{Context, Poll};
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
+use mesh_core::balance::Load;
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
 use mesh_core::limit::Waiters;
@@ -34,9 +35,9 @@ use tokio::sync::oneshot::{self, error::RecvError};
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
-pub(super) use self::counts::Counts;
 use self::counts::Turn;
 pub(crate) use self::counts::{Connections, Full, OpenGuard, PER_HOST, Room};
+pub(super) use self::counts::{Counts, Stands};
 pub(crate) use self::shared::SharedStream;
 use self::shared::{MAX_SHUT, Next, SharedConnections, Slots, is_done, is_live};
 use super::back_off::BackOff;
@@ -142,19 +143,25 @@ impl Drop for Dialling<'_> {
 }
 
 impl Pool {
-    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer) -> Self {
+    /// `load` is told when a connection stands after a time without one.
+    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer, load: Arc<Load>) -> Self {
         Self {
             dialer,
             peer,
             kept: OnceBox::new(),
             back_off: Mutex::default(),
             shared: ArcSwapOption::empty(),
-            counts: Arc::default(),
+            counts: Counts::new(load),
         }
     }
 
     pub(crate) fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// What is known of the endpoint's load.
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.counts.load
     }
 
     /// Whether what needs this is sent over HTTP/2 whatever the peer speaks.

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::IoStream;
-use super::pool::Counts;
+use super::pool::{Counts, Stands};
 
 /// Until the peer has spoken: what RFC 9113 recommends as the least (section 6.5.2), and h2 begins with.
 const AT_FIRST: u32 = 100;
@@ -140,6 +140,8 @@ struct Watch {
     begun: bool,
     // It does not speak HTTP/2: whoever reads it finds out.
     lost: bool,
+    // From its first word until it says that it is leaving.
+    stands: Option<Stands>,
 }
 
 impl Observed {
@@ -153,7 +155,13 @@ impl Observed {
 impl Watch {
     fn new(said: Arc<Said>, waiters: Arc<Counts>) -> Self {
         let (head, filled, rest, settings) = ([0; HEAD], 0, 0, None);
-        Self { said, waiters, head, filled, rest, settings, begun: false, lost: false }
+        Self { said, waiters, head, filled, rest, settings, begun: false, lost: false, stands: None }
+    }
+
+    /// It speaks HTTP/2.
+    fn speaks(&mut self) {
+        self.stands = Some(Stands::new(self.waiters.clone()));
+        self.said.speaks();
     }
 
     /// Takes further bytes.
@@ -190,10 +198,11 @@ impl Watch {
         self.lost = !self.begun && (kind != SETTINGS || self.rest > LONGEST);
         if self.lost && kind == SETTINGS {
             // More than is looked into is HTTP/2 all the same, for all that is known here.
-            self.said.speaks();
+            self.speaks();
         }
         let acknowledges = flags & 1 == 1;
         if kind == GOAWAY && !self.lost {
+            self.stands = None;
             self.said.end();
             // There will be no more room here, and may be for another connection.
             self.waiters.made_room();
@@ -218,7 +227,7 @@ impl Watch {
             self.waiters.made_room();
         }
         if first {
-            self.said.speaks();
+            self.speaks();
         }
     }
 }

@@ -105,6 +105,76 @@ async fn a58_weights_are_not_used_in_the_blackout() {
     assert!(a.abs_diff(100) <= 2 && b.abs_diff(300) <= 2, "{a} and {b}");
 }
 
+/// How 400 requests are shared out, to within a few.
+fn expect_shares([a, b]: [usize; 2], want: [usize; 2], what: &str) {
+    assert!(a.abs_diff(want[0]) <= 3 && b.abs_diff(want[1]) <= 3, "{what}: {a} and {b}");
+}
+
+#[tokio::test]
+async fn a58_the_blackout_begins_anew_with_a_connection_after_the_last_one_is_gone() {
+    for (protocol, ends) in [
+        (UpstreamProtocol::Http1, Behaviour::CloseConnection),
+        (UpstreamProtocol::Http1, Behaviour::Leave),
+        (UpstreamProtocol::Http2, Behaviour::CloseConnection),
+        // With an answer under way over it, so that it stays for that.
+        (UpstreamProtocol::Http2, Behaviour::Leave),
+    ] {
+        let servers = two([BUSY, IDLE]).await;
+        let balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default());
+        let mut policy = Cluster { balancer, ..cluster("test") };
+        policy.connection.protocol = protocol;
+        let client = client(policy, &servers);
+        shares(&client, &servers, 20).await;
+        pass(Duration::from_secs(12)).await;
+        expect_shares(shares(&client, &servers, 400).await, [100, 300], "control");
+
+        servers[0].script([Behaviour::Stall, ends]);
+        let asked = servers[0].requests();
+        let mut under_way = Vec::new();
+        while servers[0].requests() < asked + 2 {
+            // One is cut off by the end of its connection.
+            under_way.extend(client.send(get("/")).await);
+        }
+        let what = format!("{protocol:?}, {ends:?}");
+        if (protocol, ends) != (UpstreamProtocol::Http2, Behaviour::Leave) {
+            // Over HTTP/1.1 it was another connection, which stands.
+            under_way.clear();
+        }
+        pass(UPDATE).await;
+        shares(&client, &servers, 20).await;
+        pass(UPDATE).await;
+        expect_shares(shares(&client, &servers, 400).await, [200, 200], &what);
+        pass(Duration::from_secs(10)).await;
+        expect_shares(shares(&client, &servers, 400).await, [100, 300], &what);
+    }
+}
+
+#[tokio::test]
+async fn a58_a_further_connection_begins_no_blackout() {
+    let servers = two([BUSY, IDLE]).await;
+    let balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default());
+    let client = client(Cluster { balancer, ..cluster("test") }, &servers);
+    shares(&client, &servers, 20).await;
+    pass(Duration::from_secs(12)).await;
+    expect_shares(shares(&client, &servers, 400).await, [100, 300], "control");
+    let connections = servers[0].connections();
+    servers[0].script([Behaviour::Stall]);
+    let (asked, mut under_way) = (servers[0].requests(), Vec::new());
+    while servers[0].requests() == asked {
+        under_way.extend(client.send(get("/")).await);
+    }
+    pass(UPDATE).await;
+    expect_shares(shares(&client, &servers, 400).await, [100, 300], "one of two is new");
+    assert_eq!(servers[0].connections(), connections + 1);
+    servers[0].script([Behaviour::CloseConnection]);
+    // Over a connection that was there, the request goes once more over another one.
+    while servers[0].connections() < connections + 2 {
+        fetch(&client, "/").await.unwrap();
+    }
+    pass(UPDATE).await;
+    expect_shares(shares(&client, &servers, 400).await, [100, 300], "one of two has another in its place");
+}
+
 #[tokio::test]
 async fn a51_reports_come_in_the_trailers_of_grpc() {
     let servers = two([BUSY, IDLE]).await;

@@ -235,6 +235,12 @@ impl Load {
         }
     }
 
+    /// Its first connection stands since there was none: who answers there may have begun anew, or be another one. The weight
+    /// that was reported before is forgotten, and the blackout begins with the next report (gRFC A58).
+    pub fn renewed(&self) {
+        self.weight.change(0, |_| Change::Clear);
+    }
+
     /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take at about that
     /// number. Where it says no latency our own measure stands in, times our requests in flight and the next one, as it
     /// knows nothing of how many others a request met; one that nobody has measured counts as fast, so that it is tried.

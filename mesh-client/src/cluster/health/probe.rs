@@ -149,7 +149,8 @@ impl Prober {
         request: &Request<()>,
         body: Option<Bytes>,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let pool = patient.pool.get_or_insert_with(|| Pool::new(self.dialer.clone(), patient.peer.clone()));
+        let new = || Pool::new(self.dialer.clone(), patient.peer.clone(), Arc::default());
+        let pool = patient.pool.get_or_insert_with(new);
         for fresh in [false, true] {
             let mut lease =
                 pool.acquire(Needs::Nothing, fresh, Instant::now(), Room::ANY, |_| Ok(()), &mut None).await?;

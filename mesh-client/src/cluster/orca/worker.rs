@@ -100,12 +100,13 @@ impl Streams {
     }
 }
 
-/// Where requests go over HTTP/1.1, the stream needs connections of its own, which are counted apart.
+/// Where requests go over HTTP/1.1, the stream needs connections of its own, which are counted apart. Whether the endpoint
+/// has begun anew is seen by those of requests.
 fn own_connections(cluster: &Cluster, endpoint: &Endpoint) -> Option<Pool> {
     let (dialer, peer) = (&cluster.dialer, endpoint.pool().peer());
     (dialer.want(Needs::Nothing, peer) == Want::Http1).then(|| {
         let options = ConnectionOptions { protocol: UpstreamProtocol::Http2, ..dialer.options().clone() };
-        Pool::new(Arc::new(dialer.with(options)), peer.clone())
+        Pool::new(Arc::new(dialer.with(options)), peer.clone(), Arc::default())
     })
 }
 

@@ -12,10 +12,11 @@
 //! Refuses to know what connections are made of, and where they are kept.
 
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use mesh_core::balance::Load;
 use mesh_core::limit::{Count, Waiters};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
@@ -73,12 +74,14 @@ impl Connections {
     }
 }
 
-/// What the connections to one endpoint tell those who wait for one.
-#[derive(Default)]
+/// What the connections to one endpoint tell those who wait for one, and its load.
+#[cfg_attr(test, derive(Default))]
 pub(in crate::connect) struct Counts {
     open: Count,
     // Of them, those that the pool made, of each kind: a raw connection is nobody else's to use.
     pooled: [Count; KINDS],
+    // Of these, those that stand: one more than there are, and 0 before the first. No larger, for there are as many as endpoints.
+    standing: AtomicU16,
     // In each line.
     waiting: [Waiters; LINES],
     // The endpoint is gone.
@@ -87,6 +90,7 @@ pub(in crate::connect) struct Counts {
     waiters: OnceLock<Box<[Line; LINES]>>,
     // Of the same ones that `open` counts, to end them with the endpoint.
     pub(in crate::connect) lines: worker::Lines,
+    pub(super) load: Arc<Load>,
 }
 
 /// Those who wait for a connection of one kind under the same limits.
@@ -117,6 +121,13 @@ fn line_of(want: Want, room: Room) -> usize {
 }
 
 impl Counts {
+    /// Those of an endpoint with this load.
+    pub(super) fn new(load: Arc<Load>) -> Arc<Self> {
+        let (open, pooled, standing, waiting) = Default::default();
+        let (closed, waiters, lines) = Default::default();
+        Arc::new(Self { open, pooled, standing, waiting, closed, waiters, lines, load })
+    }
+
     /// Connections open to the endpoint.
     pub(super) fn open(&self) -> u32 {
         self.open.get()
@@ -186,12 +197,35 @@ impl Turn<'_> {
     }
 }
 
+/// A connection of the pool that stands: over HTTP/1.1 until it is closed, over HTTP/2 from the peer's first word until it says that
+/// it is leaving. What is leaving is no reason to believe that the next connection leads to the same server.
+pub(in crate::connect) struct Stands(Arc<Counts>);
+
+impl Stands {
+    pub(in crate::connect) fn new(counts: Arc<Counts>) -> Self {
+        let one_more = |standing: u16| Some(standing.max(1).saturating_add(1));
+        if counts.standing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) == Ok(1) {
+            counts.load.renewed();
+        }
+        Self(counts)
+    }
+}
+
+impl Drop for Stands {
+    fn drop(&mut self) {
+        let one_less = |standing: u16| Some(standing.saturating_sub(1).max(1));
+        let _ = self.0.standing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+    }
+}
+
 /// One open connection, counted until its task has ended.
 pub(crate) struct OpenGuard {
     of_cluster: Arc<Connections>,
     of_endpoint: Arc<Counts>,
     // Of which kind.
     pooled: Option<usize>,
+    // Of HTTP/1.1.
+    stands: Option<Stands>,
 }
 
 impl OpenGuard {
@@ -204,7 +238,7 @@ impl OpenGuard {
     fn counted(dialer: &Dialer, counts: &Arc<Counts>, pooled: Option<usize>) -> Self {
         dialer.open.count.enter();
         counts.open.enter();
-        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }
+        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled, stands: None }
     }
 
     /// One more within the limits: a connection of the pool for what a request wants, or a raw one. Of each kind the pool may
@@ -235,7 +269,7 @@ impl OpenGuard {
         if let Some(kind) = pooled {
             counts.pooled[kind].enter();
         }
-        Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled })
+        Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled, stands: None })
     }
 
     /// The limit that keeps who finds no room from making a connection.
@@ -249,6 +283,11 @@ impl OpenGuard {
         }
     }
 
+    /// It [stands](Stands), until it is closed.
+    pub(in crate::connect) fn stands(&mut self) {
+        self.stands = Some(Stands::new(self.of_endpoint.clone()));
+    }
+
     /// Those who wait for a connection to the same endpoint.
     pub(in crate::connect) fn counts(&self) -> &Arc<Counts> {
         &self.of_endpoint
@@ -257,6 +296,7 @@ impl OpenGuard {
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
+        self.stands = None;
         self.of_cluster.count.leave();
         self.of_endpoint.open.leave();
         if let Some(kind) = self.pooled {

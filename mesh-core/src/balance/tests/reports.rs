@@ -35,6 +35,24 @@ fn weights_follow_reports_after_the_blackout_and_until_they_expire() {
 }
 
 #[test]
+fn a58_a_new_connection_after_a_time_without_begins_the_blackout_anew() {
+    let set = candidates(&[1, 1]);
+    let picker = WeightedRoundRobin::new(set.clone(), settings(), &mut |_| 0);
+    let report = |now| {
+        set[0].load_or_new().report(&orca(100.0, 0.5), &settings(), now);
+        set[1].load_or_new().report(&orca(100.0, 0.125), &settings(), now);
+    };
+    report(SECOND);
+    report(20 * SECOND);
+    assert_eq!(picks(&picker, 2, 20 * SECOND), [20, 80], "control");
+    set[0].load_or_new().renewed();
+    assert_eq!(picks(&picker, 2, 22 * SECOND), [50, 50], "what it said before counts no more");
+    report(25 * SECOND);
+    assert_eq!(picks(&picker, 2, 34 * SECOND), [50, 50], "nor what it says, for ten seconds");
+    assert_eq!(picks(&picker, 2, 35 * SECOND), [20, 80]);
+}
+
+#[test]
 fn weights_that_are_known_for_months_stay_known() {
     let set = candidates(&[1, 1]);
     let picker = WeightedRoundRobin::new(set.clone(), settings(), &mut |_| 0);

@@ -10,18 +10,18 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 
-use super::{Behaviour, Received, Shared};
+use super::{Behaviour, Fate, Received, Shared};
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
 use mesh_core::orca;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// Answers one request; `close` closes its connection.
+/// Answers one request; `fate` is that of its connection.
 pub(super) async fn answer(
     shared: Arc<Shared>,
     peer: Option<SpiffeId>,
-    close: Arc<watch::Sender<bool>>,
+    fate: Arc<watch::Sender<Fate>>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let (parts, body) = request.into_parts();
@@ -82,8 +82,12 @@ pub(super) async fn answer(
             echo(&shared.name, received, StatusCode::OK)
         }
         Behaviour::CloseConnection => {
-            close.send_replace(true);
+            fate.send_replace(Fate::Closes);
             std::future::pending().await
+        }
+        Behaviour::Leave => {
+            fate.send_replace(Fate::Leaves);
+            echo(&shared.name, received, StatusCode::OK)
         }
         Behaviour::RefuseStream => Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()),
     }

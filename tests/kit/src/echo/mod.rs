@@ -6,6 +6,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -59,6 +60,9 @@ pub enum Behaviour {
     Hold,
     /// Close the connection without an answer.
     CloseConnection,
+    /// Echo, and leave: over HTTP/2 say so (GOAWAY) and close the connection when its other answers have ended, over HTTP/1.1
+    /// when this one has.
+    Leave,
     /// Refuse the stream with HTTP/2 `REFUSED_STREAM`; over HTTP/1 the connection is closed.
     RefuseStream,
 }
@@ -187,20 +191,34 @@ impl std::fmt::Debug for EchoServer {
     }
 }
 
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Stays,
+    Leaves,
+    Closes,
+}
+
 async fn serve(accepted: Accepted, shared: Arc<Shared>) {
     shared.connections.fetch_add(1, Ordering::Relaxed);
-    let close = Arc::new(watch::Sender::new(false));
-    let mut closed = close.subscribe();
+    let fate = Arc::new(watch::Sender::new(Fate::Stays));
+    let mut told = fate.subscribe();
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     if let Some(most) = shared.streams {
         builder.http2().max_concurrent_streams(most);
     }
     let Accepted { stream, peer, .. } = accepted;
-    let service = service_fn(move |request| answer(shared.clone(), peer.clone(), close.clone(), request));
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::select! {
-        // Whatever ended it, the client has seen it.
-        _ = connection => {}
-        _ = closed.wait_for(|closed| *closed) => {}
+    let service = service_fn(move |request| answer(shared.clone(), peer.clone(), fate.clone(), request));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    loop {
+        tokio::select! {
+            // Whatever ended it, the client has seen it.
+            _ = &mut connection => return,
+            Ok(()) = told.changed() => match *told.borrow() {
+                Fate::Stays => {}
+                Fate::Leaves => connection.as_mut().graceful_shutdown(),
+                Fate::Closes => return,
+            }
+        }
     }
 }
