@@ -1,6 +1,6 @@
 //! Connections that carry requests: one at a time over HTTP/1.1, many over HTTP/2.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use mesh_core::policy::ConnectionOptions;
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Id};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::handed::{Handed, Held};
 use super::http1::{self, RequestHead, Wire, has};
@@ -213,6 +213,21 @@ pub(crate) struct SharedConnection {
 impl SharedConnection {
     pub(crate) fn is_closed(&self) -> bool {
         self.said.is_over()
+    }
+
+    /// Waits until no further request goes over it, because its peer is leaving or gone, or it is too old: says which. For one at a
+    /// time.
+    pub(crate) async fn retires(&self) -> &'static str {
+        let worn = async {
+            match self.life.worn_at {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.said.ends() => "its connection is closed, or about to be",
+            () = worn => "its connection is too old",
+        }
     }
 
     /// Whether it ended before it took one.

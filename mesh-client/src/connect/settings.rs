@@ -35,9 +35,10 @@ const LONGEST: usize = 1024;
 pub(super) struct Said {
     streams: AtomicU32,
     over: AtomicBool,
-    // It has spoken HTTP/2. Who opens the connection may wait for that.
+    // It has spoken HTTP/2.
     spoken: AtomicBool,
-    opener: AtomicWaker,
+    // Who opens the connection and waits for that; afterwards one who waits for its end.
+    waiter: AtomicWaker,
     // Why nothing came before that. h2 keeps but the text of such an error.
     failed: Mutex<Option<io::Error>>,
     began: Instant,
@@ -48,9 +49,9 @@ pub(super) struct Said {
 impl Said {
     fn new(hears: bool) -> Self {
         let (streams, over, spoken) = (AtomicU32::new(AT_FIRST), AtomicBool::new(false), AtomicBool::new(false));
-        let (opener, failed) = (AtomicWaker::new(), Mutex::default());
+        let (waiter, failed) = (AtomicWaker::new(), Mutex::default());
         let (began, heard) = (Instant::now(), hears.then(AtomicU64::default));
-        Self { streams, over, spoken, opener, failed, began, heard }
+        Self { streams, over, spoken, waiter, failed, began, heard }
     }
 
     /// Streams that it takes at once, as of the last frame that was read. Ordered with the count of those who wait: see
@@ -68,12 +69,21 @@ impl Said {
     /// It takes no further stream.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::SeqCst);
-        self.opener.wake();
+        self.waiter.wake();
     }
 
     fn speaks(&self) {
         self.spoken.store(true, Ordering::Release);
-        self.opener.wake();
+        self.waiter.wake();
+    }
+
+    /// Waits until it takes no further stream. One may wait at a time, and nobody while it has not spoken.
+    pub(super) async fn ends(&self) {
+        poll_fn(|cx| {
+            self.waiter.register(cx.waker());
+            if self.is_over() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await
     }
 
     /// Waits until the peer has sent its SETTINGS.
@@ -82,7 +92,7 @@ impl Said {
     /// The connection is over, and it has not: why.
     pub(super) async fn has_spoken(&self) -> io::Result<()> {
         poll_fn(|cx| {
-            self.opener.register(cx.waker());
+            self.waiter.register(cx.waker());
             // That it ended is looked at first: what came before the end counts.
             let over = self.is_over();
             match self.spoken.load(Ordering::Acquire) {

@@ -226,7 +226,7 @@ async fn a58_out_of_band_reports_come_on_a_stream_of_each_endpoint() {
 }
 
 #[tokio::test]
-async fn a58_out_of_band_looks_at_no_answers_and_ends_where_it_is_unimplemented() {
+async fn a58_out_of_band_looks_at_no_answers_and_asks_again_in_half_a_minute_where_it_is_unimplemented() {
     let servers = two([BUSY, IDLE]).await;
     for server in &servers {
         // For a request and for the stream, whichever comes first.
@@ -237,11 +237,59 @@ async fn a58_out_of_band_looks_at_no_answers_and_ends_where_it_is_unimplemented(
     for server in &servers {
         server.wait_for_requests(2).await;
     }
-    for _ in 0..5 {
-        pass(Duration::from_secs(200)).await;
+    let asked = || servers.each_ref().map(|server| of_path(server, STREAM_PATH));
+    for _ in 0..14 {
+        pass(UPDATE).await;
         assert_eq!(shares(&client, &servers, 20).await, [10, 10], "answers have reports, which do not count");
     }
-    assert_eq!(servers.each_ref().map(|server| of_path(server, STREAM_PATH)), [1, 1], "not asked again");
+    assert_eq!(asked(), [1, 1], "not asked again for 30 s");
+    pass(UPDATE).await;
+    let heard = async {
+        while asked() != [2, 2] || shares(&client, &servers, 400).await == [200, 200] {
+            pass(UPDATE).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(3600), heard).await.expect("they have it now");
+    expect_shares(shares(&client, &servers, 400).await, [100, 300], "as they say");
+}
+
+/// A stream that stayed would keep its connection, and with it a server that waits for what is open before it goes.
+#[tokio::test]
+async fn a_stream_leaves_a_connection_that_is_to_end_and_is_begun_again_over_another_one() {
+    let max_age = Duration::from_secs(60);
+    for (leaves, protocol) in [
+        (true, UpstreamProtocol::Http2),
+        (false, UpstreamProtocol::Http2),
+        // Whose streams have connections of their own.
+        (false, UpstreamProtocol::Http1),
+    ] {
+        let servers = two([IDLE, IDLE]).await;
+        let mut policy = Cluster { balancer: weighted(true), ..cluster("test") };
+        policy.connection.protocol = protocol;
+        policy.connection.max_age = (!leaves).then_some(max_age);
+        let client = client(policy, &servers);
+        let streams = || servers.each_ref().map(|server| of_path(server, STREAM_PATH));
+        let wait = async |what: &str, step: Duration, there: &dyn Fn() -> bool| {
+            let wait = async {
+                while !there() {
+                    pass(step).await;
+                    fetch(&client, "/").await.unwrap();
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(600), wait).await.unwrap_or_else(|_| panic!("{what}"));
+        };
+        wait("the first streams", Duration::ZERO, &|| streams() == [1, 1]).await;
+        if leaves {
+            servers.iter().for_each(|server| server.script([Behaviour::Leave]));
+        }
+        wait("the next streams", Duration::from_millis(200), &|| streams() == [2, 2]).await;
+        if protocol == UpstreamProtocol::Http2 {
+            let open = || client.dump().destinations[0].clusters[0].open_connections;
+            wait("the former connections are closed", Duration::from_millis(200), &|| open() == 2).await;
+        }
+        assert!(servers.iter().all(|server| server.connections() >= 2));
+    }
 }
 
 #[tokio::test]

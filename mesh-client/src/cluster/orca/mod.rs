@@ -45,6 +45,8 @@ enum Heed {
 }
 
 const ONE_PROBE: u64 = 1_000_000;
+/// How long an endpoint that does not say its load in the way it was asked is not asked again.
+const MUTE: Duration = Duration::from_secs(30);
 
 impl Listening {
     /// `None` if nobody wants to hear anything. `told` = somebody passes load on to the control plane; `own` = pickers are the

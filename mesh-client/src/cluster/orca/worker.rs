@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::probe::{Heard, Probed, probe};
 use super::stream::listen;
-use super::{Heed, Listening};
+use super::{Heed, Listening, MUTE};
 use crate::cluster::{Cluster, Endpoint};
 use crate::connect::worker::{Owned, spawn};
 use crate::connect::{Needs, Pool, Want};
@@ -24,8 +24,6 @@ use crate::env::Env;
 
 /// Probes of one cluster under way at once.
 const MOST_PROBES: usize = 64;
-/// How long an endpoint that knows no probes is not asked again.
-const MUTE: Duration = Duration::from_secs(30);
 
 /// Starts the task on the caller's runtime, if the policy asks for one.
 pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Option<Owned<()>> {
@@ -67,7 +65,7 @@ impl Streams {
             loop {
                 tokio::select! {
                     () = &mut changed => break,
-                    // Gone, or without the service: not asked again.
+                    // Its endpoint is gone.
                     Some(_) = self.open.next(), if !self.open.is_empty() => {}
                 }
             }
