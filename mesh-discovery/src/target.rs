@@ -70,7 +70,7 @@ fn discovery(target: &Target) -> Discovery {
         Scheme::Static => target.addresses().map(|address| Endpoint::new(Address::Socket(address))).collect(),
         // Port 0 stands for SRV records, as the name says that begins with an underscore.
         Scheme::Dns | Scheme::Mesh => {
-            vec![Endpoint::new(Address::Name { host: target.host().into(), port: target.port() })]
+            vec![Endpoint::new(Address::Name { host: target.dns_name().into(), port: target.port() })]
         }
     };
     let group = LocalityEndpoints { locality: Locality::default(), priority: 0, weight: NonZeroU32::MIN, endpoints };
@@ -112,6 +112,10 @@ mod tests {
         assert_eq!(listed(found(&alone, "dns:///greeter:50051")), ["greeter:50051"]);
         assert_eq!(listed(found(&alone, "dns:///_grpc._tcp.greeter")), ["_grpc._tcp.greeter:0"]);
         assert_eq!(listed(found(&alone, "greeter:50051")), ["greeter:50051"]);
+        // Names that are complete are looked for in no search domain.
+        assert_eq!(listed(found(&alone, "dns:///db.test.:5432")), ["db.test.:5432"]);
+        assert_eq!(listed(found(&alone, "dns:///_grpc._tcp.db.test.")), ["_grpc._tcp.db.test.:0"]);
+        assert_eq!(listed(found(&alone, "db.test.:5432")), ["db.test.:5432"]);
     }
 
     #[test]

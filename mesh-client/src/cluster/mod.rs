@@ -573,7 +573,7 @@ impl Members {
 fn dialled(target: &Target) -> Endpoints {
     let address = match target.as_str().parse() {
         Ok(socket) => Address::Socket(socket),
-        Err(_) => Address::Name { host: target.host().into(), port: target.port() },
+        Err(_) => Address::Name { host: target.dns_name().into(), port: target.port() },
     };
     let group = LocalityEndpoints {
         locality: Default::default(),

@@ -128,7 +128,7 @@ impl Destinations {
         let authority = authority.rsplit_once('@').map_or(authority, |(_, rest)| rest);
         let (host, port) = split(authority, default_port)?;
         let mut key = SmallVec::<[u8; 128]>::new();
-        key.extend(host.strip_suffix('.').unwrap_or(host).bytes().map(|b| b.to_ascii_lowercase()));
+        key.extend(host.bytes().map(|b| b.to_ascii_lowercase()));
         key.push(b':');
         // Five digits at most.
         let mut digits = [0_u8; 5];

@@ -3,12 +3,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// A dialled destination: host (lower case, no trailing dot) and port, exactly as the application
+/// A dialled destination: host (lower case) and port, exactly as the application
 /// named it. Completing short names is the control plane's work, for it knows the caller's namespace.
+///
+/// A dot at the end of a name says that it is complete: [DNS](Target::dns_name) is asked for it with the dot, and looks for it
+/// in no search domain. To everybody else the host has none, and the destination is another one than that of the name without it.
 ///
 /// The text form of a destination of the mesh is `host:port`, or with gRPC's scheme `xds:///host:port`. It may
 /// carry the xDS authority that is to be asked about it (gRFC A47); see [`Target::parse_uri`]. Other schemes say
@@ -26,12 +29,13 @@ use std::sync::Arc;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
-    // One string, the key of every table and, without a scheme, the xDS resource name; before it, if there is
-    // an authority to ask, `xds://authority/`.
+    // One string, the key of every table; before it, if there is an authority to ask, `xds://authority/`. Behind it `host:port`
+    // once more where it was dialled with more than others are to see: a last dot, a zone.
     text: Arc<str>,
     // Small numbers: a large mesh has several copies of ten thousand targets.
     name_begin: u32,
-    // Where `host:port` begins, behind the scheme.
+    name_end: u32,
+    // Where `host:port` begins, behind the scheme or behind the name.
     host_begin: u32,
     host_port_len: u16,
     host_len: u16,
@@ -71,11 +75,11 @@ impl Target {
     /// (or a bracketed IPv6 address); or the port is 0.
     pub fn new(host: &str, port: u16) -> Result<Self, InvalidTarget> {
         let invalid = |reason| InvalidTarget::new(format!("{host}:{port}"), reason);
-        let host = checked_host(host).map_err(invalid)?;
+        let dialled = checked_host(host).map_err(invalid)?;
         if port == 0 {
             return Err(invalid(BAD_PORT));
         }
-        Ok(Self::of("", Scheme::Mesh, &host, port, ""))
+        Ok(Self::of("", Scheme::Mesh, &dialled, relative(&dialled), port, ""))
     }
 
     /// Reads `xds://authority/host:port` beside every form that [`FromStr`] reads. That one refuses an
@@ -122,7 +126,7 @@ impl Target {
         if self.scheme != Scheme::Mesh {
             return Err(invalid("only a destination of the mesh has an xDS authority"));
         }
-        Ok(Self::of(&prefix, Scheme::Mesh, self.host(), self.port, ""))
+        Ok(Self::of(&prefix, Scheme::Mesh, self.dns_name(), self.host(), self.port, ""))
     }
 
     /// The xDS authority to ask, if one was named.
@@ -130,27 +134,36 @@ impl Target {
         self.text[..self.name_begin as usize].strip_prefix(XDS)?.strip_prefix("//")?.strip_suffix('/')
     }
 
-    /// `port` 0 is left out; `rest` follows it. `xds` is `xds://authority/` or empty.
-    fn of(xds: &str, scheme: Scheme, host: &str, port: u16, rest: &str) -> Self {
-        let mut text = format!("{xds}{}{host}", scheme.prefix());
-        let (name_begin, host_begin) = (xds.len(), text.len() - host.len());
-        if port != 0 {
-            text.push_str(&format!(":{port}"));
-        }
+    /// `dialled` is the host as it is in the name, and `host` what others see of it. `port` 0 is left out; `rest` follows it.
+    /// `xds` is `xds://authority/` or empty.
+    fn of(xds: &str, scheme: Scheme, dialled: &str, host: &str, port: u16, rest: &str) -> Self {
+        let port_text = if port == 0 { String::new() } else { format!(":{port}") };
+        let mut text = format!("{xds}{}{dialled}{port_text}{rest}", scheme.prefix());
+        let (name_begin, name_end) = (xds.len() as u32, text.len() as u32);
+        let host_begin = if host == dialled {
+            xds.len() + scheme.prefix().len()
+        } else {
+            text.push_str(host);
+            text.push_str(&port_text);
+            name_end as usize
+        };
         // Hosts have 253 characters at most; what is before them nobody makes so long.
-        let host_port_len = (text.len() - host_begin) as u16;
-        text.push_str(rest);
-        let (name_begin, host_begin, host_len) = (name_begin as u32, host_begin as u32, host.len() as u16);
-        Self { text: text.into(), name_begin, host_begin, host_port_len, host_len, port, scheme }
+        let (host_begin, host_len) = (host_begin as u32, host.len() as u16);
+        let host_port_len = host_len + port_text.len() as u16;
+        Self { text: text.into(), name_begin, name_end, host_begin, host_port_len, host_len, port, scheme }
     }
 
     fn dns(name: &str) -> Result<Self, &'static str> {
         match name.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
                 let port = port.parse().ok().filter(|port| *port != 0).ok_or(BAD_PORT)?;
-                Ok(Self::of("", Scheme::Dns, &checked_host(host)?, port, ""))
+                let dialled = checked_host(host)?;
+                Ok(Self::of("", Scheme::Dns, &dialled, relative(&dialled), port, ""))
             }
-            _ if name.starts_with('_') => Ok(Self::of("", Scheme::Dns, &checked_host(name)?, 0, "")),
+            _ if name.starts_with('_') => {
+                let dialled = checked_host(name)?;
+                Ok(Self::of("", Scheme::Dns, &dialled, relative(&dialled), 0, ""))
+            }
             _ => Err("a port is needed, as in dns:///reviews:9080; SRV names begin with '_' and have none"),
         }
     }
@@ -165,7 +178,12 @@ impl Target {
             rest.push_str(&format!(",{}", address.ok_or(wrong)?));
         }
         let host = if first.is_ipv6() { format!("[{}]", first.ip()) } else { first.ip().to_string() };
-        Ok(Self::of("", Scheme::Static, &host, first.port(), &rest))
+        let dialled = match first {
+            // A zone is of this host alone: it is dialled with it, and nobody else is told of it.
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("[{}%{}]", v6.ip(), v6.scope_id()),
+            _ => host.clone(),
+        };
+        Ok(Self::of("", Scheme::Static, &dialled, &host, first.port(), &rest))
     }
 
     /// Who knows where it is.
@@ -173,9 +191,19 @@ impl Target {
         self.scheme
     }
 
-    /// The host part, lower case; of a static target its first address.
+    /// The host part, lower case and without a dot at its end; of a static target its first address, without its zone.
     pub fn host(&self) -> &str {
         &self.tail()[..usize::from(self.host_len)]
+    }
+
+    /// The host part as DNS is to be asked for it: with the dot at its end, if it was dialled with one.
+    pub fn dns_name(&self) -> &str {
+        let dialled = &self.as_str()[self.scheme.prefix().len()..];
+        let length = usize::from(self.host_len);
+        match dialled.as_bytes().get(length) {
+            Some(b'.') => &dialled[..=length],
+            _ => self.host(),
+        }
     }
 
     /// The port; 0 for SRV names, whose records tell it.
@@ -183,21 +211,21 @@ impl Target {
         self.port
     }
 
-    /// What requests carry as their authority: `host:port`, for SRV names `host`.
+    /// What requests carry as their authority: `host:port`, for SRV names `host`. Of a destination of the mesh it is the name
+    /// under which the listener is asked for over xDS.
     pub fn host_port(&self) -> &str {
         &self.tail()[..usize::from(self.host_port_len)]
     }
 
     /// The addresses of a static target; none for others.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        let list = if self.scheme == Scheme::Static { self.tail() } else { "" };
+        let list = if self.scheme == Scheme::Static { &self.as_str()[self.scheme.prefix().len()..] } else { "" };
         list.split(',').filter_map(|address| address.parse().ok())
     }
 
-    /// The whole target: its name in every table. Without a scheme it is `host:port`, the name under which
-    /// the listener is asked for over xDS.
+    /// The whole target: its name in every table.
     pub fn as_str(&self) -> &str {
-        &self.text[self.name_begin as usize..]
+        &self.text[self.name_begin as usize..self.name_end as usize]
     }
 
     fn tail(&self) -> &str {
@@ -216,17 +244,23 @@ fn split_uri(text: &str) -> (&str, &str) {
 
 const BAD_PORT: &str = "the port must be 1 to 65535";
 
-/// A host in the form in which it is kept.
+/// A host in the form in which it is kept. Names keep the dot at their end; an address has none.
 fn checked_host(host: &str) -> Result<String, &'static str> {
-    let trimmed = host.strip_suffix('.').unwrap_or(host);
-    if trimmed.is_empty() || trimmed.len() > 253 {
-        return Err("the host must have 1 to 253 characters");
+    let trimmed = relative(host);
+    if trimmed.is_empty() || trimmed.len() > 253 || trimmed.ends_with('.') {
+        return Err("the host must have 1 to 253 characters, and behind them one dot at most");
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     if !is_bracketed_ipv6(trimmed) && !trimmed.bytes().all(allowed) {
         return Err("the host may hold letters, digits, '.', '-' and '_', or be an IPv6 address in brackets");
     }
-    Ok(trimmed.to_ascii_lowercase())
+    let is_address = trimmed.starts_with('[') || trimmed.parse::<Ipv4Addr>().is_ok();
+    Ok(if is_address { trimmed } else { host }.to_ascii_lowercase())
+}
+
+/// A host without the dot at its end.
+fn relative(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 fn is_bracketed_ipv6(host: &str) -> bool {
@@ -250,7 +284,7 @@ impl FromStr for Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text[..self.name_end as usize])
     }
 }
 
@@ -282,14 +316,16 @@ mod tests {
     fn what_can_be_dialled_and_what_not() {
         for (text, want) in [
             ("Reviews.default:9080", Some("reviews.default:9080")),
-            ("reviews.default.svc.cluster.local.:80", Some("reviews.default.svc.cluster.local:80")),
+            ("Reviews.default.svc.cluster.local.:80", Some("reviews.default.svc.cluster.local.:80")),
             ("10.0.0.1:1", Some("10.0.0.1:1")),
+            ("10.0.0.1.:1", Some("10.0.0.1:1")),
             ("[::1]:65535", Some("[::1]:65535")),
             ("reviews", None),
             ("reviews:0", None),
             ("reviews:65536", None),
             (":80", None),
             (".:80", None),
+            ("reviews..:80", None),
             ("::1:80", None),
             ("[]:80", None),
             ("[::1:80", None),
@@ -338,6 +374,15 @@ mod tests {
                 Some((Scheme::Static, "static:127.0.0.1:1,[::1]:2", "127.0.0.1:1", "127.0.0.1", 1)),
             ),
             ("static:[::1]:2", Some((Scheme::Static, "static:[::1]:2", "[::1]:2", "[::1]", 2))),
+            // A zone is for whoever connects.
+            (
+                "static:[fe80::1%2]:80,[fe80::2%3]:80",
+                Some((Scheme::Static, "static:[fe80::1%2]:80,[fe80::2%3]:80", "[fe80::1]:80", "[fe80::1]", 80)),
+            ),
+            // A dot at the end is for DNS.
+            ("dns:///Db.test.:80", Some((Scheme::Dns, "dns:///db.test.:80", "db.test:80", "db.test", 80))),
+            ("dns:///_grpc._tcp.a.", Some((Scheme::Dns, "dns:///_grpc._tcp.a.", "_grpc._tcp.a", "_grpc._tcp.a", 0))),
+            ("dns:///10.0.0.1.:80", Some((Scheme::Dns, "dns:///10.0.0.1:80", "10.0.0.1:80", "10.0.0.1", 80))),
             // Hosts that are called like a scheme.
             ("dns:53", Some((Scheme::Mesh, "dns:53", "dns:53", "dns", 53))),
             ("static:80", Some((Scheme::Mesh, "static:80", "static:80", "static", 80))),
@@ -355,9 +400,36 @@ mod tests {
             let target = text.parse::<Target>().ok();
             let got = target.as_ref().map(|t| (t.scheme(), t.as_str(), t.host_port(), t.host(), t.port()));
             assert_eq!(got, want, "{text}");
+            let Some(target) = target else { continue };
+            assert_eq!(target.to_string().parse::<Target>().unwrap(), target, "{text}");
         }
-        let target: Target = "static:127.0.0.1:1,[::1]:2".parse().unwrap();
-        assert_eq!(target.addresses().map(|a| a.to_string()).collect::<Vec<_>>(), ["127.0.0.1:1", "[::1]:2"]);
+        for list in ["127.0.0.1:1,[::1]:2", "[fe80::1%2]:80,[fe80::1%3]:80"] {
+            let target: Target = format!("static:{list}").parse().unwrap();
+            assert_eq!(target.addresses().map(|a| a.to_string()).collect::<Vec<_>>().join(","), list);
+        }
         assert_eq!("reviews:80".parse::<Target>().unwrap().addresses().count(), 0);
+    }
+
+    #[test]
+    fn a_dot_at_the_end_is_seen_by_dns_alone() {
+        for (text, want) in [
+            ("Db.test.:80", ("db.test.", "db.test:80")),
+            ("db.test:80", ("db.test", "db.test:80")),
+            ("dns:///db.test.:80", ("db.test.", "db.test:80")),
+            ("dns:///db.test:80", ("db.test", "db.test:80")),
+            ("dns:///_grpc._tcp.a.", ("_grpc._tcp.a.", "_grpc._tcp.a")),
+            ("dns:///_grpc._tcp.a", ("_grpc._tcp.a", "_grpc._tcp.a")),
+            ("xds:///db.test.:80", ("db.test.", "db.test:80")),
+            ("xds://east/db.test.:80", ("db.test.", "db.test:80")),
+            ("[::1].:80", ("[::1]", "[::1]:80")),
+            ("static:10.0.0.1:80", ("10.0.0.1", "10.0.0.1:80")),
+        ] {
+            let target = Target::parse_uri(text).unwrap();
+            assert_eq!((target.dns_name(), target.host_port()), want, "{text}");
+            assert_eq!(Target::parse_uri(&target.to_string()).unwrap(), target, "{text}");
+        }
+        let [with, without] = ["db.test.:80", "db.test:80"].map(|text| text.parse::<Target>().unwrap());
+        assert_ne!(with, without);
+        assert_ne!(with.as_str(), without.as_str());
     }
 }

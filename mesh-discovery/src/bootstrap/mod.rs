@@ -20,7 +20,7 @@ pub use self::server::{InvalidServerUri, ServerFeatures, ServerUri, XdsServer};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use mesh_core::id::{Locality, Target};
+use mesh_core::id::{Locality, Scheme, Target};
 use serde_json::{Map, Value};
 
 use crate::json::{At, Invalid};
@@ -139,11 +139,13 @@ impl Bootstrap {
     /// the default template. The name is [normal](name::normalise). For an authority that the bootstrap does
     /// not know it is a name that no server is [asked for](Self::servers_for).
     pub fn listener_name(&self, target: &Target) -> String {
+        // Of another scheme it is nobody's.
+        let name = if target.scheme() == Scheme::Mesh { target.host_port() } else { target.as_str() };
         match target.authority() {
-            None => name::fill(&self.client_listener_template, target.as_str()),
+            None => name::fill(&self.client_listener_template, name),
             Some(authority) => match self.authorities.get(authority) {
-                Some(known) => name::fill(&known.client_listener_template, target.as_str()),
-                None => name::fill(&name::default_template(authority), target.as_str()),
+                Some(known) => name::fill(&known.client_listener_template, name),
+                None => name::fill(&name::default_template(authority), name),
             },
         }
     }

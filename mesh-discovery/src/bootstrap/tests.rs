@@ -286,6 +286,8 @@ fn b7_a_dialled_authority_chooses_the_template() {
     let name = |text: &str| bootstrap.listener_name(&Target::parse_uri(text).unwrap());
     assert_eq!(name("reviews:9080"), "reviews:9080");
     assert_eq!(name("xds:///reviews:9080"), "reviews:9080");
+    assert_eq!(name("reviews.test.:9080"), "reviews.test:9080", "the dot is for DNS");
+    assert_eq!(name("xds://west/a.test.:80"), "xdstp://west/envoy.config.listener.v3.Listener/a.test:80");
     let east = "xdstp://east.example.com/envoy.config.listener.v3.Listener/c/reviews:9080?env=prod";
     assert_eq!(name("xds://east.example.com/reviews:9080"), east);
     assert_eq!(name("xds://west/reviews:9080"), "xdstp://west/envoy.config.listener.v3.Listener/reviews:9080");

@@ -53,6 +53,8 @@ fn request(
     let host = match (endpoint.hostname(), endpoint.address()) {
         (Some(hostname), _) => hostname.to_owned(),
         (None, Address::Unix(_)) => "localhost".to_owned(),
+        // The dot at its end is for DNS.
+        (None, Address::Name { host, port }) => format!("{}:{port}", host.strip_suffix('.').unwrap_or(host)),
         (None, address) => address.to_string(),
     };
     let mut request = Request::builder().method(method).header(USER_AGENT, HeaderValue::from_static("mesh-load"));
