@@ -9,8 +9,12 @@ use axum::routing::get;
 use http_body_util::BodyExt;
 use mesh::dns::DnsResolver;
 use mesh_client::Client;
+use mesh_core::id::Target;
+use mesh_core::policy::{Cluster, ClusterState, DestinationState, DnsFamily, Snapshot};
+use mesh_core::source::DestinationSource;
 use mesh_discovery::target::TargetSource;
 use mesh_testkit::{DnsFault, DnsServer};
+use tower::ServiceExt;
 
 use crate::support::eventually;
 
@@ -118,4 +122,69 @@ async fn a_family_at_which_nobody_listens_is_fallen_back_from() {
     for _ in 0..10 {
         assert_eq!(ask(&client, "both.test", port).await.unwrap(), "one");
     }
+}
+
+/// Targets with all their look-ups for one family.
+fn of_family(family: DnsFamily) -> Arc<dyn DestinationSource> {
+    let targets = TargetSource::alone();
+    Arc::new(move |target: &Target| {
+        let state = targets.destination(target).load_full();
+        let DestinationState::Ready(snapshot) = &*state else { panic!("{state:?}") };
+        let Some(ClusterState::Ready { cluster, .. }) = snapshot.clusters.values().next() else { panic!("{state:?}") };
+        let mut cluster = Cluster::clone(cluster);
+        cluster.dns.family = family;
+        DestinationState::Ready(Arc::new(Snapshot::of_one_cluster(target.as_str(), cluster, None)))
+    })
+}
+
+/// As in a pod: every name with fewer than five dots is looked for in the cluster's domains first.
+#[tokio::test]
+async fn a_target_is_looked_up_as_it_is_written_and_with_its_aliases() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    // The wildcard of a search domain, and one that has the name in one family alone.
+    for name in ["db.test", "six.test"] {
+        dns.set(&format!("{name}.wild.test"), &["127.0.0.1"], 3600);
+    }
+    dns.set("six.test.svc.test", &["::1"], 3600);
+    dns.set("db.test", &["127.0.0.2"], 3600);
+    dns.set("cut.test", &["127.0.0.2"], 3600);
+    dns.break_name("cut.test.wild.test", DnsFault::ServerFailure);
+    dns.set_services("_http._tcp.db.test", &[(0, 0, "db.test", port)], 3600);
+    dns.set_services("_http._tcp.db.test.wild.test", &[(0, 0, "db.test.wild.test", port)], 3600);
+    dns.set_alias("whole.test.wild.test", "db.test", 3600);
+    dns.set_bare_alias("split.test.wild.test", "db.test", 3600);
+    let resolver = || DnsResolver::builder().server(dns.address()).timeout(Duration::from_millis(200)).attempts(1);
+    let resolver = || Arc::new(resolver().search("svc.test").search("wild.test").ndots(5).build().unwrap());
+    let asked = async |target: String, family: DnsFamily| {
+        let client = Client::builder(of_family(family)).resolver(resolver()).build();
+        let channel = client.channel(&target).unwrap();
+        let response = channel.oneshot(http::Request::new(tonic::body::Body::empty())).await.unwrap();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    };
+    for (target, family, want) in [
+        ("dns:///db.test:PORT", DnsFamily::Auto, "one"),
+        ("dns:///db.test.:PORT", DnsFamily::Auto, "two"),
+        ("db.test.:PORT", DnsFamily::Auto, "two"),
+        ("dns:///cut.test.:PORT", DnsFamily::Auto, "two"),
+        ("dns:///_http._tcp.db.test", DnsFamily::Auto, "one"),
+        ("dns:///_http._tcp.db.test.", DnsFamily::Auto, "two"),
+        ("dns:///six.test:PORT", DnsFamily::V4Only, "one"),
+        ("dns:///whole.test:PORT", DnsFamily::Auto, "two"),
+        ("dns:///split.test:PORT", DnsFamily::V4Only, "two"),
+    ] {
+        assert_eq!(asked(target.replace("PORT", &port.to_string()), family).await, want, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_alias_stood_for_is_asked_about_again_when_it_refuses() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    dns.set_bare_alias("moved.test", "end.test", 3600);
+    dns.set("end.test", &["127.0.0.3"], 3600);
+    let client = client(&dns);
+    // Nobody listens there.
+    ask(&client, "moved.test", port).await.unwrap_err();
+    dns.set("end.test", &["127.0.0.2"], 3600);
+    becomes(&client, "moved.test", port, "two").await;
 }

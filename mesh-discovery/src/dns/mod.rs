@@ -6,6 +6,7 @@
 //!
 //! Refuses to know what the addresses are for, and keeps no answer beyond its TTL: that is the asker's part.
 
+mod cache;
 mod hosts;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::rdata::SRV;
@@ -28,6 +30,7 @@ use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Serv
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use self::cache::Cache;
 use self::hosts::HostsFile;
 
 /// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3).
@@ -54,6 +57,7 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 #[derive(Clone)]
 pub struct DnsResolver {
     resolver: TokioResolver,
+    cache: Arc<Cache>,
     places: Arc<Semaphore>,
     search: Arc<Search>,
     hosts: Arc<HostsFile>,
@@ -109,7 +113,7 @@ impl DnsResolver {
         self.places.acquire().await.expect("the semaphore is never closed")
     }
 
-    /// The addresses of a name, from the hosts file only those of the family that is `wanted`.
+    /// The addresses of a name, only those of the family that is `wanted`, if one is.
     async fn look_up(&self, host: &str, wanted: Option<Family>) -> Result<Resolved<IpAddr>, ResolveError> {
         if let Ok(ip) = host.parse() {
             return Ok(Resolved { records: vec![ip], ttl: Some(FOREVER), lacks: None });
@@ -121,8 +125,12 @@ impl DnsResolver {
             return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
         }
         let _place = self.place().await;
-        // Both families of one name before the next one is tried: they are to be those of one host.
-        self.search(name, |name| self.both(name)).await
+        match wanted {
+            // A name without the one is not what is looked for, whatever it has of the other (as with getaddrinfo).
+            Some(family) => self.search(name, |name| self.alone(name, family)).await,
+            // Both families of one name before the next one is tried: they are to be those of one host.
+            None => self.search(name, |name| self.both(name)).await,
+        }
     }
 
     /// What the first name has of those that a name may stand for.
@@ -143,7 +151,7 @@ impl DnsResolver {
 
     /// The services of one name (RFC 2782). None is an answer where it says so, and nothing to be looked for elsewhere.
     async fn services_of(&self, name: Name) -> Result<Resolved<Service>, ResolveError> {
-        let found = self.resolver.lookup(name, RecordType::SRV).await.map_err(|error| failure(&error))?;
+        let found = self.ask(name, RecordType::SRV).await?;
         let services = found.answers().iter().filter_map(|record| match &record.data {
             RData::SRV(srv) => Some(srv),
             _ => None,
@@ -165,8 +173,8 @@ impl DnsResolver {
 
     /// Both families of one name.
     async fn both(&self, name: Name) -> Result<Resolved<IpAddr>, ResolveError> {
-        let v6 = self.of_family(name.clone(), RecordType::AAAA);
-        let v4 = self.of_family(name, RecordType::A);
+        let v6 = self.of_family(name.clone(), Family::V6);
+        let v4 = self.of_family(name, Family::V4);
         tokio::pin!(v6, v4);
         let (v6, v4) = tokio::select! {
             biased;
@@ -182,10 +190,31 @@ impl DnsResolver {
         join(v6, v4)
     }
 
-    async fn of_family(&self, name: Name, kind: RecordType) -> Addresses {
-        let found = self.resolver.lookup(name, kind).await.map_err(|error| failure(&error))?;
-        let addresses: Vec<_> = found.answers().iter().filter_map(|record| record.data.ip_addr()).collect();
+    /// One family of one name.
+    async fn alone(&self, name: Name, family: Family) -> Result<Resolved<IpAddr>, ResolveError> {
+        let (records, until) = self.of_family(name, family).await?;
+        Ok(Resolved { records, ttl: Some(left(until)), lacks: None })
+    }
+
+    async fn of_family(&self, name: Name, family: Family) -> Addresses {
+        let kind = match family {
+            Family::V4 => RecordType::A,
+            Family::V6 => RecordType::AAAA,
+        };
+        let found = self.ask(name, kind).await?;
+        let of_kind = found.answers().iter().filter(|record| record.record_type() == kind);
+        let addresses: Vec<_> = of_kind.filter_map(|record| record.data.ip_addr()).collect();
         if addresses.is_empty() { Err(ResolveError::NoRecords) } else { Ok((addresses, found.valid_until())) }
+    }
+
+    /// What the name servers say of one complete name, with the aliases on the way, or have said and still holds.
+    async fn ask(&self, name: Name, kind: RecordType) -> Result<Lookup, ResolveError> {
+        if let Some(answer) = self.cache.holding(&name, kind) {
+            return answer;
+        }
+        let answer = self.resolver.lookup(name.clone(), kind).await.map_err(|error| failure(&error));
+        self.cache.keep(name, kind, &answer);
+        answer
     }
 }
 
@@ -306,14 +335,15 @@ impl DnsResolverBuilder {
         options.attempts = self.attempts.unwrap_or(options.attempts).saturating_sub(1);
         // It would be looked at name by name and family by family.
         options.use_hosts_file = ResolveHosts::Never;
-        options.negative_min_ttl = Some(self.negative_ttl);
-        options.negative_max_ttl = Some(self.negative_ttl);
+        // What is kept is kept here.
+        options.cache_size = 0;
         let search = Arc::new(Search { domains: domains.clone(), ndots: options.ndots });
         let config = ResolverConfig::from_parts(None, domains, servers);
         let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
         let resolver = builder.build().map_err(|error| invalid("resolver", error))?;
         let hosts = Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system)));
-        Ok(DnsResolver { resolver, places: Arc::new(Semaphore::new(self.concurrency)), search, hosts })
+        let (cache, places) = (Arc::new(Cache::new(self.negative_ttl)), Arc::new(Semaphore::new(self.concurrency)));
+        Ok(DnsResolver { resolver, cache, places, search, hosts })
     }
 
     /// Where names are searched, given what the system says: `search` has the last of its two settings.
@@ -359,8 +389,11 @@ impl Resolve for DnsResolver {
     }
 
     fn forget(&self, name: &str) {
-        for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
-            self.resolver.clear_lookup_cache(name, kind);
+        let Ok(name) = name.into_name() else { return };
+        for name in self.search.names(name) {
+            for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
+                self.cache.forget(name.clone(), kind);
+            }
         }
     }
 }

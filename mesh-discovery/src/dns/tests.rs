@@ -257,6 +257,71 @@ async fn a_name_that_cannot_be_looked_up_for_now_is_looked_for_nowhere_else() {
     assert!(matches!(found().await, Err(ResolveError::Failed(_))));
 }
 
+/// As getaddrinfo does for AF_INET: a name without the family that is wanted is not it, whatever it has of the other one.
+#[tokio::test]
+async fn whoever_wants_one_family_has_that_one_asked_for_and_searched_for() {
+    let server = DnsServer::start().await;
+    server.set("db.test.first.test", &["fd00::1"], 60);
+    server.set("db.test.second.test", &["fd00::2", "10.0.0.2"], 60);
+    let resolver = || quick(&server).search("first.test").search("second.test").ndots(5).build().unwrap();
+    for (family, want, queries) in [(Family::V4, "10.0.0.2", 2), (Family::V6, "fd00::1", 1)] {
+        let before = server.queries();
+        let found = resolver().addresses_of("db.test", family).await.unwrap();
+        assert_eq!((texts(&found), found.lacks), (vec![want.to_owned()], None), "{family}");
+        assert_eq!(server.queries() - before, queries, "{family}");
+    }
+    // The control: of whoever takes both, the first name that has one is it.
+    assert_eq!(texts(&resolver().addresses("db.test").await.unwrap()), ["fd00::1"]);
+    // What becomes of the other family is nothing to it.
+    server.set("slow.test", &["fd00::1", "10.0.0.1"], 60);
+    server.break_family("slow.test", Family::V6, DnsFault::Silence);
+    assert_eq!(texts(&resolver().addresses_of("slow.test.", Family::V4).await.unwrap()), ["10.0.0.1"]);
+    let none = resolver().addresses_of("db.test.first.test.", Family::V4).await;
+    assert_eq!(none, Err(ResolveError::NoRecords));
+}
+
+/// An alias is answered with what it stands for, or alone; what is kept of either is kept for the name that was asked for.
+#[tokio::test]
+async fn what_an_alias_stands_for_is_forgotten_with_it() {
+    let server = DnsServer::start().await;
+    server.set_alias("whole.test", "middle.test", 3600);
+    server.set_bare_alias("split.test", "middle.test", 3600);
+    server.set_bare_alias("twice.test", "split.test", 3600);
+    server.set_alias("middle.test", "end.test", 3600);
+    let resolver = quick(&server).build().unwrap();
+    let known = async |name: &str| texts(&resolver.addresses(name).await.unwrap());
+    server.set("end.test", &["10.0.0.1"], 3600);
+    for name in ["end.test", "split.test", "whole.test", "twice.test"] {
+        assert_eq!(known(name).await, ["10.0.0.1"], "{name}");
+    }
+    server.set("end.test", &["10.0.0.2"], 3600);
+    for name in ["whole.test", "split.test", "twice.test"] {
+        // Control: it is kept for its TTL.
+        assert_eq!(known(name).await, ["10.0.0.1"], "{name}");
+        resolver.forget(name);
+        assert_eq!(known(name).await, ["10.0.0.2"], "{name}");
+    }
+    assert_eq!(known("end.test").await, ["10.0.0.1"], "nobody has forgotten that one");
+}
+
+#[tokio::test]
+async fn an_alias_holds_for_the_shortest_time_on_the_way_and_fails_as_its_end_does() {
+    let server = DnsServer::start().await;
+    server.set("end.test", &["10.0.0.1"], 3600);
+    server.set("brief.test", &["10.0.0.1"], 0);
+    server.set_alias("nowhere.test", "no.test", 3600);
+    let resolver = quick(&server).build().unwrap();
+    for (alias, end, alias_ttl) in [("a.test", "end.test", 0), ("b.test", "brief.test", 3600)] {
+        let bare = format!("bare.{alias}");
+        server.set_alias(alias, end, alias_ttl);
+        server.set_bare_alias(&bare, end, alias_ttl);
+        for name in [alias, &bare] {
+            assert_eq!(resolver.addresses(name).await.unwrap().ttl, Some(Duration::ZERO), "{name}");
+        }
+    }
+    assert_eq!(resolver.addresses("nowhere.test").await, Err(ResolveError::NotFound));
+}
+
 #[tokio::test]
 async fn what_the_hosts_file_has_is_asked_of_nobody() {
     let server = DnsServer::start().await;

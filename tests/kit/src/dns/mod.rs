@@ -13,7 +13,7 @@ use mesh_core::source::Family;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use self::wire::{Outcome, Query, Record};
+use self::wire::{Query, Record, Said};
 
 /// A DNS server. Dropping it closes its port. Every negative answer says that it may be kept for an hour, as
 /// careless zones do.
@@ -83,6 +83,16 @@ impl DnsServer {
         self.put(name, Ok(services.iter().map(record).collect()));
     }
 
+    /// From now on `name` is another name of `target`, for `ttl` seconds; what there is of that is in the same answer.
+    pub fn set_alias(&self, name: &str, target: &str, ttl: u32) {
+        self.put(name, Ok(vec![Record::alias(target, ttl, false)]));
+    }
+
+    /// The same in an answer of its own: whoever asks has to ask for `target` too, as where it is another server's.
+    pub fn set_bare_alias(&self, name: &str, target: &str, ttl: u32) {
+        self.put(name, Ok(vec![Record::alias(target, ttl, true)]));
+    }
+
     /// From now on `name` misbehaves.
     pub fn break_name(&self, name: &str, fault: DnsFault) {
         self.put(name, Err(fault));
@@ -120,18 +130,34 @@ impl Zone {
         let query = Query::read(message)?;
         self.queries.send_modify(|n| *n += 1);
         let names = self.names.lock();
-        let known = names.get(&query.name).map(|known| match (known.of_family, query.family()) {
+        let said = said(&names, &query)?;
+        Some(query.answer(&said, limit))
+    }
+}
+
+/// The longest chain of aliases that is followed.
+const MAX_ALIASES: usize = 8;
+
+/// What is said of a query; nothing of a name that is silent.
+fn said<'z>(names: &'z HashMap<String, Known>, query: &'z Query<'_>) -> Option<Said<'z>> {
+    let (mut name, mut records) = (&*query.name, Vec::new());
+    for _ in 0..MAX_ALIASES {
+        let known = names.get(name).map(|known| match (known.of_family, query.family()) {
             (Some((broken, fault)), Some(family)) if broken == family => Err(fault),
             _ => known.records.as_ref().map_err(|fault| *fault),
         });
-        let outcome = match known {
-            Some(Ok(records)) => Outcome::Records(records),
-            None | Some(Err(DnsFault::NotFound)) => Outcome::NotFound,
-            Some(Err(DnsFault::ServerFailure)) => Outcome::ServerFailure,
+        match known {
+            Some(Ok(found)) => records.extend(found.iter().map(|record| (name, record))),
+            None | Some(Err(DnsFault::NotFound)) => return Some(Said::not_found(records)),
+            Some(Err(DnsFault::ServerFailure)) => return Some(Said::failure()),
             Some(Err(DnsFault::Silence)) => return None,
-        };
-        Some(query.answer(&outcome, limit))
+        }
+        match records.last() {
+            Some((_, Record::Alias { target, is_bare: false, .. })) => name = target,
+            _ => break,
+        }
     }
+    Some(Said::found(records, query))
 }
 
 impl std::fmt::Debug for DnsServer {

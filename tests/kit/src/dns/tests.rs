@@ -58,6 +58,29 @@ async fn one_family_of_a_name_fails_alone() {
     assert_eq!(ask(&server, "a.test", 28).await[3] & 15, 0);
 }
 
+#[tokio::test]
+async fn an_alias_is_told_with_what_it_stands_for_or_alone() {
+    let server = DnsServer::start().await;
+    server.set("b.test", &["10.1.2.3"], 60);
+    server.set_alias("a.test", "B.test", 30);
+    server.set_bare_alias("bare.test", "b.test", 30);
+    server.set_alias("nobody.test", "no.test", 30);
+    let b = [1, b'b', 4, b't', b'e', b's', b't', 0];
+    let alias = |answer: &[u8]| {
+        answer.windows(20).any(|part| part == [&[0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 30, 0, 8][..], &b].concat())
+    };
+    // The code, the records, the SOA record of a negative answer.
+    for (name, kind, code, records, soa) in
+        [("a.test", 1, 0, 2, 0), ("a.test", 28, 0, 1, 1), ("bare.test", 1, 0, 1, 0), ("nobody.test", 1, 3, 1, 1)]
+    {
+        let answer = ask(&server, name, kind).await;
+        assert_eq!((answer[3] & 15, answer[7], answer[9]), (code, records, soa), "{name} {kind}");
+        assert_eq!(alias(&answer), name != "nobody.test", "{name} {kind}: {answer:?}");
+    }
+    let answer = ask(&server, "a.test", 1).await;
+    assert!(answer.ends_with(&[&b[..], &[0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 1, 2, 3]].concat()), "{answer:?}");
+}
+
 #[test]
 fn what_is_no_query_is_not_answered() {
     for message in [

@@ -1,4 +1,4 @@
-//! DNS messages (RFC 1035), as much of them as a test server needs: one question, A, AAAA, SRV and SOA.
+//! DNS messages (RFC 1035), as much of them as a test server needs: one question, A, AAAA, CNAME, SRV and SOA.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,6 +10,7 @@ pub(super) const UDP_LIMIT: usize = 512;
 pub(super) const TCP_LIMIT: usize = 65_535;
 
 const A: u16 = 1;
+const CNAME: u16 = 5;
 const SOA: u16 = 6;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
@@ -23,13 +24,33 @@ pub(super) enum Record {
     A(Ipv4Addr, u32),
     Aaaa(Ipv6Addr, u32),
     Srv { priority: u16, weight: u16, port: u16, host: String, ttl: u32 },
+    Alias { target: String, ttl: u32, is_bare: bool },
 }
 
-/// What is said of a name.
-pub(super) enum Outcome<'z> {
-    Records(&'z [Record]),
-    NotFound,
-    ServerFailure,
+/// What is said of a name: records, each with the name that has it.
+pub(super) struct Said<'z> {
+    code: u8,
+    records: Vec<(&'z str, &'z Record)>,
+    /// That there is nothing of what was asked for.
+    is_negative: bool,
+}
+
+impl<'z> Said<'z> {
+    pub(super) fn found(records: Vec<(&'z str, &'z Record)>, query: &Query<'_>) -> Self {
+        let answers =
+            |record: &Record| record.kind() == query.kind || matches!(record, Record::Alias { is_bare: true, .. });
+        let is_negative = !records.iter().any(|(_, record)| answers(record));
+        Self { code: 0, records, is_negative }
+    }
+
+    /// At the end of these aliases, if there are any.
+    pub(super) fn not_found(records: Vec<(&'z str, &'z Record)>) -> Self {
+        Self { code: 3, records, is_negative: true }
+    }
+
+    pub(super) fn failure() -> Self {
+        Self { code: 2, records: Vec::new(), is_negative: false }
+    }
 }
 
 /// A question.
@@ -76,48 +97,68 @@ impl<'m> Query<'m> {
     }
 
     /// The answer; too long, it says so and is empty.
-    pub(super) fn answer(&self, outcome: &Outcome<'_>, limit: usize) -> Vec<u8> {
-        let (code, records) = match outcome {
-            Outcome::Records(records) => (0, *records),
-            Outcome::NotFound => (3, &[][..]),
-            Outcome::ServerFailure => (2, &[][..]),
-        };
-        let wanted: Vec<Vec<u8>> = records.iter().filter_map(|record| record.write(self.kind)).collect();
-        let negative = wanted.is_empty() && code != 2;
+    pub(super) fn answer(&self, said: &Said<'_>, limit: usize) -> Vec<u8> {
+        let of_kind = said.records.iter().filter(|(_, record)| [self.kind, CNAME].contains(&record.kind()));
+        let wanted: Vec<Vec<u8>> = of_kind.map(|(of, record)| record.write(&self.reference(of))).collect();
         let long = 12 + self.question.len() + wanted.iter().map(Vec::len).sum::<usize>() > limit;
         let answers = if long { &[][..] } else { &wanted };
         // A response with recursion, truncated or not.
-        let mut message = vec![self.id[0], self.id[1], 0x81 | (u8::from(long) << 1), 0x80 | code, 0, 1];
+        let mut message = vec![self.id[0], self.id[1], 0x81 | (u8::from(long) << 1), 0x80 | said.code, 0, 1];
         message.extend((answers.len() as u16).to_be_bytes());
-        message.extend([0, u8::from(negative), 0, 0]);
+        message.extend([0, u8::from(said.is_negative), 0, 0]);
         message.extend(self.question);
         message.extend(answers.iter().flatten());
-        if negative {
+        if said.is_negative {
             message.extend(soa());
         }
         message
     }
+
+    /// A name in an answer: that of the question is pointed to.
+    fn reference(&self, name: &str) -> Vec<u8> {
+        if name == self.name { vec![0xc0, 12] } else { labels(name) }
+    }
 }
 
 impl Record {
-    /// The record of the question's name, if it is of the kind asked for.
-    fn write(&self, wanted: u16) -> Option<Vec<u8>> {
-        let (kind, ttl, data) = match self {
-            Self::A(ip, ttl) => (A, *ttl, ip.octets().to_vec()),
-            Self::Aaaa(ip, ttl) => (AAAA, *ttl, ip.octets().to_vec()),
+    /// Another name.
+    pub(super) fn alias(target: &str, ttl: u32, is_bare: bool) -> Self {
+        Self::Alias { target: target.to_ascii_lowercase(), ttl, is_bare }
+    }
+
+    fn kind(&self) -> u16 {
+        match self {
+            Self::A(..) => A,
+            Self::Aaaa(..) => AAAA,
+            Self::Srv { .. } => SRV,
+            Self::Alias { .. } => CNAME,
+        }
+    }
+
+    /// The record of a name.
+    fn write(&self, name: &[u8]) -> Vec<u8> {
+        let (ttl, data) = match self {
+            Self::A(ip, ttl) => (*ttl, ip.octets().to_vec()),
+            Self::Aaaa(ip, ttl) => (*ttl, ip.octets().to_vec()),
             Self::Srv { priority, weight, port, host, ttl } => {
                 let mut data: Vec<u8> = [priority, weight, port].into_iter().flat_map(|n| n.to_be_bytes()).collect();
-                for label in host.split('.').filter(|label| !label.is_empty()) {
-                    data.push(label.len() as u8);
-                    data.extend(label.as_bytes());
-                }
-                data.push(0);
-                (SRV, *ttl, data)
+                data.extend(labels(host));
+                (*ttl, data)
             }
+            Self::Alias { target, ttl, .. } => (*ttl, labels(target)),
         };
-        // A pointer to the question's name.
-        (kind == wanted).then(|| record(&[0xc0, 12], kind, ttl, &data))
+        record(name, self.kind(), ttl, &data)
     }
+}
+
+fn labels(name: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for label in name.split('.').filter(|label| !label.is_empty()) {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.as_bytes());
+    }
+    bytes.push(0);
+    bytes
 }
 
 fn record(name: &[u8], kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {

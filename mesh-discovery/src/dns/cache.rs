@@ -1,0 +1,94 @@
+//! What name servers answered, by the name and the kind of records that were asked for, for as long as it holds.
+//!
+//! hickory's own cache is not used: to what an alias stands for it gives an entry of its own, which it goes on answering with when
+//! the name that was asked for is forgotten. What is kept here is the whole answer, under that name alone.
+//!
+//! Refuses to know how name servers are asked.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use mesh_core::source::ResolveError;
+use parking_lot::Mutex;
+
+/// Answers that are kept. Where there are more that all hold they begin anew: which of them is asked for next nobody knows.
+const MOST: usize = 8192;
+
+/// The answers of one resolver.
+pub(super) struct Cache {
+    kept: Mutex<HashMap<(Name, RecordType), Kept>>,
+    negative_ttl: Duration,
+}
+
+struct Kept {
+    answer: Answer,
+    until: Instant,
+}
+
+type Answer = Result<Lookup, ResolveError>;
+
+impl Cache {
+    /// That there is no such name, or no record of the kind, is kept for `negative_ttl`.
+    pub(super) fn new(negative_ttl: Duration) -> Self {
+        Self { kept: Mutex::default(), negative_ttl }
+    }
+
+    /// The last answer, if it still holds.
+    pub(super) fn holding(&self, name: &Name, kind: RecordType) -> Option<Answer> {
+        let kept = self.kept.lock();
+        kept.get(&(name.clone(), kind)).filter(|kept| Instant::now() < kept.until).map(|kept| kept.answer.clone())
+    }
+
+    /// Keeps an answer; a failure is none.
+    pub(super) fn keep(&self, name: Name, kind: RecordType, answer: &Answer) {
+        let now = Instant::now();
+        let until = match answer {
+            Ok(lookup) => lookup.valid_until(),
+            Err(ResolveError::NotFound | ResolveError::NoRecords) => now + self.negative_ttl,
+            Err(_) => return,
+        };
+        let mut kept = self.kept.lock();
+        if kept.len() >= MOST {
+            kept.retain(|_, kept| now < kept.until);
+        }
+        if kept.len() >= MOST {
+            kept.clear();
+        }
+        kept.insert((name, kind), Kept { answer: answer.clone(), until });
+    }
+
+    /// Whoever asks next is not answered from here.
+    pub(super) fn forget(&self, name: Name, kind: RecordType) {
+        self.kept.lock().remove(&(name, kind));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_has_ended_goes_first() {
+        let name = |i: usize| Name::from_ascii(format!("{i}.test.")).unwrap();
+        let keep = |cache: &Cache, i: usize| cache.keep(name(i), RecordType::A, &Err(ResolveError::NotFound));
+        let len = |cache: &Cache| cache.kept.lock().len();
+        let cache = Cache::new(Duration::from_secs(3600));
+        (0..MOST).for_each(|i| keep(&cache, i));
+        assert_eq!((len(&cache), cache.holding(&name(0), RecordType::A).is_some()), (MOST, true));
+        keep(&cache, MOST);
+        assert_eq!((len(&cache), cache.holding(&name(MOST), RecordType::A).is_some()), (1, true));
+        let brief = Cache::new(Duration::ZERO);
+        brief.kept.lock().insert(
+            (name(MOST), RecordType::A),
+            Kept { answer: Err(ResolveError::NotFound), until: Instant::now() + Duration::from_secs(3600) },
+        );
+        (0..MOST).for_each(|i| keep(&brief, i));
+        assert!(brief.holding(&name(MOST), RecordType::A).is_some(), "it has not ended");
+        assert!(brief.holding(&name(1), RecordType::A).is_none());
+        // A failure is no answer.
+        cache.keep(name(1), RecordType::A, &Err(ResolveError::Timeout));
+        assert!(cache.holding(&name(1), RecordType::A).is_none());
+    }
+}
