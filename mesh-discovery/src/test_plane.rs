@@ -34,6 +34,31 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
+/// A file that is never read to its end: a pipe that nobody writes to.
+#[cfg(unix)]
+pub(crate) struct Pipe {
+    _folder: tempfile::TempDir,
+    pub(crate) path: String,
+}
+
+#[cfg(unix)]
+impl Pipe {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe").to_str().unwrap().to_owned();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        Self { _folder: folder, path }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Pipe {
+    /// Whoever reads it is at its end: a runtime waits for its threads. To open it for both waits for nobody.
+    fn drop(&mut self) {
+        drop(std::fs::File::options().read(true).write(true).open(&self.path));
+    }
+}
+
 /// The serial number of each server's certificate.
 pub(crate) const SERVER_SERIAL: u64 = 77;
 

@@ -16,9 +16,11 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
+use zeroize::Zeroizing;
 
 use crate::backoff::Backoff;
 use crate::clock::Clock;
+use crate::secret::{Reading, read_now};
 
 /// A token is not sent in its last seconds: it must still be good when it arrives.
 const MARGIN: u64 = 30;
@@ -31,6 +33,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 pub(super) struct JwtTokenFile {
     path: String,
     clock: Clock,
+    reading: Reading<Zeroizing<Vec<u8>>>,
     cache: Mutex<Cache>,
 }
 
@@ -56,7 +59,12 @@ struct Failed {
 impl JwtTokenFile {
     pub(super) fn new(path: String, clock: Clock) -> Self {
         let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        Self { path, clock, cache: Mutex::new(Cache { held: None, failed: None, backoff }) }
+        Self {
+            path,
+            clock,
+            reading: Reading::default(),
+            cache: Mutex::new(Cache { held: None, failed: None, backoff }),
+        }
     }
 
     /// The value of `authorization` for an RPC that begins now.
@@ -68,10 +76,11 @@ impl JwtTokenFile {
         let mut cache = self.cache.lock().await;
         let now = (self.clock)();
         if cache.is_due(now, Instant::now()) {
-            let read = tokio::fs::read_to_string(&self.path).await;
+            let path = self.path.clone();
+            let read = self.reading.of(move || read_now(path).map(|(text, _)| text).map_err(|e| e.to_string())).await;
             let read = read.map_err(|e| Status::unavailable(format!("token file {} cannot be read: {e}", self.path)));
             let held = read.and_then(|text| {
-                Held::new(text.trim(), now)
+                Held::new(String::from_utf8_lossy(&text).trim(), now)
                     .map_err(|e| Status::unauthenticated(format!("token file {}: {e}", self.path)))
             });
             cache.take(held);
@@ -235,6 +244,20 @@ mod tests {
         world.write(&token("1e300", "s"));
         tokio::time::advance(BACKOFF.1).await;
         assert_eq!(world.at(1_000).await.unwrap(), "s", "control");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test(start_paused = true)]
+    async fn b4_a_file_that_is_not_read_to_its_end_is_unavailable_within_seconds() {
+        let pipe = crate::test_plane::Pipe::new();
+        let of = |path: &str| JwtTokenFile::new(path.to_owned(), Arc::new(|| 1_000));
+        let (stuck, endless) = (of(&pipe.path), of("/dev/zero"));
+        let (status, ()) = tokio::join!(stuck.header(), tokio::time::advance(Duration::from_secs(3)));
+        let status = status.unwrap_err();
+        assert!(status.code() == Code::Unavailable && status.message().contains("not read within 3s"), "{status}");
+        assert_eq!(stuck.header().await.unwrap_err().code(), Code::Unavailable, "nobody waits for it");
+        let status = endless.header().await.unwrap_err();
+        assert!(status.code() == Code::Unavailable && status.message().contains("larger than 4 MiB"), "{status}");
     }
 
     #[test]

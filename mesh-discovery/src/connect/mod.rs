@@ -246,7 +246,7 @@ impl Connector {
             }
             ChannelCredentials::Insecure => self.http2(io, "http").await,
             ChannelCredentials::Tls(credentials) => {
-                let mut config = self.files.client_config(credentials, identity, !self.unshown, &self.crypto)?;
+                let mut config = self.files.client_config(credentials, identity, !self.unshown, &self.crypto).await?;
                 config.time_provider = Arc::new(clock::OfTls(self.clock.clone()));
                 let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host:?}: {e}"))?;
                 let tls = tokio_rustls::TlsConnector::from(Arc::new(config))

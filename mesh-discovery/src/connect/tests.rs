@@ -452,6 +452,36 @@ async fn x1_a_dead_address_of_a_control_plane_holds_no_connection_up() {
     assert!(error.contains("no address"), "{error}");
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_root_file_that_is_not_read_to_its_end_fails_connections_and_stops_nothing_else() {
+    let (world, pipe) = (World::new().await, crate::test_plane::Pipe::new());
+    let of = |file: &str| {
+        let ca_certificate_file = Some(file.to_owned());
+        Connector::new(world.server(TlsCredentials { ca_certificate_file, ..Default::default() }), crypto())
+    };
+    let error = of("/dev/zero").connect().await.err().unwrap().to_string();
+    assert!(error.contains("larger than 4 MiB"), "{error}");
+    // All of it is on this thread.
+    let goes_on = async {
+        let other = Connector::new(world.server(world.credentials()), crypto()).connect().await.unwrap();
+        rpc(&other, None).await
+    };
+    let connector = of(&pipe.path);
+    tokio::select! {
+        biased;
+        connected = connector.connect() => panic!("{:?}", connected.map(drop)),
+        status = goes_on => assert_eq!(status.message(), "recorded"),
+    }
+    let error = connector.connect().await.err().unwrap().to_string();
+    assert!(error.contains("not read within 3s"), "{error}");
+    // It is tried again, and what is there by then is used, whether the read that was left is at its end or about to be.
+    std::fs::write(&pipe.path, world.ca.root.pem()).unwrap();
+    std::fs::copy(world.root.path(), format!("{}.new", pipe.path)).unwrap();
+    std::fs::rename(format!("{}.new", pipe.path), &pipe.path).unwrap();
+    connector.connect().await.unwrap();
+}
+
 /// Of a process that hangs, or is stopped, the system takes connections all the same.
 #[tokio::test(start_paused = true)]
 async fn x6_a_connection_that_the_control_plane_has_said_nothing_on_is_none() {

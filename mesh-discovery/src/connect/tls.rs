@@ -15,12 +15,13 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::bootstrap::TlsCredentials;
-use crate::secret::{read_now, tell_exposed};
+use crate::secret::{Reading, read_now, tell_exposed};
 
 /// What was good last of the files of channel credentials: a file that breaks later changes nothing.
 #[derive(Default)]
 pub(super) struct Files {
     last_good: Mutex<Option<Material>>,
+    reading: Reading<Material>,
 }
 
 #[derive(Clone)]
@@ -34,14 +35,14 @@ impl Files {
     /// server is verified against the name it was dialled by, and against its SPIFFE ID if that is known. An identity vouches, with its own roots, for a server
     /// whose root is in a file: after a change of roots that file may still hold the old one. By its revocation lists a server
     /// that was taken back is refused. One of whom they do not speak is not, nor do they end: newer ones come from that server.
-    pub(super) fn client_config(
+    pub(super) async fn client_config(
         &self,
         files: &TlsCredentials,
         identity: Option<&Identity>,
         shown: bool,
         crypto: &Arc<CryptoProvider>,
     ) -> Result<ClientConfig, String> {
-        let Material { mut roots, certified } = self.material(files, crypto)?;
+        let Material { mut roots, certified } = self.material(files, crypto).await?;
         let own = identity.and_then(|identity| identity.bundles().get(&identity.id().trust_domain()));
         if let Some(own) = own.filter(|_| files.ca_certificate_file.is_some()) {
             Arc::make_mut(&mut roots).roots.extend_from_slice(own.anchors());
@@ -73,9 +74,11 @@ impl Files {
         Ok(config)
     }
 
-    fn material(&self, files: &TlsCredentials, crypto: &CryptoProvider) -> Result<Material, String> {
+    async fn material(&self, files: &TlsCredentials, crypto: &Arc<CryptoProvider>) -> Result<Material, String> {
+        let (of, with) = (files.clone(), crypto.clone());
+        let read = self.reading.of(move || Material::read(&of, &with)).await;
         let mut last_good = self.last_good.lock();
-        match Material::read(files, crypto) {
+        match read {
             Ok(material) => {
                 *last_good = Some(material.clone());
                 Ok(material)
@@ -85,7 +88,7 @@ impl Files {
                     tracing::warn!(%error, "credentials for the control plane: those read last stay in use");
                     Ok(material.clone())
                 }
-                None => Err(error),
+                None => Err(format!("its credentials: {error}")),
             },
         }
     }
@@ -163,8 +166,9 @@ impl Material {
 /// Every certificate of a PEM file; at least one.
 pub(crate) fn read_certificates(path: impl AsRef<Path>) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.as_ref().display();
-    let found: Vec<_> = CertificateDer::pem_file_iter(path.as_ref())
-        .and_then(|certificates| certificates.collect::<Result<_, _>>())
+    let (pem, _) = read_now(&path).map_err(|e| format!("certificates in {shown}: {e}"))?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
         .map_err(|e| format!("certificates in {shown}: {e}"))?;
     if found.is_empty() { Err(format!("{shown} holds no certificate")) } else { Ok(found) }
 }

@@ -5,7 +5,8 @@
 //! last good content of its part in force and does not hold up the other part.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::Read;
+use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
@@ -253,13 +254,7 @@ async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, Option<&'st
     let path = file.to_owned();
     // Not by tokio's files, which have buffers of their own that nobody wipes.
     let read = tokio::task::spawn_blocking(move || read_now(&path)).await;
-    let (content, exposed) = read
-        .map_err(|e| refuse(file, e))?
-        .map_err(|e: std::io::Error| refuse(file, format!("it cannot be read: {e}")))?;
-    if content.len() as u64 > MAX_FILE {
-        return Err(refuse(file, "it is larger than 4 MiB"));
-    }
-    Ok((content, exposed))
+    read.map_err(|e| refuse(file, e))?.map_err(|e| refuse(file, format!("it cannot be read: {e}")))
 }
 
 /// Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
@@ -269,24 +264,27 @@ pub(crate) fn tell_exposed(file: &str, exposed: Option<&'static str>) {
     }
 }
 
-/// A file of at most one byte more than is taken; its content is wiped when it is dropped.
-pub(crate) fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, Option<&'static str>)> {
-    let opened = std::fs::File::open(file)?;
+/// A whole file, and what others than its owner could do to a key in it; the content is wiped when it is dropped.
+pub(crate) fn read_now(file: impl AsRef<Path>) -> io::Result<(Zeroizing<Vec<u8>>, Option<&'static str>)> {
+    let opened = std::fs::File::open(&file)?;
     let metadata = opened.metadata()?;
     let room = usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or_default();
     // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
     let mut content = Zeroizing::new(Vec::with_capacity(room + 64));
     opened.take(MAX_FILE + 1).read_to_end(&mut content)?;
-    Ok((content, exposed(file, &metadata)))
+    if content.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("it is larger than 4 MiB"));
+    }
+    Ok((content, exposed(file.as_ref(), &metadata)))
 }
 
 /// What others could do to a private key in this file.
 #[cfg(unix)]
-fn exposed(file: &str, metadata: &std::fs::Metadata) -> Option<&'static str> {
+fn exposed(file: &Path, metadata: &std::fs::Metadata) -> Option<&'static str> {
     use std::os::unix::fs::PermissionsExt;
     let mode = metadata.permissions().mode();
-    let folder = std::path::Path::new(file).parent().map(|folder| match folder.as_os_str().is_empty() {
-        true => std::path::Path::new("."),
+    let folder = file.parent().map(|folder| match folder.as_os_str().is_empty() {
+        true => Path::new("."),
         false => folder,
     });
     // What cannot be asked is not said to be open.
@@ -295,7 +293,7 @@ fn exposed(file: &str, metadata: &std::fs::Metadata) -> Option<&'static str> {
 }
 
 #[cfg(not(unix))]
-fn exposed(_: &str, _: &std::fs::Metadata) -> Option<&'static str> {
+fn exposed(_: &Path, _: &std::fs::Metadata) -> Option<&'static str> {
     None
 }
 

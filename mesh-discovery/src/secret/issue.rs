@@ -93,7 +93,7 @@ impl CertificateAuthorityClient {
     ) -> Result<Identity, CertificateRefused> {
         let key = new_key()?;
         let answer = self.ask(Proof::Certificate(current, token), &key, now).await?;
-        let next = self.identity(answer, &key, current.generation() + 1, lists_of(current), now)?;
+        let next = self.identity(answer, &key, current.generation() + 1, lists_of(current), now).await?;
         // A mesh that is renamed gives its members their new name so.
         let renamed = next.bundles().aliased(current.id());
         if next.id() != current.id() && renamed.as_ref() != Some(next.id()) {
@@ -143,16 +143,16 @@ impl CertificateAuthorityClient {
         match told {
             Err(RootsEnded::Unsupported) => {
                 self.mounted.tells(false);
-                self.mounted_roots(current).ok_or(RootsEnded::Unsupported)
+                self.mounted_roots(current).await.ok_or(RootsEnded::Unsupported)
             }
             told => told,
         }
     }
 
     /// `current` with what the root file says now, if that counts and is something else.
-    pub(super) fn mounted_roots(&self, current: &Identity) -> Option<Identity> {
+    pub(super) async fn mounted_roots(&self, current: &Identity) -> Option<Identity> {
         // Who gives lists says whom to trust by itself.
-        let roots = self.mounted.look(self.root_file()?).filter(|_| lists_of(current).is_empty())?;
+        let roots = self.mounted.look(self.root_file()?).await.filter(|_| lists_of(current).is_empty())?;
         let mut bundles = current.bundles().clone();
         bundles.insert(current.id().trust_domain(), TrustBundle::new(roots).ok()?);
         (*current.bundles() != bundles).then(|| current.trusting(bundles))
@@ -223,7 +223,7 @@ impl CertificateAuthorityClient {
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
         let answer = self.ask(proof, key, now).await?;
-        self.identity(answer, key, generation, &[], now)
+        self.identity(answer, key, generation, &[], now).await
     }
 
     async fn ask(
@@ -276,7 +276,7 @@ impl CertificateAuthorityClient {
     }
 
     /// Joins chain and key into an identity after checking that it would be accepted by our peers.
-    fn identity(
+    async fn identity(
         &self,
         answer: IstioCertificateResponse,
         key: &KeyPair,
@@ -298,7 +298,7 @@ impl CertificateAuthorityClient {
         if let Some(want) = self.trust_domain.as_ref().filter(|_| self.names().all(|name| *name != domain)) {
             return Err(CertificateRefused::OtherName { got: id.to_string(), want: format!("trust domain {want}") });
         }
-        let mut bundles = self.bundles(&domain, TrustBundle::new(self.roots(last)?)?, answer.federated);
+        let mut bundles = self.bundles(&domain, TrustBundle::new(self.roots(last).await?)?, answer.federated);
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let crypto = self.connector.crypto();
         let signing = crypto.key_provider.load_private_key(der).map_err(InvalidIdentity::from)?;
@@ -317,9 +317,12 @@ impl CertificateAuthorityClient {
 
     /// The roots of the answer, which are all that count if the authority tells of roots; else those of the root file beside
     /// them, and alone where the answer has none.
-    fn roots(&self, answer: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
+    async fn roots(
+        &self,
+        answer: Vec<CertificateDer<'static>>,
+    ) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
         match self.root_file() {
-            Some(file) => self.mounted.beside(answer, file).map_err(CertificateRefused::Roots),
+            Some(file) => self.mounted.beside(answer, file).await.map_err(CertificateRefused::Roots),
             None => Ok(answer),
         }
     }

@@ -20,6 +20,7 @@ mod files;
 mod issue;
 mod lists;
 mod mounted;
+mod reading;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ mod workload;
 pub use self::bundle_map::{InvalidBundleMap, read_bundle_map};
 pub(crate) use self::files::{read_now, tell_exposed};
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
+pub(crate) use self::reading::Reading;
 pub use self::worker::{FromFiles, spawn, spawn_files, spawn_workload_api};
 pub use self::workload::{InvalidEndpoint, WorkloadApi};
 pub use crate::clock::Clock;
@@ -103,10 +105,14 @@ impl JoinToken {
     async fn read(&self) -> Result<String, CertificateRefused> {
         match self {
             Self::Text(text) => Ok(text.trim().to_owned()),
-            Self::File(path) => match tokio::fs::read_to_string(path).await {
-                Ok(text) => Ok(text.trim().to_owned()),
-                Err(error) => Err(CertificateRefused::Token { path: path.clone(), reason: error.to_string() }),
-            },
+            Self::File(path) => {
+                let refused = |reason: String| CertificateRefused::Token { path: path.clone(), reason };
+                let file = path.clone();
+                let read = tokio::task::spawn_blocking(move || read_now(file)).await;
+                let (content, _) = read.map_err(|e| refused(e.to_string()))?.map_err(|e| refused(e.to_string()))?;
+                let text = std::str::from_utf8(&content).map_err(|e| refused(e.to_string()))?;
+                Ok(text.trim().to_owned())
+            }
         }
     }
 }

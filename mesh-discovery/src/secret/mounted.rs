@@ -11,13 +11,17 @@ use mesh_core::identity::TrustBundle;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 
+use super::Reading;
 use crate::connect::tls;
 
 type Roots = Vec<CertificateDer<'static>>;
 
 /// What an authority answered, and what the file said last that was good.
 #[derive(Default)]
-pub(super) struct Mounted(Mutex<State>);
+pub(super) struct Mounted {
+    state: Mutex<State>,
+    reading: Reading<Roots>,
+}
 
 #[derive(Default)]
 struct State {
@@ -31,7 +35,7 @@ struct State {
 impl Mounted {
     /// Notes whether the authority tells of roots. That one has done so once counts.
     pub(super) fn tells(&self, tells: bool) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.tells = Some(tells || state.tells == Some(true));
     }
 
@@ -39,23 +43,35 @@ impl Mounted {
     ///
     /// # Errors
     /// The answer has none, and the file cannot be read.
-    pub(super) fn beside(&self, answered: Roots, file: &Path) -> Result<Roots, String> {
-        let mut state = self.0.lock();
+    pub(super) async fn beside(&self, answered: Roots, file: &Path) -> Result<Roots, String> {
+        let read = self.read(file).await;
+        let mut state = self.state.lock();
         state.answered = answered;
-        state.trusted(file)
+        state.trusted(read, file)
     }
 
     /// The same for the last answer, as the file is now; `None` = the file counts for nothing.
-    pub(super) fn look(&self, file: &Path) -> Option<Roots> {
-        let mut state = self.0.lock();
-        let roots = (state.tells == Some(false)).then(|| state.trusted(file))?;
+    pub(super) async fn look(&self, file: &Path) -> Option<Roots> {
+        if self.state.lock().tells != Some(false) {
+            return None;
+        }
+        let read = self.read(file).await;
+        let mut state = self.state.lock();
+        let roots = (state.tells == Some(false)).then(|| state.trusted(read, file))?;
         roots.ok()
+    }
+
+    async fn read(&self, file: &Path) -> Result<Roots, String> {
+        let of = file.to_owned();
+        let read = self.reading.of(move || tls::read_certificates(of)).await;
+        read.map_err(|error| format!("{}: {error}", file.display()))
     }
 }
 
 impl State {
-    fn trusted(&mut self, file: &Path) -> Result<Roots, String> {
-        let read = tls::read_certificates(file).and_then(|roots| {
+    /// With the roots that were `read` of the file.
+    fn trusted(&mut self, read: Result<Roots, String>, file: &Path) -> Result<Roots, String> {
+        let read = read.and_then(|roots| {
             // One that is none would spoil the others, and so would too many.
             let all = self.answered.iter().chain(&roots).cloned();
             TrustBundle::new(all).map_err(|error| format!("{}: {error}", file.display()))?;

@@ -222,7 +222,7 @@ impl Authority for Proved {
             let mounted = async {
                 loop {
                     tokio::time::sleep(LOOK).await;
-                    if let Some(identity) = client.mounted_roots(&current) {
+                    if let Some(identity) = client.mounted_roots(&current).await {
                         return identity;
                     }
                 }

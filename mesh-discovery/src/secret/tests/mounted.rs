@@ -36,7 +36,7 @@ async fn beside_an_authority_that_tells_nothing_of_roots_those_of_the_file_are_t
     let current = first(&client).await;
     // It may be one that tells yet.
     assert_eq!(roots(&current), certificates(&[&fake.ca]));
-    assert!(client.mounted_roots(&current).is_none());
+    assert!(client.mounted_roots(&current).await.is_none());
     let both = client.other_roots(&current, now).await.ok().unwrap();
     assert_eq!(
         (roots(&both), both.certified().cert.clone()),
@@ -45,16 +45,16 @@ async fn beside_an_authority_that_tells_nothing_of_roots_those_of_the_file_are_t
     assert!(matches!(client.other_roots(&both, now).await, Err(RootsEnded::Unsupported)), "nothing new");
     // A certificate takes none of them away, nor does a file that is being written.
     std::fs::write(file.path(), "-----BEGIN CERT").unwrap();
-    assert!(client.mounted_roots(&both).is_none());
+    assert!(client.mounted_roots(&both).await.is_none());
     let renewed = client.renew(&both, now()).await.unwrap();
     assert_eq!(roots(&renewed), certificates(&[&fake.ca, &other]));
     // Who changes the file takes them away.
     write(&file, &[&fake.ca]);
-    let alone = client.mounted_roots(&renewed).unwrap();
+    let alone = client.mounted_roots(&renewed).await.unwrap();
     assert_eq!(roots(&alone), certificates(&[&fake.ca]));
     // The root of the answer stays whatever the file says.
     write(&file, &[&other]);
-    assert_eq!(roots(&client.mounted_roots(&alone).unwrap()), certificates(&[&fake.ca, &other]));
+    assert_eq!(roots(&client.mounted_roots(&alone).await.unwrap()), certificates(&[&fake.ca, &other]));
     drop(serving);
     // The file is looked at while the authority is away.
     write(&file, &[&fake.ca]);
