@@ -1,6 +1,7 @@
 //! The registration service over gRPC: one stream, one endpoint.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream;
 use mesh_core::drain::DrainWatch;
@@ -9,7 +10,7 @@ use mesh_core::source::Watched;
 use mesh_discovery::proto::registry::{
     AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer, announce_request::Action,
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,6 +21,9 @@ use crate::runtime::{Peer, Refusal, Refusals};
 
 /// Messages of one stream that are taken in at once, and then in each second; others wait.
 const MESSAGES: (u32, u32) = (100, 20);
+/// How long the answer to a withdrawal waits for the save that lacks the endpoint: less than the 2 s after which its process
+/// tries another connection.
+const SAVED_WITHIN: Duration = Duration::from_millis(1500);
 
 /// The registration service.
 pub(crate) struct AnnounceService {
@@ -58,6 +62,7 @@ impl RegistryService for AnnounceService {
             refusals: self.refusals.clone(),
             pace: Pace::new(MESSAGES, Instant::now()),
             drain: self.drain.clone(),
+            unsaved: None,
             peer,
         };
         Ok(Response::new(Box::pin(stream::unfold(stream, Announcing::next))))
@@ -72,6 +77,8 @@ struct Announcing {
     refusals: Arc<Refusals>,
     pace: Pace,
     drain: DrainWatch,
+    /// The save without what was withdrawn.
+    unsaved: Option<u64>,
     peer: Peer,
 }
 
@@ -108,11 +115,20 @@ impl Announcing {
                 AnnounceResponse { accepted: false, reason }
             }
         };
+        // A control plane that is killed after the answer must not begin anew with the endpoint.
+        if let Some(save) = self.unsaved.take() {
+            tokio::select! {
+                () = self.held.registry.saved(save) => {}
+                // The last save is to come.
+                () = self.drain.drained() => {}
+                () = sleep(SAVED_WITHIN) => tracing::warn!(peer = %self.peer, "a withdrawal is not saved in time"),
+            }
+        }
         Some((Ok(response), self))
     }
 
     /// Does what is asked; gives what there is to say all the same, if anything.
-    fn act(&self, message: AnnounceRequest) -> Result<String, String> {
+    fn act(&mut self, message: AnnounceRequest) -> Result<String, String> {
         let (_, namespace, account) = self.peer.workload().map_err(|status| status.message().to_owned())?;
         match message.action {
             Some(Action::Announce(announced)) => {
@@ -122,7 +138,7 @@ impl Announcing {
             }
             Some(Action::Withdraw(_)) => {
                 tracing::info!(peer = %self.peer, "endpoint withdrawn");
-                self.held.registry.withdraw(self.held.id);
+                self.unsaved = self.held.registry.withdraw(self.held.id);
                 Ok(String::new())
             }
             None => Err("the message asks for nothing this version knows".to_owned()),

@@ -23,7 +23,7 @@ use std::time::Duration;
 use mesh_core::limit::Pace;
 use mesh_core::source::{Publisher, Watched};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::{Key, Registration, Registrations, table_of};
@@ -78,6 +78,8 @@ pub(crate) struct Registry {
     pub(super) saving: Mutex<()>,
     /// Counts the saves.
     saves: Mutex<u64>,
+    /// The number of the last one that is at its end.
+    saved: watch::Sender<u64>,
     grace: Duration,
     bounds: Bounds,
 }
@@ -176,7 +178,7 @@ impl Registry {
         }
         let (published, _) = Watched::channel(inner.table.clone());
         let (inner, saving, saves) = (Mutex::new(inner), Mutex::new(()), Mutex::default());
-        Self { inner, published, lost: Notify::new(), saving, saves, grace, bounds }
+        Self { inner, published, lost: Notify::new(), saving, saves, saved: watch::Sender::new(0), grace, bounds }
     }
 
     /// Goes on counting saves from there.
@@ -189,6 +191,16 @@ impl Registry {
         let mut saves = self.saves.lock();
         *saves = saves.saturating_add(1);
         (*saves, self.published.load_full())
+    }
+
+    /// The save of this number is at its end, well or not.
+    pub(super) fn save_ended(&self, save: u64) {
+        self.saved.send_modify(|last| *last = save.max(*last));
+    }
+
+    /// Waits for the end of that save or a later one.
+    pub(crate) async fn saved(&self, save: u64) {
+        self.saved.subscribe().wait_for(|last| *last >= save).await.expect("the sender is ours");
     }
 
     /// The endpoints, now and later.
@@ -292,13 +304,14 @@ impl Registry {
         self.publish(&inner);
     }
 
-    /// Takes the stream's endpoint out at once.
-    pub(crate) fn withdraw(&self, stream: u64) {
+    /// Takes the stream's endpoint out at once. If there was one, gives the number of the save that lacks it for certain.
+    pub(crate) fn withdraw(&self, stream: u64) -> Option<u64> {
         let mut inner = self.inner.lock();
-        if let Some(key) = inner.streams.get_mut(&stream).and_then(|stream| stream.key.take()) {
-            inner.take_out(&key);
-            self.publish(&inner);
-        }
+        let key = inner.streams.get_mut(&stream).and_then(|stream| stream.key.take())?;
+        inner.take_out(&key);
+        self.publish(&inner);
+        // Those that have begun may have looked before.
+        Some(self.saves.lock().saturating_add(1))
     }
 
     /// The stream ended: an endpoint that it has not withdrawn stays for the grace period.

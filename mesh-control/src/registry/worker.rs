@@ -70,6 +70,8 @@ pub(crate) fn save_now(registry: &Registry, dir: &StateDir) {
     let _saving = registry.saving.lock();
     let (save, registrations) = registry.to_save();
     warn_of(store::save(dir, (save, &registrations)));
+    // One that cannot be written holds nobody up.
+    registry.save_ended(save);
 }
 
 fn warn_of(saved: Result<(), StateError>) {
@@ -80,10 +82,11 @@ fn warn_of(saved: Result<(), StateError>) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use parking_lot::Mutex;
 
-    use super::super::sorted;
     use super::super::tests::registration;
+    use super::super::{sorted, table_of};
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -166,9 +169,31 @@ mod tests {
         }
     }
 
-    fn announce(registry: &Registry, port: u16) {
+    #[tokio::test]
+    async fn a_withdrawal_is_saved_by_the_next_save_that_begins_and_one_that_fails_holds_nobody_up() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        let registry = Registry::new(Vec::new(), Duration::ZERO, Instant::now());
+        let [one, other] = [1, 2].map(|port| announce(&registry, port));
+        let begun = registry.to_save();
+        let save = registry.withdraw(one).unwrap();
+        assert_eq!(registry.withdraw(one), None, "there is nothing left");
+        registry.save_ended(begun.0);
+        assert_eq!(registry.saved(save).now_or_never(), None, "it may hold what was withdrawn");
+        save_now(&registry, &dir);
+        registry.saved(save).await;
+        assert_eq!(store::load(&dir).0, [registration(2)]);
+        drop(home);
+        let save = registry.withdraw(other).unwrap();
+        save_now(&registry, &dir);
+        registry.saved(save).await;
+        assert!(store::save(&dir, (save, &table_of(&[]))).is_err(), "the control: there is no such folder");
+    }
+
+    fn announce(registry: &Registry, port: u16) -> u64 {
         let stream = registry.stream("default", "reviews", [127, 0, 0, 1].into(), Instant::now()).unwrap();
         registry.announce(stream, registration(port), Instant::now()).unwrap();
+        stream
     }
 
     /// While another thread writes, no time passes here.

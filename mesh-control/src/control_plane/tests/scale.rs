@@ -203,6 +203,20 @@ async fn an_endpoint_that_is_not_taken_in_is_counted_and_not_called_announced() 
     assert_eq!(log.lines(&["sa/reviews", "endpoint announced", "127.0.0.1:4001"]), 1, "{}", log.text());
 }
 
+/// Whoever is told that it is withdrawn may be gone before the control plane is killed.
+#[tokio::test]
+async fn a_withdrawal_is_answered_when_a_restart_would_not_bring_the_endpoint_back() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let reviews = join(&plane, "default", "reviews").await;
+    for port in 4001..4011 {
+        let mut announcer = reviews.announce().await.unwrap();
+        announcer.reviews(port).await;
+        assert!(announcer.send(AnnounceRequest::withdraw()).await.accepted);
+        assert_eq!(registry::load(&plane.state).0, []);
+    }
+}
+
 #[tokio::test]
 async fn registrations_survive_a_reconnect_and_a_restart_without_flapping() {
     let setup = Setup::new();
