@@ -176,18 +176,37 @@ async fn of_a_large_part_that_is_silent_one_request_is_lost_and_not_one_for_each
         change(&mut snapshot, "near", |_, endpoints| *endpoints = priorities("near", &[&all]));
         let client = world.client(snapshot, Some(protocol), &metrics());
         assert_eq!(ask(&client).await.unwrap_err().code(), Code::TIMEOUT);
+        let met: Vec<u16> = all.iter().copied().filter(|port| world.dials(*port) > 0).collect();
+        assert_eq!(met.len(), 1);
         for _ in 0..300 {
             assert_eq!(ask(&client).await.unwrap(), far(NONE), "{protocol:?}");
             pass(TENTH).await;
         }
-        // Any of them is enough.
-        all[50..].iter().for_each(|port| world.set(*port, At::There));
+        // Any of them is enough, but for the one that is known.
+        all.iter().filter(|port| !met.contains(port)).for_each(|port| world.set(*port, At::There));
         let mut answers = 0;
         while ask(&client).await.is_ok_and(|(server, _)| server == FAR.to_string()) {
             answers += 1;
             assert!(answers < 600, "{protocol:?}: nobody looks");
             pass(TENTH).await;
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_dials_beside_a_request_that_finds_out_itself() {
+    for protocol in PROTOCOLS {
+        let world = World::with(&[]);
+        world.set(NEAR, At::Refusing);
+        let mut snapshot = snapshot(Form::Alone, forward_with(None), protocol);
+        change(&mut snapshot, "test", |_, endpoints| *endpoints = priorities("test", &[&[NEAR]]));
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        ask(&client).await.unwrap_err();
+        pass(60 * SECOND).await;
+        world.set(NEAR, At::There);
+        assert_eq!(ask(&client).await.unwrap(), (NEAR.to_string(), NONE));
+        pass(SECOND).await;
+        assert_eq!(world.dials(NEAR), 2, "{protocol:?}");
     }
 }
 

@@ -311,6 +311,25 @@ fn a_priority_of_which_another_attempt_is_due_is_no_better_than_one_that_is_ther
     }
 }
 
+/// However many are away: a picker is not asked for ever.
+#[test]
+fn the_one_of_very_many_that_is_there_is_found() {
+    let dead: Vec<_> = (10..209).map(|port| (port, Arc::<Load>::default())).collect();
+    dead.iter().for_each(|(_, load)| load.unreachable(SECOND));
+    let all: Vec<_> = (10..210).map(|port| (port, 1, Healthy)).collect();
+    for balancer in each_balancer() {
+        for groups in [vec![group(0, 1, &all)], vec![group(0, 1, &all[..100]), group(1, 1, &all[100..])]] {
+            let set = build(groups, cluster(|c| c.balancer = balancer.clone()), &dead);
+            let mut draw = seeded(3);
+            for now in [SECOND, 40 * SECOND] {
+                let pick = Pick { now, ..Pick::default() };
+                assert!((0..100).all(|_| *set.pick(&pick, &mut draw).unwrap().1 == 209), "{balancer:?}");
+                assert_eq!(set.choices(&pick), [199], "{balancer:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_set_of_which_nothing_can_be_reached_says_so() {
     let dead = Arc::<Load>::default();
