@@ -67,16 +67,30 @@ impl Dials {
 
 impl Cluster {
     /// Sees to it that endpoints which are away are connected to, on the caller's runtime: the connections are for its requests. Not
-    /// `own`, which the caller itself goes to. `needs`: none = raw connections want to know.
-    pub(crate) fn look_again(self: &Arc<Self>, needs: Option<Needs>, own: Option<&Arc<Endpoint>>, env: &Arc<Env>) {
+    /// `own`, which the caller itself goes to. `members` are those among which they were passed over. `needs`: none = raw
+    /// connections want to know.
+    pub(crate) fn look_again(
+        self: &Arc<Self>,
+        members: &Members,
+        needs: Option<Needs>,
+        own: Option<&Arc<Endpoint>>,
+        env: &Arc<Env>,
+    ) {
         let now = env.since_epoch(Instant::now());
         if self.dials.is_time(now, env) {
-            self.dial_due(needs, own, now, env);
+            self.dial_due(members, needs, own, now, env);
         }
     }
 
     #[cold]
-    fn dial_due(self: &Arc<Self>, needs: Option<Needs>, own: Option<&Arc<Endpoint>>, now: Duration, env: &Arc<Env>) {
+    fn dial_due(
+        self: &Arc<Self>,
+        members: &Members,
+        needs: Option<Needs>,
+        own: Option<&Arc<Endpoint>>,
+        now: Duration,
+        env: &Arc<Env>,
+    ) {
         let most = self.policy.connection.connect_timeout.saturating_add(MISSED);
         let (here, mut dials) = (Handle::current(), self.dials.all.lock());
         // One of this runtime goes on with it, however long that was not driven.
@@ -84,12 +98,11 @@ impl Cluster {
         dials.retain(|dial| !dial.task.is_finished() && goes_on(dial));
         // How long each is left alone is what its load says.
         let room = Room { insists: true, ..self.admission.room(false) };
-        let members = self.members();
-        for index in due(&members, now) {
+        for index in due(members, now, env) {
             if dials.len() >= AT_ONCE {
                 break;
             }
-            let endpoint = self.endpoint(&members, index, env);
+            let endpoint = self.endpoint(members, index, env);
             let is_dialled = dials.iter().any(|dial| dial.endpoint.as_ptr() == Arc::as_ptr(&endpoint));
             let is_own = own.is_some_and(|own| Arc::ptr_eq(own, &endpoint));
             if !is_own && !is_dialled && !endpoint.pool().is_closed() {
@@ -100,18 +113,19 @@ impl Cluster {
     }
 }
 
-/// Those whose time is over, the longest first: none is left out for good, however many there are.
-fn due(members: &Members, now: Duration) -> Vec<usize> {
+/// Those whose time is over, the longest first: none is left out for good, however many there are. Before them, in any order, those of
+/// whom nobody knows whether they are there: each is one of them once, and one that is there is enough.
+fn due(members: &Members, now: Duration, env: &Env) -> Vec<usize> {
     let ready = &members.ready;
-    let are_all = ready.is_away();
-    let overdue = |index: usize| match ready.candidates()[index].load() {
-        Some(load) if load.is_away() => load.overdue(now),
-        // Nobody knows whether they are there.
-        _ => are_all.then_some(Duration::ZERO),
+    let are_all = ready.availability().is_none() || ready.is_away();
+    let place = |index: usize| match ready.candidates()[index].load() {
+        Some(load) if load.is_away() => Some((Reverse(load.overdue(now)?), 0)),
+        Some(load) if load.stands() => None,
+        _ => are_all.then(|| (Reverse(Duration::MAX), env.draw(u64::MAX))),
     };
     let usable = (0..ready.known()).filter(|index| ready.is_usable(*index));
-    let mut due: Vec<_> = usable.filter_map(|index| Some((overdue(index)?, index))).collect();
-    due.sort_by_key(|(overdue, _)| Reverse(*overdue));
+    let mut due: Vec<_> = usable.filter_map(|index| Some((place(index)?, index))).collect();
+    due.sort_unstable();
     due.into_iter().map(|(_, index)| index).collect()
 }
 
@@ -119,8 +133,12 @@ async fn dial(endpoint: Arc<Endpoint>, needs: Option<Needs>, room: Room, env: Ar
     let (load, was_away) = (endpoint.load(), endpoint.load().is_away());
     // One that was there before says nothing.
     let needs = needs.filter(|needs| !endpoint.pool().has_one(*needs));
-    // What came of it is told there.
-    let _ = endpoint.warm(needs, room, &env).await;
+    let now = Instant::now();
+    let mut attempt = endpoint.begin(now, env.since_epoch(now));
+    let dialled = endpoint.warm(needs, room, &env).await;
+    // As of a request that cannot be connected to: no other is to find out, and outlier detection hears of it all the same.
+    let failed = dialled.is_err_and(|cause| cause.is_unreached() && !cause.is_ours());
+    attempt.iter_mut().for_each(|attempt| if failed { attempt.failed() } else { attempt.held_back() });
     if was_away && load.is_away() {
         // Whatever it was: the next attempt is another one's turn.
         load.unreachable(env.since_epoch(Instant::now()));

@@ -202,7 +202,7 @@ impl Shared<'_> {
         }
         exchange.at(&endpoint);
         if self.members.ready.passes_over() {
-            self.cluster.look_again(Some(Needs::of(self.grpc)), Some(&endpoint), self.env);
+            self.cluster.look_again(&self.members, Some(Needs::of(self.grpc)), Some(&endpoint), self.env);
         }
         // Counted before connecting, so that a slow connection repels further requests.
         attempt.report(self.members.issue(index));
@@ -458,7 +458,10 @@ impl Hold {
                     let again = if silent { Again::Silent(self.index) } else { Again::Unreached(self.index) };
                     return Err(Failed { cause, again: Some(again) });
                 }
-                if waits_at.is_none() && matches!(cause, Cause::FailFast { .. }) {
+                if let Cause::FailFast { after, .. } = cause
+                    && waits_at.is_none()
+                    && self.attempt.started().elapsed() >= after
+                {
                     self.attempt.suspected();
                 }
                 // A local limit says nothing of the endpoint, nor does that it cannot speak what this one request needs: others may.

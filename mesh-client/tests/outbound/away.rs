@@ -1,13 +1,16 @@
 //! Endpoints that could not be connected to: others come first until a connection stands, which no request waits for. The world is that of
 //! [`parts`](super::parts).
 
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use futures_util::future::{join, join_all};
 use http::header::{COOKIE, SET_COOKIE};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Balancer, Endpoints, Forward, HttpFilter, HttpFilterKind, RetryOn, RetryPolicy, SessionSource, StatefulSession,
+    Balancer, Cluster, Discovery, Endpoint, EndpointMetadata, Endpoints, Forward, HttpFilter, HttpFilterKind,
+    PathMatch, RetryOn, RetryPolicy, RouteMatch, SessionSource, StatefulSession, SubsetFallback, Subsets,
     UpstreamProtocol,
 };
 use mesh_core::telemetry::Metrics;
@@ -18,7 +21,7 @@ use super::parts::{
     At, BESIDE, CONNECT_TIMEOUT, FAR, Form, NEAR, PROTOCOLS, SECOND, TENTH, World, ask, at, change, far, group,
     one_each, raw, snapshot, until,
 };
-use super::{TARGET, fetch, forward_with, get, retrying, server_of};
+use super::{TARGET, cluster, fetch, forward_with, get, retrying, server_of};
 
 const NONE: std::time::Duration = std::time::Duration::ZERO;
 
@@ -191,6 +194,56 @@ async fn of_a_large_part_that_is_silent_one_request_is_lost_and_not_one_for_each
             pass(TENTH).await;
         }
     }
+}
+
+/// More than are dialled again before the first of them is due: those that are there come first.
+#[tokio::test(start_paused = true)]
+async fn of_very_many_that_are_silent_none_keeps_those_that_are_there_from_being_dialled() {
+    let all: Vec<u16> = (100..500).collect();
+    let protocol = UpstreamProtocol::Http1;
+    let world = World::with(&all[..300]);
+    let mut snapshot = snapshot(Form::Parts(1), forward_with(None), protocol);
+    change(&mut snapshot, "near", |cluster, endpoints| {
+        // In this order the first is silent.
+        (cluster.balancer, *endpoints) = (Balancer::PickFirst { shuffle: false }, priorities("near", &[&all]));
+    });
+    let client = world.client(snapshot, Some(protocol), &metrics());
+    let first = tokio::time::timeout(3 * SECOND, ask(&client)).await;
+    assert!(first.is_err(), "control: it is silent");
+    let begun = tokio::time::Instant::now();
+    while !all[300..].iter().any(|port| world.dials(*port) > 0) {
+        assert!(begun.elapsed() < 60 * SECOND, "nobody asks those that are there");
+        let _ = tokio::time::timeout(SECOND, ask(&client)).await;
+        pass(TENTH).await;
+    }
+}
+
+/// Of a part by labels, whoever else of its cluster is there.
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_a_route_wants_are_dialled_whoever_else_of_their_cluster_is_there() {
+    const OTHER: u16 = 3;
+    let stage = |stage: &str| BTreeMap::from([("stage".to_owned(), stage.to_owned())]);
+    let labelled = |port, of: &str| {
+        let metadata = Arc::new(EndpointMetadata { lb: stage(of), ..EndpointMetadata::default() });
+        Endpoint { metadata, ..at(port) }
+    };
+    let forward = |of: &str| Forward { metadata_match: stage(of), ..Forward::to("test".into()) };
+    let prod = RouteMatch { path: PathMatch::Exact("/prod".to_owned()), ..RouteMatch::any() };
+    let routes =
+        policy::routes([policy::forward(prod, forward("prod")), policy::forward(RouteMatch::any(), forward("dev"))]);
+    let subsets = Subsets { fallback: SubsetFallback::Fail, selectors: vec![vec!["stage".to_owned()]] };
+    let near = Cluster { subsets: Some(subsets), balancer: Balancer::RoundRobin, ..cluster("near") };
+    let all = Cluster { discovery: Discovery::Aggregate(vec!["near".into(), "far".into()]), ..cluster("test") };
+    // Most likely the first.
+    let first = Endpoint { weight: NonZeroU32::new(1000).unwrap(), ..labelled(NEAR, "dev") };
+    let endpoints = vec![first, labelled(BESIDE, "dev"), labelled(OTHER, "prod")];
+    let parts = [(all, vec![]), (near, endpoints), (cluster("far"), vec![at(FAR)])];
+    let world = World::with(&[NEAR]);
+    let client = world.client(policy::snapshot(routes, parts), Some(UpstreamProtocol::Http1), &metrics());
+    assert_eq!(server_of(&fetch(&client, "/prod").await.unwrap()), OTHER.to_string());
+    assert!(tokio::time::timeout(3 * SECOND, ask(&client)).await.is_err(), "the first of the others is silent");
+    assert_eq!(ask(&client).await.unwrap(), far(NONE));
+    until(&client, BESIDE, 5 * SECOND).await;
 }
 
 #[tokio::test(start_paused = true)]

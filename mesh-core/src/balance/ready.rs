@@ -477,7 +477,7 @@ impl<E> ReadySet<E> {
         picked.or_else(|| {
             let mut all = other.range.clone().filter(|index| may_be(*index));
             let count = all.clone().count() as u64;
-            all.nth(draw(count) as usize)
+            if count == 0 { None } else { all.nth(draw(count) as usize) }
         })
     }
 
