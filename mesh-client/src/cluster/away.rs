@@ -133,12 +133,10 @@ async fn dial(endpoint: Arc<Endpoint>, needs: Option<Needs>, room: Room, env: Ar
     let (load, was_away) = (endpoint.load(), endpoint.load().is_away());
     // One that was there before says nothing.
     let needs = needs.filter(|needs| !endpoint.pool().has_one(*needs));
-    let now = Instant::now();
-    let mut attempt = endpoint.begin(now, env.since_epoch(now));
     let dialled = endpoint.warm(needs, room, &env).await;
-    // As of a request that cannot be connected to: no other is to find out, and outlier detection hears of it all the same.
-    let failed = dialled.is_err_and(|cause| cause.is_unreached() && !cause.is_ours());
-    attempt.iter_mut().for_each(|attempt| if failed { attempt.failed() } else { attempt.held_back() });
+    if dialled.is_err_and(|cause| cause.is_unreached() && !cause.is_ours()) {
+        endpoint.not_connected();
+    }
     if was_away && load.is_away() {
         // Whatever it was: the next attempt is another one's turn.
         load.unreachable(env.since_epoch(Instant::now()));

@@ -105,6 +105,13 @@ impl Endpoint {
         result
     }
 
+    /// No connection came about beside the requests: as of a request, for no other is to find out.
+    pub(super) fn not_connected(&self) {
+        if let Some(mut watched) = self.watch.as_ref().and_then(Watch::enter) {
+            watched.record(Evidence::Lost);
+        }
+    }
+
     /// Whether a raw connection can be had; false as in [`warm`](Self::warm).
     async fn knock(&self, room: Room) -> Result<bool, Cause> {
         let Ok(_open) = self.pool.room(room) else { return Ok(false) };
