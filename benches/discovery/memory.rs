@@ -52,6 +52,11 @@ async fn make(size: Size, used: Use) -> Result<(World, Client), Error> {
                 return Err("somebody listens where nobody should".into());
             }
         }
+        // So have the dials beside them.
+        tokio::task::yield_now().await;
+        while client.dump().destinations.iter().flat_map(|one| &one.clusters).any(|one| one.open_connections > 0) {
+            tokio::task::yield_now().await;
+        }
     }
     Ok((world, client))
 }

@@ -59,6 +59,15 @@ impl Dials {
         now >= next && self.next.compare_exchange(next, later(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
+    /// Forgets that to `endpoint`: it has come to its end, and nothing of it is to be held until somebody looks again.
+    fn ended(&self, endpoint: &Endpoint) {
+        let mut all = self.all.lock();
+        all.retain(|dial| !std::ptr::eq(dial.endpoint.as_ptr(), endpoint));
+        if all.is_empty() {
+            *all = Vec::new();
+        }
+    }
+
     /// Forgets them: their runtime has ended, or stands still.
     pub(super) fn stop(&self) {
         self.all.lock().clear();
@@ -106,7 +115,8 @@ impl Cluster {
             let is_dialled = dials.iter().any(|dial| dial.endpoint.as_ptr() == Arc::as_ptr(&endpoint));
             let is_own = own.is_some_and(|own| Arc::ptr_eq(own, &endpoint));
             if !is_own && !is_dialled && !endpoint.pool().is_closed() {
-                let (dialled, work) = (Arc::downgrade(&endpoint), dial(endpoint, needs, room, env.clone()));
+                let dialled = Arc::downgrade(&endpoint);
+                let work = dial(Arc::downgrade(self), endpoint, needs, room, env.clone());
                 dials.push(Dial { endpoint: dialled, runtime: here.id(), began: now, task: spawn(&here, work) });
             }
         }
@@ -129,7 +139,7 @@ fn due(members: &Members, now: Duration, env: &Env) -> Vec<usize> {
     due.into_iter().map(|(_, index)| index).collect()
 }
 
-async fn dial(endpoint: Arc<Endpoint>, needs: Option<Needs>, room: Room, env: Arc<Env>) {
+async fn dial(cluster: Weak<Cluster>, endpoint: Arc<Endpoint>, needs: Option<Needs>, room: Room, env: Arc<Env>) {
     let (load, was_away) = (endpoint.load(), endpoint.load().is_away());
     // One that was there before says nothing.
     let needs = needs.filter(|needs| !endpoint.pool().has_one(*needs));
@@ -141,4 +151,5 @@ async fn dial(endpoint: Arc<Endpoint>, needs: Option<Needs>, room: Room, env: Ar
         // Whatever it was: the next attempt is another one's turn.
         load.unreachable(env.since_epoch(Instant::now()));
     }
+    cluster.upgrade().iter().for_each(|cluster| cluster.dials.ended(&endpoint));
 }
