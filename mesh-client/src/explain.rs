@@ -267,6 +267,9 @@ pub struct ClusterDump {
     pub open_connections: u32,
     /// Names that could not be looked up, and why; their last good addresses stay in use.
     pub dns_failures: Vec<String>,
+    /// How much of all requests it can take as a part of an aggregate. `None` = none until a connection stands, for an endpoint of
+    /// its could not be connected to and of none is known that it can. Of what is no part of its own (`failed`, `parts`) 0.
+    pub availability: Option<PerMillion>,
     /// The priority in use.
     pub priority: u32,
     /// How its requests are shared out among priorities and healths.
@@ -640,6 +643,7 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
         drops: Vec::new(),
         open_connections: 0,
         dns_failures: Vec::new(),
+        availability: Some(PerMillion::NONE),
         priority: 0,
         pools: Vec::new(),
         endpoints: Vec::new(),
@@ -664,6 +668,7 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
                 drops: members.source().drops.clone(),
                 open_connections: cluster.open_connections(),
                 dns_failures: cluster.dns_failures(),
+                availability: cluster.availability(),
                 priority: members.ready.priority(),
                 pools: members.ready.pools().collect(),
                 endpoints: endpoint_dumps(env, &members),

@@ -441,10 +441,10 @@ impl Router {
     }
 
     /// Closes connections that were idle or alive for too long.
-    pub(crate) fn reap(&self, now: Instant) {
+    pub(crate) fn reap(&self, now: Instant, env: &Env) {
         for slot in self.wiring.clusters.values() {
             if let Slot::Ready(cluster) = slot {
-                cluster.reap(now);
+                cluster.reap(now, env);
             }
         }
     }

@@ -76,18 +76,23 @@ impl Dials {
 
 impl Cluster {
     /// Sees to it that endpoints which are away are connected to, on the caller's runtime: the connections are for its requests. Not
-    /// `own`, which the caller itself goes to. `members` are those among which they were passed over. `needs`: none = raw
-    /// connections want to know.
+    /// `own`, which the caller itself goes to. `members` are those among which they were passed over; one that is `missed` by a session
+    /// comes first, for no pick may ever give it. `needs`: none = raw connections want to know.
     pub(crate) fn look_again(
         self: &Arc<Self>,
         members: &Members,
         needs: Option<Needs>,
         own: Option<&Arc<Endpoint>>,
+        missed: Option<usize>,
         env: &Arc<Env>,
     ) {
         let now = env.since_epoch(Instant::now());
         if self.dials.is_time(now, env) {
-            self.dial_due(members, needs, own, now, env);
+            let is_due =
+                |index: &usize| members.ready.candidates()[*index].load().is_some_and(|l| l.overdue(now).is_some());
+            let mut all: Vec<_> = missed.into_iter().filter(is_due).collect();
+            all.extend(due(members, now, env));
+            self.dial_due(members, &all, needs, own, now, env);
         }
     }
 
@@ -95,6 +100,7 @@ impl Cluster {
     fn dial_due(
         self: &Arc<Self>,
         members: &Members,
+        due: &[usize],
         needs: Option<Needs>,
         own: Option<&Arc<Endpoint>>,
         now: Duration,
@@ -107,11 +113,13 @@ impl Cluster {
         dials.retain(|dial| !dial.task.is_finished() && goes_on(dial));
         // How long each is left alone is what its load says.
         let room = Room { insists: true, ..self.admission.room(false) };
-        for index in due(members, now, env) {
-            if dials.len() >= AT_ONCE {
+        // Requests want some of the connections that there may be.
+        let at_once = room.of_cluster.map_or(AT_ONCE, |most| AT_ONCE.min(most as usize / 4).max(1));
+        for index in due {
+            if dials.len() >= at_once {
                 break;
             }
-            let endpoint = self.endpoint(members, index, env);
+            let endpoint = self.endpoint(members, *index, env);
             let is_dialled = dials.iter().any(|dial| dial.endpoint.as_ptr() == Arc::as_ptr(&endpoint));
             let is_own = own.is_some_and(|own| Arc::ptr_eq(own, &endpoint));
             if !is_own && !is_dialled && !endpoint.pool().is_closed() {

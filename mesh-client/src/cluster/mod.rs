@@ -480,9 +480,9 @@ impl Cluster {
     }
 
     /// Closes connections that were idle or alive for too long.
-    pub(crate) fn reap(&self, now: Instant) {
+    pub(crate) fn reap(&self, now: Instant, env: &Env) {
         for endpoint in self.members.load().in_use() {
-            endpoint.pool().reap(now);
+            endpoint.pool().reap(now, env.since_epoch(now));
         }
     }
 }

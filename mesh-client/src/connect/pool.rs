@@ -20,6 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt;
@@ -314,8 +315,8 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle or alive for too long.
-    pub(crate) fn reap(&self, now: Instant) {
+    /// Closes what has been idle or alive for too long. The time `now`, also by the load's clock.
+    pub(crate) fn reap(&self, now: Instant, by_load: Duration) {
         if let Some(kept) = self.kept.get() {
             let is_over = |idle: &mut SoleConnection| {
                 let over = is_stale(idle, now) || !idle.is_quiet();
@@ -328,6 +329,9 @@ impl Pool {
             self.take_in();
         }
         self.keep_shared(|shared| !shared.is_closed() && !is_done(shared, now));
+        if self.counts.is_left() {
+            self.load().unconnected(by_load);
+        }
     }
 
     /// Closes idle connections now and the others when their requests have ended.

@@ -151,7 +151,7 @@ impl Owner {
     fn sweep(&mut self, now: Instant) -> bool {
         let Some(destination) = self.destination.upgrade() else { return true };
         self.show(&destination, now);
-        destination.ready().iter().for_each(|router| router.reap(now));
+        destination.ready().iter().for_each(|router| router.reap(now, &self.env));
         let Some(destinations) = destination.destinations.upgrade() else { return true };
         let target = destination.target.clone();
         // Whoever holds it uses it.

@@ -201,8 +201,9 @@ impl Shared<'_> {
             exchange.next_attempt();
         }
         exchange.at(&endpoint);
-        if self.members.ready.passes_over() {
-            self.cluster.look_again(&self.members, Some(Needs::of(self.grpc)), Some(&endpoint), self.env);
+        let missed = self.missed(index);
+        if self.members.ready.passes_over() || missed.is_some() {
+            self.cluster.look_again(&self.members, Some(Needs::of(self.grpc)), Some(&endpoint), missed, self.env);
         }
         // Counted before connecting, so that a slow connection repels further requests.
         attempt.report(self.members.issue(index));
@@ -221,7 +222,10 @@ impl Shared<'_> {
         if let Again::Unreached(index) | Again::Silent(index) = again {
             progress.unreached.push(index);
             resends.unreached += 1;
-            let others = self.members.ready.len() > self.avoided(progress).len() && !self.session.is_strict();
+            // A session's own need be none of those that a pick can give.
+            let ready = &self.members.ready;
+            let tried = self.avoided(progress).iter().filter(|index| ready.is_usable(**index)).count();
+            let others = ready.len() > tried && !self.session.is_strict();
             let leaves =
                 progress.silent && self.leaves_part(progress, self.cluster.policy().connection.connect_timeout);
             return others && !leaves && resends.unreached <= MAX_UNREACHED;

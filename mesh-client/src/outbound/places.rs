@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::balance::Pick;
-use mesh_core::policy::RetryPolicy;
+use mesh_core::policy::{Address, RetryPolicy};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -48,11 +48,8 @@ impl Places<'_> {
     /// The member of the next try; `full` can take no further request.
     pub(super) fn pick(&self, progress: &Progress, tried: &[usize], now: Duration, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
-            let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
-            let is_away =
-                |index: usize| self.members.ready.candidates()[index].load().is_some_and(|load| load.is_away());
-            let is_out = |index: usize| tried.contains(&index) || full.contains(&index) || is_away(index);
-            match pinned.map(|(index, _)| index) {
+            let is_out = |index: usize| tried.contains(&index) || full.contains(&index) || self.is_away(index);
+            match self.pinned(address) {
                 // A retry goes elsewhere, unless the session must not; so does what could not be connected to (gRFC A55).
                 Some(index) if self.session.is_strict() || !is_out(index) => return Some(index),
                 None if self.session.is_strict() => return None,
@@ -76,9 +73,9 @@ impl Places<'_> {
         match self.policy().filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
             Some(policy) => self.pick_without(policy, &pick),
             None => {
-                let index = self.pick_one(&pick)?;
+                let index = self.pick_there(progress, full, &pick)?;
                 // All of its priority were tried: rather another one than once more who cannot be connected to.
-                let exhausted = !progress.unreached.is_empty() && away_from.is_empty() && pick.tried.contains(&index);
+                let exhausted = away_from.is_empty() && progress.unreached.contains(&index);
                 let other = || self.pick_one(&Pick { away_from: &[index], ..pick });
                 Some(if exhausted { other().unwrap_or(index) } else { index })
             }
@@ -102,6 +99,35 @@ impl Places<'_> {
         let now = self.env.since_epoch(Instant::now());
         let pick = Pick { now, tried: &progress.tried, hash: self.hash, away_from: &progress.tried };
         self.members.ready.has_elsewhere(&pick, waited)
+    }
+
+    /// Where the session is pinned to, if it may be asked.
+    fn pinned(&self, address: &Address) -> Option<usize> {
+        self.members.ready.pinned(address, &self.cluster.policy().override_host).map(|(index, _)| index)
+    }
+
+    /// The session's endpoint, away, if a try goes to the one at `index` in its place.
+    pub(super) fn missed(&self, index: usize) -> Option<usize> {
+        let address = self.session.address()?;
+        let is_own = self.members.ready.candidates().policy(index).1.address == *address;
+        let missed = if is_own { None } else { self.pinned(address) };
+        missed.filter(|missed| self.is_away(*missed))
+    }
+
+    fn is_away(&self, index: usize) -> bool {
+        self.members.ready.candidates()[index].load().is_some_and(|load| load.is_away())
+    }
+
+    /// A pick that would rather have one that was tried and is there than one that is away: no request finds out whether that is
+    /// back.
+    fn pick_there(&self, progress: &Progress, full: &[usize], pick: &Pick<'_>) -> Option<usize> {
+        let index = self.pick_one(pick)?;
+        if pick.tried.is_empty() || !self.is_away(index) {
+            return Some(index);
+        }
+        let out: SmallVec<[usize; 8]> = progress.unreached.iter().chain(full).copied().collect();
+        let again = self.pick_one(&Pick { tried: &out, ..*pick })?;
+        Some(if self.is_away(again) || out.contains(&again) { index } else { again })
     }
 
     fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {
@@ -157,6 +183,11 @@ impl Places<'_> {
     fn choices(&self, progress: &Progress, now: Duration) -> Vec<usize> {
         let pick = Pick { now, tried: self.avoided(progress), hash: self.hash, away_from: self.left(progress) };
         let mut choices = self.members.ready.choices(&pick);
+        if choices.iter().all(|index| self.is_away(*index)) {
+            let mut there = self.members.ready.choices(&Pick { tried: &progress.unreached, ..pick });
+            there.retain(|index| !self.is_away(*index));
+            choices = if there.is_empty() { choices } else { there };
+        }
         if let Some(policy) = self.policy() {
             let unwanted = choices.iter().filter(|index| self.is_unwanted(policy, **index)).count();
             // With more of them than that a pick may give up and take one.

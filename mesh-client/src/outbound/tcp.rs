@@ -120,7 +120,7 @@ impl Dial<'_> {
             let Some((index, endpoint, mut attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
             if members.ready.passes_over() {
-                cluster.look_again(&members, None, Some(&endpoint), self.env);
+                cluster.look_again(&members, None, Some(&endpoint), None, self.env);
             }
             // Counted before connecting, so that a slow endpoint repels further connections.
             attempt.report(members.issue(index));

@@ -71,7 +71,7 @@ impl<'r> Part<'r> {
     pub(crate) fn look_again(self, needs: Option<Needs>, env: &Arc<Env>) {
         if self.passes {
             let others = ready(self.all).filter(|cluster| !std::ptr::eq(*cluster, self.cluster));
-            others.for_each(|cluster| cluster.look_again(&cluster.members(), needs, None, env));
+            others.for_each(|cluster| cluster.look_again(&cluster.members(), needs, None, None, env));
         }
     }
 }

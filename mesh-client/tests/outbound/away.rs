@@ -9,8 +9,8 @@ use futures_util::future::{join, join_all};
 use http::header::{COOKIE, SET_COOKIE};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Balancer, Cluster, Discovery, Endpoint, EndpointMetadata, Endpoints, Forward, HttpFilter, HttpFilterKind,
-    PathMatch, RetryOn, RetryPolicy, RouteMatch, SessionSource, StatefulSession, SubsetFallback, Subsets,
+    Balancer, Cluster, Discovery, Endpoint, EndpointMetadata, Endpoints, Forward, Health, HttpFilter, HttpFilterKind,
+    PathMatch, RetryOn, RetryPolicy, RouteMatch, SessionSource, Snapshot, StatefulSession, SubsetFallback, Subsets,
     UpstreamProtocol,
 };
 use mesh_core::telemetry::Metrics;
@@ -149,7 +149,10 @@ async fn nobody_waits_for_a_priority_that_was_away_before_the_next_part_is_asked
         assert_eq!(ask(&client).await.unwrap(), far(NONE));
         world.set(NEAR, At::There);
         until(&client, NEAR, 45 * SECOND).await;
-        pass(60 * SECOND).await;
+        for _ in 0..60 {
+            assert_eq!(ask(&client).await.unwrap(), (NEAR.to_string(), NONE));
+            pass(SECOND).await;
+        }
         [NEAR, BESIDE].into_iter().for_each(|port| world.set(port, At::Silent));
         assert_eq!(ask(&client).await.unwrap(), far(CONNECT_TIMEOUT), "{protocol:?}");
     }
@@ -265,18 +268,26 @@ async fn nobody_dials_beside_a_request_that_finds_out_itself() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_goes_elsewhere_while_its_endpoint_is_away() {
-    for protocol in PROTOCOLS {
+    for (protocol, draining) in PROTOCOLS.into_iter().flat_map(|protocol| [(protocol, false), (protocol, true)]) {
         let mut snapshot = snapshot(Form::Alone, forward_with(None), protocol);
         let source = SessionSource::Cookie { name: "sid".into(), path: "/".into(), ttl: NONE };
         let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict: false }));
         Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
         let world = World::with(&[]);
-        let client = || world.client(snapshot.clone(), Some(protocol), &metrics());
-        let pinned = fetch(&client(), "/").await.unwrap();
+        let client = |snapshot: &Snapshot| world.client(snapshot.clone(), Some(protocol), &metrics());
+        let pinned = fetch(&client(&snapshot), "/").await.unwrap();
         let cookie = pinned.headers()[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
         let mine: u16 = server_of(&pinned).parse().unwrap();
         world.set(mine, At::Silent);
-        let client = client();
+        if draining {
+            // No pick gives it, and only sessions want it back.
+            change(&mut snapshot, "test", |cluster, endpoints| {
+                cluster.override_host.push(Health::Draining);
+                let all = &mut endpoints.localities[0].endpoints;
+                all.iter_mut().filter(|e| e.address == at(mine).address).for_each(|e| e.health = Health::Draining);
+            });
+        }
+        let client = client(&snapshot);
         let sent = async || {
             let mut request = get("/");
             request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
@@ -290,5 +301,79 @@ async fn a_session_goes_elsewhere_while_its_endpoint_is_away() {
             assert_eq!(sent().await, (other.clone(), NONE), "{protocol:?}");
             pass(TENTH).await;
         }
+        world.set(mine, At::There);
+        let begun = tokio::time::Instant::now();
+        while sent().await != (mine.to_string(), NONE) {
+            assert!(begun.elapsed() < 45 * SECOND, "nobody looks for it: {protocol:?}, draining {draining}");
+            pass(TENTH).await;
+        }
+    }
+}
+
+/// What is known of them is old: they have had no connection for a while.
+#[tokio::test(start_paused = true)]
+async fn a_part_whose_idle_endpoints_fall_silent_keeps_no_request_for_each() {
+    let all: Vec<u16> = (100..110).collect();
+    for protocol in PROTOCOLS {
+        let world = World::with(&[]);
+        world.set(all[0], At::Refusing);
+        let mut snapshot = one_each(Form::Parts(1), protocol);
+        change(&mut snapshot, "near", |cluster, endpoints| {
+            (cluster.balancer, *endpoints) = (Balancer::RoundRobin, priorities("near", &[&all]));
+        });
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        join_all((0..20).map(|_| ask(&client))).await;
+        assert!(all.iter().all(|port| world.dials(*port) > 0), "control: all were met");
+        pass(60 * SECOND).await;
+        all.iter().for_each(|port| world.set(*port, At::Silent));
+        for _ in 0..100 {
+            assert_eq!(ask(&client).await.unwrap(), far(NONE), "{protocol:?}");
+            pass(TENTH).await;
+        }
+        all.iter().for_each(|port| world.set(*port, At::There));
+        let begun = tokio::time::Instant::now();
+        while ask(&client).await.unwrap() == far(NONE) {
+            assert!(begun.elapsed() < 45 * SECOND, "{protocol:?}: nobody looks");
+            pass(TENTH).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_goes_to_who_was_tried_rather_than_to_who_is_away() {
+    let on = RetryOn { gateway_error: true, ..RetryOn::default() };
+    for protocol in PROTOCOLS {
+        let world = World::with(&[BESIDE]);
+        let forward = forward_with(Some(retrying(2, on.clone())));
+        let client = world.client(snapshot(Form::Alone, forward, protocol), Some(protocol), &metrics());
+        let met = join_all((0..20).map(|_| ask(&client))).await;
+        assert!(met.iter().flatten().any(|(_, took)| *took == CONNECT_TIMEOUT), "control: it is silent");
+        // Another attempt at it is due.
+        pass(60 * SECOND).await;
+        let begun = tokio::time::Instant::now();
+        let answer = fetch(&client, "/503").await.unwrap();
+        assert_eq!((answer.status().as_u16(), server_of(&answer)), (503, &*NEAR.to_string()));
+        assert!(begun.elapsed() < SECOND, "{protocol:?}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dials_take_few_of_the_connections_that_there_may_be() {
+    let all: Vec<u16> = (100..200).collect();
+    for (max_connections, most) in [(Some(8), 2), (Some(1), 1), (None, 32)] {
+        let world = World::with(&all);
+        let mut snapshot = snapshot(Form::Parts(1), forward_with(None), UpstreamProtocol::Http1);
+        change(&mut snapshot, "near", |cluster, endpoints| {
+            *endpoints = priorities("near", &[&all]);
+            cluster.breaker.max_connections = max_connections;
+        });
+        let client = world.client(snapshot, Some(UpstreamProtocol::Http1), &metrics());
+        assert_eq!(ask(&client).await.unwrap(), far(CONNECT_TIMEOUT));
+        for _ in 0..20 {
+            assert_eq!(ask(&client).await.unwrap(), far(NONE));
+            pass(TENTH).await;
+        }
+        let dials: usize = all.iter().map(|port| world.dials(*port)).sum();
+        assert_eq!(dials, 1 + most, "of {max_connections:?}");
     }
 }

@@ -15,7 +15,7 @@ use http::header::{COOKIE, SET_COOKIE};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use mesh_client::{Client, ClientBuilder, Error, Io};
+use mesh_client::{Client, ClientBuilder, EndpointDump, Error, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
@@ -118,9 +118,11 @@ impl World {
 fn serve(port: u16, protocol: Option<UpstreamProtocol>) -> Box<dyn Io> {
     let (ours, mut theirs) = tokio::io::duplex(4096);
     match protocol {
-        Some(protocol) => tokio::spawn(answer(theirs, protocol, move |_: Request<Incoming>| {
+        Some(protocol) => tokio::spawn(answer(theirs, protocol, move |request: Request<Incoming>| {
             let body = Empty::<Bytes>::new().map_err(|never| match never {});
-            Response::builder().header("x-echo-server", port.to_string()).body(body).unwrap()
+            // A path that is a number is the status to answer with.
+            let status = request.uri().path()[1..].parse().unwrap_or(200);
+            Response::builder().status(status).header("x-echo-server", port.to_string()).body(body).unwrap()
         })),
         None => tokio::spawn(async move { _ = theirs.write_u16(port).await }),
     };
@@ -610,8 +612,13 @@ async fn people_are_told_that_one_is_away() {
         let client = world.client(snapshot(form, forward_with(None), protocol), Some(protocol), &metrics);
         let is_reachable = || {
             let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
-            let near = clusters.flat_map(|cluster| cluster.endpoints).find(|one| one.address == at(NEAR).address);
-            near.unwrap().reachable
+            let is_near = |one: &EndpointDump| one.address == at(NEAR).address;
+            let cluster = clusters.into_iter().find(|cluster| cluster.endpoints.iter().any(is_near)).unwrap();
+            let reachable = cluster.endpoints.iter().find(|one| is_near(one)).unwrap().reachable;
+            // The rest of priorities is known to be there.
+            let takes = if reachable || matches!(form, Form::Priorities) { Some(PerMillion::ALL) } else { None };
+            assert_eq!(cluster.availability, takes, "{form:?}");
+            reachable
         };
         let answer = ask(&client).await;
         assert_eq!((answer.is_ok(), is_reachable()), (stays, false), "{form:?}");

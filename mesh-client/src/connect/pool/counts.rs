@@ -133,6 +133,11 @@ impl Counts {
         self.open.get()
     }
 
+    /// Whether there were connections of the pool, and none is left.
+    pub(super) fn is_left(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == 1
+    }
+
     /// Whether who wants a connection has to stand in line for it. All that a request pays that finds one.
     pub(super) fn is_awaited(&self, want: Want, room: Room) -> bool {
         !room.passes && self.waiting(want, room) > 0
