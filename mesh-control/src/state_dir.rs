@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-/// Larger files are not ours.
+/// Larger files are not ours, unless their reader knows better.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The state directory, created on first use.
@@ -92,18 +92,26 @@ impl StateDir {
 
     /// Reads a file; `None` if it does not exist.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
-        self.read_checked(name, |_, _| Ok(()))
+        self.read_within(name, MAX_FILE)
+    }
+
+    /// The same of one that may have so many bytes.
+    pub(crate) fn read_within(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>, StateError> {
+        self.read_checked(name, most, |_, _| Ok(()))
     }
 
     /// Reads a secret, which is wiped when it is dropped; `None` if it does not exist. Refuses one that group or others can
     /// read.
     pub(crate) fn read_secret(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
-        Ok(self.read_checked(name, |path, metadata| refuse_too_open(path, metadata, self.user))?.map(Zeroizing::new))
+        Ok(self
+            .read_checked(name, MAX_FILE, |path, metadata| refuse_too_open(path, metadata, self.user))?
+            .map(Zeroizing::new))
     }
 
     fn read_checked(
         &self,
         name: &str,
+        most: u64,
         check: impl FnOnce(&Path, &fs::Metadata) -> Result<(), StateError>,
     ) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.path(name);
@@ -117,10 +125,10 @@ impl StateDir {
         let metadata = file.metadata().map_err(failed)?;
         check(&path, &metadata)?;
         // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
-        let mut content = Vec::with_capacity(usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or_default() + 64);
-        file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(failed)?;
-        if content.len() as u64 > MAX_FILE {
-            return Err(StateError::Content { path, reason: "it is larger than 16 MiB".to_owned() });
+        let mut content = Vec::with_capacity(usize::try_from(metadata.len().min(most)).unwrap_or_default() + 64);
+        file.take(most + 1).read_to_end(&mut content).map_err(failed)?;
+        if content.len() as u64 > most {
+            return Err(StateError::Content { path, reason: format!("it is larger than {} MiB", most >> 20) });
         }
         Ok(Some(content))
     }

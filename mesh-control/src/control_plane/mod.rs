@@ -178,6 +178,8 @@ impl ControlPlane {
         for task in self.background.drain(..) {
             task.cancelled().await;
         }
+        // Now nobody else saves: those who wait for it are answered.
+        registry::save_now(&self.registry, &self.state);
         self.drain.drain();
         for port in self.ports.drain(..) {
             port.finished().await;

@@ -118,9 +118,11 @@ impl Announcing {
         // A control plane that is killed after the answer must not begin anew with the endpoint.
         if let Some(save) = self.unsaved.take() {
             tokio::select! {
+                biased;
                 () = self.held.registry.saved(save) => {}
-                // The last save is to come.
-                () = self.drain.drained() => {}
+                // What came after the save that a shutdown begins with is in the last one, which nobody may live to see: whoever is
+                // not answered asks again.
+                () = self.drain.drained() => return None,
                 () = sleep(SAVED_WITHIN) => tracing::warn!(peer = %self.peer, "a withdrawal is not saved in time"),
             }
         }

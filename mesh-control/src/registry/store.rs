@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use mesh_core::id::Locality;
 use serde::{Deserialize, Serialize};
 
+use super::table::{MAX_BYTES, MAX_ENDPOINTS};
 use super::{Registration, Registrations, sorted};
 use crate::state_dir::{StateDir, StateError};
 
@@ -14,6 +15,9 @@ use crate::state_dir::{StateDir, StateError};
 const FILE: &str = "registrations.json";
 /// Written more seldom, and on disk when it is there: it outlives the machine, after whose end the other may be torn.
 const THROUGH: &str = "registrations.synced.json";
+
+/// No larger than that: each byte of a text may take six (`\u001f`), and what is around the texts of an endpoint less than these.
+const MAX_FILE: u64 = 6 * MAX_BYTES as u64 + 1024 * MAX_ENDPOINTS as u64;
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -54,7 +58,7 @@ pub(crate) fn load(dir: &StateDir) -> (Vec<Registration>, u64) {
 }
 
 fn read(dir: &StateDir, file: &str) -> Option<Saved> {
-    let saved = match dir.read(file) {
+    let saved = match dir.read_within(file, MAX_FILE) {
         Ok(content) => serde_json::from_slice::<Saved>(&content?).map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
@@ -80,7 +84,7 @@ pub(crate) fn save_through(dir: &StateDir, (save, registrations): (u64, &Registr
 fn json(save: u64, registrations: &Registrations) -> Vec<u8> {
     let registrations = sorted(registrations).into_iter().map(SavedRegistration::from).collect();
     let saved = Saved { save, registrations };
-    serde_json::to_vec_pretty(&saved).expect("strings and numbers are always JSON")
+    serde_json::to_vec(&saved).expect("strings and numbers are always JSON")
 }
 
 impl From<&Registration> for SavedRegistration {
@@ -144,6 +148,21 @@ mod tests {
         assert_eq!(load(&dir), []);
     }
 
+    /// As much as one account may announce, in bytes that JSON doubles: a restart must not take everybody's endpoints away for that.
+    #[test]
+    fn what_may_be_announced_is_loaded() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        let labelled = |number: u16| {
+            let labels = (0..50).map(|label| (format!("label-{label}"), "\\".repeat(300))).collect();
+            Registration { labels, ..registration(number) }
+        };
+        let all: Vec<_> = (1..1_300).map(labelled).collect();
+        save(&dir, (1, &table_of(&all))).unwrap();
+        assert!(std::fs::metadata(dir.path(FILE)).unwrap().len() > 32 << 20);
+        assert_eq!(load(&dir).0.len(), all.len());
+    }
+
     #[test]
     fn of_two_files_that_are_whole_the_newer_counts() {
         let home = tempfile::tempdir().unwrap();
@@ -156,8 +175,9 @@ mod tests {
         // Files of before have no number.
         for file in [FILE, THROUGH] {
             let text = String::from_utf8(dir.read(file).unwrap().unwrap()).unwrap();
-            let old: String = text.lines().filter(|line| !line.contains("\"save\"")).collect();
-            assert_ne!(old.len(), text.len());
+            let (number, rest) = text.split_once(',').unwrap();
+            assert!(number.starts_with("{\"save\":"), "{number}");
+            let old = format!("{{{rest}");
             dir.write(file, old.as_bytes()).unwrap();
         }
         assert_eq!(load(&dir), (vec![registration(3)], 0));

@@ -28,6 +28,10 @@ use tokio::time::Instant;
 
 use super::{Key, Registration, Registrations, table_of};
 
+/// Endpoints of all processes together, and bytes of their texts.
+pub(super) const MAX_ENDPOINTS: usize = 100_000;
+pub(super) const MAX_BYTES: usize = 256 << 20;
+
 /// Bounds on what may be announced.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
@@ -49,9 +53,9 @@ pub(crate) struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            endpoints: 100_000,
+            endpoints: MAX_ENDPOINTS,
             endpoints_of_one: 10_000,
-            bytes: 256 << 20,
+            bytes: MAX_BYTES,
             bytes_of_one: 32 << 20,
             streams_of_one: 10_000,
             changes: (1_000, 100),

@@ -2,7 +2,7 @@
 //! it ends.
 //!
 //! ```text
-//! no token ──read──▶ cached ──exp − 90 s──▶ cached, read again ──exp − 30 s──▶ no token
+//! no token ──read──▶ cached ──exp − 90 s──▶ cached, read again beside ──exp − 30 s──▶ no token
 //!     └─ a read that fails is repeated after 1 s … 120 s; until then every RPC fails as it did ─┘
 //! ```
 //! Nothing here checks the signature: that is the control plane's part.
@@ -77,15 +77,19 @@ impl JwtTokenFile {
         let now = (self.clock)();
         if cache.is_due(now, Instant::now()) {
             let path = self.path.clone();
-            let read = self.reading.of(move || read_now(path).map(|(text, _)| text).map_err(|e| e.to_string())).await;
-            let read = read.map_err(|e| Status::unavailable(format!("token file {} cannot be read: {e}", self.path)));
-            let held = read.and_then(|text| {
-                Held::new(String::from_utf8_lossy(&text).trim(), now)
-                    .map_err(|e| Status::unauthenticated(format!("token file {}: {e}", self.path)))
-            });
-            cache.take(held);
+            let read = move || read_now(path).map(|(text, _)| text).map_err(|e| e.to_string());
+            // Nobody waits for another one while that of before is good.
+            let read =
+                if cache.good(now).is_some() { self.reading.beside(read) } else { Some(self.reading.of(read).await) };
+            read.into_iter().for_each(|read| cache.take(self.held(read, now)));
         }
         cache.answer(now)
+    }
+
+    fn held(&self, read: Result<Zeroizing<Vec<u8>>, String>, now: u64) -> Result<Held, Status> {
+        let text = read.map_err(|e| Status::unavailable(format!("token file {} cannot be read: {e}", self.path)))?;
+        Held::new(String::from_utf8_lossy(&text).trim(), now)
+            .map_err(|e| Status::unauthenticated(format!("token file {}: {e}", self.path)))
     }
 }
 
@@ -111,9 +115,14 @@ impl Cache {
         }
     }
 
+    /// A token that can be sent.
+    fn good(&self, now: u64) -> Option<&Held> {
+        self.held.as_ref().filter(|held| now.saturating_add(MARGIN) < held.exp)
+    }
+
     fn answer(&self, now: u64) -> Result<HeaderValue, Status> {
-        match (&self.held, &self.failed) {
-            (Some(held), _) if now.saturating_add(MARGIN) < held.exp => Ok(held.header.clone()),
+        match (self.good(now), &self.failed) {
+            (Some(held), _) => Ok(held.header.clone()),
             (_, Some(failed)) => Err(failed.status.clone()),
             _ => Err(Status::unauthenticated("the token has ended")),
         }
@@ -161,6 +170,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use futures_util::FutureExt;
     use proptest::prelude::*;
     use tonic::Code;
 
@@ -210,7 +220,10 @@ mod tests {
         assert_eq!(world.at(1_000).await.unwrap(), "first");
         world.write(&token("3000.5", "second"));
         assert_eq!(world.at(1_909).await.unwrap(), "first", "cached");
-        assert_eq!(world.at(1_910).await.unwrap(), "second", "read again 90 s before the end");
+        // Read again 90 s before the end, and nobody waits for that.
+        while world.at(1_910).await.unwrap() != "second" {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -244,6 +257,20 @@ mod tests {
         world.write(&token("1e300", "s"));
         tokio::time::advance(BACKOFF.1).await;
         assert_eq!(world.at(1_000).await.unwrap(), "s", "control");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test(start_paused = true)]
+    async fn b4_a_good_token_waits_for_no_file() {
+        let world = World::new();
+        world.write(&token("2000", "first"));
+        assert_eq!(world.at(1_000).await.unwrap(), "first");
+        let pipe = crate::test_plane::Pipe::new();
+        std::fs::remove_file(world.file.path()).unwrap();
+        std::os::unix::fs::symlink(&pipe.path, world.file.path()).unwrap();
+        assert_eq!(world.at(1_910).now_or_never().expect("nobody waits").unwrap(), "first");
+        let (late, ()) = tokio::join!(world.at(1_970), tokio::time::advance(Duration::from_secs(3)));
+        assert_eq!(late.unwrap_err(), Code::Unavailable, "control");
     }
 
     #[cfg(unix)]

@@ -1,5 +1,6 @@
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use parking_lot::Mutex;
@@ -167,6 +168,36 @@ async fn a_withdrawal_follows_an_announcement_that_is_still_on_its_way() {
     tokio::join!(registration.withdraw(), begin);
     assert!(is_announcement(heard.try_recv().unwrap()));
     assert!(matches!(heard.try_recv(), Ok(Action::Withdraw(_))), "heard before the process may end");
+}
+
+/// The control plane may have taken it in, whatever became of the answer.
+#[tokio::test]
+async fn a_withdrawal_follows_an_announcement_that_is_not_answered_in_time() {
+    let (registry, mut heard) = registry();
+    registry.streams.forget_permits(100);
+    let serving = serve(RegistryServiceServer::new(registry.clone()), None, 0).await;
+    let registration = announce(reviews(), connector(serving.port, None), &Handle::current());
+    registry.called.notified().await;
+    let mut withdrawal = pin!(registration.withdraw());
+    let too_long = async {
+        yield_often().await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        yield_often().await;
+        tokio::time::resume();
+    };
+    tokio::select! {
+        biased;
+        () = &mut withdrawal => panic!("nobody has heard of it"),
+        () = too_long => {}
+    }
+    registry.streams.add_permits(100);
+    withdrawal.await;
+    let mut last = None;
+    while let Ok(action) = heard.try_recv() {
+        last = Some(action);
+    }
+    assert!(matches!(last, Some(Action::Withdraw(_))), "{last:?}");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Code, Status, Streaming};
 
 use super::{Registration, RegistrationState};
 use crate::backoff::Backoff;
@@ -121,18 +121,21 @@ impl Announcer {
         };
         let mut opening = pin!(Open::begin(connection, self.announcement.clone()));
         // From here on the control plane may know of us, answered or not: a withdrawal has to reach it.
+        let was_known = std::mem::replace(&mut self.may_be_known, true);
         let opened = tokio::select! {
             opened = &mut opening => opened,
             () = self.withdrawal() => {
-                timeout(WITHDRAWAL_TIMEOUT, opening).await.unwrap_or_else(|late| Err(late.to_string()))
+                timeout(WITHDRAWAL_TIMEOUT, opening)
+                    .await
+                    .unwrap_or_else(|late| Err(Status::deadline_exceeded(late.to_string())))
             }
         };
         match opened {
-            Ok(stream) => {
-                self.may_be_known = true;
-                self.hold(stream).await
+            Ok(stream) => self.hold(stream).await,
+            Err(status) => {
+                self.may_be_known = was_known || !is_refusal(status.code());
+                Some(status_text(&status))
             }
-            Err(error) => Some(error),
         }
     }
 
@@ -162,6 +165,12 @@ impl Announcer {
     }
 }
 
+/// Whether who answers so has taken nothing in.
+fn is_refusal(code: Code) -> bool {
+    use Code::{InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unauthenticated, Unimplemented};
+    matches!(code, InvalidArgument | NotFound | PermissionDenied | ResourceExhausted | Unauthenticated | Unimplemented)
+}
+
 /// An announcing stream; the connection closes with it.
 struct Open {
     requests: mpsc::Sender<AnnounceRequest>,
@@ -172,11 +181,11 @@ struct Open {
 }
 
 impl Open {
-    async fn begin(connection: Connection, announcement: Announcement) -> Result<Self, String> {
+    async fn begin(connection: Connection, announcement: Announcement) -> Result<Self, Status> {
         let mut client = RegistryServiceClient::with_origin(connection.clone(), connection.origin());
         let (requests, outgoing) = mpsc::channel(2);
         requests.try_send(AnnounceRequest::announce(announcement)).expect("the channel is new and empty");
-        let answers = client.announce(ReceiverStream::new(outgoing)).await.map_err(|status| status_text(&status))?;
+        let answers = client.announce(ReceiverStream::new(outgoing)).await?;
         Ok(Self { requests, answers: answers.into_inner(), unanswered: 1, _connection: connection })
     }
 

@@ -2,7 +2,7 @@
 //! maps (A87).
 //!
 //! Certificate with key, and roots with revocation lists, are read and kept apart: a file that cannot be used leaves the
-//! last good content of its part in force and does not hold up the other part.
+//! last good content of its part in force and does not hold up the other part; nor does one that is not read to its end.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::bundle_map;
+use super::{Reading, bundle_map};
 use crate::bootstrap::FileWatcher;
 
 /// Larger files are not what they should be.
@@ -53,8 +53,12 @@ pub(super) struct FileRefused {
     reason: String,
 }
 
+/// Content of two files, or of one, and what others than its owner could do to a key among them.
+type Content = ([Zeroizing<Vec<u8>>; 2], Option<&'static str>);
+
 /// Content of one or two files, parsed when it changes.
 struct Part<T> {
+    reading: Reading<Result<Content, FileRefused>>,
     // Of what was read last. Not the content: one of the files is a key.
     digest: Option<u64>,
     hasher: RandomState,
@@ -103,8 +107,13 @@ impl Files {
 
     async fn refresh_certified(&mut self, now: u64) -> Result<bool, FileRefused> {
         let Some((chain, key)) = &self.watcher.identity else { return Ok(false) };
-        let (private, exposed) = read_noting_mode(key).await?;
-        let read = [read(chain).await?, private];
+        let files = (chain.clone(), key.clone());
+        let read = move || {
+            let (chain, key) = &files;
+            let (private, exposed) = read(key)?;
+            Ok(([read(chain)?.0, private], exposed))
+        };
+        let (read, exposed) = self.certified.read(&[chain, key], read).await?;
         self.certified.take(&read, |[leaf, private], _| {
             tell_exposed(key, exposed);
             let certificates = certificates(chain, leaf)?;
@@ -124,11 +133,14 @@ impl Files {
         let FileWatcher { ca_certificate_file, spiffe_trust_bundle_map_file: map, .. } = &self.watcher;
         let Some(file) = map.as_ref().or(ca_certificate_file.as_ref()) else { return Ok(false) };
         let revoked = self.watcher.certificate_revocation_list_file.as_deref();
-        let lists = match revoked {
-            Some(revoked) => read(revoked).await?,
-            None => Zeroizing::default(),
+        let files = (file.clone(), revoked.map(str::to_owned));
+        let read = move || {
+            let (file, revoked) = &files;
+            let lists = revoked.as_deref().map(read).transpose()?.unwrap_or_default();
+            Ok(([read(file)?.0, lists.0], None))
         };
-        let read = [read(file).await?, lists];
+        let named: Vec<&str> = std::iter::once(&**file).chain(revoked).collect();
+        let (read, _) = self.roots.read(&named, read).await?;
         let own = self.certified.value.as_ref().map(|certified| &*certified.cert).unwrap_or_default();
         let algorithms = self.crypto.signature_verification_algorithms.all;
         self.roots.take(&read, |[roots, lists], before| {
@@ -226,7 +238,16 @@ impl Roots {
 
 impl<T> Part<T> {
     fn empty() -> Self {
-        Self { digest: None, hasher: RandomState::new(), value: None }
+        Self { reading: Reading::default(), digest: None, hasher: RandomState::new(), value: None }
+    }
+
+    /// The content now; `files` are its files.
+    async fn read(
+        &self,
+        files: &[&str],
+        read: impl FnOnce() -> Result<Content, FileRefused> + Send + 'static,
+    ) -> Result<Content, FileRefused> {
+        self.reading.of(move || Ok(read())).await.map_err(|late| refuse(&files.join(", "), late))?
     }
 
     /// Whether there is a new value. A bad one leaves the old.
@@ -245,16 +266,9 @@ impl<T> Part<T> {
     }
 }
 
-async fn read(file: &str) -> Result<Zeroizing<Vec<u8>>, FileRefused> {
-    read_noting_mode(file).await.map(|(content, _)| content)
-}
-
-/// Opens a file once; its content, and what others than its owner could do to a key in it.
-async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, Option<&'static str>), FileRefused> {
-    let path = file.to_owned();
-    // Not by tokio's files, which have buffers of their own that nobody wipes.
-    let read = tokio::task::spawn_blocking(move || read_now(&path)).await;
-    read.map_err(|e| refuse(file, e))?.map_err(|e| refuse(file, format!("it cannot be read: {e}")))
+/// Its content, and what others than its owner could do to a key in it.
+fn read(file: &str) -> Result<(Zeroizing<Vec<u8>>, Option<&'static str>), FileRefused> {
+    read_now(file).map_err(|e| refuse(file, format!("it cannot be read: {e}")))
 }
 
 /// Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
@@ -264,7 +278,8 @@ pub(crate) fn tell_exposed(file: &str, exposed: Option<&'static str>) {
     }
 }
 
-/// A whole file, and what others than its owner could do to a key in it; the content is wiped when it is dropped.
+/// A whole file, and what others than its owner could do to a key in it; the content is wiped when it is dropped. Not by tokio's
+/// files, which have buffers of their own that nobody wipes.
 pub(crate) fn read_now(file: impl AsRef<Path>) -> io::Result<(Zeroizing<Vec<u8>>, Option<&'static str>)> {
     let opened = std::fs::File::open(&file)?;
     let metadata = opened.metadata()?;

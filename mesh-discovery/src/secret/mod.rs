@@ -43,6 +43,7 @@ use std::time::Duration;
 use mesh_core::id::TrustDomain;
 use mesh_core::source::Watched;
 use mesh_core::telemetry::Renewals;
+use zeroize::Zeroizing;
 
 use crate::clock;
 
@@ -101,15 +102,15 @@ pub enum JoinToken {
 }
 
 impl JoinToken {
-    /// The token of the moment.
-    async fn read(&self) -> Result<String, CertificateRefused> {
+    /// The token of the moment, with the reads of who asks.
+    async fn read(&self, reading: &Reading<Zeroizing<Vec<u8>>>) -> Result<String, CertificateRefused> {
         match self {
             Self::Text(text) => Ok(text.trim().to_owned()),
             Self::File(path) => {
                 let refused = |reason: String| CertificateRefused::Token { path: path.clone(), reason };
                 let file = path.clone();
-                let read = tokio::task::spawn_blocking(move || read_now(file)).await;
-                let (content, _) = read.map_err(|e| refused(e.to_string()))?.map_err(|e| refused(e.to_string()))?;
+                let read = move || read_now(file).map(|(content, _)| content).map_err(|e| e.to_string());
+                let content = reading.of(read).await.map_err(refused)?;
                 let text = std::str::from_utf8(&content).map_err(|e| refused(e.to_string()))?;
                 Ok(text.trim().to_owned())
             }

@@ -123,6 +123,17 @@ async fn the_token_proves_the_first_certificate_and_the_certificate_the_next() {
     assert!(matches!(error, CertificateRefused::OtherName { .. }), "{error}");
 }
 
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_token_file_that_is_not_read_to_its_end_is_refused_within_seconds() {
+    let client = CertificateAuthorityClient::new(connector(1, None), DAY, None);
+    let pipe = crate::test_plane::Pipe::new();
+    let token = JoinToken::File(PathBuf::from(&pipe.path));
+    let (refused, ()) = tokio::join!(client.first(Some(&token), now()), tokio::time::advance(Duration::from_secs(3)));
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("not read within 3s"), "{error}");
+}
+
 #[tokio::test]
 async fn s67_a_certificate_comes_with_the_revocation_lists_of_its_authority() {
     let plain = fake();

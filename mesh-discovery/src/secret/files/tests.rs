@@ -114,6 +114,23 @@ async fn s12_an_identity_comes_from_files_and_follows_them_at_the_interval() {
     assert!(start.elapsed() < Duration::from_secs(1300), "unchanged files publish nothing");
 }
 
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn s12_a_file_that_is_not_read_to_its_end_does_not_hold_up_the_others() {
+    let world = World::new();
+    let mut files = world.files();
+    assert!(files.refresh(now()).await.identity.is_some());
+    let (pipe, key) = (crate::test_plane::Pipe::new(), world.directory.path().join("key.pem"));
+    std::fs::remove_file(&key).unwrap();
+    std::os::unix::fs::symlink(&pipe.path, &key).unwrap();
+    world.write("root.pem", world.ca.root.pem() + &Ca::new().root.pem());
+    let (Refreshed { identity, refused, .. }, ()) =
+        tokio::join!(files.refresh(now()), tokio::time::advance(Duration::from_secs(3)));
+    assert_eq!(roots_of(&identity.unwrap(), "cluster.local"), Some(2));
+    let refused: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    assert!(refused.len() == 1 && refused[0].contains("key.pem: it is not read within 3s"), "{refused:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn s12_files_that_come_late_are_found_soon_and_the_task_ends_with_its_last_reader() {
     let world = World::new();
