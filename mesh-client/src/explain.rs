@@ -93,6 +93,8 @@ pub struct SessionExplanation {
     pub cluster: Option<ClusterName>,
     /// Whether that endpoint takes it now. Otherwise it moves to another one, or fails if it is strict.
     pub holds: bool,
+    /// Whether that endpoint is outside of the part of the cluster that this client uses, and is known for its sessions alone.
+    pub outside: bool,
     /// Whether it fails rather than move.
     pub strict: bool,
 }
@@ -299,6 +301,9 @@ pub struct EndpointDump {
     pub accrual: Option<AccrualState>,
     /// Whether the balancer may pick it now.
     pub usable: bool,
+    /// Whether it is outside of the part of the cluster that this client uses (subsetting): only sessions that began elsewhere go
+    /// there.
+    pub outside: bool,
     /// The weight that counts, and the balancer's score; None if it may not pick it.
     pub rating: Option<Rating>,
     /// Whether it could be connected to when that was last tried, if ever. Others come before one that could not, until a connection
@@ -417,6 +422,7 @@ fn explain_pick(
     let pinned = session.and_then(|session| {
         let found = members.ready.pinned(&session.address, &cluster.policy().override_host);
         session.holds = found.is_some();
+        session.outside = members.leaves_out(&session.address);
         found.map(|(index, _)| index)
     });
     let strict = explanation.session.as_ref().is_some_and(|session| session.strict);
@@ -427,12 +433,12 @@ fn explain_pick(
     });
     match index {
         Some(index) => {
-            let endpoint = members.ready.candidates().policy(index).1;
+            let endpoint = members.ready.policy(index).1;
             let address = endpoint.address.clone();
             if https && !cluster.encrypts(endpoint) {
                 explanation.fails(&Cause::HttpsToPlaintext { address: address.clone() });
             }
-            let open = members.ready.endpoints()[index].get().map_or(0, |endpoint| endpoint.pool().open());
+            let open = members.ready.endpoint(index).get().map_or(0, |endpoint| endpoint.pool().open());
             cluster.lacks(endpoint).filter(|_| open == 0).iter().for_each(|cause| explanation.fails(cause));
             explanation.pick = Some(PickExplanation { cluster: cluster.policy().name.clone(), address });
         }
@@ -495,7 +501,7 @@ fn explain_route(
             }
         };
         explanation.session = chosen.session.zip(chosen.pinned.clone()).map(|(policy, Pinned { address, cluster })| {
-            SessionExplanation { address, cluster, holds: false, strict: policy.strict }
+            SessionExplanation { address, cluster, holds: false, outside: false, strict: policy.strict }
         });
         let mirrors = forward.mirrors.iter().zip(&plan.mirrors);
         let option = |(mirror, slot): (&Mirror, &Slot)| MirrorOption {
@@ -570,9 +576,8 @@ fn explain_retry(
 }
 
 fn retry_place(members: &Members, Foreseen { index, repeated, among }: Foreseen) -> RetryPlace {
-    let candidates = members.ready.candidates();
-    let (group, endpoint) = candidates.policy(index);
-    let addresses = among.iter().map(|index| candidates.policy(*index).1.address.clone());
+    let (group, endpoint) = members.ready.policy(index);
+    let addresses = among.iter().map(|index| members.ready.policy(*index).1.address.clone());
     RetryPlace {
         address: endpoint.address.clone(),
         priority: group.priority,
@@ -680,35 +685,38 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
 
 fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
     let now = env.since_epoch(Instant::now());
-    let groups = members.source().localities.iter();
-    let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)));
-    let load = |index: Option<usize>| members.ready.candidates()[index?].load();
     let known = members.known();
-    all.map(|(group, policy)| {
-        let index = known.get(&policy.address).copied();
-        let load = load(index);
-        // Without a request so far there is no connection.
-        let endpoint = index.and_then(|index| members.ready.endpoints()[index].get());
-        EndpointDump {
-            address: policy.address.clone(),
-            locality: group.locality.clone(),
-            priority: group.priority,
-            weight: policy.weight.get(),
-            health: policy.health,
-            standing: load.map_or(Standing::Good, |load| load.standing()),
-            accrual: endpoint.and_then(|endpoint| endpoint.accrual()),
-            usable: index.is_some_and(|index| members.ready.is_usable(index)),
-            rating: index.and_then(|index| members.ready.rating(index, now)),
-            reachable: load.is_none_or(|load| !load.is_away()),
-            latency: load.and_then(|load| load.measured_latency(now)),
-            late: load.and_then(|load| load.late_for(now)),
-            failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),
-            in_flight: index.map_or(0, |index| members.ready.candidates()[index].in_flight()),
-            open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),
-            idle_connections: endpoint.map_or(0, |endpoint| endpoint.pool().idle()),
-        }
-    })
-    .collect()
+    let ready = &members.ready;
+    // Nothing is made for who asks.
+    let find = |address: &Address| known.get(address).copied().or_else(|| ready.find_kept(address));
+    members
+        .everyone(&known)
+        .map(|(group, policy)| {
+            let index = find(&policy.address);
+            let load = index.and_then(|index| ready.load(index));
+            // Without a request so far there is no connection.
+            let endpoint = index.and_then(|index| ready.endpoint(index).get());
+            EndpointDump {
+                address: policy.address.clone(),
+                locality: group.locality.clone(),
+                priority: group.priority,
+                weight: policy.weight.get(),
+                health: policy.health,
+                standing: load.map_or(Standing::Good, |load| load.standing()),
+                accrual: endpoint.and_then(|endpoint| endpoint.accrual()),
+                usable: index.is_some_and(|index| ready.is_usable(index)),
+                outside: !known.contains_key(&policy.address),
+                rating: index.and_then(|index| ready.rating(index, now)),
+                reachable: load.is_none_or(|load| !load.is_away()),
+                latency: load.and_then(|load| load.measured_latency(now)),
+                late: load.and_then(|load| load.late_for(now)),
+                failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),
+                in_flight: load.map_or(0, |load| load.in_flight()),
+                open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),
+                idle_connections: endpoint.map_or(0, |endpoint| endpoint.pool().idle()),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -88,8 +88,7 @@ impl Cluster {
     ) {
         let now = env.since_epoch(Instant::now());
         if self.dials.is_time(now, env) {
-            let is_due =
-                |index: &usize| members.ready.candidates()[*index].load().is_some_and(|l| l.overdue(now).is_some());
+            let is_due = |index: &usize| members.ready.load(*index).is_some_and(|load| load.overdue(now).is_some());
             let mut all: Vec<_> = missed.into_iter().filter(is_due).collect();
             all.extend(due(members, now, env));
             self.dial_due(members, &all, needs, own, now, env);

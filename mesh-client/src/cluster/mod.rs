@@ -11,6 +11,7 @@ mod endpoint;
 mod fail_fast;
 mod health;
 mod orca;
+mod outside;
 mod part;
 mod report;
 mod worker;
@@ -24,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use mesh_core::balance::{Load, ReadySet, subset};
+use mesh_core::balance::{Left, Load, ReadySet, subset};
 use mesh_core::health::Standing;
 use mesh_core::id::Target;
 use mesh_core::policy::{self, Address, Balancer, ClusterTelemetry, Discovery, Endpoints, LocalityEndpoints};
@@ -215,7 +216,7 @@ impl Cluster {
     /// Labels of what goes to one of the members, or to none of them.
     pub(crate) fn labels(&self, endpoint: Option<(&Members, usize)>) -> RequestLabels {
         match endpoint {
-            Some((members, index)) => endpoint::labels(members.ready.candidates().policy(index).1, self),
+            Some((members, index)) => endpoint::labels(members.ready.policy(index).1, self),
             None => self.labels.clone(),
         }
     }
@@ -296,7 +297,7 @@ impl Cluster {
 
     /// The endpoint that a pick gave.
     pub(crate) fn endpoint(&self, members: &Members, index: usize, env: &Env) -> Arc<Endpoint> {
-        match members.ready.endpoints()[index].get() {
+        match members.ready.endpoint(index).get() {
             Some(endpoint) => endpoint.clone(),
             None => {
                 let endpoint = self.open(members, index, env);
@@ -331,18 +332,20 @@ impl Cluster {
         let _changing = self.changing.lock();
         let current = self.members.load();
         let make = |members: &Members, index: usize| {
-            let candidates = members.ready.candidates();
-            let load = candidates[index].load_or_new().clone();
-            let made = || Arc::new(Endpoint::new(candidates.policy(index).1, load, self, env));
-            members.ready.endpoints()[index].get_or_init(made).clone()
+            let load = members.ready.candidate(index).load_or_new().clone();
+            let made = || Arc::new(Endpoint::new(members.ready.policy(index).1, load, self, env));
+            members.ready.endpoint(index).get_or_init(made).clone()
         };
         if std::ptr::eq(members, &raw const **current) {
             return make(members, index);
         }
         // The request began before an update. An endpoint that is still there must not be made twice.
-        let (_, policy) = members.ready.candidates().policy(index);
-        let now = current.ready.find(&policy.address);
-        let now = now.filter(|now| is_still(current.ready.candidates().policy(*now).1, policy));
+        let (_, policy) = members.ready.policy(index);
+        // What this client leaves to others now stays for sessions alone.
+        let is_outside = members.ready.is_outside(index);
+        let find = if is_outside { ReadySet::find_anywhere } else { ReadySet::find };
+        let now = find(&current.ready, &policy.address);
+        let now = now.filter(|now| is_still(current.ready.policy(*now).1, policy));
         let Some(now) = now else {
             let gone = make(members, index);
             // No connection outlives the request.
@@ -350,8 +353,8 @@ impl Cluster {
             return gone;
         };
         let endpoint = make(&current, now);
-        members.ready.candidates()[index].share_load(endpoint.load());
-        members.ready.endpoints()[index].get_or_init(|| endpoint).clone()
+        members.ready.candidate(index).share_load(endpoint.load());
+        members.ready.endpoint(index).get_or_init(|| endpoint).clone()
     }
 
     /// Replaces the endpoints: known ones stay as they are, missing ones drain.
@@ -375,7 +378,7 @@ impl Cluster {
         let reported = reported.map(|load| Arc::new(Reported::new(load, &subset.localities, &endpoints.drops)));
         let now = env.since_epoch(Instant::now());
         let old = self.members.load_full();
-        let mut known = old.known();
+        let (mut known, mut outside) = (old.known(), outside::Kept::of(&old));
         let ramps = self.policy.slow_start.is_some() && old.ready.known() > 0;
         let ready = ReadySet::build(
             subset.clone(),
@@ -393,7 +396,10 @@ impl Cluster {
                         let load = old.ready.candidates()[index].load().cloned();
                         (old.ready.endpoints()[index].clone(), load)
                     }
-                    None => (Cell::new(), health::is_checked(&self.policy, endpoint).then(unchecked)),
+                    None => {
+                        let (cell, load) = outside.take(endpoint).unwrap_or_default();
+                        (cell, if health::is_checked(&self.policy, endpoint) { Some(unchecked(load)) } else { load })
+                    }
                 };
                 let was_usable = before.is_some_and(|b| old.ready.candidates().policy(b).1.health.is_usable());
                 // One that is not usable yet is asked in a panic, and is to take its whole share of that.
@@ -402,7 +408,8 @@ impl Cluster {
                 (cell, load)
             },
         );
-        let ready = ready.following(&old.ready);
+        let around = outside.around(&endpoints, &subset, &old);
+        let ready = ready.following(&old.ready).with_outside(around, Left::All);
         let members = Arc::new(Members { source: endpoints, ready, reported });
         self.members.store(members.clone());
         drop(changing);
@@ -410,7 +417,7 @@ impl Cluster {
         drop(parts);
         // After the new set is in place, so that no new request finds a closed pool.
         let removed = known.into_values().filter_map(|index| old.ready.endpoints()[index].get());
-        self.part_with(removed, Vec::new(), env.limits.drain);
+        self.part_with(removed.chain(outside.left()), Vec::new(), env.limits.drain);
     }
 
     /// Closes endpoints that are not asked any more. What is under way at one whose address is in the set, with other facts or
@@ -493,9 +500,11 @@ fn is_still(before: &policy::Endpoint, now: &policy::Endpoint) -> bool {
 }
 
 /// The load of an endpoint whose first check is still to come.
-fn unchecked() -> Arc<Load> {
-    let load = Arc::<Load>::default();
-    load.set_standing(Standing::Unchecked);
+fn unchecked(load: Option<Arc<Load>>) -> Arc<Load> {
+    let load = load.unwrap_or_default();
+    if load.standing() == Standing::Good {
+        load.set_standing(Standing::Unchecked);
+    }
     load
 }
 
@@ -530,7 +539,18 @@ impl Members {
 
     /// The endpoints that had a request.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.inside().chain(self.outside())
+    }
+
+    /// Those of them that are in the set.
+    fn inside(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.ready.endpoints().iter().filter_map(Cell::get)
+    }
+
+    /// Those that are outside of it.
+    fn outside(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let kept = self.ready.outside().into_iter().flat_map(|outside| outside.kept());
+        kept.filter_map(|(_, _, cell)| cell.get())
     }
 
     /// Where endpoints are, for the next set and for reports: made anew each time, so that nothing is held of it.
@@ -565,7 +585,7 @@ impl Members {
 
     /// Counts a try at the endpoint of this index, for the control plane.
     pub(crate) fn issue(&self, index: usize) -> Option<Issued> {
-        self.reported.as_ref().map(|reported| reported.issue(self.ready.candidates().locality(index)))
+        self.reported.as_ref().map(|reported| reported.issue(self.ready.locality(index)))
     }
 }
 

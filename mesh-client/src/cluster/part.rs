@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use mesh_core::balance::{ReadySet, labelled, subset};
+use mesh_core::balance::{Left, ReadySet, labelled, subset};
 use mesh_core::policy::{Address, Endpoints, PerMillion};
 use tokio::time::Instant;
 
@@ -180,6 +180,9 @@ impl Cluster {
             Some(before) => ready.following(&before.ready),
             None => ready,
         };
+        let outside = whole.ready.outside().cloned();
+        let left_outside = outside.as_ref().map_or(Left::None, |all| Left::of(all.source(), subsets, wanted));
+        let ready = ready.with_outside(outside, left_outside);
         // By locality and category, and those are the same.
         Arc::new(Members { source: left, ready, reported: whole.reported.clone() })
     }

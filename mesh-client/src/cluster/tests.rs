@@ -286,6 +286,118 @@ fn a_client_of_a_subset_knows_all_and_uses_its_part() {
     assert_eq!((members.ready.len(), members.source().iter().count()), (10, 100));
 }
 
+/// A client that uses ten of them.
+fn ten_of(balancer: Balancer) -> policy::Cluster {
+    let part = Balancer::DeterministicSubsetting { size: 10, of_each: false, child: Box::new(balancer) };
+    policy::Cluster { balancer: part, ..plain() }
+}
+
+/// The same as `at` of one that a session names.
+fn named(cluster: &Cluster, members: &Members, index: usize, env: &Env) -> Arc<Endpoint> {
+    let (found, _) = members.ready.pinned(&address(index), &[Health::Healthy]).expect("it is in the cluster");
+    cluster.endpoint(members, found, env)
+}
+
+#[test]
+fn what_a_session_made_outside_goes_on_while_its_endpoint_is_in_the_cluster_and_no_longer() {
+    let env = env();
+    let cluster = cluster(ten_of(Balancer::RoundRobin), endpoints(0..100), &env);
+    let before = cluster.members();
+    let others: Vec<usize> = (0..100).filter(|index| before.ready.find(&address(*index)).is_none()).collect();
+    let (one, other) = (others[0], others[1]);
+    let made = named(&cluster, &before, one, &env);
+    assert!(Arc::ptr_eq(&made, &named(&cluster, &before, one, &env)));
+    assert_eq!((before.in_use().count(), before.inside().count()), (1, 0));
+    cluster.refresh(&env);
+    assert!(Arc::ptr_eq(&made, &named(&cluster, &cluster.members(), one, &env)), "health has changed");
+    cluster.update(&endpoints((0..100).filter(|index| *index != other)), &env);
+    assert!(Arc::ptr_eq(&made, &named(&cluster, &cluster.members(), one, &env)), "others have changed");
+    // A request that began before.
+    let last = others[2];
+    let late = named(&cluster, &before, last, &env);
+    assert!(Arc::ptr_eq(&late, &named(&cluster, &cluster.members(), last, &env)));
+    // It is in the subset now, and then again it is not: what is not wanted for sessions goes.
+    cluster.update(&endpoints([one, last].into_iter()), &env);
+    let members = cluster.members();
+    assert!(members.ready.outside().is_none());
+    assert!(
+        [one, last]
+            .iter()
+            .zip([&made, &late])
+            .all(|(at_, made)| Arc::ptr_eq(made, &at(&cluster, &members, *at_, &env)))
+    );
+    assert!(!made.pool().is_closed() && !late.pool().is_closed());
+    cluster.update(&endpoints(0..100), &env);
+    assert!(made.pool().is_closed() && late.pool().is_closed() && cluster.members().in_use().next().is_none());
+    // The endpoint goes.
+    let made = named(&cluster, &cluster.members(), one, &env);
+    assert!(!made.pool().is_closed(), "control");
+    cluster.update(&endpoints((0..100).filter(|index| *index != one)), &env);
+    assert!(made.pool().is_closed() && cluster.members().in_use().next().is_none());
+    let gone = Arc::downgrade(&made);
+    drop((made, before));
+    cluster.rests.lock().clear();
+    assert!(gone.upgrade().is_none(), "nothing holds it");
+}
+
+#[test]
+fn a_request_of_no_session_leaves_nothing_at_an_endpoint_that_is_outside_by_now() {
+    let env = env();
+    let cluster = cluster(ten_of(Balancer::RoundRobin), endpoints(0..10), &env);
+    let before = cluster.members();
+    cluster.update(&endpoints(0..100), &env);
+    let members = cluster.members();
+    let index = (0..10).find(|index| members.ready.find(&address(*index)).is_none()).expect("most are outside");
+    assert!(at(&cluster, &before, index, &env).pool().is_closed());
+    assert!(members.in_use().next().is_none());
+}
+
+#[test]
+fn endpoints_outside_cost_what_policy_has_of_them_until_a_session_names_one() {
+    const COUNT: usize = 10_000;
+    let env = env();
+    let few = endpoints(0..10);
+    let all = endpoints(0..COUNT);
+    let held = |endpoints: &Arc<Endpoints>| {
+        let mut held = None;
+        let built = measure(|| held = Some(cluster(ten_of(Balancer::RoundRobin), endpoints.clone(), &env)));
+        (built.bytes_current, held.unwrap())
+    };
+    let ((plain, _), (bytes, cluster)) = (held(&few), held(&all));
+    // Parts are between half and twice as large as asked for.
+    assert!(bytes < plain + 4096, "{bytes} beside {plain}");
+    let members = cluster.members();
+    let mut draw = |below| env.draw(below);
+    let index = members.ready.pick(&Pick::default(), &mut draw).unwrap().0;
+    cluster.endpoint(&members, index, &env);
+    assert!(members.ready.outside().is_some_and(|outside| outside.kept().next().is_none()));
+    let others = (0..COUNT).find(|index| members.ready.find(&address(*index)).is_none()).unwrap();
+    let made = measure(|| drop(named(&cluster, &members, others, &env)));
+    assert!(made.bytes_current < 32 * COUNT as i64, "{}", made.bytes_current);
+    let next = (0..COUNT).rfind(|index| members.ready.find(&address(*index)).is_none()).unwrap();
+    let made = measure(|| drop(named(&cluster, &members, next, &env)));
+    assert!(made.bytes_current < 1024, "{}", made.bytes_current);
+}
+
+#[test]
+fn a_part_by_metadata_and_the_whole_have_one_endpoint_outside() {
+    let env = env();
+    let policy =
+        policy::Cluster { balancer: ten_of(Balancer::RoundRobin).balancer, ..in_subsets(Balancer::RoundRobin) };
+    let cluster = cluster(policy, staged(100), &env);
+    let part = Backend::whole(cluster.clone()).part(&stage("even"), &env);
+    let (whole, own) = (cluster.members(), part.members());
+    let outside =
+        |even: bool| (0..100).find(|i| (i % 2 == 0) == even && whole.ready.find(&address(*i)).is_none()).unwrap();
+    let (even, odd) = (outside(true), outside(false));
+    let made = named(&cluster, &own, even, &env);
+    assert!(Arc::ptr_eq(&made, &named(&cluster, &whole, even, &env)));
+    assert!(own.ready.pinned(&address(odd), &[Health::Healthy]).is_none(), "the route does not want it");
+    assert!(whole.ready.pinned(&address(odd), &[Health::Healthy]).is_some(), "control");
+    cluster.update(&staged(101), &env);
+    assert!(Arc::ptr_eq(&made, &named(&cluster, &part.members(), even, &env)));
+}
+
 #[tokio::test]
 async fn an_answer_that_is_listened_to_holds_no_set_of_endpoints() {
     let env = env();

@@ -260,7 +260,7 @@ impl Shared<'_> {
 
     /// A strict session stays with its endpoint, where that is.
     fn stays(&self) -> bool {
-        let is_here = |address| self.members.ready.find(address).is_some();
+        let is_here = |address| self.members.ready.find_anywhere(address).is_some();
         self.session.is_strict() && self.session.address().is_some_and(is_here)
     }
 

@@ -109,13 +109,13 @@ impl Places<'_> {
     /// The session's endpoint, away, if a try goes to the one at `index` in its place.
     pub(super) fn missed(&self, index: usize) -> Option<usize> {
         let address = self.session.address()?;
-        let is_own = self.members.ready.candidates().policy(index).1.address == *address;
+        let is_own = self.members.ready.policy(index).1.address == *address;
         let missed = if is_own { None } else { self.pinned(address) };
         missed.filter(|missed| self.is_away(*missed))
     }
 
     fn is_away(&self, index: usize) -> bool {
-        self.members.ready.candidates()[index].load().is_some_and(|load| load.is_away())
+        self.members.ready.load(index).is_some_and(|load| load.is_away())
     }
 
     /// A pick that would rather have one that was tried and is there than one that is away: no request finds out whether that is

@@ -25,7 +25,7 @@ use super::{
     TARGET, client_of, cluster, dead_address, fetch, forward_with, get, read, retrying, server_of, snapshot_with,
 };
 
-async fn servers(names: &[&str]) -> Vec<EchoServer> {
+pub(super) async fn servers(names: &[&str]) -> Vec<EchoServer> {
     let mut servers = Vec::new();
     for name in names {
         servers.push(EchoServer::start(name).await);
@@ -300,25 +300,25 @@ async fn a_balancer_of_the_applications_own_serves_clusters_that_name_it_a52() {
 }
 
 /// The snapshot with session affinity by cookie.
-fn with_sessions(mut snapshot: Snapshot, strict: bool) -> Snapshot {
+pub(super) fn with_sessions(mut snapshot: Snapshot, strict: bool) -> Snapshot {
     let source = SessionSource::Cookie { name: "sid".into(), path: "/app".into(), ttl: std::time::Duration::ZERO };
     let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict }));
     Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
     snapshot
 }
 
-fn change_endpoints(snapshot: &mut Snapshot, change: impl FnOnce(&mut Vec<Endpoint>)) {
+pub(super) fn change_endpoints(snapshot: &mut Snapshot, change: impl FnOnce(&mut Vec<Endpoint>)) {
     if let Some(ClusterState::Ready { endpoints, .. }) = snapshot.clusters.get_mut(&"test".into()) {
         change(&mut Arc::make_mut(endpoints).localities[0].endpoints);
     }
 }
 
-fn cookie_of<B>(response: &Response<B>) -> Option<String> {
+pub(super) fn cookie_of<B>(response: &Response<B>) -> Option<String> {
     let line = response.headers().get(SET_COOKIE)?.to_str().unwrap();
     Some(line.split(';').next().unwrap().to_owned())
 }
 
-fn pinned(cookie: &str, path: &str) -> Request<http_body_util::Empty<bytes::Bytes>> {
+pub(super) fn pinned(cookie: &str, path: &str) -> Request<http_body_util::Empty<bytes::Bytes>> {
     let mut request = get(path);
     request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
     request
@@ -397,7 +397,7 @@ async fn a_session_does_not_move_while_its_endpoint_is_on_probation_and_busy_wit
     assert_eq!(server_of(&probe.unwrap()), server_of(&first));
 }
 
-fn address_in(cookie: &str) -> String {
+pub(super) fn address_in(cookie: &str) -> String {
     use base64::Engine as _;
     let value = cookie.strip_prefix("sid=").unwrap();
     String::from_utf8(base64::engine::general_purpose::STANDARD.decode(value).unwrap()).unwrap()
@@ -414,7 +414,7 @@ async fn spread_of(client: &Client, cookie: &str, path: &str) -> usize {
 }
 
 /// Waits until what the client holds is as wanted.
-async fn settled(client: &Client, wanted: impl Fn(&str) -> bool) {
+pub(super) async fn settled(client: &Client, wanted: impl Fn(&str) -> bool) {
     while !wanted(&serde_json::to_string(&client.dump()).unwrap()) {
         tokio::task::yield_now().await;
     }

@@ -16,6 +16,7 @@ mod leaving;
 mod limits;
 mod load;
 mod mirrors;
+mod outside;
 mod panics;
 mod parts;
 mod refusals;

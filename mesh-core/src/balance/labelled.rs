@@ -14,19 +14,49 @@ type Labels = BTreeMap<String, String>;
 /// selector and there are any; otherwise what policy falls back to. Health does not count: a subset whose endpoints are
 /// all ill is there, and fails, as in Envoy. All localities stay, in their order, empty ones as well.
 pub fn labelled(endpoints: &Arc<Endpoints>, subsets: &Subsets, wanted: &Labels) -> Arc<Endpoints> {
-    // Without selectors there are no subsets, nor anything to fall back to (Envoy).
-    if subsets.selectors.is_empty() {
-        return endpoints.clone();
+    match Left::of(endpoints, subsets, wanted) {
+        Left::All => endpoints.clone(),
+        left => only(endpoints, |endpoint| left.has(endpoint)),
     }
-    // Sorted, both of them.
-    let selected = !wanted.is_empty() && subsets.selectors.iter().any(|keys| keys.iter().eq(wanted.keys()));
-    if selected && endpoints.iter().any(|endpoint| has(endpoint, wanted)) {
-        return only(endpoints, |endpoint| has(endpoint, wanted));
+}
+
+/// Who is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Everybody.
+    All,
+    /// Those that have all of it.
+    With(Labels),
+    /// Nobody.
+    None,
+}
+
+impl Left {
+    /// Who of `endpoints` is; see [`labelled`].
+    pub fn of(endpoints: &Endpoints, subsets: &Subsets, wanted: &Labels) -> Self {
+        // Without selectors there are no subsets, nor anything to fall back to (Envoy).
+        if subsets.selectors.is_empty() {
+            return Self::All;
+        }
+        // Sorted, both of them.
+        let selected = !wanted.is_empty() && subsets.selectors.iter().any(|keys| keys.iter().eq(wanted.keys()));
+        if selected && endpoints.iter().any(|endpoint| has(endpoint, wanted)) {
+            return Self::With(wanted.clone());
+        }
+        match &subsets.fallback {
+            SubsetFallback::Fail => Self::None,
+            SubsetFallback::Any => Self::All,
+            SubsetFallback::Default(default) => Self::With(default.clone()),
+        }
     }
-    match &subsets.fallback {
-        SubsetFallback::Fail => only(endpoints, |_| false),
-        SubsetFallback::Any => endpoints.clone(),
-        SubsetFallback::Default(default) => only(endpoints, |endpoint| has(endpoint, default)),
+
+    /// Whether this one is.
+    pub fn has(&self, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::All => true,
+            Self::With(wanted) => has(endpoint, wanted),
+            Self::None => false,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Endpoints ─▶ subset ─▶ labelled ─▶ ReadySet: priority and health make pools ─▶ Picker of a pool ─▶ index
+//!    └ the others, for sessions ───────┘
 //! ```
 //!
 //! A [`ReadySet`] is built when endpoints or their health change; picking then reads atomics only and
@@ -43,7 +44,7 @@ mod tests;
 pub use self::bounded::Bounded;
 pub use self::candidate::{Candidate, Candidates};
 pub use self::explain::{PoolExplanation, Rating, Score};
-pub use self::labelled::{labelled, merged};
+pub use self::labelled::{Left, labelled, merged};
 pub use self::least_request::LeastRequest;
 pub use self::load::{InFlight, Load};
 pub use self::maglev::Maglev;
@@ -51,7 +52,7 @@ pub use self::peak_ewma::PeakEwma;
 pub use self::pick_first::PickFirst;
 pub use self::prequal::Prequal;
 pub use self::random::Random;
-pub use self::ready::{MakeNamed, MakePicker, ReadySet};
+pub use self::ready::{MakeNamed, MakePicker, Outside, ReadySet};
 pub use self::report::EndpointReport;
 pub use self::ring_hash::RingHash;
 pub use self::round_robin::RoundRobin;

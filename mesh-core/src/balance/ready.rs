@@ -7,7 +7,8 @@
 //!             └──────── pool in panic ─────┘
 //! ```
 //!
-//! Where a locality is drawn by weight, each of a pool's localities is a pool by itself.
+//! Where a locality is drawn by weight, each of a pool's localities is a pool by itself. Beside all this, in no priority, are
+//! those that the client's subset leaves to others ([`Outside`]).
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -29,6 +30,10 @@ use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpo
 use crate::sync::{AtomicBool, Ordering};
 
 mod choices;
+mod outside;
+
+use self::outside::Others;
+pub use self::outside::Outside;
 
 /// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says. Where policy weighs localities and
 /// does not hash, each of them has a pool.
@@ -61,6 +66,8 @@ pub struct ReadySet<E> {
     passes: AtomicBool,
     // Made by the first who asks.
     places: OnceLock<HashMap<Address, u32, RandomState>>,
+    // If the set is a part of what there is.
+    others: Option<Others<E>>,
 }
 
 /// Endpoints side by side among which one picker chooses.
@@ -152,7 +159,19 @@ impl<E> ReadySet<E> {
         let pools = pools.collect();
         let endpoints = kept.into();
         let (passes, places) = (AtomicBool::new(false), OnceLock::new());
-        let set = Self { cluster, custom, endpoints, candidates, pools, usable, available, spill, passes, places };
+        let set = Self {
+            cluster,
+            custom,
+            endpoints,
+            candidates,
+            pools,
+            usable,
+            available,
+            spill,
+            passes,
+            places,
+            others: None,
+        };
         let mut before = 0;
         for pool in set.pools.iter() {
             if pool.until > std::mem::replace(&mut before, pool.until) && !pool.range.is_empty() {
@@ -195,7 +214,7 @@ impl<E> ReadySet<E> {
         Some((index, &self.endpoints[index]))
     }
 
-    /// The index of the endpoint at `address`.
+    /// The index of the endpoint at `address`, if it is one of the set.
     pub fn find(&self, address: &Address) -> Option<usize> {
         let places = self.places.get_or_init(|| {
             let all = 0..self.candidates.len();
@@ -204,13 +223,13 @@ impl<E> ReadySet<E> {
         places.get(address).map(|index| *index as usize)
     }
 
-    /// The endpoint at `address`, for a session that is pinned to it (gRFC A55): `None` if it is gone or
-    /// its health is none of `allowed`, or if health does not admit it.
+    /// The endpoint at `address`, for a session that is pinned to it (gRFC A55), one [outside](Outside) as well: `None` if it is
+    /// gone or its health is none of `allowed`, or if health does not admit it.
     pub fn pinned(&self, address: &Address, allowed: &[Health]) -> Option<(usize, &E)> {
-        let index = self.find(address)?;
-        let health = self.candidates.policy(index).1.health;
-        let admitted = self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
-        (admitted && allowed.contains(&health)).then(|| (index, &self.endpoints[index]))
+        let index = self.find_anywhere(address)?;
+        let health = self.policy(index).1.health;
+        let admitted = self.load(index).is_none_or(|load| load.standing().is_admitted());
+        (admitted && allowed.contains(&health)).then(|| (index, self.endpoint(index)))
     }
 
     /// Takes note of a fresh load report of an endpoint; see [`Picker::reported`].
@@ -418,8 +437,8 @@ impl<E> ReadySet<E> {
 
     /// Whether it is of another locality than those that are to be left, and not away.
     fn is_elsewhere(&self, index: usize, pick: &Pick<'_>) -> bool {
-        let locality = |index: usize| &self.candidates.policy(index).0.locality;
-        let mut left = pick.away_from.iter().filter(|left| **left < self.candidates.len());
+        let locality = |index: usize| &self.policy(index).0.locality;
+        let mut left = pick.away_from.iter().filter(|left| self.is_known(**left));
         let is_admitted = self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
         is_admitted && self.is_good(index, pick) && !left.any(|left| locality(*left) == locality(index))
     }

@@ -16,7 +16,7 @@ use crate::policy::{Balancer, Cluster, Endpoints, Health, LocalityEndpoints};
 /// They are chosen among those that are [usable](Health::is_usable), as in gRPC, which takes no others from the control plane (gRFC A27);
 /// where these are too few, the rest of the places is for others. Beside them each part has all that are draining, for the sessions
 /// pinned to them: nothing else goes there. A session that begins at another client may be pinned to an endpoint that is not in this
-/// one's part: to this client that is gone.
+/// one's part: it stays there, for a set knows of what is [outside](super::Outside) of it (gRFC A55, A68).
 ///
 /// Random (gRFC A68): the endpoints whose addresses hash lowest with the client's number. Stable, but
 /// some endpoints are in many more parts than others.

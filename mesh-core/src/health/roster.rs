@@ -32,6 +32,9 @@ pub struct Member {
     pub usable: bool,
     /// It is checked.
     pub checked: bool,
+    /// It is outside of what this client uses, and has requests of sessions alone. It is judged for itself: what it does and whether
+    /// it is out count for nothing where endpoints are compared or counted.
+    pub outside: bool,
 }
 
 #[derive(Debug)]
@@ -93,14 +96,21 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         for (key, member) in members {
             let mut entry = old.remove(&key).unwrap_or_else(|| {
                 new.push(key.clone());
-                Entry { member, ejection: None, ejections: 0, checks: SmallVec::new(), penalty: Penalty::default() }
+                Entry::new(member)
             });
             entry.member = member;
             entry.checks.resize(if member.checked { checks } else { 0 }, Checked::default());
             self.entries.insert(key, entry);
         }
-        self.ejected = self.entries.values().filter(|entry| entry.ejection.is_some()).count();
+        self.ejected = self.entries.values().filter(|entry| entry.ejection.is_some() && !entry.member.outside).count();
         new
+    }
+
+    /// Takes in one more, unless it is there.
+    pub fn join(&mut self, key: &K, member: Member) {
+        if !self.entries.contains_key(key) {
+            self.entries.insert(key.clone(), Entry::new(member));
+        }
     }
 
     /// What follows for the endpoint; good if it is not known.
@@ -138,7 +148,7 @@ impl<K: Clone + Eq + Hash> Roster<K> {
             match &entry.ejection {
                 Some(ejection) if ejection.until <= now => {
                     entry.ejection = None;
-                    self.ejected -= 1;
+                    self.ejected -= entry.counted();
                     changes.push((key.clone(), Change::Returned));
                 }
                 Some(_) => {}
@@ -148,7 +158,7 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         }
         let judged: Vec<_> = tallies
             .iter()
-            .filter(|(key, _)| self.entries.get(key).is_some_and(|entry| entry.ejection.is_none()))
+            .filter(|(key, _)| self.entries.get(key).is_some_and(|e| e.ejection.is_none() && !e.member.outside))
             .collect();
         let answers: Vec<Counts> = judged.iter().map(|(_, tally)| tally.answers).collect();
         let connections: Vec<Counts> = judged.iter().map(|(_, tally)| tally.connections).collect();
@@ -179,7 +189,7 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         let well = outcome == CheckOutcome::Passed && !entry.has_failed() && !entry.is_unchecked();
         let ends = policy.outlier.as_ref().is_some_and(|outlier| outlier.health_check_unejects);
         if well && ends && entry.ejection.take().is_some() {
-            self.ejected -= 1;
+            self.ejected -= entry.counted();
             changes.push(Change::Returned);
         }
         changes
@@ -240,7 +250,8 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         if self.entries.get(key)?.ejection.is_some() {
             return None;
         }
-        if !self.has_room(key, policy) {
+        let counted = self.entries.get(key)?.counted();
+        if !self.has_room(key, counted, policy) {
             return Some(Change::Overflow(reason));
         }
         if !enforced(policy, reason).hit(draw(PerMillion::ALL.get().into()) as u32) {
@@ -258,14 +269,18 @@ impl<K: Clone + Eq + Hash> Roster<K> {
         let jitter = policy.max_ejection_jitter.saturating_add(Duration::from_nanos(1));
         let time = time.min(longest).saturating_add(below(jitter, draw));
         entry.ejection = Some(Ejection { reason, until: now.saturating_add(time) });
-        self.ejected += 1;
+        self.ejected += counted;
         Some(Change::Ejected(reason, time))
     }
 
     /// Whether one more may be ejected: within the share, or the first one if others are left to serve. With a share of 0 none may
-    /// (gRFC A50: an ejection needs less than the share before it).
-    fn has_room(&self, key: &K, policy: &OutlierDetection) -> bool {
-        let (after, all) = (self.ejected as u64 + 1, self.entries.len() as u64);
+    /// (gRFC A50: an ejection needs less than the share before it). One outside takes nothing from those that serve.
+    fn has_room(&self, key: &K, counted: usize, policy: &OutlierDetection) -> bool {
+        if counted == 0 {
+            return policy.max_ejected.get() > 0;
+        }
+        let all = self.entries.values().map(|entry| entry.counted() as u64).sum::<u64>();
+        let after = self.ejected as u64 + 1;
         let within = after * u64::from(PerMillion::ALL.get()) <= all * u64::from(policy.max_ejected.get());
         let others = || self.entries.iter().any(|(other, entry)| other != key && entry.serves());
         let is_first = self.ejected == 0 && policy.max_ejected.get() > 0;
@@ -274,6 +289,15 @@ impl<K: Clone + Eq + Hash> Roster<K> {
 }
 
 impl Entry {
+    fn new(member: Member) -> Self {
+        Self { member, ejection: None, ejections: 0, checks: SmallVec::new(), penalty: Penalty::default() }
+    }
+
+    /// What it is where endpoints are counted.
+    fn counted(&self) -> usize {
+        usize::from(!self.member.outside)
+    }
+
     /// The gravest counts: a failed check is seen, an outlier is inferred.
     fn standing(&self) -> Standing {
         match &self.ejection {

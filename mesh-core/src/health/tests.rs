@@ -23,7 +23,7 @@ fn roster(outlier: OutlierDetection, members: u32) -> Roster<u32> {
 
 fn of_policy(policy: Cluster, members: u32) -> Roster<u32> {
     let mut roster = Roster::new(Arc::new(policy));
-    let member = Member { usable: true, checked: true };
+    let member = Member { usable: true, checked: true, outside: false };
     let all: Vec<u32> = (0..members).collect();
     assert_eq!(roster.sync(all.iter().map(|key| (*key, member))), all);
     roster
@@ -209,7 +209,7 @@ fn the_last_one_in_use_stays_unless_policy_lets_all_go() {
     }
     // Others that may not be used are no others.
     let mut roster = roster(OutlierDetection::default(), 1);
-    let member = |usable| Member { usable, checked: true };
+    let member = |usable| Member { usable, checked: true, outside: false };
     roster.sync([(0, member(true)), (1, member(false))]);
     assert_eq!(eject(&mut roster, 0, 0), Some(Change::Overflow(WHY)));
     roster.sync([(0, member(true)), (1, member(true))]);
@@ -298,7 +298,7 @@ fn who_leaves_is_forgotten_and_who_stays_is_not() {
     let mut roster = roster(outlier(), 3);
     eject(&mut roster, 0, 0);
     eject(&mut roster, 1, 0);
-    let member = Member { usable: true, checked: true };
+    let member = Member { usable: true, checked: true, outside: false };
     assert_eq!(roster.sync([(0, member), (7, member)]), [7]);
     assert_eq!((roster.ejected(), roster.standing(&0), roster.contains(&1)), (1, Standing::Ejected(WHY), false));
     roster.sync([(1, member)]);
@@ -337,7 +337,7 @@ fn an_endpoint_must_pass_all_its_checks() {
     assert_eq!(roster.checked(&0, 1, Passed)[..], [Change::CheckPassed]);
     assert_eq!((roster.standing(&0), roster.standing(&1)), (Standing::Good, Standing::Unchecked));
     assert_eq!(roster.checked(&0, 2, Failed)[..], [], "there is no third check");
-    let unchecked = Member { usable: true, checked: false };
+    let unchecked = Member { usable: true, checked: false, outside: false };
     roster.sync([(1, unchecked)]);
     assert_eq!((roster.standing(&1), roster.pace(&1, 0, true, &mut |_| 0)), (Standing::Good, None));
 }
@@ -417,4 +417,57 @@ fn a_standing_survives_as_a_number() {
     assert_eq!(json, r#"{"ejected":"consecutive_gateway_failure"}"#);
     assert_eq!(Standing::from_index(255), Standing::Good);
     assert_eq!(Reason::ALL.map(|reason| reason as usize), [0, 1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn one_outside_is_judged_for_itself_and_counts_for_nothing() {
+    let policy = Cluster {
+        outlier: Some(OutlierDetection {
+            max_ejected: PerMillion::new(500_000),
+            ..rated(PerMillion::ALL, PerMillion::ALL)
+        }),
+        accrual: Some(FailureAccrual { jitter: PerMillion::NONE, ..FailureAccrual::default() }),
+        ..Cluster::new("c".into())
+    };
+    let (inside, outside) = (
+        Member { usable: true, checked: false, outside: false },
+        Member { usable: false, checked: false, outside: true },
+    );
+    let with = |outsiders: u32| {
+        let mut roster = Roster::new(Arc::new(policy.clone()));
+        roster.sync((0..4).map(|key| (key, inside)));
+        (100..100 + outsiders).for_each(|key| roster.join(&key, outside));
+        roster
+    };
+    // Half of four may be out, however many there are outside, and however many of those are.
+    let mut roster = with(20);
+    for key in 100..120 {
+        assert!(matches!(eject(&mut roster, key, 0), Some(Change::Ejected(..))), "{key}");
+        assert!(!roster.standing(&key).is_admitted());
+    }
+    let changes = [0, 1, 2].map(|key| matches!(eject(&mut roster, key, 0), Some(Change::Ejected(..))));
+    assert_eq!((changes, roster.ejected()), ([true, true, false], 2));
+    let returned = sweep(&mut roster, 31).into_iter().filter(|(_, change)| *change == Change::Returned).count();
+    assert_eq!((returned, roster.ejected()), (22, 0));
+    // Of those compared there are four, one too few for a rate; with one more inside the same is an outlier.
+    let failing = |key: u32| {
+        let counts = |bad: u32| Counts { good: 100 - bad, bad };
+        (key, Tally { answers: counts(if key == 3 { 95 } else { 0 }), connections: counts(0) })
+    };
+    let tallies: Vec<_> = (0..4).chain(100..120).map(failing).collect();
+    assert_eq!(roster.sweep(&tallies, 60 * SECOND, &mut |_| 0), []);
+    roster.join(&4, inside);
+    let tallies: Vec<_> = (0..5).chain(100..120).map(failing).collect();
+    assert!(!roster.sweep(&tallies, 90 * SECOND, &mut |_| 0).is_empty(), "control");
+    // A breaker is one endpoint's own.
+    let mut roster = with(1);
+    let penalty = roster.accrued(&100, AccrualState::Open, SECOND, &mut |_| 0);
+    assert!(matches!(penalty, Some(Change::Penalized(_))));
+    assert_eq!(roster.begin_probations(10 * SECOND), [100]);
+    roster.join(&100, inside);
+    assert_eq!(
+        eject(&mut roster, 100, 0).zip(Some(roster.ejected())).map(|(_, ejected)| ejected),
+        Some(0),
+        "it was there"
+    );
 }

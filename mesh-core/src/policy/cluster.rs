@@ -167,7 +167,7 @@ pub enum Balancer {
         shuffle: bool,
     },
     /// A random part of the endpoints, chosen anew for each process and stable under churn, and another
-    /// balancer over it (gRFC A68).
+    /// balancer over it (gRFC A68). A session that began elsewhere stays at its endpoint outside of the part.
     RandomSubsetting {
         /// How many endpoints; above 0.
         size: u32,
@@ -181,7 +181,7 @@ pub enum Balancer {
         child: Box<Balancer>,
     },
     /// A part of the endpoints that depends on which of its fleet this client is, so that every endpoint
-    /// is in about as many parts as the others, and another balancer over it.
+    /// is in about as many parts as the others, and another balancer over it. Sessions as for a random part.
     DeterministicSubsetting {
         /// How many endpoints, about; above 0.
         size: u32,

@@ -117,6 +117,9 @@ impl Owner {
         }
         let now = self.env.since_epoch(Instant::now());
         let env = self.env.clone();
+        for (address, member) in outside(&members) {
+            self.roster.lock().join(address, member);
+        }
         for (address, watch) in watches(&members) {
             for reason in watch.vitals.take_limits() {
                 let change = self.roster.lock().limit_reached(address, reason, now, &mut |below| env.draw(below));
@@ -139,8 +142,11 @@ impl Owner {
         let member = |endpoint: &policy::Endpoint| Member {
             usable: endpoint.health.is_usable(),
             checked: is_checked(&self.policy, endpoint),
+            outside: false,
         };
-        self.roster.lock().sync(all().map(|endpoint| (endpoint.address.clone(), member(endpoint))));
+        let inside = all().map(|endpoint| (endpoint.address.clone(), member(endpoint)));
+        let outside = outside(members).map(|(address, member)| (address.clone(), member));
+        self.roster.lock().sync(inside.chain(outside));
         self.running.retain(|(address, place), check| {
             let stays = self.roster.lock().pace(address, *place, true, &mut |_| 0).is_some();
             if !stays {
@@ -263,8 +269,8 @@ impl Owner {
         let now = self.env.since_epoch(Instant::now());
         let mut rebuild = false;
         for address in changed.drain(..) {
-            let Some(index) = members.ready.find(&address) else { continue };
-            let candidate = &members.ready.candidates()[index];
+            let Some(index) = members.ready.find_kept(&address) else { continue };
+            let candidate = members.ready.candidate(index);
             let before = candidate.load().map_or(Standing::Good, |load| load.standing());
             let standing = self.roster.lock().standing(&address);
             if before == standing {
@@ -280,7 +286,8 @@ impl Owner {
                     load.ramp_from(now);
                 }
             }
-            rebuild = true;
+            // Nobody picks what is outside.
+            rebuild |= !members.ready.is_outside(index);
         }
         let ejected = self.roster.lock().ejected();
         self.series.ejected(self.shown, ejected);
@@ -297,13 +304,19 @@ impl Drop for Owner {
     }
 }
 
+/// The endpoints outside that had requests. No check is made of them, as of others nobody picks.
+fn outside(members: &Members) -> impl Iterator<Item = (&Address, Member)> {
+    let member = Member { usable: false, checked: false, outside: true };
+    members.outside().map(move |endpoint| (endpoint.address(), member))
+}
+
 /// The endpoints that had requests and are watched.
 fn watches(members: &Members) -> impl Iterator<Item = (&Address, &Watch)> {
     members.in_use().filter_map(|endpoint| Some((endpoint.address(), endpoint.watch()?)))
 }
 
 fn watch_at<'m>(members: &'m Members, address: &Address) -> Option<&'m Watch> {
-    members.ready.endpoints()[members.ready.find(address)?].get()?.watch()
+    members.ready.endpoint(members.ready.find_kept(address)?).get()?.watch()
 }
 
 fn every(period: Duration) -> Interval {

@@ -45,7 +45,7 @@ pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Optio
     }
 }
 
-/// The streams of all endpoints that had a request.
+/// The streams of all endpoints that had a request and may be picked: nobody goes by the weight of others.
 struct Streams {
     cluster: Weak<Cluster>,
     env: Arc<Env>,
@@ -77,7 +77,7 @@ impl Streams {
         let Some(cluster) = self.cluster.upgrade() else { return false };
         let members = cluster.members();
         let now: HashMap<&Address, &Arc<Endpoint>, RandomState> =
-            members.in_use().map(|endpoint| (endpoint.address(), endpoint)).collect();
+            members.inside().map(|endpoint| (endpoint.address(), endpoint)).collect();
         self.known.retain(|address, (endpoint, stream)| {
             let stays = now.get(address).is_some_and(|now| Arc::ptr_eq(now, endpoint));
             if !stays {

@@ -5,6 +5,7 @@ mod failure;
 mod hashing;
 mod load;
 mod localities;
+mod outside;
 mod queues;
 mod ready;
 mod reports;
