@@ -224,6 +224,29 @@ async fn no_session_waits_for_an_endpoint_outside_that_is_away_and_it_is_found_o
     }
 }
 
+/// Nobody but their sessions asks for them either.
+#[tokio::test(start_paused = true)]
+async fn a_session_finds_out_that_an_endpoint_which_drains_is_back() {
+    let mut snapshot = world_of_two(UpstreamProtocol::Http2, |cluster| {
+        cluster.balancer = Balancer::RoundRobin;
+        cluster.override_host = vec![Health::Healthy, Health::Draining];
+    });
+    let (world, protocol) = (World::with(&[]), Some(UpstreamProtocol::Http2));
+    let (cookie, mine) = begun(&world.client(snapshot.clone(), protocol, &Arc::default())).await;
+    let place = usize::from(mine != NEAR);
+    change(&mut snapshot, "test", |_, all| all.localities[0].endpoints[place].health = Health::Draining);
+    let client = world.client(snapshot, protocol, &Arc::default());
+    world.set(mine, At::Silent);
+    let elsewhere = NEAR + BESIDE - mine;
+    assert_eq!(asked(&client, &cookie).await, (elsewhere, CONNECT_TIMEOUT), "control: it is asked");
+    world.set(mine, At::There);
+    let since = tokio::time::Instant::now();
+    while asked(&client, &cookie).await != (mine, Duration::ZERO) {
+        assert!(since.elapsed() < 45 * SECOND);
+        pass(TENTH).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn connections_outside_are_idle_for_as_long_as_others_and_requests_count_where_they_were_served() {
     let world = World::with(&[]);
