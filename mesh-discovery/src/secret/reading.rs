@@ -108,10 +108,10 @@ mod tests {
     async fn beside_reads_that_are_old_others_begin_and_few() {
         let reading = Reading::default();
         let (end, ends) = mpsc::channel::<()>();
-        let ends = Arc::new(std::sync::Mutex::new(ends));
+        let ends = Arc::new(parking_lot::Mutex::new(ends));
         for _ in 0..MOST - 1 {
             let ends = ends.clone();
-            let stuck = reading.of(move || Ok(ends.lock().unwrap().recv().map_or("left", |()| "stuck")));
+            let stuck = reading.of(move || Ok(ends.lock().recv().map_or("left", |()| "stuck")));
             let (late, ()) = tokio::join!(stuck, advance(PATIENCE));
             assert!(late.is_err());
             let (late, ()) = tokio::join!(reading.of(|| panic!("beside one that is not old")), advance(PATIENCE));
@@ -120,7 +120,7 @@ mod tests {
         }
         assert_eq!(reading.of(|| Ok("new")).await, Ok("new"));
         let last = ends.clone();
-        let stuck = reading.of(move || Ok(last.lock().unwrap().recv().map_or("left", |()| "stuck")));
+        let stuck = reading.of(move || Ok(last.lock().recv().map_or("left", |()| "stuck")));
         let (late, ()) = tokio::join!(stuck, advance(PATIENCE));
         assert!(late.is_err());
         advance(OLD).await;
