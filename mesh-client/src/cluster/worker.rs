@@ -70,9 +70,10 @@ fn resolve(
             let mut take = |Found { endpoints, alternates }| {
                 // Gone: the task is about to be stopped.
                 let Some(cluster) = first.cluster.upgrade() else { return };
+                // Before the endpoints: a connection to one of them may need both. They change where no endpoint does: as many IPv4
+                // addresses as there are IPv6 ones are in no endpoint.
+                dialer.names().set_alternates(alternates);
                 if *cluster.members().source != endpoints {
-                    // Before the endpoints: a connection to one of them may need both.
-                    dialer.names().set_alternates(alternates);
                     cluster.apply(Arc::new(endpoints), &env);
                 }
                 cluster.look.iter().for_each(|look| _ = look.send_replace(Look::Over));

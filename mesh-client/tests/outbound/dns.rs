@@ -1,7 +1,8 @@
 //! Clusters whose endpoints are DNS names (R32 of the failure scenarios): the resolver is a stand-in, and where
 //! time matters it stands still.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use mesh_core::policy::{
     Address, CircuitBreakers, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, LocalityEndpoints, RouteMatch,
     Snapshot,
 };
-use mesh_core::source::{Resolve, ResolveError, Resolving};
+use mesh_core::source::{Family, Resolve, ResolveError, Resolving};
 use mesh_testkit::clock::pass;
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, TestCa, crypto, policy};
+use parking_lot::Mutex;
 
 use super::{TARGET, cluster, fetch, forward_with, get, read, server_of, snapshot_with};
 
@@ -446,6 +448,42 @@ async fn a_broken_family_is_fallen_back_from() {
     resolver.set(HOST, &["::1"], None);
     let client = client(strict(vec![name(port)]), &resolver);
     assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
+}
+
+/// As where the server is slow for one family, or a host moves in one: the other one, which names the endpoint, is as it was.
+#[tokio::test(start_paused = true)]
+async fn an_address_to_fall_back_on_follows_its_name_where_the_other_family_stays() {
+    let slow = Some((Family::V4, ResolveError::Timeout));
+    for (first, lacks) in [(&["fd00::1"][..], slow), (&["fd00::1", "10.0.0.1"], None)] {
+        let (resolver, dialled) = (FakeResolver::new(), Arc::new(Mutex::new(BTreeSet::new())));
+        resolver.set_lacking(HOST, first, Some(20 * SECOND), lacks);
+        let connector = {
+            let dialled = dialled.clone();
+            move |address: Address| {
+                dialled.lock().insert(address.to_string());
+                async { Err::<Box<dyn Io>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)) }
+            }
+        };
+        let source = FixedSource::of(TARGET, strict(vec![name(80)]));
+        let client = Client::builder(source).resolver(resolver.clone()).connector(connector).build();
+        let dials = async || {
+            dialled.lock().clear();
+            assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
+            Vec::from_iter(dialled.lock().clone())
+        };
+        let had = || first.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80).to_string());
+        let mut before: Vec<_> = had().collect();
+        before.sort_unstable();
+        assert_eq!(dials().await, before);
+        resolver.set(HOST, &["fd00::1", "10.0.0.2"], Some(20 * SECOND));
+        pass(31 * SECOND).await;
+        assert_eq!(addresses(&client), ["[fd00::1]:80"]);
+        assert_eq!(dials().await, ["10.0.0.2:80", "[fd00::1]:80"]);
+        // Control: one that is gone is not dialled for ever.
+        resolver.set(HOST, &["fd00::1"], Some(20 * SECOND));
+        pass(31 * SECOND).await;
+        assert_eq!(dials().await, ["[fd00::1]:80"]);
+    }
 }
 
 #[tokio::test]
