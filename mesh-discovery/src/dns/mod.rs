@@ -8,6 +8,7 @@
 
 mod cache;
 mod hosts;
+mod servers;
 #[cfg(test)]
 mod tests;
 
@@ -18,11 +19,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{IntoName, Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
@@ -32,6 +30,7 @@ use tokio::time::timeout;
 
 use self::cache::Cache;
 use self::hosts::HostsFile;
+use self::servers::Servers;
 
 /// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
@@ -56,7 +55,7 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 /// ```
 #[derive(Clone)]
 pub struct DnsResolver {
-    resolver: TokioResolver,
+    servers: Servers,
     cache: Arc<Cache>,
     places: Arc<Semaphore>,
     search: Arc<Search>,
@@ -212,7 +211,7 @@ impl DnsResolver {
         if let Some(answer) = self.cache.holding(&name, kind) {
             return answer;
         }
-        let answer = self.resolver.lookup(name.clone(), kind).await.map_err(|error| failure(&error));
+        let answer = self.servers.ask(&name, kind).await;
         self.cache.keep(name, kind, &answer);
         answer
     }
@@ -263,7 +262,9 @@ impl Search {
 }
 
 impl DnsResolverBuilder {
-    /// Adds a name server, asked over UDP and, for long answers, TCP. Default: those of `/etc/resolv.conf`.
+    /// Adds a name server, asked over UDP and, for long answers, TCP. Those after the first are asked where the ones before are
+    /// silent, or answer SERVFAIL, REFUSED or NOTIMP; what one says of a name (NXDOMAIN, too) is the answer. Default: those of
+    /// `/etc/resolv.conf`.
     pub fn server(mut self, address: SocketAddr) -> Self {
         self.servers.push(address);
         self
@@ -289,9 +290,9 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// How often a query is put to the servers, each time for [`timeout`](Self::timeout) at most: the first time and those
-    /// after a silence. Over UDP each of these times sends it up to three times, a third of a second or more apart, as
-    /// long as no answer comes. Default: `/etc/resolv.conf`'s, else 2.
+    /// How often a query is put to the servers, each time to one after the other until one answers and to each for
+    /// [`timeout`](Self::timeout) at most. Over UDP each of these times sends it up to three times, a third of a second or more
+    /// apart, as long as no answer comes. Default: `/etc/resolv.conf`'s, else 2.
     pub fn attempts(mut self, times: usize) -> Self {
         self.attempts = Some(times);
         self
@@ -331,19 +332,18 @@ impl DnsResolverBuilder {
         let domains = self.domains(domain, search)?;
         options.ndots = self.ndots.unwrap_or(options.ndots);
         options.timeout = self.timeout.unwrap_or(options.timeout);
-        // hickory counts those after the first, and takes what the file says of all of them for that.
-        options.attempts = self.attempts.unwrap_or(options.attempts).saturating_sub(1);
+        options.attempts = self.attempts.unwrap_or(options.attempts);
+        // Over one TCP connection: of both families, and each may have been asked before by somebody who went away since.
+        options.max_active_requests = options.max_active_requests.max(self.concurrency.saturating_mul(4));
         // It would be looked at name by name and family by family.
         options.use_hosts_file = ResolveHosts::Never;
         // What is kept is kept here.
         options.cache_size = 0;
-        let search = Arc::new(Search { domains: domains.clone(), ndots: options.ndots });
-        let config = ResolverConfig::from_parts(None, domains, servers);
-        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
-        let resolver = builder.build().map_err(|error| invalid("resolver", error))?;
+        let servers = Servers::new(servers, &options).map_err(|error| invalid("resolver", error))?;
+        let search = Arc::new(Search { domains, ndots: options.ndots });
         let hosts = Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system)));
         let (cache, places) = (Arc::new(Cache::new(self.negative_ttl)), Arc::new(Semaphore::new(self.concurrency)));
-        Ok(DnsResolver { resolver, cache, places, search, hosts })
+        Ok(DnsResolver { servers, cache, places, search, hosts })
     }
 
     /// Where names are searched, given what the system says: `search` has the last of its two settings.
@@ -401,15 +401,6 @@ impl Resolve for DnsResolver {
 /// The time from now on.
 fn left(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
-}
-
-fn failure(error: &NetError) -> ResolveError {
-    match error {
-        error if error.is_nx_domain() => ResolveError::NotFound,
-        error if error.is_no_records_found() => ResolveError::NoRecords,
-        NetError::Timeout => ResolveError::Timeout,
-        other => ResolveError::Failed(other.to_string().into()),
-    }
 }
 
 impl fmt::Debug for DnsResolver {

@@ -382,3 +382,46 @@ async fn look_ups_at_once_are_bounded() {
         }
     }
 }
+
+/// As glibc, Go and c-ares do: the first one knows best, and is asked alone unless it is in trouble.
+#[tokio::test]
+async fn name_servers_are_asked_in_their_order_and_the_next_one_where_one_is_in_trouble() {
+    let (first, second, third) = (DnsServer::start().await, DnsServer::start().await, DnsServer::start().await);
+    let all = || quick(&first).server(second.address()).server(third.address()).search("else.test").ndots(5);
+    let resolver = all().build().unwrap();
+    // Nobody else's NXDOMAIN is heard, and nobody else's address where the first says that there is none.
+    for i in 0..20 {
+        first.set(&format!("host{i}.test"), &["10.0.0.1"], 60);
+        assert_eq!(texts(&resolver.addresses(&format!("host{i}.test.")).await.unwrap()), ["10.0.0.1"]);
+    }
+    second.set("second.test", &["10.0.0.2"], 60);
+    second.set("empty.test", &["10.0.0.2"], 60);
+    first.set("empty.test", &[], 60);
+    assert_eq!(resolver.addresses("second.test.").await, Err(ResolveError::NotFound));
+    assert_eq!(resolver.addresses("empty.test.").await, Err(ResolveError::NoRecords));
+    assert_eq!((second.queries(), third.queries()), (0, 0));
+
+    for fault in [DnsFault::ServerFailure, DnsFault::Refused, DnsFault::NotImplemented, DnsFault::Silence] {
+        let name = |of: &str| format!("{of}.{fault:?}.test").to_lowercase();
+        [&first, &second].iter().for_each(|server| server.break_name(&name("third"), fault));
+        third.set(&name("third"), &["10.0.0.3"], 60);
+        first.break_name(&name("second"), fault);
+        second.set(&name("second"), &["10.0.0.2"], 60);
+        third.set(&name("second"), &["10.0.0.3"], 60);
+        first.break_name(&name("none"), fault);
+        third.set(&name("none"), &["10.0.0.3"], 60);
+        let known = async |of: &str| resolver.addresses(&format!("{}.", name(of))).await;
+        assert_eq!(texts(&known("second").await.unwrap()), ["10.0.0.2"], "{fault:?}");
+        assert_eq!(texts(&known("third").await.unwrap()), ["10.0.0.3"], "{fault:?}");
+        // What the second one says is an answer like any other.
+        assert_eq!(known("none").await, Err(ResolveError::NotFound), "{fault:?}");
+
+        // Where all are in trouble there may be such a name: it is looked for nowhere else.
+        [&first, &second, &third].iter().for_each(|server| server.break_name(&name("all"), fault));
+        first.set(&format!("{}.else.test", name("all")), &["10.6.6.6"], 60);
+        let failed = quick(&first).server(second.address()).server(third.address());
+        let failed = failed.search("else.test").build().unwrap().addresses(&name("all")).await;
+        let is_failure = matches!(failed, Err(ResolveError::Timeout | ResolveError::Failed(_)));
+        assert!(is_failure, "{fault:?}: {failed:?}");
+    }
+}

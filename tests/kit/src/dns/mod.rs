@@ -30,6 +30,12 @@ pub enum DnsFault {
     NotFound,
     /// SERVFAIL.
     ServerFailure,
+    /// REFUSED.
+    Refused,
+    /// NOTIMP.
+    NotImplemented,
+    /// NOERROR without records and without the SOA record that says so.
+    Nothing,
     /// Queries are swallowed.
     Silence,
 }
@@ -149,7 +155,10 @@ fn said<'z>(names: &'z HashMap<String, Known>, query: &'z Query<'_>) -> Option<S
         match known {
             Some(Ok(found)) => records.extend(found.iter().map(|record| (name, record))),
             None | Some(Err(DnsFault::NotFound)) => return Some(Said::not_found(records)),
-            Some(Err(DnsFault::ServerFailure)) => return Some(Said::failure()),
+            Some(Err(DnsFault::ServerFailure)) => return Some(Said::bare(2)),
+            Some(Err(DnsFault::Refused)) => return Some(Said::bare(5)),
+            Some(Err(DnsFault::NotImplemented)) => return Some(Said::bare(4)),
+            Some(Err(DnsFault::Nothing)) => return Some(Said::bare(0)),
             Some(Err(DnsFault::Silence)) => return None,
         }
         match records.last() {

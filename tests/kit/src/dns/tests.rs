@@ -36,12 +36,21 @@ async fn a_name_has_the_records_it_was_given() {
 async fn names_fail_as_they_are_told() {
     let server = DnsServer::start().await;
     server.break_name("broken.test", DnsFault::ServerFailure);
+    server.break_name("refused.test", DnsFault::Refused);
+    server.break_name("unknown.test", DnsFault::NotImplemented);
+    server.break_name("nothing.test", DnsFault::Nothing);
     server.set("empty.test", &[], 60);
     server.set("long.test", &["10.0.0.1"; 100], 60);
     // The code, the truncation bit, the records, and the SOA record of a negative answer.
-    for (name, code, truncated, soa) in
-        [("no.test", 3, false, 1), ("broken.test", 2, false, 0), ("empty.test", 0, false, 1), ("long.test", 0, true, 0)]
-    {
+    for (name, code, truncated, soa) in [
+        ("no.test", 3, false, 1),
+        ("broken.test", 2, false, 0),
+        ("refused.test", 5, false, 0),
+        ("unknown.test", 4, false, 0),
+        ("nothing.test", 0, false, 0),
+        ("empty.test", 0, false, 1),
+        ("long.test", 0, true, 0),
+    ] {
         let answer = ask(&server, name, 1).await;
         let got = (answer[3] & 15, answer[2] & 2 != 0, &answer[6..8], answer[9]);
         assert_eq!(got, (code, truncated, &[0, 0][..], soa), "{name}");

@@ -48,8 +48,9 @@ impl<'z> Said<'z> {
         Self { code: 3, records, is_negative: true }
     }
 
-    pub(super) fn failure() -> Self {
-        Self { code: 2, records: Vec::new(), is_negative: false }
+    /// A code and nothing else.
+    pub(super) fn bare(code: u8) -> Self {
+        Self { code, records: Vec::new(), is_negative: false }
     }
 }
 
