@@ -1,17 +1,17 @@
 //! The hosts file: what it says of a name is all there is to say. hickory looks at it for one family and one complete name
-//! at a time, so that an entry with one family, or of a short name, would be mixed with what DNS has.
+//! at a time, so that an entry with one family, or of a short name, would be mixed with what DNS has; and it passes over names
+//! that are none of a host.
 //!
 //! Refuses to know of search domains: names are looked up as they are written, as getaddrinfo does.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hickory_resolver::Hosts;
-use hickory_resolver::proto::op::Query;
-use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::proto::rr::Name;
 use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
@@ -24,6 +24,9 @@ pub(super) struct HostsFile {
     path: PathBuf,
     held: Mutex<Held>,
 }
+
+/// The addresses of each complete name, IPv6 first.
+type Hosts = HashMap<Name, Vec<IpAddr>>;
 
 struct Held {
     hosts: Arc<Hosts>,
@@ -59,10 +62,9 @@ impl HostsFile {
     /// The addresses of `name`, IPv6 first (RFC 6724); none if the file does not name it.
     pub(super) async fn addresses(&self, name: &Name) -> Vec<IpAddr> {
         self.look().await;
-        let hosts = self.held.lock().hosts.clone();
-        let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
-        let found = [RecordType::AAAA, RecordType::A].into_iter().filter_map(of);
-        found.flat_map(|found| found.answers().iter().filter_map(|r| r.data.ip_addr()).collect::<Vec<_>>()).collect()
+        let mut name = name.clone();
+        name.set_fqdn(true);
+        self.held.lock().hosts.get(&name).cloned().unwrap_or_default()
     }
 
     /// Reads the file again if it is another one than before. One that cannot be read for the moment, or is being written, is left
@@ -115,11 +117,18 @@ fn read_again(
 /// Lines that say nothing are passed over, as the system does.
 fn parse(bytes: &[u8]) -> Arc<Hosts> {
     let mut hosts = Hosts::default();
-    // A line that is not UTF-8 would end the reading: it is a comment in somebody's language, mostly.
+    // What is not UTF-8 is a comment in somebody's language, mostly.
     let text = String::from_utf8_lossy(bytes);
-    if let Err(error) = hosts.read_hosts_conf(text.as_bytes()) {
-        tracing::warn!(%error, "the hosts file is read in part");
+    for line in text.trim_start_matches('\u{feff}').lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(Ok(ip)) = words.next().map(str::parse::<IpAddr>) else { continue };
+        for mut name in words.filter_map(|name| super::name(name).ok()) {
+            name.set_fqdn(true);
+            hosts.entry(name).or_default().push(ip);
+        }
     }
+    // RFC 6724.
+    hosts.values_mut().for_each(|ips| ips.sort_by_key(IpAddr::is_ipv4));
     Arc::new(hosts)
 }
 
@@ -143,8 +152,7 @@ mod tests {
         };
         assert!(read_again(&path, before, while_written).is_none());
         let (hosts, version) = read_again(&path, before, |path| std::fs::read(path)).unwrap();
-        let query = Query::query(Name::from_ascii("db").unwrap(), RecordType::A);
-        assert_eq!(hosts.lookup_static_host(&query).unwrap().answers().len(), 2);
+        assert_eq!(hosts[&Name::from_ascii("db.").unwrap()].len(), 2);
         // Control: what has not changed is not read.
         assert!(read_again(&path, version, |_| panic!("it is read")).is_none());
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::proto::rr::rdata::SRV;
-use hickory_resolver::proto::rr::{IntoName, Name, RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
 use tokio::sync::Semaphore;
@@ -117,7 +117,7 @@ impl DnsResolver {
         if let Ok(ip) = host.parse() {
             return Ok(Resolved { records: vec![ip], ttl: Some(FOREVER), lacks: None });
         }
-        let name = host.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
+        let name = name(host)?;
         let mut records = self.hosts.addresses(&name).await;
         records.retain(|ip| wanted.is_none_or(|family| Family::of(ip) == family));
         if !records.is_empty() {
@@ -381,7 +381,7 @@ impl Resolve for DnsResolver {
 
     fn services<'r>(&'r self, name: &'r str) -> Resolving<'r, Service> {
         Box::pin(async move {
-            let name = name.into_name().map_err(|error| ResolveError::Failed(error.to_string().into()))?;
+            let name = self::name(name)?;
             let _place = self.place().await;
             let found = self.search(name, |name| self.services_of(name)).await?;
             if found.records.is_empty() { Err(ResolveError::NoRecords) } else { Ok(found) }
@@ -389,13 +389,19 @@ impl Resolve for DnsResolver {
     }
 
     fn forget(&self, name: &str) {
-        let Ok(name) = name.into_name() else { return };
+        let Ok(name) = self::name(name) else { return };
         for name in self.search.names(name) {
             for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
                 self.cache.forget(name.clone(), kind);
             }
         }
     }
+}
+
+/// A name as it is written, in the form that it has over DNS. Names of many things have characters that no host's has: services of
+/// a compose file, targets of SRV records.
+fn name(text: &str) -> Result<Name, ResolveError> {
+    Name::from_str_relaxed(text).map_err(|error| ResolveError::Failed(format!("{text}: {error}").into()))
 }
 
 /// The time from now on.

@@ -425,3 +425,34 @@ async fn name_servers_are_asked_in_their_order_and_the_next_one_where_one_is_in_
         assert!(is_failure, "{fault:?}: {failed:?}");
     }
 }
+
+/// They are no names of hosts, and those of many: of compose files, of SRV records, of entries in the hosts file.
+#[tokio::test]
+async fn names_may_have_underscores_anywhere() {
+    let server = DnsServer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts");
+    std::fs::write(&path, "10.0.0.9 own_host\n").unwrap();
+    let resolver = quick(&server).search("net_1").hosts_file(path).build().unwrap();
+    server.set_services("_grpc._tcp.my_app.test", &[(0, 0, "node_1.test", 80)], 60);
+    for (name, want) in [("node_1.test", "10.0.0.1"), ("my_db.net_1", "10.0.0.2"), ("xn--bcher-kva.test", "10.0.0.3")] {
+        server.set(name, &[want], 3600);
+    }
+    let services = resolver.services("_grpc._tcp.my_app.test").await.unwrap();
+    let host = services.records[0].host.clone();
+    for (name, want) in [
+        (&*host, "10.0.0.1"),
+        ("my_db", "10.0.0.2"),
+        ("My_DB", "10.0.0.2"),
+        ("own_host", "10.0.0.9"),
+        ("b\u{fc}cher.test", "10.0.0.3"),
+    ] {
+        assert_eq!(texts(&resolver.addresses(name).await.unwrap()), [want], "{name}");
+    }
+    server.set("my_db.net_1", &["10.0.0.4"], 3600);
+    resolver.forget("my_db");
+    assert_eq!(texts(&resolver.addresses("my_db").await.unwrap()), ["10.0.0.4"]);
+    // What has no form over DNS is refused, and is told why.
+    let refused = resolver.addresses("b\u{fc}cher_x.test").await;
+    assert!(matches!(&refused, Err(ResolveError::Failed(text)) if text.contains("b\u{fc}cher_x")), "{refused:?}");
+}
