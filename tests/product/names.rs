@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use mesh::dns::DnsResolver;
 use mesh_client::Client;
 use mesh_core::id::Target;
-use mesh_core::policy::{Cluster, ClusterState, DestinationState, DnsFamily, Snapshot};
+use mesh_core::policy::{Cluster, ClusterState, DestinationState, DnsFamily, DnsOptions, Snapshot};
 use mesh_core::source::DestinationSource;
 use mesh_discovery::target::TargetSource;
 use mesh_testkit::{DnsFault, DnsServer};
@@ -124,15 +124,15 @@ async fn a_family_at_which_nobody_listens_is_fallen_back_from() {
     }
 }
 
-/// Targets with all their look-ups for one family.
-fn of_family(family: DnsFamily) -> Arc<dyn DestinationSource> {
+/// Targets with all their look-ups like this.
+fn targets_with(dns: DnsOptions) -> Arc<dyn DestinationSource> {
     let targets = TargetSource::alone();
     Arc::new(move |target: &Target| {
         let state = targets.destination(target).load_full();
         let DestinationState::Ready(snapshot) = &*state else { panic!("{state:?}") };
         let Some(ClusterState::Ready { cluster, .. }) = snapshot.clusters.values().next() else { panic!("{state:?}") };
         let mut cluster = Cluster::clone(cluster);
-        cluster.dns.family = family;
+        cluster.dns = dns.clone();
         DestinationState::Ready(Arc::new(Snapshot::of_one_cluster(target.as_str(), cluster, None)))
     })
 }
@@ -156,7 +156,8 @@ async fn a_target_is_looked_up_as_it_is_written_and_with_its_aliases() {
     let resolver = || DnsResolver::builder().server(dns.address()).timeout(Duration::from_millis(200)).attempts(1);
     let resolver = || Arc::new(resolver().search("svc.test").search("wild.test").ndots(5).build().unwrap());
     let asked = async |target: String, family: DnsFamily| {
-        let client = Client::builder(of_family(family)).resolver(resolver()).build();
+        let client =
+            Client::builder(targets_with(DnsOptions { family, ..DnsOptions::default() })).resolver(resolver()).build();
         let channel = client.channel(&target).unwrap();
         let response = channel.oneshot(http::Request::new(tonic::body::Body::empty())).await.unwrap();
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -187,4 +188,24 @@ async fn what_an_alias_stood_for_is_asked_about_again_when_it_refuses() {
     ask(&client, "moved.test", port).await.unwrap_err();
     dns.set("end.test", &["127.0.0.2"], 3600);
     becomes(&client, "moved.test", port, "two").await;
+}
+
+/// As Envoy does: how long an answer may be kept counts where policy says that it does.
+#[tokio::test]
+async fn a_name_with_a_refresh_rate_of_its_own_is_asked_for_each_time() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    let client = |respect_ttl| {
+        let dns_options = DnsOptions { refresh: Some(Duration::from_millis(20)), respect_ttl, ..DnsOptions::default() };
+        let resolver = DnsResolver::builder().server(dns.address()).build().unwrap();
+        Client::builder(targets_with(dns_options)).resolver(Arc::new(resolver)).build()
+    };
+    let (each_time, by_ttl) = (client(false), client(true));
+    dns.set("moves.test", &["127.0.0.1"], 3600);
+    for client in [&each_time, &by_ttl] {
+        assert_eq!(ask(client, "moves.test", port).await.unwrap(), "one");
+    }
+    dns.set("moves.test", &["127.0.0.2"], 3600);
+    becomes(&each_time, "moves.test", port, "two").await;
+    // Control: its time is not over.
+    assert_eq!(ask(&by_ttl, "moves.test", port).await.unwrap(), "one");
 }

@@ -315,8 +315,8 @@ impl Names {
             return Some(answer);
         }
         let old = entry.answer.lock().clone();
-        if self.is_suspect(&old) {
-            // The resolver may keep an answer for as long as we do.
+        if self.is_suspect(&old) || self.is_asked_each_time() {
+            // The resolver may keep an answer for as long as we do, or for longer.
             self.resolver.forget(name);
         }
         let result =
@@ -336,6 +336,11 @@ impl Names {
     /// Whether connecting failed since.
     fn is_suspect<T>(&self, answer: &Answer<T>) -> bool {
         self.suspected.lock().is_some_and(|at| at > answer.looked)
+    }
+
+    /// Whether policy has names looked up at a pace of its own, whatever their TTL.
+    fn is_asked_each_time(&self) -> bool {
+        self.options.refresh.is_some() && !self.options.respect_ttl
     }
 
     fn settle<T>(
