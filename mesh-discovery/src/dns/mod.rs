@@ -36,7 +36,7 @@ use self::servers::Servers;
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 /// The same the other way round: RFC 8305 would not wait, but hosts without IPv6 are many and can do nothing with what is there.
 const WAIT_FOR_IPV4: Duration = Duration::from_secs(1);
-/// How long an address stands for itself.
+/// How long an address stands for itself, and the longest of all times: later than that a clock may not know.
 const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// Looks names up in the hosts file and over DNS. Needs a Tokio runtime. Clones share cache and limits.
@@ -284,9 +284,9 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// Wait for one answer of one server. Default: `/etc/resolv.conf`'s, else 5 s.
+    /// Wait for one answer of one server, a day at most. Default: `/etc/resolv.conf`'s, else 5 s.
     pub fn timeout(mut self, time: Duration) -> Self {
-        self.timeout = Some(time);
+        self.timeout = Some(time.min(FOREVER));
         self
     }
 
@@ -298,10 +298,10 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// How long "no such name" is kept, whatever the zone says. Default 1 s: long enough to spare the servers
+    /// How long "no such name" is kept, a day at most, whatever the zone says. Default 1 s: long enough to spare the servers
     /// a crowd, short enough that a name that appears is seen within seconds.
     pub fn negative_ttl(mut self, time: Duration) -> Self {
-        self.negative_ttl = time;
+        self.negative_ttl = time.min(FOREVER);
         self
     }
 

@@ -456,3 +456,14 @@ async fn names_may_have_underscores_anywhere() {
     let refused = resolver.addresses("b\u{fc}cher_x.test").await;
     assert!(matches!(&refused, Err(ResolveError::Failed(text)) if text.contains("b\u{fc}cher_x")), "{refused:?}");
 }
+
+#[tokio::test]
+async fn times_of_any_length_are_taken() {
+    let server = DnsServer::start().await;
+    let resolver = DnsResolver::builder().server(server.address()).timeout(Duration::MAX).attempts(usize::MAX);
+    let resolver = resolver.negative_ttl(Duration::MAX).build().unwrap();
+    for _ in 0..2 {
+        assert_eq!(resolver.addresses("no.test").await, Err(ResolveError::NotFound));
+    }
+    assert_eq!(server.queries(), 2);
+}
