@@ -14,8 +14,8 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::net::{DnsError, NetError, NoRecords};
+use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RecordType};
 use mesh_core::source::ResolveError;
 use tokio::time::timeout;
@@ -76,7 +76,17 @@ async fn ask_one(server: &TokioResolver, name: &Name, kind: RecordType) -> Resul
     };
     match none.response_code {
         ResponseCode::NXDomain => Err(ResolveError::NotFound),
+        ResponseCode::NoError if ends_in_an_alias(server, &none).await => {
+            Err(ResolveError::Failed(format!("the aliases of {name} go round, or are too many").into()))
+        }
         ResponseCode::NoError => Err(ResolveError::NoRecords),
         code => Err(ResolveError::Failed(code.to_string().into())),
     }
+}
+
+/// Whether nobody knows what the name stands for: hickory follows a few aliases, and says then that there are no records. Who
+/// means that adds the zone's SOA record (RFC 2308), mostly; where there is none the name is asked about once more.
+async fn ends_in_an_alias(server: &TokioResolver, none: &NoRecords) -> bool {
+    let Query { name, .. } = &*none.query;
+    none.soa.is_none() && server.lookup(name.clone(), RecordType::CNAME).await.is_ok()
 }

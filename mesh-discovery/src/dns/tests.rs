@@ -467,3 +467,33 @@ async fn times_of_any_length_are_taken() {
     }
     assert_eq!(server.queries(), 2);
 }
+
+/// What such a name stands for nobody can say; that there is none is not said.
+#[tokio::test]
+async fn aliases_without_an_end_are_a_failure_and_nothing_to_be_looked_for_elsewhere() {
+    let server = DnsServer::start().await;
+    for name in ["itself", "round", "long", "end", "nothing"] {
+        server.set(&format!("{name}.second.test"), &["10.6.6.6"], 60);
+    }
+    server.set_bare_alias("itself.first.test", "itself.first.test", 60);
+    server.set_bare_alias("round.first.test", "back.first.test", 60);
+    server.set_bare_alias("back.first.test", "round.first.test", 60);
+    server.set_bare_alias("long.first.test", "long0.first.test", 60);
+    for i in 0..20 {
+        server.set_bare_alias(&format!("long{i}.first.test"), &format!("long{}.first.test", i + 1), 60);
+    }
+    server.set("long20.first.test", &["10.0.0.1"], 60);
+    let resolver = quick(&server).search("first.test").search("second.test").ndots(5).build().unwrap();
+    for name in ["itself", "round", "long"] {
+        let found = resolver.addresses(name).await;
+        assert!(matches!(&found, Err(ResolveError::Failed(text)) if text.contains("aliases")), "{name}: {found:?}");
+    }
+    // Control: an alias of what has no addresses has none.
+    server.set_bare_alias("end.first.test", "empty.test", 60);
+    server.set("empty.test", &[], 60);
+    server.set_bare_alias("nothing.first.test", "nothing.test", 60);
+    server.break_name("nothing.test", DnsFault::Nothing);
+    for name in ["end", "nothing"] {
+        assert_eq!(texts(&resolver.addresses(name).await.unwrap()), ["10.6.6.6"], "{name}");
+    }
+}
