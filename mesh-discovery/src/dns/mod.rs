@@ -25,7 +25,7 @@ use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use self::cache::Cache;
@@ -107,9 +107,8 @@ impl DnsResolver {
         }
     }
 
-    /// Waits for a place among the look-ups under way; whoever waits does so within the asker's patience.
-    async fn place(&self) -> tokio::sync::SemaphorePermit<'_> {
-        self.places.acquire().await.expect("the semaphore is never closed")
+    fn place(&self) -> Place {
+        Place { places: self.places.clone(), taken: OnceCell::new() }
     }
 
     /// The addresses of a name, only those of the family that is `wanted`, if one is.
@@ -123,7 +122,6 @@ impl DnsResolver {
         if !records.is_empty() {
             return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
         }
-        let _place = self.place().await;
         match wanted {
             // A name without the one is not what is looked for, whatever it has of the other (as with getaddrinfo).
             Some(family) => self.search(name, |name| self.alone(name, family)).await,
@@ -150,7 +148,7 @@ impl DnsResolver {
 
     /// The services of one name (RFC 2782). None is an answer where it says so, and nothing to be looked for elsewhere.
     async fn services_of(&self, name: Name) -> Result<Resolved<Service>, ResolveError> {
-        let found = self.ask(name, RecordType::SRV).await?;
+        let found = self.ask(name, RecordType::SRV, &self.place()).await?;
         let services = found.answers().iter().filter_map(|record| match &record.data {
             RData::SRV(srv) => Some(srv),
             _ => None,
@@ -172,8 +170,9 @@ impl DnsResolver {
 
     /// Both families of one name.
     async fn both(&self, name: Name) -> Result<Resolved<IpAddr>, ResolveError> {
-        let v6 = self.of_family(name.clone(), Family::V6);
-        let v4 = self.of_family(name, Family::V4);
+        let place = self.place();
+        let v6 = self.of_family(name.clone(), Family::V6, &place);
+        let v4 = self.of_family(name, Family::V4, &place);
         tokio::pin!(v6, v4);
         let (v6, v4) = tokio::select! {
             biased;
@@ -191,29 +190,49 @@ impl DnsResolver {
 
     /// One family of one name.
     async fn alone(&self, name: Name, family: Family) -> Result<Resolved<IpAddr>, ResolveError> {
-        let (records, until) = self.of_family(name, family).await?;
+        let (records, until) = self.of_family(name, family, &self.place()).await?;
         Ok(Resolved { records, ttl: Some(left(until)), lacks: None })
     }
 
-    async fn of_family(&self, name: Name, family: Family) -> Addresses {
+    async fn of_family(&self, name: Name, family: Family, place: &Place) -> Addresses {
         let kind = match family {
             Family::V4 => RecordType::A,
             Family::V6 => RecordType::AAAA,
         };
-        let found = self.ask(name, kind).await?;
+        let found = self.ask(name, kind, place).await?;
         let of_kind = found.answers().iter().filter(|record| record.record_type() == kind);
         let addresses: Vec<_> = of_kind.filter_map(|record| record.data.ip_addr()).collect();
         if addresses.is_empty() { Err(ResolveError::NoRecords) } else { Ok((addresses, found.valid_until())) }
     }
 
     /// What the name servers say of one complete name, with the aliases on the way, or have said and still holds.
-    async fn ask(&self, name: Name, kind: RecordType) -> Result<Lookup, ResolveError> {
+    async fn ask(&self, name: Name, kind: RecordType, place: &Place) -> Result<Lookup, ResolveError> {
+        if let Some(answer) = self.cache.holding(&name, kind) {
+            return answer;
+        }
+        place.take().await;
+        // Somebody else's, who had one before.
         if let Some(answer) = self.cache.holding(&name, kind) {
             return answer;
         }
         let answer = self.servers.ask(&name, kind).await;
         self.cache.keep(name, kind, &answer);
         answer
+    }
+}
+
+/// A place among the look-ups under way, for one complete name. What is kept needs none: whoever waits for one does so behind
+/// names that nobody answers for.
+struct Place {
+    places: Arc<Semaphore>,
+    taken: OnceCell<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Waits for it, within the asker's patience.
+    async fn take(&self) {
+        let taken = async || self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        self.taken.get_or_init(taken).await;
     }
 }
 
@@ -305,7 +324,7 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// Look-ups at once; more wait. Default 64.
+    /// Names that name servers are asked about at once; more wait, and for what is kept nobody does. Default 64.
     pub fn concurrency(mut self, most: usize) -> Self {
         self.concurrency = most.max(1);
         self
@@ -382,7 +401,6 @@ impl Resolve for DnsResolver {
     fn services<'r>(&'r self, name: &'r str) -> Resolving<'r, Service> {
         Box::pin(async move {
             let name = self::name(name)?;
-            let _place = self.place().await;
             let found = self.search(name, |name| self.services_of(name)).await?;
             if found.records.is_empty() { Err(ResolveError::NoRecords) } else { Ok(found) }
         })

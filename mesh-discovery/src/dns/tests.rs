@@ -497,3 +497,26 @@ async fn aliases_without_an_end_are_a_failure_and_nothing_to_be_looked_for_elsew
         assert_eq!(texts(&resolver.addresses(name).await.unwrap()), ["10.6.6.6"], "{name}");
     }
 }
+
+#[tokio::test]
+async fn what_is_kept_waits_for_no_place() {
+    let server = DnsServer::start().await;
+    server.break_name("silent.test", DnsFault::Silence);
+    server.set("a.test", &["10.0.0.1"], 60);
+    server.set_services("_grpc._tcp.a.test", &[(0, 0, "a.test", 80)], 60);
+    let resolver = quick(&server).timeout(Duration::from_secs(3600)).concurrency(1).build().unwrap();
+    let known = async || {
+        let services = resolver.services("_grpc._tcp.a.test").await.unwrap();
+        (texts(&resolver.addresses("a.test").await.unwrap()), services.records.len())
+    };
+    known().await;
+    let before = server.queries();
+    let kept = async {
+        server.wait_for_queries(before + 2).await;
+        known().await
+    };
+    tokio::select! {
+        kept = kept => assert_eq!(kept, (vec!["10.0.0.1".to_owned()], 1)),
+        _ = resolver.addresses("silent.test") => panic!("it is silent"),
+    }
+}
