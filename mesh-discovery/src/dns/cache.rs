@@ -24,6 +24,7 @@ pub(super) struct Cache {
 
 struct Kept {
     answer: Answer,
+    asked: Instant,
     until: Instant,
 }
 
@@ -41,8 +42,9 @@ impl Cache {
         kept.get(&(name.clone(), kind)).filter(|kept| Instant::now() < kept.until).map(|kept| kept.answer.clone())
     }
 
-    /// Keeps an answer; a failure is none.
-    pub(super) fn keep(&self, name: Name, kind: RecordType, answer: &Answer) {
+    /// Keeps what was answered to a query of the time `asked`; a failure is no answer, and one that took its time hides none to a
+    /// later query.
+    pub(super) fn keep(&self, name: Name, kind: RecordType, answer: &Answer, asked: Instant) {
         let now = Instant::now();
         let until = match answer {
             Ok(lookup) => lookup.valid_until(),
@@ -50,13 +52,17 @@ impl Cache {
             Err(_) => return,
         };
         let mut kept = self.kept.lock();
+        let key = (name, kind);
+        if kept.get(&key).is_some_and(|newer| newer.asked > asked && now < newer.until) {
+            return;
+        }
         if kept.len() >= MOST {
             kept.retain(|_, kept| now < kept.until);
         }
         if kept.len() >= MOST {
             kept.clear();
         }
-        kept.insert((name, kind), Kept { answer: answer.clone(), until });
+        kept.insert(key, Kept { answer: answer.clone(), asked, until });
     }
 
     /// Whoever asks next is not answered from here.
@@ -72,7 +78,8 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded_and_what_has_ended_goes_first() {
         let name = |i: usize| Name::from_ascii(format!("{i}.test.")).unwrap();
-        let keep = |cache: &Cache, i: usize| cache.keep(name(i), RecordType::A, &Err(ResolveError::NotFound));
+        let keep =
+            |cache: &Cache, i: usize| cache.keep(name(i), RecordType::A, &Err(ResolveError::NotFound), Instant::now());
         let len = |cache: &Cache| cache.kept.lock().len();
         let cache = Cache::new(Duration::from_secs(3600));
         (0..MOST).for_each(|i| keep(&cache, i));
@@ -82,13 +89,37 @@ mod tests {
         let brief = Cache::new(Duration::ZERO);
         brief.kept.lock().insert(
             (name(MOST), RecordType::A),
-            Kept { answer: Err(ResolveError::NotFound), until: Instant::now() + Duration::from_secs(3600) },
+            Kept {
+                answer: Err(ResolveError::NotFound),
+                asked: Instant::now(),
+                until: Instant::now() + Duration::from_secs(3600),
+            },
         );
         (0..MOST).for_each(|i| keep(&brief, i));
         assert!(brief.holding(&name(MOST), RecordType::A).is_some(), "it has not ended");
         assert!(brief.holding(&name(1), RecordType::A).is_none());
         // A failure is no answer.
-        cache.keep(name(1), RecordType::A, &Err(ResolveError::Timeout));
+        cache.keep(name(1), RecordType::A, &Err(ResolveError::Timeout), Instant::now());
         assert!(cache.holding(&name(1), RecordType::A).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_hides_no_newer_one() {
+        let name = || Name::from_ascii("a.test.").unwrap();
+        let cache = Cache::new(Duration::from_secs(3600));
+        let (before, now) = (Instant::now(), Instant::now() + Duration::from_nanos(1));
+        let keep = |answer: ResolveError, asked| cache.keep(name(), RecordType::A, &Err(answer), asked);
+        for (answer, asked, want) in [
+            (ResolveError::NotFound, now, ResolveError::NotFound),
+            (ResolveError::NoRecords, before, ResolveError::NotFound),
+            // Control.
+            (ResolveError::NoRecords, now, ResolveError::NoRecords),
+        ] {
+            keep(answer, asked);
+            assert_eq!(cache.holding(&name(), RecordType::A).unwrap().unwrap_err(), want);
+        }
+        cache.forget(name(), RecordType::A);
+        keep(ResolveError::NotFound, before);
+        assert!(cache.holding(&name(), RecordType::A).is_some(), "nothing is newer");
     }
 }

@@ -11,6 +11,8 @@ mod hosts;
 mod servers;
 #[cfg(test)]
 mod tests;
+mod upstream;
+mod worker;
 
 use std::fmt;
 use std::future::Future;
@@ -20,22 +22,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
-use hickory_resolver::lookup::Lookup;
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use self::cache::Cache;
 use self::hosts::HostsFile;
 use self::servers::Servers;
+use self::upstream::{Addresses, Place, Search, Upstream};
+use self::worker::Tasks;
 
 /// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 /// The same the other way round: RFC 8305 would not wait, but hosts without IPv6 are many and can do nothing with what is there.
 const WAIT_FOR_IPV4: Duration = Duration::from_secs(1);
+/// How long a query goes on for which nobody waits. It is over before anybody looks again: hickory would have that one wait for
+/// this one's answer, and send nothing.
+const LATE: Duration = Duration::from_secs(4);
 /// How long an address stands for itself, and the longest of all times: later than that a clock may not know.
 const FOREVER: Duration = Duration::from_secs(86_400);
 
@@ -55,17 +61,10 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 /// ```
 #[derive(Clone)]
 pub struct DnsResolver {
-    servers: Servers,
-    cache: Arc<Cache>,
+    upstream: Arc<Upstream>,
     places: Arc<Semaphore>,
-    search: Arc<Search>,
+    late: Arc<Tasks>,
     hosts: Arc<HostsFile>,
-}
-
-/// Where names that are not complete are looked for.
-struct Search {
-    domains: Vec<Name>,
-    ndots: usize,
 }
 
 /// Settings of a [`DnsResolver`]; all have defaults.
@@ -107,10 +106,6 @@ impl DnsResolver {
         }
     }
 
-    fn place(&self) -> Place {
-        Place { places: self.places.clone(), taken: OnceCell::new() }
-    }
-
     /// The addresses of a name, only those of the family that is `wanted`, if one is.
     async fn look_up(&self, host: &str, wanted: Option<Family>) -> Result<Resolved<IpAddr>, ResolveError> {
         if let Ok(ip) = host.parse() {
@@ -136,7 +131,7 @@ impl DnsResolver {
         F: Future<Output = Result<T, ResolveError>>,
     {
         let mut none = ResolveError::NotFound;
-        for name in self.search.names(name) {
+        for name in self.upstream.search.names(name) {
             match look(name).await {
                 Err(error @ (ResolveError::NotFound | ResolveError::NoRecords)) => none = error,
                 // Nor is the next one if this one may well be it: what fits there may be another host.
@@ -148,7 +143,7 @@ impl DnsResolver {
 
     /// The services of one name (RFC 2782). None is an answer where it says so, and nothing to be looked for elsewhere.
     async fn services_of(&self, name: Name) -> Result<Resolved<Service>, ResolveError> {
-        let found = self.ask(name, RecordType::SRV, &self.place()).await?;
+        let found = self.upstream.ask(name, RecordType::SRV, &Place::among(&self.places)).await?;
         let services = found.answers().iter().filter_map(|record| match &record.data {
             RData::SRV(srv) => Some(srv),
             _ => None,
@@ -170,80 +165,48 @@ impl DnsResolver {
 
     /// Both families of one name.
     async fn both(&self, name: Name) -> Result<Resolved<IpAddr>, ResolveError> {
-        let place = self.place();
-        let v6 = self.of_family(name.clone(), Family::V6, &place);
-        let v4 = self.of_family(name, Family::V4, &place);
-        tokio::pin!(v6, v4);
+        let place = Place::among(&self.places);
+        // Boxed: they may go on by themselves.
+        let of = |family| Box::pin(self.upstream.clone().of_family(name.clone(), family, place.clone()));
+        let (mut v6, mut v4) = (of(Family::V6), of(Family::V4));
         let (v6, v4) = tokio::select! {
             biased;
             v6 = &mut v6 => {
-                let v4 = beside(&v6, WAIT_FOR_IPV4, v4).await;
+                let v4 = self.beside(&v6, WAIT_FOR_IPV4, v4).await;
                 (v6, v4)
             }
             v4 = &mut v4 => {
-                let v6 = beside(&v4, RESOLUTION_DELAY, v6).await;
+                let v6 = self.beside(&v4, RESOLUTION_DELAY, v6).await;
                 (v6, v4)
             }
         };
+        // One that goes on holds up nobody.
+        place.give_back();
         join(v6, v4)
+    }
+
+    /// The other family, for which nobody waits any longer than `delay` if the first one to come has addresses. It is asked for
+    /// still (RFC 8305, section 3): whoever looks next has it.
+    async fn beside<F>(&self, first: &Addresses, delay: Duration, mut other: F) -> Addresses
+    where
+        F: Future<Output = Addresses> + Send + Unpin + 'static,
+    {
+        if first.is_err() {
+            return other.await;
+        }
+        match timeout(delay, &mut other).await {
+            Ok(addresses) => addresses,
+            Err(_) => {
+                self.late.go_on(async move { drop(timeout(LATE, other).await) });
+                Err(ResolveError::Timeout)
+            }
+        }
     }
 
     /// One family of one name.
     async fn alone(&self, name: Name, family: Family) -> Result<Resolved<IpAddr>, ResolveError> {
-        let (records, until) = self.of_family(name, family, &self.place()).await?;
+        let (records, until) = self.upstream.clone().of_family(name, family, Place::among(&self.places)).await?;
         Ok(Resolved { records, ttl: Some(left(until)), lacks: None })
-    }
-
-    async fn of_family(&self, name: Name, family: Family, place: &Place) -> Addresses {
-        let kind = match family {
-            Family::V4 => RecordType::A,
-            Family::V6 => RecordType::AAAA,
-        };
-        let found = self.ask(name, kind, place).await?;
-        let of_kind = found.answers().iter().filter(|record| record.record_type() == kind);
-        let addresses: Vec<_> = of_kind.filter_map(|record| record.data.ip_addr()).collect();
-        if addresses.is_empty() { Err(ResolveError::NoRecords) } else { Ok((addresses, found.valid_until())) }
-    }
-
-    /// What the name servers say of one complete name, with the aliases on the way, or have said and still holds.
-    async fn ask(&self, name: Name, kind: RecordType, place: &Place) -> Result<Lookup, ResolveError> {
-        if let Some(answer) = self.cache.holding(&name, kind) {
-            return answer;
-        }
-        place.take().await;
-        // Somebody else's, who had one before.
-        if let Some(answer) = self.cache.holding(&name, kind) {
-            return answer;
-        }
-        let answer = self.servers.ask(&name, kind).await;
-        self.cache.keep(name, kind, &answer);
-        answer
-    }
-}
-
-/// A place among the look-ups under way, for one complete name. What is kept needs none: whoever waits for one does so behind
-/// names that nobody answers for.
-struct Place {
-    places: Arc<Semaphore>,
-    taken: OnceCell<OwnedSemaphorePermit>,
-}
-
-impl Place {
-    /// Waits for it, within the asker's patience.
-    async fn take(&self) {
-        let taken = async || self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        self.taken.get_or_init(taken).await;
-    }
-}
-
-/// The addresses of one family, at least one, and until when they hold.
-type Addresses = Result<(Vec<IpAddr>, Instant), ResolveError>;
-
-/// The other family, for which nobody waits any longer than `delay` if the first one to come has addresses.
-async fn beside(first: &Addresses, delay: Duration, other: impl Future<Output = Addresses>) -> Addresses {
-    match first {
-        Ok(_) => timeout(delay, other).await.unwrap_or(Err(ResolveError::Timeout)),
-        Err(_) => other.await,
     }
 }
 
@@ -262,22 +225,6 @@ fn join(v6: Addresses, v4: Addresses) -> Result<Resolved<IpAddr>, ResolveError> 
     };
     let lacks = lacks.filter(|(_, error)| !matches!(error, NoRecords | NotFound));
     Ok(Resolved { records, ttl: Some(left(until)), lacks })
-}
-
-impl Search {
-    /// The names that `name` may stand for, in the order in which they are tried: the first one that has addresses is it.
-    fn names(&self, mut name: Name) -> Vec<Name> {
-        if name.is_fqdn() {
-            return vec![name];
-        }
-        let is_first = usize::from(name.num_labels()) > self.ndots || name.is_localhost();
-        // One that is too long together is none.
-        let mut names: Vec<_> =
-            self.domains.iter().filter_map(|domain| name.clone().append_domain(domain).ok()).collect();
-        name.set_fqdn(true);
-        names.insert(if is_first { 0 } else { names.len() }, name);
-        names
-    }
 }
 
 impl DnsResolverBuilder {
@@ -359,10 +306,14 @@ impl DnsResolverBuilder {
         // What is kept is kept here.
         options.cache_size = 0;
         let servers = Servers::new(servers, &options).map_err(|error| invalid("resolver", error))?;
-        let search = Arc::new(Search { domains, ndots: options.ndots });
-        let hosts = Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system)));
-        let (cache, places) = (Arc::new(Cache::new(self.negative_ttl)), Arc::new(Semaphore::new(self.concurrency)));
-        Ok(DnsResolver { servers, cache, places, search, hosts })
+        let cache = Cache::new(self.negative_ttl);
+        let upstream = Upstream { servers, cache, search: Search { domains, ndots: options.ndots } };
+        Ok(DnsResolver {
+            upstream: Arc::new(upstream),
+            places: Arc::new(Semaphore::new(self.concurrency)),
+            late: Arc::new(Tasks::new(self.concurrency)),
+            hosts: Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system))),
+        })
     }
 
     /// Where names are searched, given what the system says: `search` has the last of its two settings.
@@ -408,9 +359,9 @@ impl Resolve for DnsResolver {
 
     fn forget(&self, name: &str) {
         let Ok(name) = self::name(name) else { return };
-        for name in self.search.names(name) {
+        for name in self.upstream.search.names(name) {
             for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
-                self.cache.forget(name.clone(), kind);
+                self.upstream.cache.forget(name.clone(), kind);
             }
         }
     }

@@ -91,11 +91,22 @@ async fn a_family_that_is_not_answered_does_not_hold_up_the_other() {
         resolver.forget("a.test");
         let found = resolver.addresses("a.test").await.unwrap();
         assert_eq!((texts(&found), found.lacks), (vec![want.to_owned()], Some((silent, ResolveError::Timeout))));
-        // It is asked for anew where the other one is kept.
+        // It is asked for anew where the other one is kept, and nobody waits for the first time's answer any more.
+        later(LATE).await;
+        while !resolver.late.are_over() {
+            tokio::task::yield_now().await;
+        }
         server.set("a.test", &["fd00::1", "10.0.0.1"], 60);
         let found = resolver.addresses("a.test").await.unwrap();
         assert_eq!((texts(&found).len(), found.lacks), (2, None));
     }
+}
+
+/// Lets time pass between look-ups; during one the clock runs, for sockets know no other.
+async fn later(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 #[tokio::test]
@@ -458,6 +469,29 @@ async fn names_may_have_underscores_anywhere() {
 }
 
 #[tokio::test]
+async fn what_is_kept_waits_for_no_place() {
+    let server = DnsServer::start().await;
+    server.break_name("silent.test", DnsFault::Silence);
+    server.set("a.test", &["10.0.0.1"], 60);
+    server.set_services("_grpc._tcp.a.test", &[(0, 0, "a.test", 80)], 60);
+    let resolver = quick(&server).timeout(Duration::from_secs(3600)).concurrency(1).build().unwrap();
+    let known = async || {
+        let services = resolver.services("_grpc._tcp.a.test").await.unwrap();
+        (texts(&resolver.addresses("a.test").await.unwrap()), services.records.len())
+    };
+    known().await;
+    let before = server.queries();
+    let kept = async {
+        server.wait_for_queries(before + 2).await;
+        known().await
+    };
+    tokio::select! {
+        kept = kept => assert_eq!(kept, (vec!["10.0.0.1".to_owned()], 1)),
+        _ = resolver.addresses("silent.test") => panic!("it is silent"),
+    }
+}
+
+#[tokio::test]
 async fn times_of_any_length_are_taken() {
     let server = DnsServer::start().await;
     let resolver = DnsResolver::builder().server(server.address()).timeout(Duration::MAX).attempts(usize::MAX);
@@ -466,6 +500,30 @@ async fn times_of_any_length_are_taken() {
         assert_eq!(resolver.addresses("no.test").await, Err(ResolveError::NotFound));
     }
     assert_eq!(server.queries(), 2);
+}
+
+/// RFC 8305, section 3: nobody waits for it, and the next look has it.
+#[tokio::test]
+async fn a_family_that_comes_late_is_there_at_the_next_look() {
+    let server = DnsServer::start().await;
+    let resolver = DnsResolver::builder().server(server.address()).build().unwrap();
+    server.set("a.test", &["fd00::1", "10.0.0.1"], 60);
+    server.break_family("a.test", Family::V6, DnsFault::Silence);
+    let found = resolver.addresses("a.test").await.unwrap();
+    assert_eq!(found.lacks, Some((Family::V6, ResolveError::Timeout)));
+    // It is asked for once more by itself, and answered then.
+    server.set("a.test", &["fd00::1", "10.0.0.1"], 60);
+    server.wait_for_queries(3).await;
+    while !is_kept(&resolver, "a.test", RecordType::AAAA) {
+        tokio::task::yield_now().await;
+    }
+    let found = resolver.addresses("a.test").await.unwrap();
+    assert_eq!((texts(&found), found.lacks), (vec!["fd00::1".to_owned(), "10.0.0.1".to_owned()], None));
+    assert_eq!(server.queries(), 3);
+}
+
+fn is_kept(resolver: &DnsResolver, name: &str, kind: RecordType) -> bool {
+    resolver.upstream.cache.holding(&Name::from_ascii(format!("{name}.")).unwrap(), kind).is_some()
 }
 
 /// What such a name stands for nobody can say; that there is none is not said.
@@ -495,28 +553,5 @@ async fn aliases_without_an_end_are_a_failure_and_nothing_to_be_looked_for_elsew
     server.break_name("nothing.test", DnsFault::Nothing);
     for name in ["end", "nothing"] {
         assert_eq!(texts(&resolver.addresses(name).await.unwrap()), ["10.6.6.6"], "{name}");
-    }
-}
-
-#[tokio::test]
-async fn what_is_kept_waits_for_no_place() {
-    let server = DnsServer::start().await;
-    server.break_name("silent.test", DnsFault::Silence);
-    server.set("a.test", &["10.0.0.1"], 60);
-    server.set_services("_grpc._tcp.a.test", &[(0, 0, "a.test", 80)], 60);
-    let resolver = quick(&server).timeout(Duration::from_secs(3600)).concurrency(1).build().unwrap();
-    let known = async || {
-        let services = resolver.services("_grpc._tcp.a.test").await.unwrap();
-        (texts(&resolver.addresses("a.test").await.unwrap()), services.records.len())
-    };
-    known().await;
-    let before = server.queries();
-    let kept = async {
-        server.wait_for_queries(before + 2).await;
-        known().await
-    };
-    tokio::select! {
-        kept = kept => assert_eq!(kept, (vec!["10.0.0.1".to_owned()], 1)),
-        _ = resolver.addresses("silent.test") => panic!("it is silent"),
     }
 }
