@@ -7,6 +7,7 @@
 //! Refuses to know what the addresses are for, and keeps no answer beyond its TTL: that is the asker's part.
 
 mod cache;
+mod file;
 mod hosts;
 mod servers;
 #[cfg(test)]
@@ -115,7 +116,7 @@ impl DnsResolver {
         let mut records = self.hosts.addresses(&name).await;
         records.retain(|ip| wanted.is_none_or(|family| Family::of(ip) == family));
         if !records.is_empty() {
-            return Ok(Resolved { records, ttl: Some(hosts::LOOKED_AT_EVERY), lacks: None });
+            return Ok(Resolved { records, ttl: Some(hosts::HOLD_FOR), lacks: None });
         }
         match wanted {
             // A name without the one is not what is looked for, whatever it has of the other (as with getaddrinfo).
