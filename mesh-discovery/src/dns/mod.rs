@@ -6,10 +6,12 @@
 //!
 //! Refuses to know what the addresses are for, and keeps no answer beyond its TTL: that is the asker's part.
 
+mod builder;
 mod cache;
 mod file;
 mod hosts;
 mod servers;
+mod system;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -17,23 +19,20 @@ mod worker;
 
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::system_conf::read_system_conf;
 use mesh_core::source::{Family, Resolve, ResolveError, Resolved, Resolving, Service};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use self::cache::Cache;
+pub use self::builder::{DnsResolverBuilder, InvalidDnsConfig};
 use self::hosts::HostsFile;
-use self::servers::Servers;
-use self::upstream::{Addresses, Place, Search, Upstream};
+use self::system::System;
+use self::upstream::{Addresses, Place, Upstream};
 use self::worker::Tasks;
 
 /// How long IPv6 addresses are waited for once there are IPv4 ones (RFC 8305, section 3).
@@ -53,6 +52,10 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 /// none. The file is read again within 5 s where it changes. A name that DNS answered before follows once that answer's time is
 /// over.
 ///
+/// Unless it is given servers, it asks those of `/etc/resolv.conf`, which is looked at every 5 s at most, beside the look-ups: where
+/// it changes, what it says then is asked from the next look-up on and what was answered before is forgotten. What cannot be
+/// read, or names no server, changes nothing. (On Windows, macOS and Android the system is asked once, when the resolver is made.)
+///
 /// ```no_run
 /// use mesh_discovery::dns::DnsResolver;
 /// # fn main() -> Result<(), mesh_discovery::dns::InvalidDnsConfig> {
@@ -62,49 +65,17 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 /// ```
 #[derive(Clone)]
 pub struct DnsResolver {
-    upstream: Arc<Upstream>,
+    system: Arc<System>,
+    looks: Arc<Tasks>,
     places: Arc<Semaphore>,
     late: Arc<Tasks>,
     hosts: Arc<HostsFile>,
 }
 
-/// Settings of a [`DnsResolver`]; all have defaults.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct DnsResolverBuilder {
-    servers: Vec<SocketAddr>,
-    search: Option<Vec<String>>,
-    ndots: Option<usize>,
-    timeout: Option<Duration>,
-    attempts: Option<usize>,
-    negative_ttl: Duration,
-    concurrency: usize,
-    hosts: Option<PathBuf>,
-}
-
-/// A resolver cannot be made of these settings, or of the system's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("DNS: {field}: {reason}")]
-pub struct InvalidDnsConfig {
-    /// The setting, or the file.
-    pub field: String,
-    /// Why it cannot be used.
-    pub reason: String,
-}
-
 impl DnsResolver {
     /// Begins a resolver.
     pub fn builder() -> DnsResolverBuilder {
-        DnsResolverBuilder {
-            servers: Vec::new(),
-            search: None,
-            ndots: None,
-            timeout: None,
-            attempts: None,
-            negative_ttl: Duration::from_secs(1),
-            concurrency: 64,
-            hosts: None,
-        }
+        DnsResolverBuilder::new()
     }
 
     /// The addresses of a name, only those of the family that is `wanted`, if one is.
@@ -118,33 +89,18 @@ impl DnsResolver {
         if !records.is_empty() {
             return Ok(Resolved { records, ttl: Some(hosts::HOLD_FOR), lacks: None });
         }
+        let upstream = &self.system.now(&self.looks);
         match wanted {
             // A name without the one is not what is looked for, whatever it has of the other (as with getaddrinfo).
-            Some(family) => self.search(name, |name| self.alone(name, family)).await,
+            Some(family) => search(upstream, name, |name| self.alone(upstream, name, family)).await,
             // Both families of one name before the next one is tried: they are to be those of one host.
-            None => self.search(name, |name| self.both(name)).await,
+            None => search(upstream, name, |name| self.both(upstream, name)).await,
         }
-    }
-
-    /// What the first name has of those that a name may stand for.
-    async fn search<T, F>(&self, name: Name, look: impl Fn(Name) -> F) -> Result<T, ResolveError>
-    where
-        F: Future<Output = Result<T, ResolveError>>,
-    {
-        let mut none = ResolveError::NotFound;
-        for name in self.upstream.search.names(name) {
-            match look(name).await {
-                Err(error @ (ResolveError::NotFound | ResolveError::NoRecords)) => none = error,
-                // Nor is the next one if this one may well be it: what fits there may be another host.
-                found => return found,
-            }
-        }
-        Err(none)
     }
 
     /// The services of one name (RFC 2782). None is an answer where it says so, and nothing to be looked for elsewhere.
-    async fn services_of(&self, name: Name) -> Result<Resolved<Service>, ResolveError> {
-        let found = self.upstream.ask(name, RecordType::SRV, &Place::among(&self.places)).await?;
+    async fn services_of(&self, upstream: &Arc<Upstream>, name: Name) -> Result<Resolved<Service>, ResolveError> {
+        let found = upstream.ask(name, RecordType::SRV, &Place::among(&self.places)).await?;
         let services = found.answers().iter().filter_map(|record| match &record.data {
             RData::SRV(srv) => Some(srv),
             _ => None,
@@ -165,10 +121,10 @@ impl DnsResolver {
     }
 
     /// Both families of one name.
-    async fn both(&self, name: Name) -> Result<Resolved<IpAddr>, ResolveError> {
+    async fn both(&self, upstream: &Arc<Upstream>, name: Name) -> Result<Resolved<IpAddr>, ResolveError> {
         let place = Place::among(&self.places);
         // Boxed: they may go on by themselves.
-        let of = |family| Box::pin(self.upstream.clone().of_family(name.clone(), family, place.clone()));
+        let of = |family| Box::pin(upstream.clone().of_family(name.clone(), family, place.clone()));
         let (mut v6, mut v4) = (of(Family::V6), of(Family::V4));
         let (v6, v4) = tokio::select! {
             biased;
@@ -205,10 +161,31 @@ impl DnsResolver {
     }
 
     /// One family of one name.
-    async fn alone(&self, name: Name, family: Family) -> Result<Resolved<IpAddr>, ResolveError> {
-        let (records, until) = self.upstream.clone().of_family(name, family, Place::among(&self.places)).await?;
+    async fn alone(
+        &self,
+        upstream: &Arc<Upstream>,
+        name: Name,
+        family: Family,
+    ) -> Result<Resolved<IpAddr>, ResolveError> {
+        let (records, until) = upstream.clone().of_family(name, family, Place::among(&self.places)).await?;
         Ok(Resolved { records, ttl: Some(left(until)), lacks: None })
     }
+}
+
+/// What the first name has of those that a name may stand for.
+async fn search<T, F>(upstream: &Upstream, name: Name, look: impl Fn(Name) -> F) -> Result<T, ResolveError>
+where
+    F: Future<Output = Result<T, ResolveError>>,
+{
+    let mut none = ResolveError::NotFound;
+    for name in upstream.search.names(name) {
+        match look(name).await {
+            Err(error @ (ResolveError::NotFound | ResolveError::NoRecords)) => none = error,
+            // Nor is the next one if this one may well be it: what fits there may be another host.
+            found => return found,
+        }
+    }
+    Err(none)
 }
 
 /// IPv6 first (RFC 6724).
@@ -228,119 +205,6 @@ fn join(v6: Addresses, v4: Addresses) -> Result<Resolved<IpAddr>, ResolveError> 
     Ok(Resolved { records, ttl: Some(left(until)), lacks })
 }
 
-impl DnsResolverBuilder {
-    /// Adds a name server, asked over UDP and, for long answers, TCP. Those after the first are asked where the ones before are
-    /// silent, or answer SERVFAIL, REFUSED or NOTIMP; what one says of a name (NXDOMAIN, too) is the answer. Default: those of
-    /// `/etc/resolv.conf`.
-    pub fn server(mut self, address: SocketAddr) -> Self {
-        self.servers.push(address);
-        self
-    }
-
-    /// Adds a domain in which names with fewer dots than [`ndots`](Self::ndots) are searched first. Default:
-    /// those of the last `search` or `domain` in `/etc/resolv.conf`, or where it has neither that of the host's own name;
-    /// none if servers are given.
-    pub fn search(mut self, domain: impl Into<String>) -> Self {
-        self.search.get_or_insert_default().push(domain.into());
-        self
-    }
-
-    /// How many dots make a name that is tried as it is first. Default: `/etc/resolv.conf`'s, else 1.
-    pub fn ndots(mut self, dots: usize) -> Self {
-        self.ndots = Some(dots);
-        self
-    }
-
-    /// Wait for one answer of one server, a day at most. Default: `/etc/resolv.conf`'s, else 5 s.
-    pub fn timeout(mut self, time: Duration) -> Self {
-        self.timeout = Some(time.min(FOREVER));
-        self
-    }
-
-    /// How often a query is put to the servers, each time to one after the other until one answers and to each for
-    /// [`timeout`](Self::timeout) at most. Over UDP each of these times sends it up to three times, a third of a second or more
-    /// apart, as long as no answer comes. Default: `/etc/resolv.conf`'s, else 2.
-    pub fn attempts(mut self, times: usize) -> Self {
-        self.attempts = Some(times);
-        self
-    }
-
-    /// How long "no such name" is kept, a day at most, whatever the zone says. Default 1 s: long enough to spare the servers
-    /// a crowd, short enough that a name that appears is seen within seconds.
-    pub fn negative_ttl(mut self, time: Duration) -> Self {
-        self.negative_ttl = time.min(FOREVER);
-        self
-    }
-
-    /// Names that name servers are asked about at once; more wait, and for what is kept nobody does. Default 64.
-    pub fn concurrency(mut self, most: usize) -> Self {
-        self.concurrency = most.max(1);
-        self
-    }
-
-    /// The file of hosts, in the form of `/etc/hosts`; one that is not there has no entries. Default: the system's.
-    pub fn hosts_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.hosts = Some(path.into());
-        self
-    }
-
-    /// The resolver. Reads the hosts file, and `/etc/resolv.conf` unless servers are given; needs no runtime yet.
-    ///
-    /// # Errors
-    /// That file cannot be read or names no server, or a search domain is not a name.
-    pub fn build(self) -> Result<DnsResolver, InvalidDnsConfig> {
-        let (config, mut options) = if self.servers.is_empty() {
-            read_system_conf().map_err(|error| invalid("/etc/resolv.conf", error))?
-        } else {
-            let servers = self.servers.iter().map(|address| name_server(*address)).collect();
-            (ResolverConfig::from_name_servers(servers), ResolverOpts::default())
-        };
-        let (domain, search, servers) = config.into_parts();
-        let domains = self.domains(domain, search)?;
-        options.ndots = self.ndots.unwrap_or(options.ndots);
-        options.timeout = self.timeout.unwrap_or(options.timeout);
-        options.attempts = self.attempts.unwrap_or(options.attempts);
-        // Over one TCP connection: of both families, and each may have been asked before by somebody who went away since.
-        options.max_active_requests = options.max_active_requests.max(self.concurrency.saturating_mul(4));
-        // It would be looked at name by name and family by family.
-        options.use_hosts_file = ResolveHosts::Never;
-        // What is kept is kept here.
-        options.cache_size = 0;
-        let servers = Servers::new(servers, &options).map_err(|error| invalid("resolver", error))?;
-        let cache = Cache::new(self.negative_ttl);
-        let upstream = Upstream { servers, cache, search: Search { domains, ndots: options.ndots } };
-        Ok(DnsResolver {
-            upstream: Arc::new(upstream),
-            places: Arc::new(Semaphore::new(self.concurrency)),
-            late: Arc::new(Tasks::new(self.concurrency)),
-            hosts: Arc::new(HostsFile::open(self.hosts.unwrap_or_else(HostsFile::of_the_system))),
-        })
-    }
-
-    /// Where names are searched, given what the system says: `search` has the last of its two settings.
-    fn domains(&self, domain: Option<Name>, search: Vec<Name>) -> Result<Vec<Name>, InvalidDnsConfig> {
-        let parse = |text: &String| Name::from_str_relaxed(text).map_err(|e| invalid(&format!("search {text}"), e));
-        match &self.search {
-            Some(own) => own.iter().map(parse).collect(),
-            // It is that of the host's own name, unless something is said (resolv.conf(5)).
-            None if search.is_empty() => Ok(domain.into_iter().collect()),
-            None => Ok(search),
-        }
-    }
-}
-
-fn invalid(field: &str, reason: impl ToString) -> InvalidDnsConfig {
-    InvalidDnsConfig { field: field.to_owned(), reason: reason.to_string() }
-}
-
-fn name_server(address: SocketAddr) -> NameServerConfig {
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-        connection.port = address.port();
-        connection
-    });
-    NameServerConfig::new(address.ip(), true, connections.into())
-}
-
 impl Resolve for DnsResolver {
     fn addresses<'r>(&'r self, host: &'r str) -> Resolving<'r, IpAddr> {
         Box::pin(self.look_up(host, None))
@@ -353,16 +217,18 @@ impl Resolve for DnsResolver {
     fn services<'r>(&'r self, name: &'r str) -> Resolving<'r, Service> {
         Box::pin(async move {
             let name = self::name(name)?;
-            let found = self.search(name, |name| self.services_of(name)).await?;
+            let upstream = &self.system.now(&self.looks);
+            let found = search(upstream, name, |name| self.services_of(upstream, name)).await?;
             if found.records.is_empty() { Err(ResolveError::NoRecords) } else { Ok(found) }
         })
     }
 
     fn forget(&self, name: &str) {
         let Ok(name) = self::name(name) else { return };
-        for name in self.upstream.search.names(name) {
+        let upstream = self.system.known();
+        for name in upstream.search.names(name) {
             for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
-                self.upstream.cache.forget(name.clone(), kind);
+                upstream.cache.forget(name.clone(), kind);
             }
         }
     }

@@ -21,7 +21,6 @@ use mesh_core::source::ResolveError;
 use tokio::time::timeout;
 
 /// The name servers of one resolver.
-#[derive(Clone)]
 pub(super) struct Servers {
     each: Vec<TokioResolver>,
     attempts: usize,

@@ -523,7 +523,7 @@ async fn a_family_that_comes_late_is_there_at_the_next_look() {
 }
 
 fn is_kept(resolver: &DnsResolver, name: &str, kind: RecordType) -> bool {
-    resolver.upstream.cache.holding(&Name::from_ascii(format!("{name}.")).unwrap(), kind).is_some()
+    resolver.system.known().cache.holding(&Name::from_ascii(format!("{name}.")).unwrap(), kind).is_some()
 }
 
 /// What such a name stands for nobody can say; that there is none is not said.
@@ -554,4 +554,40 @@ async fn aliases_without_an_end_are_a_failure_and_nothing_to_be_looked_for_elsew
     for name in ["end", "nothing"] {
         assert_eq!(texts(&resolver.addresses(name).await.unwrap()), ["10.6.6.6"], "{name}");
     }
+}
+
+/// As glibc and Go do: DHCP and VPNs change it.
+#[tokio::test]
+async fn what_the_systems_file_says_is_asked_once_it_changes() {
+    let server = DnsServer::start().await;
+    for (name, ip) in [("db.one.test", "10.0.0.1"), ("db.two.test", "10.0.0.2"), ("kept.test", "10.0.0.3")] {
+        server.set(name, &[ip], 3600);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resolv.conf");
+    std::fs::write(&path, "nameserver 127.0.0.1\nsearch one.test\n").unwrap();
+    let mut builder = DnsResolver::builder().hosts_file(folder.path().join("none"));
+    builder.resolv_conf = (path.clone(), server.address().port());
+    let resolver = builder.build().unwrap();
+    let known = async |name| texts(&resolver.addresses(name).await.unwrap()).remove(0);
+    assert_eq!((known("db").await, known("kept.test").await), ("10.0.0.1".to_owned(), "10.0.0.3".to_owned()));
+    server.set("kept.test", &["10.0.0.4"], 3600);
+
+    // What is none, as while it is written, and none at all.
+    for content in [Some(""), Some("search two.test\n"), None] {
+        match content {
+            Some(content) => std::fs::write(&path, content).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        resolver.system.look().await;
+        assert_eq!((known("db").await, known("kept.test").await), ("10.0.0.1".to_owned(), "10.0.0.3".to_owned()));
+    }
+    std::fs::write(&path, "nameserver 127.0.0.1\nsearch two.test\n").unwrap();
+    // Control: it is not looked at each time.
+    assert_eq!(known("db").await, "10.0.0.1");
+    later(file::LOOKED_AT_EVERY).await;
+    while known("db").await != "10.0.0.2" {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(known("kept.test").await, "10.0.0.4", "another server may say something else");
 }

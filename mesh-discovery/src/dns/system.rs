@@ -1,0 +1,81 @@
+//! The name servers of the system: `resolv.conf`, which is read again where it changes, as glibc and Go do. Look-ups go by what
+//! is known until then.
+//!
+//! Refuses to know who asks them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::builder::{DnsResolverBuilder, InvalidDnsConfig, refused};
+use super::file::SystemFile;
+use super::upstream::Upstream;
+use super::worker::Tasks;
+
+/// What a resolver asks.
+pub(super) struct System {
+    now: ArcSwap<Upstream>,
+    /// None: it is asked for as long as the resolver lives.
+    said_by: Option<Source>,
+}
+
+struct Source {
+    path: PathBuf,
+    file: SystemFile<Result<Upstream, InvalidDnsConfig>>,
+    settings: DnsResolverBuilder,
+}
+
+impl System {
+    /// Nothing else than this.
+    pub(super) fn fixed(upstream: Upstream) -> Self {
+        Self { now: ArcSwap::from_pointee(upstream), said_by: None }
+    }
+
+    /// What the file says, beside the settings.
+    ///
+    /// # Errors
+    /// It cannot be read, or names no server.
+    pub(super) fn read(path: PathBuf, settings: DnsResolverBuilder) -> Result<Self, InvalidDnsConfig> {
+        let (file, content) = SystemFile::open(path.clone());
+        let content = content.map_err(|error| refused(&path, error))?;
+        let upstream = settings.upstream_of(&content, &path)?;
+        Ok(Self { now: ArcSwap::from_pointee(upstream), said_by: Some(Source { path, file, settings }) })
+    }
+
+    /// What is known; whether the file is another one is looked at beside that, as one of `looks`.
+    pub(super) fn now(self: &Arc<Self>, looks: &Tasks) -> Arc<Upstream> {
+        if self.said_by.as_ref().is_some_and(|source| source.file.is_due()) {
+            let system = self.clone();
+            looks.go_on(async move { system.look().await });
+        }
+        self.known()
+    }
+
+    /// What is known.
+    pub(super) fn known(&self) -> Arc<Upstream> {
+        self.now.load_full()
+    }
+
+    /// Reads the file again if it is another one than before.
+    pub(super) async fn look(&self) {
+        let Some(Source { path, file, settings }) = &self.said_by else { return };
+        let parse = {
+            let (settings, path) = (settings.clone(), path.clone());
+            move |content: &[u8]| settings.upstream_of(content, &path)
+        };
+        match file.changed(parse).await {
+            None => {}
+            Some(Some(Ok(upstream))) => {
+                tracing::info!(target: "mesh::dns", file = %path.display(), "it changed: what it says now is asked");
+                self.now.store(Arc::new(upstream));
+            }
+            Some(Some(Err(error))) => {
+                tracing::warn!(target: "mesh::dns", %error, "what it said before is asked still");
+            }
+            Some(None) => {
+                tracing::warn!(target: "mesh::dns", file = %path.display(), "it is gone: what it said is asked still");
+            }
+        }
+    }
+}
