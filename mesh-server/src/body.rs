@@ -148,11 +148,19 @@ impl Body {
     pub(crate) fn new(incoming: Incoming, head: &request::Parts, idle: Option<Duration>) -> Self {
         // A content type alone is only the caller's word: over HTTP/1.1 there is no gRPC.
         let grpc = || head.version == Version::HTTP_2 && crate::layer::is_grpc(&head.headers);
+        Self::with(incoming, idle, |idle| idle.is_none() || head.method == Method::CONNECT || grpc())
+    }
+
+    /// One that is here, of HTTP/1.1.
+    pub(crate) fn whole(data: Bytes, idle: Option<Duration>) -> Self {
+        Self::with(Incoming::Whole(data), idle, |idle| idle.is_none())
+    }
+
+    fn with(incoming: Incoming, idle: Option<Duration>, silent: impl FnOnce(Option<Duration>) -> bool) -> Self {
         // Most requests have no body.
         let idle = idle.filter(|_| !incoming.is_none());
-        let silent = idle.is_none() || head.method == Method::CONNECT || grpc();
-        let (timer, waiting, ahead, withheld, underscores) = (None, false, None, None, false);
-        Self { incoming, idle, silent, timer, waiting, ahead, withheld, underscores }
+        let (silent, timer, waiting, ahead) = (silent(idle), None, false, None);
+        Self { incoming, idle, silent, timer, waiting, ahead, withheld: None, underscores: false }
     }
 
     /// Has headers that filters write kept out of the trailers.

@@ -43,14 +43,13 @@ impl Dates {
         Self { clock, last: ArcSwapOption::empty() }
     }
 
-    /// `None` = nobody knows it.
-    pub(crate) fn now(&self) -> Option<HeaderValue> {
-        self.read().map(|(text, _)| text)
+    /// That of `now`. `None` = nobody knows it.
+    pub(crate) fn at(&self, now: Instant) -> Option<HeaderValue> {
+        self.read(now).map(|(text, _)| text)
     }
 
     /// With the seconds after 1970.
-    fn read(&self) -> Option<(HeaderValue, u64)> {
-        let now = Instant::now();
+    fn read(&self, now: Instant) -> Option<(HeaderValue, u64)> {
         if let Some(last) = &*self.last.load()
             && now < last.until
         {
@@ -68,13 +67,13 @@ impl Dates {
 impl Kept {
     /// Of a connection that begins now.
     pub(crate) fn new(dates: Arc<Dates>) -> Self {
-        let until = dates.read().map_or(0, |(_, seconds)| seconds + KEPT);
+        let until = dates.read(Instant::now()).map_or(0, |(_, seconds)| seconds + KEPT);
         Self { dates, until }
     }
 
-    /// As [`Dates::now`].
+    /// As [`Dates::at`].
     pub(crate) fn now(&self) -> Option<HeaderValue> {
-        let (mut text, seconds) = self.dates.read()?;
+        let (mut text, seconds) = self.dates.read(Instant::now())?;
         text.set_sensitive(seconds >= self.until);
         Some(text)
     }
@@ -112,7 +111,7 @@ mod tests {
         for seconds in 0..2 * KEPT {
             clock.0.store(seconds, Ordering::Relaxed);
             clock::pass(FRESH).await;
-            let (date, plain) = (kept.now().unwrap(), dates.now().unwrap());
+            let (date, plain) = (kept.now().unwrap(), dates.at(Instant::now()).unwrap());
             assert_eq!((&date, plain.is_sensitive()), (&plain, false));
             assert_eq!(date.is_sensitive(), seconds >= KEPT, "{seconds}");
         }

@@ -150,6 +150,11 @@ impl Permit {
         self.retrying.is_some()
     }
 
+    /// Whether others of its priority are in flight.
+    pub(crate) fn is_in_company(&self) -> bool {
+        self.cluster.admission.counters.of(self.high).requests.get() > 1
+    }
+
     /// One that is there already, see [`Pool::at_hand`]. None where there is fail-fast, which wants to hear of it.
     pub(crate) fn at_hand(&self, pool: &Pool, needs: Needs, fresh: bool, now: Instant) -> Option<Lease> {
         let admission = &self.cluster.admission;

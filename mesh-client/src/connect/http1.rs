@@ -32,7 +32,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, Method, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
@@ -102,6 +102,8 @@ pub(super) struct Wire {
     to_head: bool,
     /// Whether it may carry another request.
     keep_alive: bool,
+    /// Others go on once more when the next answer is there.
+    gives_way: bool,
     /// The buffer grew beyond what an idle connection keeps.
     grew: bool,
     // Last: it counts until it is closed.
@@ -149,6 +151,7 @@ impl Wire {
             body: Body::Ended,
             to_head: false,
             keep_alive: true,
+            gives_way: false,
             grew: false,
             open,
         })
@@ -262,6 +265,10 @@ impl Wire {
             if !ready!(self.poll_fill(cx)).map_err(Broken::Io)? {
                 return Poll::Ready(Err(Error::Incomplete.into()));
             }
+            if std::mem::take(&mut self.gives_way) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 
@@ -353,11 +360,22 @@ pub(super) fn begin(
     }
     wire.to_head = *head.method == Method::HEAD;
     wire.keep_alive = keep_alive;
+    wire.gives_way = false;
     wire.progress = Progress::default();
     Ok(Flight { wire: Some(wire), upload: rest, lost })
 }
 
 impl Flight {
+    /// Lets others go on once more between the answer's arrival and its reading. Answers that come at one time are all there
+    /// before the first is gone on with, so that the next requests go out together, their server finds several at each look, and
+    /// each step's instructions stay in the cache. Only where one thread does all of it: another one would be woken for this.
+    pub(crate) fn give_way(&mut self) {
+        if let Some(wire) = &mut self.wire {
+            let is_one = |runtime: &Handle| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+            wire.gives_way = wire.runtime.as_ref().is_some_and(is_one);
+        }
+    }
+
     /// Sends the rest of the request, and waits for the head of the answer.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Incoming>, Broken>> {
         let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Error::Incomplete.into())) };

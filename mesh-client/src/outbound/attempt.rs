@@ -151,6 +151,10 @@ struct Tried {
     is_retry: bool,
     /// Its connection may be something else than HTTP after it.
     changes: bool,
+    /// Its cluster has other requests under way.
+    in_company: bool,
+    /// When its connection was there.
+    begun: Instant,
     /// Its connection is new, and the server may yet refuse our certificate: over HTTP/1.1 that takes the place of the answer.
     may_be_refused: bool,
 }
@@ -285,14 +289,22 @@ impl Shared<'_> {
             launch.attempt.held_back();
             return Err(Cause::UnsupportedAction(NO_UPGRADE).into());
         }
+        // Where nobody waits for a connection, one look at the clock is enough.
+        let mut begun = launch.attempt.started();
         let lease = if launch.first && self.picks_first() {
             // Boxed: requests of other clusters are no larger for it.
-            Box::pin(self.first_of_list(launch, needs)).await?
+            let lease = Box::pin(self.first_of_list(launch, needs)).await?;
+            begun = Instant::now();
+            lease
         } else {
-            let (pool, permit, began) = (launch.endpoint.pool(), &launch.permit, launch.attempt.started());
-            match permit.at_hand(pool, needs, launch.fresh, began) {
+            let (pool, permit) = (launch.endpoint.pool(), &launch.permit);
+            match permit.at_hand(pool, needs, launch.fresh, begun) {
                 Some(lease) => Ok(lease),
-                None => permit.connection(pool, needs, launch.fresh, began, launch.attempt.waits_at()).await,
+                None => {
+                    let lease = permit.connection(pool, needs, launch.fresh, begun, launch.attempt.waits_at()).await;
+                    begun = Instant::now();
+                    lease
+                }
             }
         };
         launch.reached(lease)?;
@@ -312,7 +324,8 @@ impl Shared<'_> {
         let lease = launch.lease.as_mut().expect("it was reached");
         launch.receipt = self.payload.receipt();
         let may_be_refused = !lease.is_http2() && !lease.is_reused() && launch.endpoint.pool().is_encrypted();
-        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry(), may_be_refused, changes };
+        let (is_retry, in_company) = (launch.permit.is_retry(), launch.permit.is_in_company());
+        let tried = Tried { before: launch.number, is_retry, changes, in_company, begun, may_be_refused };
         match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
@@ -362,7 +375,12 @@ impl Shared<'_> {
             Lease::Sole(connection) if !tried.changes => {
                 // By a function of its own: what it needs is not held while we wait.
                 match self.write(head, connection, tried) {
-                    Ok(mut flight) => poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent),
+                    Ok(mut flight) => {
+                        if tried.in_company {
+                            flight.give_way();
+                        }
+                        poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent)
+                    }
                     Err(unanswered) => Err(unanswered),
                 }
             }
@@ -420,18 +438,18 @@ impl Shared<'_> {
             said.say(&PREVIOUS_ATTEMPTS, HeaderValue::from(tried.before));
         }
         // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
-        let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
+        let limit = if self.grpc { self.limit } else { self.limit_of_a_try(tried.begun) };
         let told = [self.told, self.retries.and_then(|retries| retries.told.as_ref())];
-        if let Some((name, value)) = deadline::timeout_header(&limit, self.grpc, told, &head.headers) {
+        if let Some((name, value)) = deadline::timeout_header(&limit, tried.begun, self.grpc, told, &head.headers) {
             said.say(name, value);
         }
         said
     }
 
     /// When the endpoint need not go on: the request's deadline, or the end of the try that begins now.
-    fn limit_of_a_try(&self) -> Deadline {
+    fn limit_of_a_try(&self, begun: Instant) -> Deadline {
         let own = self.retries.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
-        own.map_or(self.limit, |timeout| self.limit.route(Instant::now(), timeout))
+        own.map_or(self.limit, |timeout| self.limit.route(begun, timeout))
     }
 }
 

@@ -176,12 +176,13 @@ const UNSPENT: Duration = Duration::from_millis(1);
 /// there is no limit. `told` are those that the limit may be.
 pub(crate) fn timeout_header(
     deadline: &Deadline,
+    now: Instant,
     grpc: bool,
     told: [Option<&Told>; 2],
     headers: &HeaderMap,
 ) -> Option<(&'static HeaderName, HeaderValue)> {
     let at = deadline.at?;
-    let left = at.saturating_duration_since(Instant::now());
+    let left = at.saturating_duration_since(now);
     let whole = |timeout: Duration| timeout.saturating_sub(left) < UNSPENT.min(timeout / 64);
     let header = match deadline.of {
         Limit::Header(timeout) if whole(timeout) && says(headers, grpc, timeout) => return None,
@@ -200,7 +201,7 @@ mod tests {
     use super::*;
 
     fn write_timeout(deadline: &Deadline, grpc: bool, told: [Option<&Told>; 2], headers: &mut HeaderMap) {
-        if let Some((name, value)) = timeout_header(deadline, grpc, told, headers) {
+        if let Some((name, value)) = timeout_header(deadline, Instant::now(), grpc, told, headers) {
             headers.insert(name, value);
         }
     }

@@ -2,13 +2,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{poll, stream};
 use http::Request;
 use http_body::Frame;
@@ -259,4 +259,44 @@ async fn an_alert_that_refuses_no_certificate_is_no_leave_to_send_a_request_agai
     let error = answer.unwrap_err();
     assert_eq!((error.code(), error.retry()), (Code::CONNECTION_LOST, Retry::Unsafe), "{error}");
     assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), 1);
+}
+
+#[tokio::test]
+async fn answers_that_come_at_one_time_are_all_there_before_the_first_is_gone_on_with() {
+    // Who is alone waits for nobody.
+    for count in [1, 2] {
+        let list = [Endpoint::new(Address::Socket(([10, 0, 0, 1], 80).into()))];
+        let dialled = Arc::new(Mutex::new(Vec::new()));
+        let dials = dialled.clone();
+        let client = Client::builder(FixedSource::of(TARGET, policy::snapshot_of(cluster("test"), list)));
+        let client = client.connector(move |_: Address| {
+            let (near, far) = tokio::io::duplex(1024);
+            dials.lock().push(far);
+            async { Ok(Box::new(near) as Box<dyn Io>) }
+        });
+        let client = client.build();
+        let mut requests: Vec<_> = (0..count).map(|_| Box::pin(fetch(&client, "/"))).collect();
+        let (mut ends, mut heads) = (Vec::new(), vec![BytesMut::new(); count]);
+        while !heads.iter().all(|head| head.ends_with(b"\r\n\r\n")) {
+            for request in &mut requests {
+                assert!(poll!(request).is_pending());
+            }
+            tokio::task::yield_now().await;
+            ends.append(&mut *dialled.lock());
+            for (end, head) in ends.iter_mut().zip(&mut heads) {
+                let _ = poll!(pin!(end.read_buf(head)));
+            }
+        }
+        for end in &mut ends {
+            end.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        }
+        for ready in [count == 1, true] {
+            for request in &mut requests {
+                assert_eq!(poll!(request).is_ready(), ready, "{count}");
+            }
+            if ready {
+                break;
+            }
+        }
+    }
 }

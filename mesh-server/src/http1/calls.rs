@@ -20,6 +20,8 @@ use mesh_core::error::BoxError;
 
 use crate::Body;
 
+const CALLED_ONCE: &str = "it is called once";
+
 /// The service of a connection.
 pub(super) struct Calls<S> {
     pub(super) service: S,
@@ -33,7 +35,7 @@ impl<S: Service<Request<Body>, Error: Into<BoxError>> + Clone> hyper::service::S
     type Future = Called<S, S::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        Called::of(self.service.clone(), Body::of(request, self.idle))
+        Called::of(self.service.clone(), &mut Some(Body::of(request, self.idle)))
     }
 }
 
@@ -49,12 +51,13 @@ pin_project! {
 }
 
 impl<S: Service<Request<Body>, Error: Into<BoxError>>> Called<S, S::Future> {
-    pub(super) fn of(mut service: S, request: Request<Body>) -> Self {
+    /// Takes the `request`.
+    pub(super) fn of(mut service: S, request: &mut Option<Request<Body>>) -> Self {
         // Nobody waits yet: it is asked again where somebody does.
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Self::Serving { answer: service.call(request) },
+            Poll::Ready(Ok(())) => Self::Serving { answer: service.call(request.take().expect(CALLED_ONCE)) },
             Poll::Ready(Err(error)) => Self::Failed { error: Some(error.into()) },
-            Poll::Pending => Self::Waiting { waits: Box::new((service, Some(request))) },
+            Poll::Pending => Self::Waiting { waits: Box::new((service, request.take())) },
         }
     }
 }
@@ -72,7 +75,7 @@ impl<S: Service<Request<Body>, Error: Into<BoxError>>> Future for Called<S, S::F
                 CalledProjection::Waiting { waits } => {
                     let (service, request) = &mut **waits;
                     ready!(service.poll_ready(cx)).map_err(Into::into)?;
-                    service.call(request.take().expect("it is called once"))
+                    service.call(request.take().expect(CALLED_ONCE))
                 }
             };
             self.set(Self::Serving { answer });
@@ -111,7 +114,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_service_is_called_when_it_is_ready_and_not_where_it_fails() {
-        let of = |at, how| Called::of(Slow(0, at, how), Body::of(Request::new(bytes::Bytes::new()), None));
+        let of =
+            |at, how| Called::of(Slow(0, at, how), &mut Some(Request::new(Body::whole(bytes::Bytes::new(), None))));
         for at in 1..4 {
             assert_eq!(of(at, Ok(())).await.unwrap(), at);
             assert_eq!(of(at, Err("closed")).await.unwrap_err().to_string(), "closed");

@@ -175,9 +175,9 @@ struct Wire<T> {
 }
 
 /// What comes next over a connection.
-#[allow(clippy::large_enum_variant, reason = "one is made for each request, and nearly always of the large kind")]
 enum Next {
-    Request(Request<Bytes>),
+    /// There is one.
+    Request,
     /// What is hyper's.
     Other,
     End,
@@ -216,11 +216,12 @@ where
             }
             let wire = this.wire.as_mut().expect("it is there until it is handed on");
             if let StepProjection::Resting = this.step.as_mut().project() {
-                match ready!(wire.poll_next(cx))? {
-                    Next::Request(request) => {
-                        *this.to_head = *request.method() == Method::HEAD;
+                let mut request = None;
+                match ready!(wire.poll_next(&mut request, cx))? {
+                    Next::Request => {
+                        *this.to_head = request.as_ref().is_some_and(|request| *request.method() == Method::HEAD);
                         let service = this.service.clone().expect("it is there until the connection is handed on");
-                        let called = Called::of(service, Body::of(request, wire.how.body_idle));
+                        let called = Called::of(service, &mut request);
                         this.step.set(Step::Calling { called });
                     }
                     Next::Other => {
@@ -243,7 +244,10 @@ where
             }
             if let StepProjection::Sending { body, transfer } = this.step.as_mut().project() {
                 match transfer.poll_send(body, &mut wire.io, &mut wire.written, cx) {
-                    Poll::Pending => return wire.poll_gone(cx).map(Err),
+                    Poll::Pending => {
+                        wire.silent = None;
+                        return wire.poll_gone(cx).map(Err);
+                    }
                     Poll::Ready(sent) => sent.map_err(answer::broken)?,
                 }
                 wire.rest();
@@ -259,8 +263,8 @@ where
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
-    /// Waits for the next request.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
+    /// Waits for the next `request`.
+    fn poll_next(&mut self, request: &mut Option<Request<Body>>, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
         for _ in 0..ROUNDS {
             if !self.keep_alive {
                 return Poll::Ready(Ok(Next::End));
@@ -271,11 +275,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
                 return Poll::Ready(Ok(Next::Other));
             }
             if !self.read.is_empty() {
-                match request::find(&mut self.read, self.how.max_head, self.how.max_headers, &mut self.headers) {
-                    Found::Whole(request, Said { keep_alive, trailers }) => {
+                match request::find(&mut self.read, &self.how, &mut self.headers, request) {
+                    Found::Whole(Said { keep_alive, trailers }) => {
                         (self.keep_alive, self.trailers) = (keep_alive, trailers);
                         (self.begun, self.empty, self.silent) = (None, 0, None);
-                        return Poll::Ready(Ok(Next::Request(request)));
+                        return Poll::Ready(Ok(Next::Request));
                     }
                     Found::Part if self.read.len() < READ => {}
                     Found::Part | Found::Other => return Poll::Ready(Ok(Next::Other)),
@@ -341,7 +345,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     /// Writes the head of an answer.
     fn begin<S, F, B: http_body::Body>(&mut self, answer: Response<B>, to_head: bool) -> Step<S, F, B> {
         let (mut head, body) = answer.into_parts();
-        let date = self.how.dates.now();
+        let now = Instant::now();
+        let date = self.how.dates.at(now);
+        // If it goes out at once. One look at the clock does for both.
+        self.silent = Some(now);
         let to = Asked { head: to_head, trailers: self.trailers };
         let written = answer::write(&head, &body, to, &mut self.keep_alive, date.as_ref(), &mut self.written);
         let (sending, body) = match written {

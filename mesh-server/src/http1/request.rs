@@ -5,11 +5,14 @@
 
 use std::mem::MaybeUninit;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use http::{HeaderMap, Method, Request, Uri, Version};
 use httparse::{Header, ParserConfig, Status};
 
 use mesh_core::http1::Spans;
+
+use super::Http1;
+use crate::Body;
 
 /// Headers of a request that is looked at. hyper has room for as many without an allocation.
 const MAX_HEADERS: usize = 100;
@@ -17,10 +20,9 @@ const MAX_HEADERS: usize = 100;
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
 /// What the bytes of a connection begin with.
-#[allow(clippy::large_enum_variant, reason = "one is made for each request, and nearly always of the large kind")]
 pub(super) enum Found {
     /// A request with all of its body.
-    Whole(Request<Bytes>, Said),
+    Whole(Said),
     /// A part of what may be a request.
     Part,
     /// What is not for here.
@@ -47,8 +49,9 @@ pub(super) fn skip_empty(read: &mut BytesMut) -> usize {
     0
 }
 
-/// Takes a request out of what was `read`. Its headers are put into `room`, which is empty.
-pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, room: &mut HeaderMap) -> Found {
+/// Takes a request out of what was `read`, into `taken`: it is large, and stays there until it is served. Its headers are put
+/// into `room`, which is empty.
+pub(super) fn find(read: &mut BytesMut, how: &Http1, room: &mut HeaderMap, taken: &mut Option<Request<Body>>) -> Found {
     let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let end = match ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, read, &mut headers) {
@@ -60,7 +63,7 @@ pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, roo
         return Found::Other;
     };
     let Some((length, said)) = plain(parsed.headers) else { return Found::Other };
-    if end > max_head || parsed.headers.len() > max_headers || target.len() > MAX_TARGET {
+    if end > how.max_head || parsed.headers.len() > how.max_headers || target.len() > MAX_TARGET {
         return Found::Other;
     }
     if read.len() - end < length {
@@ -76,18 +79,19 @@ pub(super) fn find(read: &mut BytesMut, max_head: usize, max_headers: usize, roo
 
     let head = read.split_to(end).freeze();
     let uri = Uri::from_maybe_shared(head.slice(target));
-    let taken = spans.take(&head, room, |_, _| ());
-    let (Ok(uri), Ok(())) = (uri, taken) else {
+    let filled = spans.take(&head, room, |_, _| ());
+    let (Ok(uri), Ok(())) = (uri, filled) else {
         // As it was.
         room.clear();
         let rest = std::mem::replace(read, BytesMut::from(&head[..]));
         read.extend_from_slice(&rest);
         return Found::Other;
     };
-    let mut request = Request::new(read.split_to(length).freeze());
+    let body = Body::whole(read.split_to(length).freeze(), how.body_idle);
+    let request = taken.insert(Request::new(body));
     (*request.method_mut(), *request.uri_mut(), *request.version_mut()) = (method, uri, Version::HTTP_11);
     *request.headers_mut() = std::mem::take(room);
-    Found::Whole(request, said)
+    Found::Whole(said)
 }
 
 /// What headers say of the message, and how long its body is. `None`: more than can be said in one way, or what is not for here.

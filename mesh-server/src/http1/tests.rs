@@ -465,6 +465,15 @@ async fn a_connection_that_leaves_ends_with_the_answer_that_is_on_its_way() {
     assert!(come(&mut peer).contains("connection: close"));
 }
 
+/// Its answer's body comes after 90 seconds.
+fn late(_: Request<Body>) -> BoxFuture<'static, Response<Content>> {
+    let body = async {
+        sleep_until(Instant::now() + Duration::from_secs(90)).await;
+        Ok(Frame::data(Bytes::from_static(b"x")))
+    };
+    Box::pin(ready(Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::once(body))))))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_nothing() {
     let mut config = Config { idle_timeout: Duration::from_secs(60), ..Config::default() };
@@ -482,6 +491,17 @@ async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_not
     let end = Instant::now() + Duration::from_secs(1);
     connection.await.unwrap();
     sleep_until(end).now_or_never().expect("it is not earlier");
+    // An answer that takes longer than that is none, nor is its time.
+    let (mut connection, mut peer, _) = connect(late, &config);
+    peer.write_all(GET.as_bytes()).await.unwrap();
+    assert!(settle(&mut connection).is_none());
+    clock::pass(Duration::from_secs(90)).await;
+    assert!(settle(&mut connection).is_none());
+    assert!(come(&mut peer).ends_with("0\r\n\r\n"));
+    clock::pass(Duration::from_secs(59)).await;
+    assert!(settle(&mut connection).is_none());
+    clock::pass(Duration::from_secs(1)).await;
+    assert!(settle(&mut connection).is_some());
     // Beyond all time there is no end.
     config.idle_timeout = Duration::MAX;
     let (mut connection, mut peer, _) = connect(hello, &config);
