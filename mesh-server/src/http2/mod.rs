@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! connection: frames → a head → a task of its own: the service → the answer's head, its body, its trailers
+//!                            └▶ (one thread does all) as far as it comes at once, and a task for the rest
 //! ```
 //!
 //! Refuses to know policy, and what bytes are read from.
@@ -17,6 +18,7 @@ mod upload;
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -29,7 +31,9 @@ use http::{Method, Request, Response};
 use hyper::ext::Protocol;
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
@@ -88,7 +92,7 @@ impl Http2 {
         let (dates, body_idle) = (Arc::new(Kept::new(self.dates.clone())), self.body_idle);
         let keepalive = KeepAlive::new(heard, self.interval, self.timeout);
         let (state, leaving, waiting) = (State::Opening(handshake), false, VecDeque::new());
-        Http2Connection { state, keepalive, leaving, service, waiting, streams, body_idle, dates }
+        Http2Connection { state, keepalive, leaving, at_once: false, service, waiting, streams, body_idle, dates }
     }
 }
 
@@ -113,6 +117,9 @@ pub struct Http2Connection<T, S> {
     keepalive: KeepAlive,
     // It is to leave, and has not said so yet.
     leaving: bool,
+    // One thread does all: a request is served as far as it comes before there is a task for it. Where there are several, tasks
+    // go where there is time, and none holds up the connection.
+    at_once: bool,
     service: S,
     // To be begun. Taken all the same: of requests that nobody has taken h2 lets a peer give up but a few.
     waiting: VecDeque<Taken>,
@@ -151,8 +158,8 @@ where
         + 'static,
     RB: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    /// Serves a request in a task of its own.
-    fn begin(&self, (request, mut reply): Taken) {
+    /// Serves a request in a task of its own, or has it wait in `begun` until all that has come with it is read.
+    fn begin(&self, (request, mut reply): Taken, begun: &mut Begun<S, RB>) {
         let (mut head, stream) = request.into_parts();
         if let Some(protocol) = head.extensions.remove::<h2::ext::Protocol>() {
             head.extensions.insert(Protocol::from(protocol.as_str()));
@@ -172,7 +179,84 @@ where
         };
         let body = Body::new(upload.into(), &head, self.body_idle);
         let request = Request::from_parts(head, body);
-        TokioExecutor::new().execute(Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone()));
+        let exchange = Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone());
+        match self.at_once {
+            true => begun.push(Box::pin(exchange)),
+            false => TokioExecutor::new().execute(exchange),
+        }
+    }
+
+    /// Reads and writes as much as can be.
+    fn turn(&mut self, begun: &mut Begun<S, RB>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.keepalive.turn();
+        let mut left = IN_A_ROW;
+        while left > 0
+            && let Some(mut taken) = self.waiting.pop_front()
+        {
+            // Nobody waits for one that was given up.
+            if taken.1.poll_reset(cx).is_pending() {
+                left -= 1;
+                self.begin(taken, begun);
+            }
+        }
+        loop {
+            match &mut self.state {
+                State::Opening(handshake) => {
+                    let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+                    self.keepalive.begin(&mut connection);
+                    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+                    self.at_once = matches!(flavor, Ok(RuntimeFlavor::CurrentThread));
+                    if self.leaving {
+                        connection.graceful_shutdown();
+                    }
+                    self.state = State::Open(connection);
+                }
+                State::Open(connection) => {
+                    if self.keepalive.is_over(cx) {
+                        // Its streams end with this, too, and they are not whole.
+                        connection.abrupt_shutdown(Reason::INTERNAL_ERROR);
+                        // As much of it as the socket takes at once: nobody may be there to read it.
+                        let _ = connection.poll_closed(cx);
+                        return Poll::Ready(Err(Silent.into()));
+                    }
+                    let taken = match self.waiting.len() < self.streams as usize {
+                        true => connection.poll_accept(cx),
+                        false => connection.poll_closed(cx).map(|closed| closed.err().map(Err)),
+                    };
+                    self.keepalive.hear();
+                    match taken {
+                        Poll::Ready(Some(taken)) if left > 0 => {
+                            left -= 1;
+                            self.begin(taken?, begun);
+                        }
+                        Poll::Ready(Some(taken)) => self.waiting.push_back(taken?),
+                        Poll::Ready(None) => return Poll::Ready(Ok(())),
+                        Poll::Pending if begun.is_empty() => break,
+                        // What they answer goes out in this turn.
+                        Poll::Pending => begun.drain(..).for_each(|exchange| advance(exchange, cx)),
+                    }
+                }
+            }
+        }
+        match self.waiting.is_empty() {
+            // There may be none so soon.
+            true => self.waiting = VecDeque::new(),
+            false => cx.waker().wake_by_ref(),
+        }
+        Poll::Pending
+    }
+}
+
+/// Requests that are to be served as far as they come.
+type Begun<S, RB> = SmallVec<[Pin<Box<Exchange<S, RB>>>; IN_A_ROW]>;
+
+/// Serves a request as far as it comes; what is left of it goes on in a task of its own. A panic ends it, as it would the task.
+fn advance<F: Future<Output = ()> + Send + 'static>(mut exchange: Pin<Box<F>>, cx: &mut Context<'_>) {
+    if let Ok(Poll::Pending) = catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx))) {
+        TokioExecutor::new().execute(exchange);
+    } else {
+        // What it held may panic as well.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(exchange)));
     }
 }
 
@@ -188,58 +272,10 @@ where
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        this.keepalive.turn();
-        let mut left = IN_A_ROW;
-        while left > 0
-            && let Some(mut taken) = this.waiting.pop_front()
-        {
-            // Nobody waits for one that was given up.
-            if taken.1.poll_reset(cx).is_pending() {
-                left -= 1;
-                this.begin(taken);
-            }
-        }
-        loop {
-            match &mut this.state {
-                State::Opening(handshake) => {
-                    let mut connection = ready!(Pin::new(handshake).poll(cx))?;
-                    this.keepalive.begin(&mut connection);
-                    if this.leaving {
-                        connection.graceful_shutdown();
-                    }
-                    this.state = State::Open(connection);
-                }
-                State::Open(connection) => {
-                    if this.keepalive.is_over(cx) {
-                        // Its streams end with this, too, and they are not whole.
-                        connection.abrupt_shutdown(Reason::INTERNAL_ERROR);
-                        // As much of it as the socket takes at once: nobody may be there to read it.
-                        let _ = connection.poll_closed(cx);
-                        return Poll::Ready(Err(Silent.into()));
-                    }
-                    let taken = match this.waiting.len() < this.streams as usize {
-                        true => connection.poll_accept(cx),
-                        false => connection.poll_closed(cx).map(|closed| closed.err().map(Err)),
-                    };
-                    this.keepalive.hear();
-                    match taken {
-                        Poll::Ready(Some(taken)) if left > 0 => {
-                            left -= 1;
-                            this.begin(taken?);
-                        }
-                        Poll::Ready(Some(taken)) => this.waiting.push_back(taken?),
-                        Poll::Ready(None) => return Poll::Ready(Ok(())),
-                        Poll::Pending => break,
-                    }
-                }
-            }
-        }
-        match this.waiting.is_empty() {
-            // There may be none so soon.
-            true => this.waiting = VecDeque::new(),
-            false => cx.waker().wake_by_ref(),
-        }
-        Poll::Pending
+        let (this, mut begun) = (self.get_mut(), Begun::new());
+        let turned = this.turn(&mut begun, cx);
+        // A connection that ends in the same turn ends none of them unserved.
+        begun.drain(..).for_each(|exchange| advance(exchange, cx));
+        turned
     }
 }

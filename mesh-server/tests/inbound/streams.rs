@@ -2,12 +2,14 @@
 //! whether the peer is there.
 
 use std::error::Error;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{poll, stream};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -15,6 +17,7 @@ use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,8 +30,8 @@ use mesh_core::policy::InboundTls;
 use mesh_server::{Body, Config};
 use mesh_testkit::clock;
 
-use crate::kit::{Http, World, policy, spawn, text, within};
-use crate::raw::{self, ACK, DATA, END_HEADERS, HEADERS, PING, PREFACE, SETTINGS, frame, next};
+use crate::kit::{Http, World, eventually, policy, spawn, text, within};
+use crate::raw::{self, ACK, DATA, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, frame, next};
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
@@ -151,7 +154,7 @@ async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     spawn(world.server.serve_http2(theirs, service));
     let (mut requests, mut connection) = h2::client::handshake(ours).await.unwrap();
-    let mut pings = connection.ping_pong().unwrap();
+    let (mut pings, mut more) = (connection.ping_pong().unwrap(), requests.clone());
     spawn(connection);
     let mut send = || requests.send_request(request(Method::GET, "/"), true).unwrap().0;
     // Counted by a task, which has its turn among the others; the test's own may have to wait for sixty.
@@ -175,19 +178,82 @@ async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
     // Nor is who has sent others meanwhile, of which none is begun then.
     let before = begun.load(Ordering::Relaxed);
     let mut answers: Vec<_> = (0..3 * ALL - 10).map(|_| send()).collect();
-    within(answers.remove(0)).await.unwrap();
-    let others: Vec<_> = (0..ALL).map(|_| send()).collect();
-    // Behind it everything has been read.
-    within(pings.ping(h2::Ping::opaque())).await.unwrap();
-    let meanwhile = begun.load(Ordering::Relaxed) - before;
+    // By a task, again.
+    let noted = begun.clone();
+    let meanwhile = spawn(async move {
+        answers.remove(0).await.unwrap();
+        let others: Vec<_> = (0..ALL).map(|_| more.send_request(request(Method::GET, "/"), true).unwrap().0).collect();
+        // Behind it everything has been read.
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+        let meanwhile = noted.load(Ordering::Relaxed) - before;
+        drop(others);
+        (meanwhile, answers)
+    });
+    let (meanwhile, answers) = within(meanwhile).await.unwrap();
     assert!(meanwhile < answers.len(), "the control: none of these is: {meanwhile}");
-    drop(others);
     let asked = answers.len() + 1;
     for answer in answers {
         within(answer).await.unwrap();
     }
     within(send()).await.unwrap();
     assert_eq!(begun.load(Ordering::Relaxed) - before, asked + 1);
+}
+
+/// Polls a connection over memory once after it was `sent` two requests: whether each was served in a task, how the connection stands, and
+/// what came.
+async fn polled_once(sent: &[u8], panics: bool) -> (Vec<bool>, Poll<bool>, Vec<u8>) {
+    let world =
+        World::start(policy(InboundTls::Permissive), Config::default(), tower::service_fn(|_| async { text("") }))
+            .await;
+    let calls = Arc::<Mutex<Vec<bool>>>::default();
+    let noted = calls.clone();
+    let service = tower::service_fn(move |_: Request<Body>| {
+        noted.lock().push(tokio::task::try_id().is_some());
+        async move {
+            assert!(!panics, "as ordered");
+            Ok::<_, BoxError>(answer(Full::default()))
+        }
+    });
+    let (mut ours, theirs) = tokio::io::duplex(1 << 16);
+    let mut connection = Box::pin(world.server.serve_http2(theirs, service));
+    ours.write_all(sent).await.unwrap();
+    let polled = poll!(connection.as_mut()).map(|ended| ended.is_ok());
+    let mut came = Vec::with_capacity(4096);
+    let _ = poll!(pin!(ours.read_buf(&mut came)));
+    eventually(|| (calls.lock().len() == 2).then_some(())).await;
+    (calls.lock().clone(), polled, came)
+}
+
+/// Kinds and streams of the frames in some bytes.
+fn kinds(mut bytes: &[u8]) -> Vec<(u8, u8)> {
+    let mut all = Vec::new();
+    while let [_, high, low, kind, _, _, _, _, stream, rest @ ..] = bytes {
+        all.push((*kind, *stream));
+        bytes = &rest[usize::from(*high) << 8 | usize::from(*low)..];
+    }
+    all
+}
+
+#[test]
+fn where_one_thread_does_all_a_request_is_served_as_far_as_it_comes_before_there_is_a_task_for_it() {
+    let one = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let many = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut sent = PREFACE.to_vec();
+    sent.extend(frame(SETTINGS, 0, 0, &[]));
+    [1, 3].iter().for_each(|stream| sent.extend(raw::request(*stream, &raw::get("/", &[]))));
+
+    let (calls, polled, came) = one().block_on(polled_once(&sent, false));
+    assert_eq!((calls, polled), (vec![false, false], Poll::Pending));
+    let answers = kinds(&came).into_iter().filter(|(kind, _)| *kind == HEADERS).map(|(_, stream)| stream);
+    assert_eq!(answers.collect::<Vec<_>>(), [1, 3], "they went out in the same turn");
+    // The control: where there are several threads, each has a task.
+    let (calls, _, _) = many.block_on(polled_once(&sent, false));
+    assert!(calls.iter().all(|task| *task), "{calls:?}");
+    // A panic is its request's, and the next one is served.
+    let (calls, polled, came) = one().block_on(polled_once(&sent, true));
+    assert_eq!((calls, polled), (vec![false, false], Poll::Pending));
+    let resets = kinds(&came).into_iter().filter(|(kind, _)| *kind == RST_STREAM).map(|(_, stream)| stream);
+    assert_eq!(resets.collect::<Vec<_>>(), [1, 3]);
 }
 
 /// A clock that stands.
