@@ -205,7 +205,9 @@ impl Server {
     /// for less than hyper's [`http2`](Self::http2): with the limits of this server's [`Config`](crate::Config), the streams that
     /// the policy of the moment allows, and the bodies that [`request`](Self::request) makes. [`Accepted::layer`](crate::Accepted::layer)
     /// or [`inbound_layer`](Self::inbound_layer) is to be around `service`, which is called as it is. Each request is a task of
-    /// its own on the runtime that polls the connection. Nothing limits here how long the peer may take until it speaks, and
+    /// its own on the runtime that polls the connection; on one of a single thread (`current_thread`) only once it waits for
+    /// something: up to there it is served within the poll of the connection, and its task's id, task-locals and span are those of who
+    /// polls that. Nothing limits here how long the peer may take until it speaks, and
     /// nobody but the loop ends the connection in peace ([`Http2Connection::leave`]), which is to be called once
     /// [`Accepted::leaving`](crate::Accepted::leaving) says so.
     pub fn serve_http2<T, S, RB>(&self, io: T, service: S) -> Http2Connection<T, S>

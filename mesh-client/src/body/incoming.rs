@@ -25,6 +25,11 @@ pub(crate) enum Incoming {
 }
 
 impl Incoming {
+    /// Whether it comes over a connection of HTTP/1.1, and one thread does all on its runtime.
+    pub(crate) fn is_of_one_thread(&self) -> bool {
+        matches!(self, Self::Http1(body) if body.is_of_one_thread())
+    }
+
     /// Leaves to its connection what held the headers of its request, for those of the next answer.
     pub(crate) fn leave_room(&mut self, headers: HeaderMap) {
         if let Self::Http1(body) = self {

@@ -102,8 +102,6 @@ pub(super) struct Wire {
     to_head: bool,
     /// Whether it may carry another request.
     keep_alive: bool,
-    /// Others go on once more when the next answer is there.
-    gives_way: bool,
     /// The buffer grew beyond what an idle connection keeps.
     grew: bool,
     // Last: it counts until it is closed.
@@ -151,7 +149,6 @@ impl Wire {
             body: Body::Ended,
             to_head: false,
             keep_alive: true,
-            gives_way: false,
             grew: false,
             open,
         })
@@ -265,10 +262,6 @@ impl Wire {
             if !ready!(self.poll_fill(cx)).map_err(Broken::Io)? {
                 return Poll::Ready(Err(Error::Incomplete.into()));
             }
-            if std::mem::take(&mut self.gives_way) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
         }
     }
 
@@ -360,22 +353,11 @@ pub(super) fn begin(
     }
     wire.to_head = *head.method == Method::HEAD;
     wire.keep_alive = keep_alive;
-    wire.gives_way = false;
     wire.progress = Progress::default();
     Ok(Flight { wire: Some(wire), upload: rest, lost })
 }
 
 impl Flight {
-    /// Lets others go on once more between the answer's arrival and its reading. Answers that come at one time are all there
-    /// before the first is gone on with, so that the next requests go out together, their server finds several at each look, and
-    /// each step's instructions stay in the cache. Only where one thread does all of it: another one would be woken for this.
-    pub(crate) fn give_way(&mut self) {
-        if let Some(wire) = &mut self.wire {
-            let is_one = |runtime: &Handle| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
-            wire.gives_way = wire.runtime.as_ref().is_some_and(is_one);
-        }
-    }
-
     /// Sends the rest of the request, and waits for the head of the answer.
     pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<Incoming>, Broken>> {
         let Some(wire) = &mut self.wire else { return Poll::Ready(Err(Error::Incomplete.into())) };
@@ -435,6 +417,12 @@ impl Download {
             headers.clear();
             wire.headers = headers;
         }
+    }
+
+    /// Whether one thread does all on the runtime of its connection, which is most likely that of who reads it.
+    pub(crate) fn is_of_one_thread(&self) -> bool {
+        let is_one = |runtime: &Handle| runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        matches!(&self.0, Source::Wire(wire) if wire.runtime.as_ref().is_some_and(is_one))
     }
 
     /// The connection, if the answer has ended and it can be used again.

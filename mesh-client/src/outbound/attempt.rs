@@ -151,8 +151,6 @@ struct Tried {
     is_retry: bool,
     /// Its connection may be something else than HTTP after it.
     changes: bool,
-    /// Its cluster has other requests under way.
-    in_company: bool,
     /// When its connection was there.
     begun: Instant,
     /// Its connection is new, and the server may yet refuse our certificate: over HTTP/1.1 that takes the place of the answer.
@@ -324,8 +322,7 @@ impl Shared<'_> {
         let lease = launch.lease.as_mut().expect("it was reached");
         launch.receipt = self.payload.receipt();
         let may_be_refused = !lease.is_http2() && !lease.is_reused() && launch.endpoint.pool().is_encrypted();
-        let (is_retry, in_company) = (launch.permit.is_retry(), launch.permit.is_in_company());
-        let tried = Tried { before: launch.number, is_retry, changes, in_company, begun, may_be_refused };
+        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry(), changes, begun, may_be_refused };
         match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
@@ -375,12 +372,7 @@ impl Shared<'_> {
             Lease::Sole(connection) if !tried.changes => {
                 // By a function of its own: what it needs is not held while we wait.
                 match self.write(head, connection, tried) {
-                    Ok(mut flight) => {
-                        if tried.in_company {
-                            flight.give_way();
-                        }
-                        poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent)
-                    }
+                    Ok(mut flight) => poll_fn(|cx| flight.poll_head(cx)).await.map_err(Unanswered::sent),
                     Err(unanswered) => Err(unanswered),
                 }
             }

@@ -217,6 +217,11 @@ impl Exchange {
         self.hold.as_ref()?.receipt.moved()
     }
 
+    /// Whether its cluster has others under way.
+    pub(crate) fn is_in_company(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.permit.is_in_company())
+    }
+
     /// When the answer must have ended.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.deadline.at()

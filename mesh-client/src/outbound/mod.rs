@@ -29,8 +29,10 @@ mod tries;
 pub(crate) mod warm;
 pub(crate) mod worker;
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, SET_COOKIE};
@@ -317,6 +319,9 @@ impl Call<'_> {
         };
         self.mirror_late();
         let mut response = outcome?;
+        if response.body().is_of_one_thread() && self.exchange.is_in_company() {
+            give_way().await;
+        }
         if changes_headers {
             header_policies(route, share).for_each(|headers| headers.response.apply(response.headers_mut()));
         }
@@ -461,6 +466,22 @@ impl Drop for Call<'_> {
             self.mirrors.miss(self.copies.len());
         }
     }
+}
+
+/// Lets others go on once more before an answer is. Answers that come at one time are all there before the first is gone on
+/// with, so that the next requests go out together, their server finds several at each look, and each step's instructions stay
+/// in the cache. Only where one thread does all of it: another one would be woken for this. Never before an answer stands, or a
+/// limit that is over as well would end it.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Header operations for a request on a route: the more specific first, as Envoy orders them.

@@ -1,6 +1,7 @@
 //! Connections that break within something, and bodies that have no end.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,15 +11,17 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{poll, stream};
-use http::Request;
+use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use mesh_client::{Client, Io};
+use mesh_client::{Client, Error, Io};
 use mesh_core::error::{Code, Fault, Retry};
-use mesh_core::policy::{Address, ConnectionOptions, Endpoint, RetryPolicy, UpstreamProtocol};
+use mesh_core::policy::{
+    Address, ConnectionOptions, Endpoint, Forward, RetryOn, RetryPolicy, RouteMatch, UpstreamProtocol,
+};
 use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::connections::speaking;
@@ -261,42 +264,86 @@ async fn an_alert_that_refuses_no_certificate_is_no_leave_to_send_a_request_agai
     assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), 1);
 }
 
-#[tokio::test]
-async fn answers_that_come_at_one_time_are_all_there_before_the_first_is_gone_on_with() {
-    // Who is alone waits for nobody.
-    for count in [1, 2] {
-        let list = [Endpoint::new(Address::Socket(([10, 0, 0, 1], 80).into()))];
-        let dialled = Arc::new(Mutex::new(Vec::new()));
-        let dials = dialled.clone();
-        let client = Client::builder(FixedSource::of(TARGET, policy::snapshot_of(cluster("test"), list)));
-        let client = client.connector(move |_: Address| {
-            let (near, far) = tokio::io::duplex(1024);
-            dials.lock().push(far);
-            async { Ok(Box::new(near) as Box<dyn Io>) }
+type Fetching = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Error>>>>;
+
+/// So many requests over HTTP/1.1 that have gone out, and the ends where they have come.
+async fn gone_out(forward: Forward, count: usize) -> (Vec<Fetching>, Vec<DuplexStream>) {
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    let list = vec![Endpoint::new(Address::Socket(([10, 0, 0, 1], 80).into()))];
+    let dialled = Arc::new(Mutex::new(Vec::new()));
+    let dials = dialled.clone();
+    let client = Client::builder(FixedSource::of(TARGET, policy::snapshot(routes, [(cluster("test"), list)])));
+    let client = client.connector(move |_: Address| {
+        let (near, far) = tokio::io::duplex(1024);
+        dials.lock().push(far);
+        async { Ok(Box::new(near) as Box<dyn Io>) }
+    });
+    let client = client.build();
+    let fetching = |client: Client| async move { fetch(&client, "/").await };
+    let mut requests: Vec<Fetching> = (0..count).map(|_| Box::pin(fetching(client.clone())) as Fetching).collect();
+    let (mut ends, mut heads) = (Vec::new(), vec![BytesMut::new(); count]);
+    while !heads.iter().all(|head| head.ends_with(b"\r\n\r\n")) {
+        for request in &mut requests {
+            assert!(poll!(request).is_pending());
+        }
+        tokio::task::yield_now().await;
+        ends.append(&mut *dialled.lock());
+        for (end, head) in ends.iter_mut().zip(&mut heads) {
+            let _ = poll!(pin!(end.read_buf(head)));
+        }
+    }
+    (requests, ends)
+}
+
+async fn answer(ends: &mut [DuplexStream]) {
+    for end in ends {
+        end.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    }
+}
+
+#[test]
+fn answers_that_come_at_one_time_are_all_there_before_the_first_is_gone_on_with() {
+    let one = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let several = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // Who is alone waits for nobody, nor does who has another thread to wake up for it.
+    for (runtime, count, at_once) in [(&one, 1, true), (&one, 2, false), (&several, 2, true)] {
+        runtime.block_on(async {
+            let (mut requests, mut ends) = gone_out(forward_with(None), count).await;
+            answer(&mut ends).await;
+            for ready in [at_once, true] {
+                for request in &mut requests {
+                    assert_eq!(poll!(request).is_ready(), ready, "{count} {at_once}");
+                }
+                if ready {
+                    break;
+                }
+            }
         });
-        let client = client.build();
-        let mut requests: Vec<_> = (0..count).map(|_| Box::pin(fetch(&client, "/"))).collect();
-        let (mut ends, mut heads) = (Vec::new(), vec![BytesMut::new(); count]);
-        while !heads.iter().all(|head| head.ends_with(b"\r\n\r\n")) {
-            for request in &mut requests {
-                assert!(poll!(request).is_pending());
-            }
-            tokio::task::yield_now().await;
-            ends.append(&mut *dialled.lock());
-            for (end, head) in ends.iter_mut().zip(&mut heads) {
-                let _ = poll!(pin!(end.read_buf(head)));
-            }
+    }
+}
+
+/// Who was held up and finds the answer there does not lose it to a limit that is over by then.
+#[tokio::test(start_paused = true)]
+async fn no_answer_that_is_there_is_lost_by_giving_way() {
+    let time = Duration::from_secs(10);
+    let per_try = RetryPolicy { per_try_timeout: Some(time), ..RetryPolicy::new(0, RetryOn::default()) };
+    let silent = RetryPolicy { per_try_idle_timeout: Some(time), ..RetryPolicy::new(0, RetryOn::default()) };
+    let limits = [
+        Forward { timeout: Some(time), ..forward_with(None) },
+        Forward { idle_timeout: Some(time), ..forward_with(None) },
+        forward_with(Some(per_try)),
+        forward_with(Some(silent)),
+    ];
+    for (forward, answered) in limits.iter().flat_map(|limit| [(limit, true), (limit, false)]) {
+        let (requests, mut ends) = gone_out(forward.clone(), 2).await;
+        if answered {
+            answer(&mut ends).await;
         }
-        for end in &mut ends {
-            end.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-        }
-        for ready in [count == 1, true] {
-            for request in &mut requests {
-                assert_eq!(poll!(request).is_ready(), ready, "{count}");
-            }
-            if ready {
-                break;
-            }
+        tokio::time::advance(2 * time).await;
+        for request in requests {
+            // Control: without an answer each of them ends the request.
+            let status = request.await.map(|answer| answer.status().as_u16()).ok();
+            assert_eq!(status, answered.then_some(200), "{forward:?}");
         }
     }
 }

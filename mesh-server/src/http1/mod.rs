@@ -347,8 +347,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         let (mut head, body) = answer.into_parts();
         let now = Instant::now();
         let date = self.how.dates.at(now);
-        // If it goes out at once. One look at the clock does for both.
-        self.silent = Some(now);
+        // If it goes out at once, as what is there already does. One look at the clock does for both.
+        self.silent = body.size_hint().exact().map(|_| now);
         let to = Asked { head: to_head, trailers: self.trailers };
         let written = answer::write(&head, &body, to, &mut self.keep_alive, date.as_ref(), &mut self.written);
         let (sending, body) = match written {

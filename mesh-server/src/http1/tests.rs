@@ -474,6 +474,16 @@ fn late(_: Request<Body>) -> BoxFuture<'static, Response<Content>> {
     Box::pin(ready(Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::once(body))))))
 }
 
+/// An answer that takes a minute and a half of its thread.
+fn laborious(_: Request<Body>) -> BoxFuture<'static, Response<Content>> {
+    let pieces = futures_util::stream::once(async {
+        // The clock goes on with its first poll.
+        let _ = tokio::time::advance(Duration::from_secs(90)).now_or_never();
+        Ok(Frame::data(Bytes::from_static(b"x")))
+    });
+    Box::pin(ready(Response::new(BodyExt::boxed(StreamBody::new(pieces)))))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_nothing() {
     let mut config = Config { idle_timeout: Duration::from_secs(60), ..Config::default() };
@@ -502,6 +512,13 @@ async fn a_connection_is_silent_for_as_long_as_it_may_be_and_empty_lines_say_not
     assert!(settle(&mut connection).is_none());
     clock::pass(Duration::from_secs(1)).await;
     assert!(settle(&mut connection).is_some());
+    // Nor where it is at work and waits for nothing.
+    let (mut connection, mut peer, _) = connect(laborious, &config);
+    peer.write_all(GET.as_bytes()).await.unwrap();
+    assert!(settle(&mut connection).is_none());
+    assert!(come(&mut peer).ends_with("0\r\n\r\n"));
+    clock::pass(Duration::from_secs(59)).await;
+    assert!(settle(&mut connection).is_none());
     // Beyond all time there is no end.
     config.idle_timeout = Duration::MAX;
     let (mut connection, mut peer, _) = connect(hello, &config);

@@ -1,5 +1,5 @@
-//! One request over HTTP/2, from its head to the end of its answer. A task of its own: whoever takes its time holds up
-//! nobody else on the connection.
+//! One request over HTTP/2, from its head to the end of its answer. In a task of its own, where one thread does all as soon as it
+//! waits for something: whoever takes its time holds up nobody else on the connection.
 
 use std::error::Error;
 use std::future::Future;

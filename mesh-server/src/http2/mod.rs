@@ -18,6 +18,7 @@ mod upload;
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tower_service::Service;
 
+use mesh_core::context;
 use mesh_core::error::BoxError;
 
 use self::ear::Ear;
@@ -99,6 +101,11 @@ impl Http2 {
 /// Requests that are begun in a row, before those have their turn and what they answer goes out: the peer of many at once then
 /// works on the first answers while the others are made, and does not wait for the last one.
 const IN_A_ROW: usize = 8;
+
+/// Of those as many are served within the connection's own turn, where one thread does all. The others have tasks: so who else
+/// waits for the thread is held up less, and with sixteen calls in flight both ends do more than if all were served in it, for the
+/// peer works meanwhile.
+const AT_ONCE: usize = 4;
 
 /// A request that has come, and its answer's place.
 type Taken = (Request<RecvStream>, SendResponse<Bytes>);
@@ -180,7 +187,7 @@ where
         let body = Body::new(upload.into(), &head, self.body_idle);
         let request = Request::from_parts(head, body);
         let exchange = Exchange::new(request, self.service.clone(), reply, tunnel, self.dates.clone());
-        match self.at_once {
+        match self.at_once && begun.len() < AT_ONCE {
             true => begun.push(Box::pin(exchange)),
             false => TokioExecutor::new().execute(exchange),
         }
@@ -248,16 +255,21 @@ where
 }
 
 /// Requests that are to be served as far as they come.
-type Begun<S, RB> = SmallVec<[Pin<Box<Exchange<S, RB>>>; IN_A_ROW]>;
+type Begun<S, RB> = SmallVec<[Pin<Box<Exchange<S, RB>>>; AT_ONCE]>;
 
-/// Serves a request as far as it comes; what is left of it goes on in a task of its own. A panic ends it, as it would the task.
+/// Serves a request as far as it comes; what is left of it goes on in a task of its own. As there, a panic ends it and nothing
+/// else, and it is within the context of no request, whoever polls the connection.
 fn advance<F: Future<Output = ()> + Send + 'static>(mut exchange: Pin<Box<F>>, cx: &mut Context<'_>) {
-    if let Ok(Poll::Pending) = catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx))) {
-        TokioExecutor::new().execute(exchange);
-    } else {
-        // What it held may panic as well.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(exchange)));
-    }
+    context::enter(&mut None, || {
+        let over = match catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => return TokioExecutor::new().execute(exchange),
+            over => over,
+        };
+        // What it held, and what it panicked with, may panic as well. With what, nobody looks at.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop((exchange, over)))) {
+            mem::forget(again);
+        }
+    });
 }
 
 impl<T, S, RB> Future for Http2Connection<T, S>

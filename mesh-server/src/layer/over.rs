@@ -1,5 +1,5 @@
 //! The end of the time that what is in flight has, and who waits for it: each request that has no answer yet, and each
-//! gRPC call whose answer goes on. They are tasks of their own over HTTP/2, so they have to be woken.
+//! gRPC call whose answer goes on. Over HTTP/2 who waits is a task of its own, so it has to be woken.
 //!
 //! No request takes a lock for it: one that has to wait takes one of its connection's seats, which are there already.
 //! Refuses to know what is said to those whose time is over.

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use mesh_core::context::{self, RequestContext};
 use mesh_core::error::BoxError;
 use mesh_core::policy::InboundTls;
 use mesh_server::{Body, Config};
@@ -199,8 +200,17 @@ async fn of_many_requests_the_first_are_answered_before_the_last_is_begun() {
     assert_eq!(begun.load(Ordering::Relaxed) - before, asked + 1);
 }
 
-/// Polls a connection over memory once after it was `sent` two requests: whether each was served in a task, how the connection stands, and
-/// what came.
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("as ordered");
+    }
+}
+
+/// Polls a connection over memory once, within a request's context, after it was `sent` two requests: whether each was served in a task,
+/// how the connection stands, and what came.
 async fn polled_once(sent: &[u8], panics: bool) -> (Vec<bool>, Poll<bool>, Vec<u8>) {
     let world =
         World::start(policy(InboundTls::Permissive), Config::default(), tower::service_fn(|_| async { text("") }))
@@ -210,14 +220,18 @@ async fn polled_once(sent: &[u8], panics: bool) -> (Vec<bool>, Poll<bool>, Vec<u
     let service = tower::service_fn(move |_: Request<Body>| {
         noted.lock().push(tokio::task::try_id().is_some());
         async move {
-            assert!(!panics, "as ordered");
+            assert!(!context::is_open(), "they are other requests");
+            if panics {
+                std::panic::panic_any(Bomb);
+            }
             Ok::<_, BoxError>(answer(Full::default()))
         }
     });
     let (mut ours, theirs) = tokio::io::duplex(1 << 16);
     let mut connection = Box::pin(world.server.serve_http2(theirs, service));
     ours.write_all(sent).await.unwrap();
-    let polled = poll!(connection.as_mut()).map(|ended| ended.is_ok());
+    let outer = Arc::new(RequestContext::from_headers(&HeaderMap::new()));
+    let polled = poll!(context::scope(outer, connection.as_mut())).map(|ended| ended.is_ok());
     let mut came = Vec::with_capacity(4096);
     let _ = poll!(pin!(ours.read_buf(&mut came)));
     eventually(|| (calls.lock().len() == 2).then_some(())).await;

@@ -1,7 +1,5 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake;
 
 use futures_util::{FutureExt, poll, stream};
 use http::header::{HOST, HeaderName, HeaderValue};
@@ -765,36 +763,4 @@ async fn a_large_head_that_comes_bit_by_bit_leaves_no_large_buffer_behind() {
         // Whatever is left of it would hold all of it.
         assert_eq!(read.into_wire().unwrap().read.capacity() > 0, kept, "a head of {length} bytes");
     }
-}
-
-/// Counts how often it is woken.
-#[derive(Default)]
-struct Woken(AtomicUsize);
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-#[tokio::test]
-async fn who_gives_way_lets_others_go_on_once_when_the_answer_is_there_where_there_is_one_thread() {
-    let many = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    for (asked, threads, gives) in [(true, false, 1), (true, true, 0), (false, false, 0)] {
-        let entered = threads.then(|| many.enter());
-        let (wire, mut theirs) = wire();
-        drop(entered);
-        let mut flight = begin(wire, get()).ok().unwrap();
-        asked.then(|| flight.give_way());
-        let woken = Arc::<Woken>::default();
-        let waker = woken.clone().into();
-        let mut poll = || flight.poll_head(&mut Context::from_waker(&waker));
-        assert!(poll().is_pending());
-        theirs.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
-        woken.0.store(0, Ordering::Relaxed);
-        assert!(poll().is_pending());
-        assert_eq!(woken.0.load(Ordering::Relaxed), gives, "{asked} {threads}");
-        theirs.write_all(b"content-length: 0\r\n\r\n").await.unwrap();
-        assert!(poll().is_ready(), "{asked} {threads}: once is enough");
-    }
-    many.shutdown_background();
 }
