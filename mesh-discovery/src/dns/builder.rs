@@ -87,9 +87,11 @@ impl DnsResolverBuilder {
         self
     }
 
-    /// Wait for one answer of one server, a day at most. Default: `/etc/resolv.conf`'s, else 5 s.
+    /// Wait for one answer of one server, from a millisecond to a day. A server that was silent for so long, and answered nothing
+    /// else meanwhile, is for 30 s asked first still, but waited for no longer than 250 ms where there are others. Default:
+    /// `/etc/resolv.conf`'s, of a second at least, else 5 s.
     pub fn timeout(mut self, time: Duration) -> Self {
-        self.timeout = Some(time.min(FOREVER));
+        self.timeout = Some(time.clamp(Duration::from_millis(1), FOREVER));
         self
     }
 
@@ -110,7 +112,7 @@ impl DnsResolverBuilder {
 
     /// Names that name servers are asked about at once; more wait, and for what is kept nobody does. Default 64.
     pub fn concurrency(mut self, most: usize) -> Self {
-        self.concurrency = most.max(1);
+        self.concurrency = most.clamp(1, Semaphore::MAX_PERMITS);
         self
     }
 
@@ -164,7 +166,8 @@ impl DnsResolverBuilder {
         let (domain, search, servers) = config.into_parts();
         let domains = self.domains(domain, search)?;
         options.ndots = self.ndots.unwrap_or(options.ndots);
-        options.timeout = self.timeout.unwrap_or(options.timeout);
+        // None in the file is a second, as for glibc.
+        options.timeout = self.timeout.unwrap_or(options.timeout.max(Duration::from_secs(1)));
         options.attempts = self.attempts.unwrap_or(options.attempts);
         // Over one TCP connection: of both families, and each may have been asked before by somebody who went away since.
         options.max_active_requests = options.max_active_requests.max(self.concurrency.saturating_mul(4));

@@ -18,7 +18,7 @@ const MOST: usize = 8192;
 
 /// The answers of one resolver.
 pub(super) struct Cache {
-    kept: Mutex<HashMap<(Name, RecordType), Kept>>,
+    kept: Mutex<Table>,
     negative_ttl: Duration,
 }
 
@@ -29,6 +29,18 @@ struct Kept {
 }
 
 type Answer = Result<Lookup, ResolveError>;
+
+type Table = HashMap<(Name, RecordType), Kept>;
+
+fn put(table: &mut Table, key: (Name, RecordType), kept: Kept, now: Instant) {
+    if table.len() >= MOST {
+        table.retain(|_, kept| now < kept.until);
+    }
+    if table.len() >= MOST {
+        table.clear();
+    }
+    table.insert(key, kept);
+}
 
 impl Cache {
     /// That there is no such name, or no record of the kind, is kept for `negative_ttl`.
@@ -42,8 +54,8 @@ impl Cache {
         kept.get(&(name.clone(), kind)).filter(|kept| Instant::now() < kept.until).map(|kept| kept.answer.clone())
     }
 
-    /// Keeps what was answered to a query of the time `asked`; a failure is no answer, and one that took its time hides none to a
-    /// later query.
+    /// Keeps what was answered to a query of the time `asked`; a failure is no answer, and one that took its time comes after none to
+    /// a later query, nor after what was forgotten meanwhile.
     pub(super) fn keep(&self, name: Name, kind: RecordType, answer: &Answer, asked: Instant) {
         let now = Instant::now();
         let until = match answer {
@@ -53,21 +65,17 @@ impl Cache {
         };
         let mut kept = self.kept.lock();
         let key = (name, kind);
-        if kept.get(&key).is_some_and(|newer| newer.asked > asked && now < newer.until) {
+        if kept.get(&key).is_some_and(|newer| newer.asked > asked) {
             return;
         }
-        if kept.len() >= MOST {
-            kept.retain(|_, kept| now < kept.until);
-        }
-        if kept.len() >= MOST {
-            kept.clear();
-        }
-        kept.insert(key, Kept { answer: answer.clone(), asked, until });
+        put(&mut kept, key, Kept { answer: answer.clone(), asked, until }, now);
     }
 
-    /// Whoever asks next is not answered from here.
+    /// Whoever asks next is not answered from here, nor with what was asked before.
     pub(super) fn forget(&self, name: Name, kind: RecordType) {
-        self.kept.lock().remove(&(name, kind));
+        let now = Instant::now();
+        let nothing = Kept { answer: Err(ResolveError::NotFound), asked: now, until: now };
+        put(&mut self.kept.lock(), (name, kind), nothing, now);
     }
 }
 
@@ -118,8 +126,17 @@ mod tests {
             keep(answer, asked);
             assert_eq!(cache.holding(&name(), RecordType::A).unwrap().unwrap_err(), want);
         }
+        // Nor one that was asked for before it was forgotten.
         cache.forget(name(), RecordType::A);
         keep(ResolveError::NotFound, before);
-        assert!(cache.holding(&name(), RecordType::A).is_some(), "nothing is newer");
+        assert!(cache.holding(&name(), RecordType::A).is_none());
+        keep(ResolveError::NotFound, Instant::now());
+        assert!(cache.holding(&name(), RecordType::A).is_some(), "the control");
+        // And none beside a newer one that has ended.
+        let brief = Cache::new(Duration::ZERO);
+        brief.keep(name(), RecordType::A, &Err(ResolveError::NotFound), now);
+        let brief = Cache { negative_ttl: Duration::from_secs(3600), ..brief };
+        brief.keep(name(), RecordType::A, &Err(ResolveError::NoRecords), before);
+        assert!(brief.holding(&name(), RecordType::A).is_none());
     }
 }

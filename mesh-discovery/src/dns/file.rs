@@ -20,6 +20,9 @@ pub(super) const LOOKED_AT_EVERY: Duration = Duration::from_secs(5);
 /// A file has no more bytes: a hundred thousand entries are a tenth of that.
 const MOST: u64 = 32 << 20;
 
+/// Who writes a file goes on within this once it is empty.
+const A_MOMENT: Duration = Duration::from_millis(20);
+
 /// A file, and which version of it was read last.
 pub(super) struct SystemFile<T> {
     path: PathBuf,
@@ -45,7 +48,14 @@ type HowToRead = fn(&Path) -> io::Result<Vec<u8>>;
 struct Version {
     modified: Option<SystemTime>,
     length: u64,
+    node: Node,
 }
+
+/// Its place, and when that changed last: one that is put in another's place may be as old and as long.
+#[cfg(unix)]
+type Node = (u64, u64, i64, i64);
+#[cfg(not(unix))]
+type Node = ();
 
 impl<T: Send + 'static> SystemFile<T> {
     /// Reads the file for the first time, on the caller's thread.
@@ -83,12 +93,24 @@ impl Version {
     /// That of the file there; none if there is none.
     fn of(path: &Path) -> io::Result<Option<Self>> {
         match std::fs::metadata(path) {
-            Ok(metadata) => Ok(Some(Self { modified: metadata.modified().ok(), length: metadata.len() })),
+            Ok(metadata) => {
+                let (modified, length) = (metadata.modified().ok(), metadata.len());
+                Ok(Some(Self { modified, length, node: node(&metadata) }))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
+
+#[cfg(unix)]
+fn node(file: &std::fs::Metadata) -> Node {
+    use std::os::unix::fs::MetadataExt;
+    (file.dev(), file.ino(), file.ctime(), file.ctime_nsec())
+}
+
+#[cfg(not(unix))]
+fn node(_: &std::fs::Metadata) -> Node {}
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
@@ -111,6 +133,9 @@ fn read_again(
     }
     let content = read(path).ok()?;
     // Who writes it in place begins with an empty one.
+    if content.is_empty() {
+        std::thread::sleep(A_MOMENT);
+    }
     let is_whole = Version::of(path).is_ok_and(|after| after == version);
     is_whole.then_some((Some(content), version))
 }
@@ -140,6 +165,22 @@ mod tests {
         assert_eq!(content.unwrap(), b"10.0.0.2 db\n10.0.0.3 db\n");
         // Control: what has not changed is not read.
         assert!(read_again(&path, version, |_| panic!("it is read")).is_none());
+    }
+
+    #[test]
+    fn a_file_in_another_ones_place_is_another_one_as_old_and_as_long_as_it_may_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("hosts"), folder.path().join("other"));
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        for (path, content) in [(&path, "10.0.0.1 db\n"), (&other, "10.0.0.2 db\n")] {
+            std::fs::write(path, content).unwrap();
+            File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+        }
+        let before = Version::of(&path).unwrap();
+        assert!(before == Version::of(&path).unwrap());
+        std::fs::rename(&other, &path).unwrap();
+        let (content, _) = read_again(&path, before, read).unwrap();
+        assert_eq!(content.unwrap(), b"10.0.0.2 db\n");
     }
 
     #[test]

@@ -54,7 +54,8 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 ///
 /// Unless it is given servers, it asks those of `/etc/resolv.conf`, which is looked at every 5 s at most, beside the look-ups: where
 /// it changes, what it says then is asked from the next look-up on and what was answered before is forgotten. What cannot be
-/// read, or names no server, changes nothing. (On Windows, macOS and Android the system is asked once, when the resolver is made.)
+/// read, or names no server, changes nothing. Of its options `ndots`, `timeout` and `attempts` are followed; `rotate` is not, for
+/// the servers are asked in their order. (On Windows, macOS and Android the system is asked once, when the resolver is made.)
 ///
 /// ```no_run
 /// use mesh_discovery::dns::DnsResolver;

@@ -5,6 +5,9 @@
 //! Where it asks one after another it ends at a failure, and its time is over at the first silence. So it knows one server at
 //! a time here.
 //!
+//! One that is silent costs its whole time: where names are searched, more than anybody waits. So it is remembered for a while, and
+//! asked first still, but not waited for.
+//!
 //! Refuses to know what is kept, and where else a name may be looked for.
 
 use std::iter::repeat_n;
@@ -16,16 +19,48 @@ use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError, NoRecords};
 use hickory_resolver::proto::op::{Query, ResponseCode};
-use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::proto::rr::rdata::CNAME;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use mesh_core::source::ResolveError;
-use tokio::time::timeout;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+
+/// How long one that was silent is not waited for, but for one query after that.
+const REMEMBERED: Duration = Duration::from_secs(30);
+/// What it has instead: many times of what one takes that is there. What it says within that counts, for it may know names
+/// that the others do not.
+const A_MOMENT: Duration = Duration::from_millis(250);
+/// A query that is given up has met silence if it waited so long; a request gives up after a second.
+const IS_LONG: Duration = Duration::from_millis(800);
+/// Aliases that are followed to see whether they come to an end.
+const MANY: usize = 16;
 
 /// The name servers of one resolver.
 pub(super) struct Servers {
-    each: Vec<TokioResolver>,
+    each: Vec<Server>,
     attempts: usize,
     /// With whatever is asked on the way: aliases, and over TCP what is too long for UDP.
     patience: Duration,
+}
+
+struct Server {
+    resolver: TokioResolver,
+    ear: Mutex<Ear>,
+}
+
+/// What was heard of a server.
+#[derive(Default)]
+struct Ear {
+    /// When it answered last, whatever it said.
+    heard: Option<Instant>,
+    /// When a query met silence that began after that.
+    silent: Option<Instant>,
+}
+
+/// A query that waits; dropped, it met silence.
+struct Waiting<'s> {
+    ear: &'s Mutex<Ear>,
+    began: Instant,
 }
 
 impl Servers {
@@ -43,7 +78,7 @@ impl Servers {
             // Before it is asked once more the others are.
             options.attempts = 0;
             let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-            builder.with_options(options).build()
+            builder.with_options(options).build().map(|resolver| Server { resolver, ear: Mutex::default() })
         };
         let each = servers.into_iter().map(alone).collect::<Result<_, _>>()?;
         Ok(Self { each, attempts, patience })
@@ -57,7 +92,14 @@ impl Servers {
     async fn in_order(&self, name: &Name, kind: RecordType) -> Result<Lookup, ResolveError> {
         let mut failed = ResolveError::Timeout;
         for server in repeat_n(&self.each, self.attempts).flatten() {
-            match ask_one(server, name, kind).await {
+            // Where all are silent there is nobody else to be asked.
+            let others = self.each.iter().any(|other| other.ear.lock().silent.is_none());
+            let answer = if others && server.ear.lock().is_silent(Instant::now()) {
+                timeout(A_MOMENT, server.ask(name, kind)).await.unwrap_or(Err(ResolveError::Timeout))
+            } else {
+                server.ask(name, kind).await
+            };
+            match answer {
                 Err(failure @ (ResolveError::Timeout | ResolveError::Failed(_))) => failed = failure,
                 answer => return answer,
             }
@@ -66,26 +108,122 @@ impl Servers {
     }
 }
 
-async fn ask_one(server: &TokioResolver, name: &Name, kind: RecordType) -> Result<Lookup, ResolveError> {
-    let none = match server.lookup(name.clone(), kind).await {
-        Ok(found) => return Ok(found),
-        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => none,
-        Err(NetError::Timeout) => return Err(ResolveError::Timeout),
-        Err(error) => return Err(ResolveError::Failed(error.to_string().into())),
-    };
-    match none.response_code {
-        ResponseCode::NXDomain => Err(ResolveError::NotFound),
-        ResponseCode::NoError if ends_in_an_alias(server, &none).await => {
-            Err(ResolveError::Failed(format!("the aliases of {name} go round, or are too many").into()))
+impl Server {
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, ResolveError> {
+        let waiting = Waiting { ear: &self.ear, began: Instant::now() };
+        let answer = self.resolver.lookup(name.clone(), kind).await;
+        if let Err(NetError::Timeout) = answer {
+            self.ear.lock().missed(waiting.began, Instant::now());
+            return Err(ResolveError::Timeout);
         }
-        ResponseCode::NoError => Err(ResolveError::NoRecords),
-        code => Err(ResolveError::Failed(code.to_string().into())),
+        self.ear.lock().hear(Instant::now());
+        let none = match answer {
+            Ok(found) => return Ok(found),
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) => none,
+            Err(error) => return Err(ResolveError::Failed(error.to_string().into())),
+        };
+        match none.response_code {
+            ResponseCode::NXDomain => Err(ResolveError::NotFound),
+            // One that knows no more than who to ask, and asks nobody (a lame delegation): it says nothing of the name.
+            ResponseCode::NoError if none.soa.is_none() && none.ns.is_some() => {
+                Err(ResolveError::Failed("the server refers to others and does not ask them".into()))
+            }
+            ResponseCode::NoError if self.is_without_end(name, &none).await => {
+                Err(ResolveError::Failed(format!("the aliases of {name} go round, or are too many").into()))
+            }
+            ResponseCode::NoError => Err(ResolveError::NoRecords),
+            code => Err(ResolveError::Failed(code.to_string().into())),
+        }
+    }
+
+    /// Whether nobody knows what the name stands for: hickory follows a few aliases, and says then that there are no records. Who
+    /// means that adds the zone's SOA record (RFC 2308), mostly; where there is none the aliases are looked at once more. Some say
+    /// so of a name that has an alias, for they know only one kind of records (RFC 4074).
+    async fn is_without_end(&self, name: &Name, none: &NoRecords) -> bool {
+        let Query { name: last, .. } = &*none.query;
+        if none.soa.is_some() {
+            return false;
+        }
+        let mut way = vec![last.clone()];
+        while let Some(target) = self.alias_of(&way[way.len() - 1]).await {
+            // The end of those that were followed has another one.
+            if last != name || way.contains(&target) || way.len() > MANY {
+                return true;
+            }
+            way.push(target);
+        }
+        false
+    }
+
+    async fn alias_of(&self, name: &Name) -> Option<Name> {
+        let found = self.resolver.lookup(name.clone(), RecordType::CNAME).await.ok()?;
+        found.answers().iter().find_map(|record| match &record.data {
+            RData::CNAME(CNAME(target)) if record.name == *name => Some(target.clone()),
+            _ => None,
+        })
     }
 }
 
-/// Whether nobody knows what the name stands for: hickory follows a few aliases, and says then that there are no records. Who
-/// means that adds the zone's SOA record (RFC 2308), mostly; where there is none the name is asked about once more.
-async fn ends_in_an_alias(server: &TokioResolver, none: &NoRecords) -> bool {
-    let Query { name, .. } = &*none.query;
-    none.soa.is_none() && server.lookup(name.clone(), RecordType::CNAME).await.is_ok()
+impl Ear {
+    /// Whether nobody is to wait for it who may ask others. Now and then somebody does, and finds out.
+    fn is_silent(&mut self, now: Instant) -> bool {
+        let is_silent = self.silent.is_some_and(|since| now < since + REMEMBERED);
+        if !is_silent && self.silent.is_some() {
+            // The others do not meanwhile.
+            self.silent = Some(now);
+        }
+        is_silent
+    }
+
+    /// It answered.
+    fn hear(&mut self, now: Instant) {
+        *self = Self { heard: Some(now), silent: None };
+    }
+
+    /// A query of the time `began` was not answered. Whoever answered others meanwhile is slow with one name, and not silent.
+    fn missed(&mut self, began: Instant, now: Instant) {
+        if self.heard.is_none_or(|heard| heard < began) {
+            self.silent = Some(now);
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if now - self.began >= IS_LONG {
+            self.ear.lock().missed(self.began, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn who_answers_nobody_is_silent_for_a_while_and_then_one_asks_in_earnest() {
+        let (mut ear, now) = (Ear::default(), Instant::now());
+        assert!(!ear.is_silent(now));
+        ear.missed(now, now + SECOND);
+        assert!(ear.is_silent(now + SECOND) && ear.is_silent(now + REMEMBERED));
+        let later = now + SECOND + REMEMBERED;
+        assert!(!ear.is_silent(later), "one finds out");
+        assert!(ear.is_silent(later) && ear.is_silent(later + REMEMBERED - SECOND), "the others do not wait for it");
+        ear.hear(later);
+        assert!(!ear.is_silent(later));
+    }
+
+    #[test]
+    fn who_answered_others_meanwhile_is_slow_with_one_name() {
+        let (mut ear, now) = (Ear::default(), Instant::now());
+        ear.hear(now + SECOND);
+        ear.missed(now, now + 2 * SECOND);
+        assert!(!ear.is_silent(now + 2 * SECOND));
+        // The control.
+        ear.missed(now + 2 * SECOND, now + 3 * SECOND);
+        assert!(ear.is_silent(now + 3 * SECOND));
+    }
 }

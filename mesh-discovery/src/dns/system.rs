@@ -3,8 +3,10 @@
 //!
 //! Refuses to know who asks them.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -22,8 +24,10 @@ pub(super) struct System {
 
 struct Source {
     path: PathBuf,
-    file: SystemFile<Result<Upstream, InvalidDnsConfig>>,
+    file: SystemFile<(u64, Result<Upstream, InvalidDnsConfig>)>,
     settings: DnsResolverBuilder,
+    /// A hash of the content that is in force: DHCP writes the same at each renewal.
+    in_force: AtomicU64,
 }
 
 impl System {
@@ -40,7 +44,8 @@ impl System {
         let (file, content) = SystemFile::open(path.clone());
         let content = content.map_err(|error| refused(&path, error))?;
         let upstream = settings.upstream_of(&content, &path)?;
-        Ok(Self { now: ArcSwap::from_pointee(upstream), said_by: Some(Source { path, file, settings }) })
+        let in_force = hash(&content).into();
+        Ok(Self { now: ArcSwap::from_pointee(upstream), said_by: Some(Source { path, file, settings, in_force }) })
     }
 
     /// What is known; whether the file is another one is looked at beside that, as one of `looks`.
@@ -59,18 +64,20 @@ impl System {
 
     /// Reads the file again if it is another one than before.
     pub(super) async fn look(&self) {
-        let Some(Source { path, file, settings }) = &self.said_by else { return };
+        let Some(Source { path, file, settings, in_force }) = &self.said_by else { return };
         let parse = {
             let (settings, path) = (settings.clone(), path.clone());
-            move |content: &[u8]| settings.upstream_of(content, &path)
+            move |content: &[u8]| (hash(content), settings.upstream_of(content, &path))
         };
         match file.changed(parse).await {
             None => {}
-            Some(Some(Ok(upstream))) => {
+            Some(Some((hash, Ok(_)))) if hash == in_force.load(Ordering::Relaxed) => {}
+            Some(Some((hash, Ok(upstream)))) => {
+                in_force.store(hash, Ordering::Relaxed);
                 tracing::info!(target: "mesh::dns", file = %path.display(), "it changed: what it says now is asked");
                 self.now.store(Arc::new(upstream));
             }
-            Some(Some(Err(error))) => {
+            Some(Some((_, Err(error)))) => {
                 tracing::warn!(target: "mesh::dns", %error, "what it said before is asked still");
             }
             Some(None) => {
@@ -78,4 +85,10 @@ impl System {
             }
         }
     }
+}
+
+fn hash(content: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(content);
+    hasher.finish()
 }

@@ -1,7 +1,11 @@
 //! Against a name server on loopback, over UDP and TCP.
 
+use std::net::SocketAddr;
+
+use futures_util::poll;
 use hickory_resolver::system_conf::parse_resolv_conf;
 use mesh_testkit::{DnsFault, DnsServer};
+use tokio::net::UdpSocket;
 
 use super::*;
 
@@ -412,7 +416,8 @@ async fn name_servers_are_asked_in_their_order_and_the_next_one_where_one_is_in_
     assert_eq!(resolver.addresses("empty.test.").await, Err(ResolveError::NoRecords));
     assert_eq!((second.queries(), third.queries()), (0, 0));
 
-    for fault in [DnsFault::ServerFailure, DnsFault::Refused, DnsFault::NotImplemented, DnsFault::Silence] {
+    let (refused, unable) = (DnsFault::Refused, DnsFault::NotImplemented);
+    for fault in [DnsFault::ServerFailure, refused, unable, DnsFault::Referral, DnsFault::Silence] {
         let name = |of: &str| format!("{of}.{fault:?}.test").to_lowercase();
         [&first, &second].iter().for_each(|server| server.break_name(&name("third"), fault));
         third.set(&name("third"), &["10.0.0.3"], 60);
@@ -491,6 +496,70 @@ async fn what_is_kept_waits_for_no_place() {
     }
 }
 
+/// A name server that is away.
+async fn away() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// A look-up that is given up after a second, which one server has met with silence.
+async fn meets_silence(resolver: &DnsResolver, name: &str, server: &UdpSocket) {
+    let look_up = resolver.addresses(name);
+    tokio::select! {
+        _ = look_up => panic!("it is silent"),
+        () = async {
+            // One for each family.
+            for _ in 0..2 {
+                let query = timeout(Duration::from_secs(20), server.recv_from(&mut [0; 512])).await;
+                query.expect("it is asked").unwrap();
+            }
+            later(Duration::from_secs(1)).await;
+        } => {}
+    }
+}
+
+/// Where names are searched each of them would cost the whole time of each that is away, at every look-up.
+#[tokio::test]
+async fn name_servers_that_are_away_are_waited_for_once_in_a_while() {
+    let ((first, at_first), (second, at_second)) = (away().await, away().await);
+    let third = DnsServer::start().await;
+    third.set("db.other", &["10.0.0.1"], 60);
+    third.set("else.other", &["10.0.0.3"], 60);
+    let resolver = DnsResolver::builder().server(at_first).server(at_second).server(third.address());
+    let resolver = resolver.timeout(Duration::from_secs(3600)).ndots(5);
+    let resolver = ["one.test", "two.test", "three.test"].into_iter().fold(resolver, DnsResolverBuilder::search);
+    let resolver = resolver.build().unwrap();
+    let known = async |name| timeout(Duration::from_secs(20), resolver.addresses(name)).await;
+    meets_silence(&resolver, "db.other", &first).await;
+    meets_silence(&resolver, "db.other", &second).await;
+    assert_eq!(texts(&known("db.other").await.expect("nobody waits").unwrap()), ["10.0.0.1"]);
+    // Later it is found out whether it is there again, by one.
+    later(Duration::from_secs(30)).await;
+    while second.try_recv(&mut [0; 512]).is_ok() {}
+    let in_earnest = resolver.clone();
+    let in_earnest = tokio::spawn(async move { in_earnest.addresses("db.").await });
+    // One family finds out about the first, and the other about the second.
+    timeout(Duration::from_secs(20), second.recv_from(&mut [0; 512])).await.expect("it is asked").unwrap();
+    assert_eq!(texts(&known("else.other.").await.expect("nobody waits").unwrap()), ["10.0.0.3"]);
+    assert!(!in_earnest.is_finished());
+    in_earnest.abort();
+    // The control: where there is nobody else to be asked it has its time.
+    let (only, at) = away().await;
+    let resolver = DnsResolver::builder().server(at).timeout(Duration::from_secs(3600)).build().unwrap();
+    for _ in 0..2 {
+        meets_silence(&resolver, "db", &only).await;
+    }
+    let waits = resolver.addresses("db");
+    tokio::pin!(waits);
+    // As often as it is asked.
+    for _ in 0..3 {
+        assert!(poll!(&mut waits).is_pending());
+        later(Duration::from_secs(1)).await;
+    }
+    assert!(poll!(&mut waits).is_pending());
+}
+
 #[tokio::test]
 async fn times_of_any_length_are_taken() {
     let server = DnsServer::start().await;
@@ -500,6 +569,16 @@ async fn times_of_any_length_are_taken() {
         assert_eq!(resolver.addresses("no.test").await, Err(ResolveError::NotFound));
     }
     assert_eq!(server.queries(), 2);
+    // Nor is none at all no time to answer in, and as many at once as there can be no reason to panic.
+    server.set("a.test", &["10.0.0.1"], 60);
+    let resolver = DnsResolver::builder().server(server.address()).timeout(Duration::ZERO).concurrency(usize::MAX);
+    drop(resolver.build().unwrap().addresses("a.test").await);
+    let (folder, port) = (tempfile::tempdir().unwrap(), server.address().port());
+    let path = folder.path().join("resolv.conf");
+    std::fs::write(&path, "nameserver 127.0.0.1\noptions timeout:0\n").unwrap();
+    let mut builder = DnsResolver::builder();
+    builder.resolv_conf = (path, port);
+    assert_eq!(texts(&builder.build().unwrap().addresses("a.test").await.unwrap()), ["10.0.0.1"]);
 }
 
 /// RFC 8305, section 3: nobody waits for it, and the next look has it.
@@ -546,6 +625,12 @@ async fn aliases_without_an_end_are_a_failure_and_nothing_to_be_looked_for_elsew
         let found = resolver.addresses(name).await;
         assert!(matches!(&found, Err(ResolveError::Failed(text)) if text.contains("aliases")), "{name}: {found:?}");
     }
+    // Nor is one round that is known for one family alone (RFC 4074): there is none of the other.
+    server.set_alias("half.first.test", "whole.test", 60);
+    server.break_family("half.first.test", Family::V6, DnsFault::Nothing);
+    server.set("whole.test", &["10.0.0.1"], 60);
+    let found = resolver.addresses("half").await.unwrap();
+    assert_eq!((texts(&found), found.lacks), (vec!["10.0.0.1".to_owned()], None));
     // Control: an alias of what has no addresses has none.
     server.set_bare_alias("end.first.test", "empty.test", 60);
     server.set("empty.test", &[], 60);
@@ -590,4 +675,12 @@ async fn what_the_systems_file_says_is_asked_once_it_changes() {
         tokio::task::yield_now().await;
     }
     assert_eq!(known("kept.test").await, "10.0.0.4", "another server may say something else");
+    // The same once more says nothing new: DHCP writes it at each renewal.
+    server.set("kept.test", &["10.0.0.5"], 3600);
+    for (content, want) in [("search two.test\n", "10.0.0.4"), ("search one.test\n", "10.0.0.5")] {
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, format!("nameserver 127.0.0.1\n{content}")).unwrap();
+        resolver.system.look().await;
+        assert_eq!(known("kept.test").await, want);
+    }
 }

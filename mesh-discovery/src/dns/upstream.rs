@@ -9,7 +9,8 @@ use std::time::Instant;
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use mesh_core::source::{Family, ResolveError};
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cache::Cache;
 use super::servers::Servers;
@@ -31,7 +32,15 @@ pub(super) struct Search {
 /// names that nobody answers for.
 pub(super) struct Place {
     places: Arc<Semaphore>,
-    taken: Mutex<Option<OwnedSemaphorePermit>>,
+    taking: tokio::sync::Mutex<()>,
+    held: Mutex<Held>,
+}
+
+enum Held {
+    NotYet,
+    Taken(#[allow(dead_code, reason = "it is held")] OwnedSemaphorePermit),
+    /// Whoever asks still does without.
+    GivenBack,
 }
 
 /// The addresses of one family, at least one, and until when they hold.
@@ -86,22 +95,51 @@ impl Search {
 impl Place {
     /// One of these.
     pub(super) fn among(places: &Arc<Semaphore>) -> Arc<Self> {
-        Arc::new(Self { places: places.clone(), taken: Mutex::default() })
+        let (taking, held) = (tokio::sync::Mutex::default(), Mutex::new(Held::NotYet));
+        Arc::new(Self { places: places.clone(), taking, held })
     }
 
     /// Waits for it, within the asker's patience.
     async fn take(&self) {
-        let mut taken = self.taken.lock().await;
-        if taken.is_none() {
-            *taken = Some(self.places.clone().acquire_owned().await.expect("the semaphore is never closed"));
+        let _taking = self.taking.lock().await;
+        if !matches!(*self.held.lock(), Held::NotYet) {
+            return;
+        }
+        let permit = self.places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let mut held = self.held.lock();
+        if let Held::NotYet = *held {
+            *held = Held::Taken(permit);
         }
     }
 
-    /// Leaves it to others, though something is asked still.
+    /// Leaves it to others, though something is asked still or waits to be.
     pub(super) fn give_back(&self) {
-        // Held, it is waited for, and not there yet.
-        if let Ok(mut taken) = self.taken.try_lock() {
-            *taken = None;
-        }
+        *self.held.lock() = Held::GivenBack;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_that_was_given_back_is_taken_no_more() {
+        let places = Arc::new(Semaphore::new(1));
+        let (first, place) = (Place::among(&places), Place::among(&places));
+        first.take().await;
+        let late = place.take();
+        tokio::pin!(late);
+        assert!((&mut late).now_or_never().is_none());
+        place.give_back();
+        drop(first);
+        late.await;
+        place.take().await;
+        assert_eq!(places.available_permits(), 1);
+        // The control.
+        let another = Place::among(&places);
+        another.take().await;
+        assert_eq!(places.available_permits(), 0);
     }
 }

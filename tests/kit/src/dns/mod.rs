@@ -36,6 +36,8 @@ pub enum DnsFault {
     NotImplemented,
     /// NOERROR without records and without the SOA record that says so.
     Nothing,
+    /// NOERROR with the name servers of the zone and nothing else, of a server that asks nobody.
+    Referral,
     /// Queries are swallowed.
     Silence,
 }
@@ -159,6 +161,7 @@ fn said<'z>(names: &'z HashMap<String, Known>, query: &'z Query<'_>) -> Option<S
             Some(Err(DnsFault::Refused)) => return Some(Said::bare(5)),
             Some(Err(DnsFault::NotImplemented)) => return Some(Said::bare(4)),
             Some(Err(DnsFault::Nothing)) => return Some(Said::bare(0)),
+            Some(Err(DnsFault::Referral)) => return Some(Said::referral()),
             Some(Err(DnsFault::Silence)) => return None,
         }
         match records.last() {

@@ -1,4 +1,4 @@
-//! DNS messages (RFC 1035), as much of them as a test server needs: one question, A, AAAA, CNAME, SRV and SOA.
+//! DNS messages (RFC 1035), as much of them as a test server needs: one question, A, AAAA, CNAME, SRV, NS and SOA.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,6 +10,7 @@ pub(super) const UDP_LIMIT: usize = 512;
 pub(super) const TCP_LIMIT: usize = 65_535;
 
 const A: u16 = 1;
+const NS: u16 = 2;
 const CNAME: u16 = 5;
 const SOA: u16 = 6;
 const AAAA: u16 = 28;
@@ -31,26 +32,43 @@ pub(super) enum Record {
 pub(super) struct Said<'z> {
     code: u8,
     records: Vec<(&'z str, &'z Record)>,
-    /// That there is nothing of what was asked for.
-    is_negative: bool,
+    authority: Authority,
+}
+
+/// What stands beside the answers.
+#[derive(Clone, Copy)]
+enum Authority {
+    Nothing,
+    /// SOA: there is nothing of what was asked for.
+    Negative,
+    /// NS: others know.
+    Referral,
 }
 
 impl<'z> Said<'z> {
     pub(super) fn found(records: Vec<(&'z str, &'z Record)>, query: &Query<'_>) -> Self {
         let answers =
             |record: &Record| record.kind() == query.kind || matches!(record, Record::Alias { is_bare: true, .. });
-        let is_negative = !records.iter().any(|(_, record)| answers(record));
-        Self { code: 0, records, is_negative }
+        let authority = match records.iter().any(|(_, record)| answers(record)) {
+            true => Authority::Nothing,
+            false => Authority::Negative,
+        };
+        Self { code: 0, records, authority }
     }
 
     /// At the end of these aliases, if there are any.
     pub(super) fn not_found(records: Vec<(&'z str, &'z Record)>) -> Self {
-        Self { code: 3, records, is_negative: true }
+        Self { code: 3, records, authority: Authority::Negative }
     }
 
     /// A code and nothing else.
     pub(super) fn bare(code: u8) -> Self {
-        Self { code, records: Vec::new(), is_negative: false }
+        Self { code, records: Vec::new(), authority: Authority::Nothing }
+    }
+
+    /// Who to ask.
+    pub(super) fn referral() -> Self {
+        Self { code: 0, records: Vec::new(), authority: Authority::Referral }
     }
 }
 
@@ -106,12 +124,15 @@ impl<'m> Query<'m> {
         // A response with recursion, truncated or not.
         let mut message = vec![self.id[0], self.id[1], 0x81 | (u8::from(long) << 1), 0x80 | said.code, 0, 1];
         message.extend((answers.len() as u16).to_be_bytes());
-        message.extend([0, u8::from(said.is_negative), 0, 0]);
+        let authority = match said.authority {
+            Authority::Nothing => Vec::new(),
+            Authority::Negative => soa(),
+            Authority::Referral => record(&[0], NS, NEGATIVE_TTL, &labels("ns.test")),
+        };
+        message.extend([0, u8::from(!authority.is_empty()), 0, 0]);
         message.extend(self.question);
         message.extend(answers.iter().flatten());
-        if said.is_negative {
-            message.extend(soa());
-        }
+        message.extend(authority);
         message
     }
 
