@@ -420,10 +420,11 @@ fn explain_pick(
 ) -> Option<usize> {
     let session = explanation.session.as_mut();
     let pinned = session.and_then(|session| {
-        let found = members.ready.pinned(&session.address, &cluster.policy().override_host);
+        // Nothing is made for who asks.
+        let found = members.ready.would_pin(&session.address, &cluster.policy().override_host);
         session.holds = found.is_some();
         session.outside = members.leaves_out(&session.address);
-        found.map(|(index, _)| index)
+        found
     });
     let strict = explanation.session.as_ref().is_some_and(|session| session.strict);
     let index = pinned.or_else(|| {

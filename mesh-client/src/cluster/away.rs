@@ -25,8 +25,9 @@ use crate::connect::worker::{Owned, spawn};
 use crate::connect::{Needs, Room};
 use crate::env::Env;
 
-/// Connections made at once.
+/// Connections made at once, and where there may be few: one that is silent is not to keep all others waiting.
 const AT_ONCE: usize = 32;
+const FEW: usize = 4;
 /// Least time from one look at who is due to the next, in milliseconds; as much again is drawn, or clients would dial in step.
 const PAUSE: u64 = 250;
 /// A dial that takes so much longer than connecting may take is on a runtime that nobody drives.
@@ -77,7 +78,7 @@ impl Dials {
 impl Cluster {
     /// Sees to it that endpoints which are away are connected to, on the caller's runtime: the connections are for its requests. Not
     /// `own`, which the caller itself goes to. `members` are those among which they were passed over; one that is `missed` by a session
-    /// comes first, for no pick may ever give it. `needs`: none = raw connections want to know.
+    /// is looked at by itself, for no pick may ever give it. `needs`: none = raw connections want to know.
     pub(crate) fn look_again(
         self: &Arc<Self>,
         members: &Members,
@@ -87,11 +88,13 @@ impl Cluster {
         env: &Arc<Env>,
     ) {
         let now = env.since_epoch(Instant::now());
+        let is_due = |index: &usize| members.ready.load(*index).is_some_and(|load| load.overdue(now).is_some());
+        // Not only when it is time: others come by far more often than this session, and would always be before it.
+        if let Some(missed) = missed.filter(is_due) {
+            self.dial_due(members, &[missed], needs, own, now, env);
+        }
         if self.dials.is_time(now, env) {
-            let is_due = |index: &usize| members.ready.load(*index).is_some_and(|load| load.overdue(now).is_some());
-            let mut all: Vec<_> = missed.into_iter().filter(is_due).collect();
-            all.extend(due(members, now, env));
-            self.dial_due(members, &all, needs, own, now, env);
+            self.dial_due(members, &due(members, now, env), needs, own, now, env);
         }
     }
 
@@ -106,14 +109,15 @@ impl Cluster {
         env: &Arc<Env>,
     ) {
         let most = self.policy.connection.connect_timeout.saturating_add(MISSED);
-        let (here, mut dials) = (Handle::current(), self.dials.all.lock());
+        // Somebody else looks at the moment.
+        let (here, Some(mut dials)) = (Handle::current(), self.dials.all.try_lock()) else { return };
         // One of this runtime goes on with it, however long that was not driven.
         let goes_on = |dial: &Dial| dial.runtime == here.id() || now.saturating_sub(dial.began) < most;
         dials.retain(|dial| !dial.task.is_finished() && goes_on(dial));
         // How long each is left alone is what its load says.
         let room = Room { insists: true, ..self.admission.room(false) };
-        // Requests want some of the connections that there may be.
-        let at_once = room.of_cluster.map_or(AT_ONCE, |most| AT_ONCE.min(most as usize / 4).max(1));
+        // Requests want some of the connections that there may be. The first of each endpoint is let through whatever the limit.
+        let at_once = room.of_cluster.map_or(AT_ONCE, |most| AT_ONCE.min(most as usize / 4).max(FEW));
         for index in due {
             if dials.len() >= at_once {
                 break;

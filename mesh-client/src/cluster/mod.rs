@@ -409,6 +409,14 @@ impl Cluster {
             },
         );
         let around = outside.around(&endpoints, &subset, &old);
+        // Who is out or away is so for sessions as well when its place is another client's from now on.
+        for index in around.iter().flat_map(|_| known.values().copied()) {
+            let (policy, load) = (old.ready.candidates().policy(index).1, old.ready.candidates()[index].load());
+            let load = load.filter(|load| load.standing() != Standing::Good || load.is_away());
+            if let (Some(around), Some(load)) = (&around, load) {
+                around.keep(&policy.address, Some(load), Cell::new(), |endpoint| is_still(policy, endpoint));
+            }
+        }
         let ready = ready.following(&old.ready).with_outside(around, Left::All);
         let members = Arc::new(Members { source: endpoints, ready, reported });
         self.members.store(members.clone());

@@ -372,6 +372,9 @@ fn endpoints_outside_cost_what_policy_has_of_them_until_a_session_names_one() {
     cluster.endpoint(&members, index, &env);
     assert!(members.ready.outside().is_some_and(|outside| outside.kept().next().is_none()));
     let others = (0..COUNT).find(|index| members.ready.find(&address(*index)).is_none()).unwrap();
+    // Nor who only asks.
+    assert!(members.ready.would_pin(&address(others), &[Health::Healthy]).is_some());
+    assert!(members.ready.outside().is_some_and(|outside| outside.kept().next().is_none()));
     let made = measure(|| drop(named(&cluster, &members, others, &env)));
     assert!(made.bytes_current < 32 * COUNT as i64, "{}", made.bytes_current);
     let next = (0..COUNT).rfind(|index| members.ready.find(&address(*index)).is_none()).unwrap();

@@ -48,6 +48,9 @@ use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const MAX_IDLE: usize = 256;
+/// Who had a connection within that is there as far as anybody knows. Many servers close what is idle after seconds, and callers of
+/// few requests are to find them there all the same; longer than that nobody has looked.
+const LATELY: Duration = Duration::from_secs(300);
 
 /// The connections to one endpoint.
 pub(crate) struct Pool {
@@ -329,8 +332,8 @@ impl Pool {
             self.take_in();
         }
         self.keep_shared(|shared| !shared.is_closed() && !is_done(shared, now));
-        if self.counts.is_left() {
-            self.load().unconnected(by_load);
+        if self.counts.left_for(by_load) >= LATELY {
+            self.load().unconnected();
         }
     }
 

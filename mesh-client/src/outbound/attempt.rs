@@ -224,10 +224,10 @@ impl Shared<'_> {
         if let Again::Unreached(index) | Again::Silent(index) = again {
             progress.unreached.push(index);
             resends.unreached += 1;
-            // A session's own need be none of those that a pick can give.
-            let ready = &self.members.ready;
-            let tried = self.avoided(progress).iter().filter(|index| ready.is_usable(**index)).count();
-            let others = ready.len() > tried && !self.session.is_strict();
+            // A session's own need be none of those that a pick can give, and one may have been tried twice.
+            let (ready, avoided) = (&self.members.ready, self.avoided(progress));
+            let is_other = |index: &usize| ready.is_usable(*index) && !avoided.contains(index);
+            let others = !self.session.is_strict() && (0..ready.known()).any(|index| is_other(&index));
             let leaves =
                 progress.silent && self.leaves_part(progress, self.cluster.policy().connection.connect_timeout);
             return others && !leaves && resends.unreached <= MAX_UNREACHED;

@@ -71,7 +71,7 @@ impl Places<'_> {
             away_from,
         };
         match self.policy().filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
-            Some(policy) => self.pick_without(policy, &pick),
+            Some(policy) => self.pick_without(policy, progress, full, &pick),
             None => {
                 let index = self.pick_there(progress, full, &pick)?;
                 // All of its priority were tried: rather another one than once more who cannot be connected to.
@@ -135,9 +135,15 @@ impl Places<'_> {
     }
 
     /// A pick that passes over endpoints with the metadata that retries avoid, while there are others.
-    fn pick_without(&self, policy: &RetryPolicy, pick: &Pick<'_>) -> Option<usize> {
+    fn pick_without(
+        &self,
+        policy: &RetryPolicy,
+        progress: &Progress,
+        full: &[usize],
+        pick: &Pick<'_>,
+    ) -> Option<usize> {
         let mut passed: SmallVec<[usize; 8]> = pick.tried.into();
-        let first = self.pick_one(pick)?;
+        let first = self.pick_there(progress, full, pick)?;
         let mut index = first;
         for _ in 0..MAX_AVOIDED {
             if !self.is_unwanted(policy, index) {

@@ -18,8 +18,8 @@ use mesh_testkit::clock::pass;
 use mesh_testkit::{FakeResolver, FixedSource, policy};
 
 use super::parts::{
-    At, BESIDE, CONNECT_TIMEOUT, FAR, Form, NEAR, PROTOCOLS, SECOND, TENTH, World, ask, at, change, far, group,
-    one_each, raw, snapshot, until,
+    At, BESIDE, CONNECT_TIMEOUT, FAR, Form, NEAR, PROTOCOLS, SECOND, TENTH, World, ask, at, change, far, greeted,
+    group, one_each, raw, snapshot, until,
 };
 use super::{TARGET, cluster, fetch, forward_with, get, retrying, server_of};
 
@@ -324,7 +324,7 @@ async fn a_part_whose_idle_endpoints_fall_silent_keeps_no_request_for_each() {
         let client = world.client(snapshot, Some(protocol), &metrics());
         join_all((0..20).map(|_| ask(&client))).await;
         assert!(all.iter().all(|port| world.dials(*port) > 0), "control: all were met");
-        pass(60 * SECOND).await;
+        idle().await;
         all.iter().for_each(|port| world.set(*port, At::Silent));
         for _ in 0..100 {
             assert_eq!(ask(&client).await.unwrap(), far(NONE), "{protocol:?}");
@@ -337,14 +337,58 @@ async fn a_part_whose_idle_endpoints_fall_silent_keeps_no_request_for_each() {
             pass(TENTH).await;
         }
     }
+    // Raw connections, too.
+    let world = World::with(&[]);
+    world.set(all[0], At::Refusing);
+    let mut snapshot = raw(Form::Parts(1));
+    change(&mut snapshot, "near", |cluster, endpoints| {
+        (cluster.balancer, *endpoints) = (Balancer::RoundRobin, priorities("near", &[&all]));
+    });
+    let client = world.client(snapshot, None, &metrics());
+    for _ in 0..20 {
+        assert_ne!(greeted(&client).await.unwrap().0, FAR);
+    }
+    idle().await;
+    all.iter().for_each(|port| world.set(*port, At::Silent));
+    for _ in 0..100 {
+        assert_eq!(greeted(&client).await.unwrap(), (FAR, NONE));
+        pass(TENTH).await;
+    }
+}
+
+/// So long that nobody knows any more who is there.
+async fn idle() {
+    for _ in 0..40 {
+        pass(10 * SECOND).await;
+    }
+}
+
+/// Beside one that is away for good: its connections are closed long before the next request comes.
+#[tokio::test(start_paused = true)]
+async fn who_is_asked_seldom_stays_with_a_part_that_is_there() {
+    for protocol in PROTOCOLS {
+        let world = World::with(&[]);
+        world.set(NEAR, At::Refusing);
+        let mut snapshot = one_each(Form::Parts(2), protocol);
+        change(&mut snapshot, "near", |cluster, _| cluster.balancer = Balancer::RoundRobin);
+        let client = world.client(snapshot, Some(protocol), &metrics());
+        for _ in 0..20 {
+            assert_eq!(ask(&client).await.unwrap(), (BESIDE.to_string(), NONE), "{protocol:?}");
+            (pass(60 * SECOND).await, pass(60 * SECOND).await);
+        }
+        // The control.
+        idle().await;
+        assert_eq!(ask(&client).await.unwrap(), far(NONE), "{protocol:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_goes_to_who_was_tried_rather_than_to_who_is_away() {
     let on = RetryOn { gateway_error: true, ..RetryOn::default() };
-    for protocol in PROTOCOLS {
+    let nobodys = vec![BTreeMap::from([("stage".to_owned(), "old".to_owned())])];
+    for (protocol, avoid_metadata) in PROTOCOLS.into_iter().flat_map(|p| [(p, vec![]), (p, nobodys.clone())]) {
         let world = World::with(&[BESIDE]);
-        let forward = forward_with(Some(retrying(2, on.clone())));
+        let forward = forward_with(Some(RetryPolicy { avoid_metadata, ..retrying(2, on.clone()) }));
         let client = world.client(snapshot(Form::Alone, forward, protocol), Some(protocol), &metrics());
         let met = join_all((0..20).map(|_| ask(&client))).await;
         assert!(met.iter().flatten().any(|(_, took)| *took == CONNECT_TIMEOUT), "control: it is silent");
@@ -360,7 +404,7 @@ async fn a_retry_goes_to_who_was_tried_rather_than_to_who_is_away() {
 #[tokio::test(start_paused = true)]
 async fn dials_take_few_of_the_connections_that_there_may_be() {
     let all: Vec<u16> = (100..200).collect();
-    for (max_connections, most) in [(Some(8), 2), (Some(1), 1), (None, 32)] {
+    for (max_connections, most) in [(Some(20), 5), (Some(1), 4), (None, 32)] {
         let world = World::with(&all);
         let mut snapshot = snapshot(Form::Parts(1), forward_with(None), UpstreamProtocol::Http1);
         change(&mut snapshot, "near", |cluster, endpoints| {

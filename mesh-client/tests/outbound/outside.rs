@@ -5,19 +5,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::header::{COOKIE, SET_COOKIE};
 use mesh_client::{Client, EndpointDump};
 use mesh_core::health::Standing;
 use mesh_core::policy::{
-    Balancer, Cluster, FailureAccrual, Health, HttpFilter, HttpFilterKind, LoadReport, OutlierDetection, PerMillion,
-    SessionSource, Snapshot, StatefulSession, UpstreamProtocol,
+    Address, Balancer, Cluster, Endpoint, FailureAccrual, Health, HttpFilter, HttpFilterKind, LoadReport,
+    OutlierDetection, PerMillion, SessionSource, Snapshot, StatefulSession, UpstreamProtocol,
 };
 use mesh_core::telemetry::load::LoadStore;
 use mesh_testkit::clock::pass;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource};
 
 use super::balancing::{address_in, change_endpoints, cookie_of, pinned, servers, settled, with_sessions};
-use super::parts::{At, BESIDE, CONNECT_TIMEOUT, Form, NEAR, PROTOCOLS, SECOND, TENTH, World, change, snapshot};
+use super::parts::{At, BESIDE, CONNECT_TIMEOUT, Form, NEAR, PROTOCOLS, SECOND, TENTH, World, at, change, snapshot};
 use super::{TARGET, cluster, fetch, forward_with, get, read, server_of, snapshot_with};
 
 const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
@@ -53,10 +54,15 @@ async fn sent(client: &Client, cookie: &str) -> (String, Option<String>) {
     (server_of(&answer).to_owned(), cookie_of(&answer))
 }
 
-/// What the client holds of the endpoint that a cookie names.
-fn held(client: &Client, cookie: &str) -> Option<EndpointDump> {
+/// What the client holds of all endpoints.
+fn known(client: &Client) -> impl Iterator<Item = EndpointDump> {
     let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
-    clusters.flat_map(|cluster| cluster.endpoints).find(|endpoint| endpoint.address.to_string() == address_in(cookie))
+    clusters.flat_map(|cluster| cluster.endpoints)
+}
+
+/// The same of the endpoint that a cookie names.
+fn held(client: &Client, cookie: &str) -> Option<EndpointDump> {
+    known(client).find(|endpoint| endpoint.address.to_string() == address_in(cookie))
 }
 
 #[tokio::test]
@@ -244,6 +250,79 @@ async fn a_session_finds_out_that_an_endpoint_which_drains_is_back() {
     while asked(&client, &cookie).await != (mine, Duration::ZERO) {
         assert!(since.elapsed() < 45 * SECOND);
         pass(TENTH).await;
+    }
+}
+
+/// Others, who come more often, pass over one that is away as well.
+#[tokio::test(start_paused = true)]
+async fn a_session_finds_out_however_many_others_look() {
+    const THIRD: u16 = 9;
+    let mut snapshot = world_of_two(UpstreamProtocol::Http2, |cluster| {
+        cluster.balancer = Balancer::RoundRobin;
+        cluster.override_host = vec![Health::Healthy, Health::Draining];
+    });
+    let (world, protocol) = (World::with(&[THIRD]), Some(UpstreamProtocol::Http2));
+    let (cookie, mine) = begun(&world.client(snapshot.clone(), protocol, &Arc::default())).await;
+    let place = usize::from(mine != NEAR);
+    change(&mut snapshot, "test", |_, all| {
+        all.localities[0].endpoints[place].health = Health::Draining;
+        all.localities[0].endpoints.push(at(THIRD));
+    });
+    let client = world.client(snapshot, protocol, &Arc::default());
+    // All that may be met is.
+    join_all((0..20).map(|_| fetch(&client, "/"))).await;
+    world.set(mine, At::Silent);
+    let elsewhere = NEAR + BESIDE - mine;
+    assert_eq!(asked(&client, &cookie).await, (elsewhere, CONNECT_TIMEOUT), "control: it is asked");
+    world.set(mine, At::There);
+    let since = tokio::time::Instant::now();
+    loop {
+        fetch(&client, "/").await.unwrap();
+        if asked(&client, &cookie).await == (mine, Duration::ZERO) {
+            break;
+        }
+        assert!(since.elapsed() < 60 * SECOND);
+        pass(SECOND).await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_ejected_is_so_for_sessions_where_its_place_is_another_clients_from_then_on() {
+    let servers = servers(&NAMES).await;
+    let outlier =
+        OutlierDetection { consecutive_5xx: Some(1), max_ejected: PerMillion::ALL, ..OutlierDetection::default() };
+    for (ejected, strict) in [(true, false), (true, true), (false, false)] {
+        let policy = Cluster { outlier: ejected.then(|| outlier.clone()), ..cluster("test") };
+        let mut snapshot = of(&servers, strict, policy);
+        let (client, source) = client(0, &snapshot);
+        let first = fetch(&client, "/app").await.unwrap();
+        let (owner, cookie) = (server_of(&first).to_owned(), cookie_of(&first).unwrap());
+        let server =
+            servers.iter().find(|server| server.endpoint().address.to_string() == address_in(&cookie)).unwrap();
+        server.behave(Behaviour::Status(500));
+        assert_eq!(client.send(pinned(&cookie, "/app")).await.unwrap().status(), 500);
+        settled(&client, |_| held(&client, &cookie).unwrap().standing.is_admitted() != ejected).await;
+        // Of more endpoints other parts are made, until it is in another one. Nobody is there.
+        for port in 1.. {
+            let more = Endpoint::new(Address::Socket(([127, 0, 0, 2], port).into()));
+            change_endpoints(&mut snapshot, |all| all.push(more.clone()));
+            source.set_snapshot(TARGET, snapshot.clone());
+            settled(&client, |_| known(&client).any(|endpoint| endpoint.address == more.address)).await;
+            if held(&client, &cookie).unwrap().outside {
+                break;
+            }
+        }
+        server.behave(Behaviour::Echo);
+        let answer = client.send(pinned(&cookie, "/app")).await;
+        let back = answer.as_ref().is_ok_and(|answer| server_of(answer) == owner);
+        assert_eq!(back, !ejected, "the control: who is not is asked");
+        assert!(!strict || answer.is_err_and(|error| error.http_status() == 503));
+        // And its time goes on.
+        tokio::time::pause();
+        pass(60 * SECOND).await;
+        tokio::time::resume();
+        settled(&client, |_| held(&client, &cookie).unwrap().standing.is_admitted()).await;
+        assert_eq!(sent(&client, &cookie).await.0, owner);
     }
 }
 

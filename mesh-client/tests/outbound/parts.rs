@@ -210,7 +210,7 @@ pub(super) fn raw(form: Form) -> Snapshot {
 }
 
 /// Who is there, and after which time, of a raw connection.
-async fn greeted(client: &Client) -> Result<(u16, Duration), Error> {
+pub(super) async fn greeted(client: &Client) -> Result<(u16, Duration), Error> {
     let begun = Instant::now();
     let mut connection = client.connect(TARGET).await?;
     Ok((connection.read_u16().await.unwrap(), begun.elapsed()))

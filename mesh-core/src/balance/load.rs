@@ -69,8 +69,6 @@ const LATE: f32 = 0.4;
 /// To what power our own requests since a report count that raise the number in flight. One is what a line of waiting
 /// requests says; but other clients have heard the same and choose likewise, and of them we see none.
 const CROWD: i32 = 3;
-/// Who has answered within that is there, with a connection or without.
-const LATELY: Duration = Duration::from_secs(10);
 /// First and longest time for which an endpoint that could not be connected to is passed over.
 const COOL_DOWN: (u32, u32) = (500, 30_000);
 
@@ -340,9 +338,9 @@ impl Load {
         }
     }
 
-    /// Its last connection is gone: unless it has answered lately nobody knows whether another one can be had.
-    pub fn unconnected(&self, now: Duration) {
-        if self.stands() && !self.has_answered_within(LATELY, now) {
+    /// It has had no connection for so long that nobody knows whether another one can be had.
+    pub fn unconnected(&self) {
+        if self.stands() {
             self.stands.store(false, Ordering::Relaxed);
         }
     }

@@ -226,10 +226,15 @@ impl<E> ReadySet<E> {
     /// The endpoint at `address`, for a session that is pinned to it (gRFC A55), one [outside](Outside) as well: `None` if it is
     /// gone or its health is none of `allowed`, or if health does not admit it.
     pub fn pinned(&self, address: &Address, allowed: &[Health]) -> Option<(usize, &E)> {
+        self.would_pin(address, allowed).map(|index| (index, self.endpoint(index)))
+    }
+
+    /// The index that [`pinned`](Self::pinned) gives, for who only asks.
+    pub fn would_pin(&self, address: &Address, allowed: &[Health]) -> Option<usize> {
         let index = self.find_anywhere(address)?;
         let health = self.policy(index).1.health;
         let admitted = self.load(index).is_none_or(|load| load.standing().is_admitted());
-        (admitted && allowed.contains(&health)).then(|| (index, self.endpoint(index)))
+        (admitted && allowed.contains(&health)).then_some(index)
     }
 
     /// Takes note of a fresh load report of an endpoint; see [`Picker::reported`].

@@ -307,7 +307,8 @@ impl Drop for Owner {
 /// The endpoints outside that had requests. No check is made of them, as of others nobody picks.
 fn outside(members: &Members) -> impl Iterator<Item = (&Address, Member)> {
     let member = Member { usable: false, checked: false, outside: true };
-    members.outside().map(move |endpoint| (endpoint.address(), member))
+    let kept = members.ready.outside().into_iter().flat_map(|outside| outside.kept());
+    kept.map(move |(endpoint, ..)| (&endpoint.address, member))
 }
 
 /// The endpoints that had requests and are watched.

@@ -12,7 +12,7 @@
 //! Refuses to know what connections are made of, and where they are kept.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ pub(in crate::connect) struct Counts {
     pooled: [Count; KINDS],
     // Of these, those that stand: one more than there are, and 0 before the first. No larger, for there are as many as endpoints.
     standing: AtomicU16,
+    // When it was first seen that there is none, in seconds of the load's clock and one more; 0 = there is.
+    left_since: AtomicU32,
     // In each line.
     waiting: [Waiters; LINES],
     // The endpoint is gone.
@@ -123,9 +125,9 @@ fn line_of(want: Want, room: Room) -> usize {
 impl Counts {
     /// Those of an endpoint with this load.
     pub(super) fn new(load: Arc<Load>) -> Arc<Self> {
-        let (open, pooled, standing, waiting) = Default::default();
+        let (open, pooled, standing, left_since, waiting) = Default::default();
         let (closed, waiters, lines) = Default::default();
-        Arc::new(Self { open, pooled, standing, waiting, closed, waiters, lines, load })
+        Arc::new(Self { open, pooled, standing, left_since, waiting, closed, waiters, lines, load })
     }
 
     /// Connections open to the endpoint.
@@ -133,9 +135,16 @@ impl Counts {
         self.open.get()
     }
 
-    /// Whether there were connections of the pool, and none is left.
-    pub(super) fn is_left(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) == 1
+    /// For how long none has stood at each look, to whole seconds; the time is the load's.
+    pub(super) fn left_for(&self, now: Duration) -> Duration {
+        // Raw ones are open and nothing else.
+        if self.open.get() > 0 && self.standing.load(Ordering::Relaxed) != 1 {
+            self.left_since.store(0, Ordering::Relaxed);
+            return Duration::ZERO;
+        }
+        let now = (now.as_secs() as u32).wrapping_add(1).max(1);
+        let since = self.left_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).err();
+        Duration::from_secs(since.map_or(0, |since| now.wrapping_sub(since)).into())
     }
 
     /// Whether who wants a connection has to stand in line for it. All that a request pays that finds one.
@@ -212,6 +221,7 @@ impl Stands {
         if counts.standing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) == Ok(1) {
             counts.load.renewed();
         }
+        counts.left_since.store(0, Ordering::Relaxed);
         Self(counts)
     }
 }
