@@ -157,6 +157,31 @@ async fn what_was_refused_is_not_withdrawn() {
     assert!(is_announcement(heard.recv().await.unwrap()) && heard.try_recv().is_err());
 }
 
+/// It may be in the table of another control plane, or be taken in by then.
+#[tokio::test]
+async fn what_was_accepted_before_it_was_refused_is_withdrawn() {
+    for is_refused_again in [false, true] {
+        let (registry, mut heard) = registry();
+        let serving = serve(RegistryServiceServer::new(registry.clone()), None, 0).await;
+        let port = serving.port;
+        let registration = announce(reviews(), connector(port, None), &Handle::current());
+        let mut state = registration.state();
+        state.wait_for(|state| *state == RegistrationState::Accepted).await;
+        drop(serving);
+        state.wait_for(|state| *state == RegistrationState::Pending).await;
+        let refusals = if is_refused_again { 2 } else { 1 };
+        registry.refuse.lock().extend(std::iter::repeat_n("not yours", refusals));
+        let _serving = serve(RegistryServiceServer::new(registry), None, port).await;
+        state.wait_for(|state| *state == RegistrationState::Refused("not yours".into())).await;
+        registration.withdraw().await;
+        let mut last = None;
+        while let Ok(action) = heard.try_recv() {
+            last = Some(action);
+        }
+        assert!(matches!(last, Some(Action::Withdraw(_))), "{last:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_withdrawal_follows_an_announcement_that_is_still_on_its_way() {
     let (registry, mut heard) = registry();

@@ -51,7 +51,8 @@ struct Announcer {
     /// What that gave.
     leaving: Option<oneshot::Sender<()>>,
     /// The control plane has heard of us and not refused us: the endpoint may be in its table and on its disk, whatever became of
-    /// the connection.
+    /// the connection. A refusal takes back the announcement that it answers, and none of an earlier connection: another one of
+    /// several control planes may have heard that.
     may_be_known: bool,
     backoff: Backoff,
 }
@@ -131,7 +132,7 @@ impl Announcer {
             }
         };
         match opened {
-            Ok(stream) => self.hold(stream).await,
+            Ok(stream) => self.hold(stream, was_known).await,
             Err(status) => {
                 self.may_be_known = was_known || !is_refusal(status.code());
                 Some(status_text(&status))
@@ -139,8 +140,12 @@ impl Announcer {
         }
     }
 
-    async fn hold(&mut self, mut stream: Open) -> Option<String> {
+    async fn hold(&mut self, mut stream: Open, was_known: bool) -> Option<String> {
         loop {
+            if self.leaving.is_some() {
+                // Whatever the announcement is answered: one that is refused leaves nothing to take back there.
+                return stream.withdraw().await;
+            }
             tokio::select! {
                 answer = stream.answers.message() => match answer {
                     Ok(Some(AnnounceResponse { accepted: true, reason })) => {
@@ -152,14 +157,14 @@ impl Announcer {
                         self.publisher.publish(RegistrationState::Accepted);
                     }
                     Ok(Some(AnnounceResponse { reason, .. })) => {
-                        self.may_be_known = false;
+                        self.may_be_known = was_known;
                         self.publisher.publish(RegistrationState::Refused(reason.as_str().into()));
                         return Some(format!("refused: {reason}"));
                     }
                     Ok(None) => return Some("the control plane closed the stream".to_owned()),
                     Err(status) => return Some(status_text(&status)),
                 },
-                () = self.withdrawal() => return stream.withdraw().await,
+                () = self.withdrawal() => {}
             }
         }
     }
