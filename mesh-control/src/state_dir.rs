@@ -2,8 +2,8 @@
 //! certificate, spent join tokens, the last registrations and the last good manifests.
 //!
 //! Refuses to know what the files mean. A secret is opened once, its mode and owner are checked on the open file,
-//! and it is written whole or not at all. In a directory that others may change they could put their own in its place, so
-//! such a one is not used.
+//! and it is written whole or not at all: on disk with its name when the call returns, unless it can be lost. In a
+//! directory that others may change they could put their own in its place, so such a one is not used.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,7 +20,12 @@ pub(crate) struct StateDir {
     path: PathBuf,
     /// The user as whom this process makes files; without users 0.
     user: u32,
+    /// For what must not be lost.
+    sync: HowToSync,
 }
+
+/// How a directory's entries are brought to disk.
+type HowToSync = fn(&Path) -> io::Result<()>;
 
 /// Why the state directory or a file in it cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +80,7 @@ impl StateDir {
         }
         create_private_dir(path).map_err(failed)?;
         let user = refuse_shared(path)?;
-        Ok(Self { path: path.to_owned(), user })
+        Ok(Self { path: path.to_owned(), user, sync: sync_dir })
     }
 
     /// The path of a file in it.
@@ -86,7 +91,8 @@ impl StateDir {
     /// A directory inside, created (mode 0700) where missing.
     pub(crate) fn directory(&self, name: &str) -> Result<PathBuf, StateError> {
         let path = self.path(name);
-        create_private_dir(&path).map_err(|source| StateError::Io { action: "create", path: path.clone(), source })?;
+        let created = create_private_dir(&path).and_then(|()| (self.sync)(&self.path));
+        created.map_err(|source| StateError::Io { action: "create", path: path.clone(), source })?;
         Ok(path)
     }
 
@@ -134,18 +140,20 @@ impl StateDir {
     }
 
     /// Writes a secret unless there is one already (another process may have been faster) and gives
-    /// the one that is there now.
+    /// the one that is there now; on disk when it returns.
     pub(crate) fn write_once(&self, name: &str, content: &[u8]) -> Result<Zeroizing<Vec<u8>>, StateError> {
         let path = self.path(name);
+        let failed = |source| StateError::Io { action: "write", path: path.clone(), source };
         match write_first(&path, &self.path(&format!(".{name}.{}", unique())), content) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                Err(StateError::Io { action: "write", path, source: e })
-            }
-            _ => Ok(self.read_secret(name)?.unwrap_or_else(|| Zeroizing::new(content.to_vec()))),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            _ => {}
         }
+        // Also that of a faster one, who may not be done: it counts from here on.
+        (self.sync)(&self.path).map_err(failed)?;
+        Ok(self.read_secret(name)?.unwrap_or_else(|| Zeroizing::new(content.to_vec())))
     }
 
-    /// Writes a file whole or not at all, readable by its owner only.
+    /// Writes a file whole or not at all, readable by its owner only; on disk when it returns.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
         self.replace(name, content, true)
     }
@@ -158,18 +166,17 @@ impl StateDir {
     /// Puts one file in the place of another; on disk when it returns.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
         let path = self.path(to);
-        let renamed = fs::rename(self.path(from), &path).and_then(|()| sync_dir(&self.path));
+        let renamed = fs::rename(self.path(from), &path).and_then(|()| (self.sync)(&self.path));
         renamed.map_err(|source| StateError::Io { action: "replace", path, source })
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it is there; gone from the disk when it returns.
     pub(crate) fn remove(&self, name: &str) -> Result<(), StateError> {
-        match fs::remove_file(self.path(name)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StateError::Io { action: "remove", path: self.path(name), source })
-            }
-            _ => Ok(()),
-        }
+        let removed = match fs::remove_file(self.path(name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.and_then(|()| (self.sync)(&self.path)),
+        };
+        removed.map_err(|source| StateError::Io { action: "remove", path: self.path(name), source })
     }
 
     fn replace(&self, name: &str, content: &[u8], now: bool) -> Result<(), StateError> {
@@ -186,7 +193,9 @@ impl StateDir {
             if now {
                 file.sync_all()?;
             }
-            fs::rename(&temporary, &path)
+            fs::rename(&temporary, &path)?;
+            // Else a power cut may bring back the file of before, though what came after it is on disk.
+            if now { (self.sync)(&self.path) } else { Ok(()) }
         };
         write().map_err(|source| StateError::Io { action: "write", path: path.clone(), source })
     }
@@ -338,6 +347,32 @@ mod tests {
         assert_eq!((mode(&dir.path), mode(&dir.path("key"))), (0o700, 0o600));
         assert_eq!(dir.read_secret("key").unwrap().unwrap().as_slice(), b"secret");
         assert!(dir.read_secret("none").unwrap().is_none());
+    }
+
+    /// That a power cut leaves it there no test can tell: here it is that the directory is asked for.
+    #[test]
+    fn what_must_be_on_disk_fails_where_the_directory_cannot_be_brought_there() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        let broken = StateDir { sync: |_| Err(io::Error::other("no")), ..dir.clone() };
+        let all = |dir: &StateDir| {
+            [
+                dir.write("a", b"1"),
+                dir.rename("a", "b"),
+                dir.write_once("c", b"1").map(drop),
+                dir.directory("d").map(drop),
+                dir.remove("b"),
+            ]
+        };
+        for tried in all(&broken) {
+            assert!(matches!(&tried, Err(StateError::Io { source, .. }) if source.to_string() == "no"), "{tried:?}");
+        }
+        broken.write_in_time("e", b"1").unwrap();
+        broken.remove("none").unwrap();
+        for tried in all(&dir) {
+            tried.unwrap();
+        }
+        assert!(sync_dir(&home.path().join("none")).is_err());
     }
 
     #[test]

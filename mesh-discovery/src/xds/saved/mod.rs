@@ -353,7 +353,8 @@ fn text(rest: &mut &[u8]) -> Option<Name> {
     std::str::from_utf8(part(rest)?).ok().map(Name::from)
 }
 
-/// Puts the bytes in the place of the file, all or nothing, for the owner's eyes only.
+/// Puts the bytes in the place of the file, all or nothing, for the owner's eyes only. The folder is brought to disk in the
+/// system's own time: after a power cut there is this one or that of before, and either serves.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace_by(path, bytes, |from, to| fs::rename(from, to))
 }
