@@ -12,8 +12,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 use zeroize::Zeroizing;
@@ -73,17 +73,31 @@ impl JwtTokenFile {
     /// There is no usable token: `UNAVAILABLE` if the file cannot be read, `UNAUTHENTICATED` if what it
     /// holds is not a token whose end is known and ahead.
     pub(super) async fn header(&self) -> Result<HeaderValue, Status> {
-        let mut cache = self.cache.lock().await;
         let now = (self.clock)();
-        if cache.is_due(now, Instant::now()) {
-            let path = self.path.clone();
-            let read = move || read_now(path).map(|(text, _)| text).map_err(|e| e.to_string());
-            // Nobody waits for another one while that of before is good.
-            let read =
-                if cache.good(now).is_some() { self.reading.beside(read) } else { Some(self.reading.of(read).await) };
-            read.into_iter().for_each(|read| cache.take(self.held(read, now)));
+        if let Some(read) = self.due(now).await {
+            let mut cache = self.cache.lock();
+            // Who waited at the same time may have noted the same.
+            if cache.is_due(now, Instant::now()) {
+                cache.take(self.held(read, now));
+            }
         }
-        cache.answer(now)
+        self.cache.lock().answer(now)
+    }
+
+    /// What the file says, where it is time to read it and there is an answer. No lock is held meanwhile: who waits may be on a
+    /// runtime that stands still, with others on theirs.
+    async fn due(&self, now: u64) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
+        let is_good = {
+            let cache = self.cache.lock();
+            if !cache.is_due(now, Instant::now()) {
+                return None;
+            }
+            cache.good(now).is_some()
+        };
+        let path = self.path.clone();
+        let read = move || read_now(path).map(|(text, _)| text).map_err(|e| e.to_string());
+        // Nobody waits for another one while that of before is good.
+        if is_good { self.reading.beside(read) } else { Some(self.reading.of(read).await) }
     }
 
     fn held(&self, read: Result<Zeroizing<Vec<u8>>, String>, now: u64) -> Result<Held, Status> {
@@ -271,6 +285,29 @@ mod tests {
         assert_eq!(world.at(1_910).now_or_never().expect("nobody waits").unwrap(), "first");
         let (late, ()) = tokio::join!(world.at(1_970), tokio::time::advance(Duration::from_secs(3)));
         assert_eq!(late.unwrap_err(), Code::Unavailable, "control");
+    }
+
+    #[cfg(unix)]
+    #[tokio::test(start_paused = true)]
+    async fn b4_who_waits_on_a_runtime_that_stands_still_holds_up_no_other() {
+        let world = World::new();
+        let (pipe, link) = (crate::test_plane::Pipe::new(), tempfile::tempdir().unwrap());
+        let path = link.path().join("token");
+        std::os::unix::fs::symlink(&pipe.path, &path).unwrap();
+        let token_file = JwtTokenFile::new(path.to_str().unwrap().to_owned(), Arc::new(|| 1_000));
+        let mut standing = std::pin::pin!(token_file.header());
+        assert!(standing.as_mut().now_or_never().is_none());
+        // Waits for its reader.
+        let at = pipe.path.clone();
+        let writer = tokio::task::spawn_blocking(move || std::fs::File::options().write(true).open(at));
+        let writer = writer.await.unwrap().unwrap();
+        world.write(&token("2000", "good"));
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(world.file.path(), &path).unwrap();
+        let other = tokio::time::timeout(Duration::from_secs(60), token_file.header());
+        let (other, ()) = tokio::join!(other, async { drop(writer) });
+        assert!(other.expect("in time").unwrap().to_str().unwrap().ends_with(".good"));
+        assert!(standing.await.is_ok(), "what is known since is its answer too");
     }
 
     #[cfg(unix)]

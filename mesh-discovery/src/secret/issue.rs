@@ -16,7 +16,7 @@ use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
 use super::mounted::Mounted;
-use super::{JoinToken, Reading, lists};
+use super::{JoinToken, TokenFiles, lists};
 use crate::bootstrap::ChannelCredentials;
 use crate::connect::{ConnectError, Connector, status_text};
 use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateResponse, IstioCertificateServiceClient};
@@ -33,8 +33,7 @@ pub struct CertificateAuthorityClient {
     trust_domain: Option<TrustDomain>,
     aliases: Vec<TrustDomain>,
     mounted: Arc<Mounted>,
-    // Of token files.
-    reading: Arc<Reading<Zeroizing<Vec<u8>>>>,
+    tokens: Arc<TokenFiles>,
 }
 
 /// How a request for a certificate is proved.
@@ -59,14 +58,7 @@ impl CertificateAuthorityClient {
     /// A client of the CA that `connector` reaches. `validity` is the life asked for; a certificate of
     /// another trust domain than `trust_domain` and its aliases is refused.
     pub fn new(connector: Connector, validity: Duration, trust_domain: Option<TrustDomain>) -> Self {
-        Self {
-            connector,
-            validity,
-            trust_domain,
-            aliases: Vec::new(),
-            mounted: Arc::default(),
-            reading: Arc::default(),
-        }
+        Self { connector, validity, trust_domain, aliases: Vec::new(), mounted: Arc::default(), tokens: Arc::default() }
     }
 
     /// Further names of the trust domain, former ones and one to come: a certificate may be of either
@@ -251,7 +243,7 @@ impl CertificateAuthorityClient {
         let connection = match proof {
             Proof::Certificate(identity, token) => {
                 let token = match token {
-                    Some(token) => match token.read(&self.reading).await {
+                    Some(token) => match token.read(&self.tokens).await {
                         Ok(text) => Some(text).filter(|text| is_lasting(text)),
                         // A join token's file may be gone; an authority that demands the token says so itself.
                         Err(error) => {
@@ -271,7 +263,7 @@ impl CertificateAuthorityClient {
             }
             Proof::Token(token, trusting) => {
                 if let Some(token) = token {
-                    request.metadata_mut().insert("authorization", bearer(&token.read(&self.reading).await?)?);
+                    request.metadata_mut().insert("authorization", bearer(&token.read(&self.tokens).await?)?);
                 }
                 self.connector.unshown().connect_as(trusting).await?
             }

@@ -92,6 +92,9 @@ impl fmt::Debug for SecretConfig {
     }
 }
 
+/// The reads of token files, by their paths: one client may be asked with several tokens.
+type TokenFiles = Reading<Zeroizing<Vec<u8>>, PathBuf>;
+
 /// A join token: proof for the first certificate. Never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub enum JoinToken {
@@ -103,14 +106,14 @@ pub enum JoinToken {
 
 impl JoinToken {
     /// The token of the moment, with the reads of who asks.
-    async fn read(&self, reading: &Reading<Zeroizing<Vec<u8>>>) -> Result<String, CertificateRefused> {
+    async fn read(&self, files: &TokenFiles) -> Result<String, CertificateRefused> {
         match self {
             Self::Text(text) => Ok(text.trim().to_owned()),
             Self::File(path) => {
                 let refused = |reason: String| CertificateRefused::Token { path: path.clone(), reason };
                 let file = path.clone();
                 let read = move || read_now(file).map(|(content, _)| content).map_err(|e| e.to_string());
-                let content = reading.of(read).await.map_err(refused)?;
+                let content = files.of_file(path.clone(), read).await.map_err(refused)?;
                 let text = std::str::from_utf8(&content).map_err(|e| refused(e.to_string()))?;
                 Ok(text.trim().to_owned())
             }

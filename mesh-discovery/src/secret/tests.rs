@@ -525,3 +525,17 @@ fn tokens_are_never_printed() {
     let config = SecretConfig::new(Some(JoinToken::Text("hush".to_owned())));
     assert!(!format!("{config:?}").contains("hush"));
 }
+
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_token_file_that_hangs_is_not_taken_for_another() {
+    let files = TokenFiles::default();
+    let (pipe, good) = (crate::test_plane::Pipe::new(), tempfile::NamedTempFile::new().unwrap());
+    std::fs::write(good.path(), "other\n").unwrap();
+    let (hanging, other) = (JoinToken::File(pipe.path.clone().into()), JoinToken::File(good.path().into()));
+    let (late, ()) = tokio::join!(hanging.read(&files), tokio::time::advance(Duration::from_secs(3)));
+    assert!(matches!(late, Err(CertificateRefused::Token { .. })));
+    // Where it waited for the first it would be late too.
+    tokio::time::resume();
+    assert_eq!(other.read(&files).await.unwrap(), "other");
+}
