@@ -144,15 +144,16 @@ impl Server {
         if none.soa.is_some() {
             return false;
         }
-        let mut way = vec![last.clone()];
-        while let Some(target) = self.alias_of(&way[way.len() - 1]).await {
-            // The end of those that were followed has another one.
-            if last != name || way.contains(&target) || way.len() > MANY {
-                return true;
+        let mut next = last.clone();
+        for _ in 0..MANY {
+            match self.alias_of(&next).await {
+                None => return false,
+                // The end of those that were followed has another one.
+                Some(_) if last != name => return true,
+                Some(target) => next = target,
             }
-            way.push(target);
         }
-        false
+        true
     }
 
     async fn alias_of(&self, name: &Name) -> Option<Name> {

@@ -50,6 +50,12 @@ struct State<T> {
 /// A read as who began it has it. Dropped, it is left to whoever comes.
 struct Own<T>(Arc<Read<T>>);
 
+/// There is another one of the file, or there are as many of other files as there may be.
+struct NotBegun<T, F> {
+    other: Option<Arc<Read<T>>>,
+    read: F,
+}
+
 /// A read as its thread has it, which may panic, or never begin where the runtime ends.
 struct Ends<T>(Arc<Read<T>>);
 
@@ -108,12 +114,12 @@ impl<T: Send + 'static, K: Clone + PartialEq> Reading<T, K> {
         mut read: impl FnOnce() -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
         let own = loop {
-            let other;
-            (other, read) = match self.begin(file, read) {
+            let not_begun = match self.begin(file, read) {
                 Ok(own) => break own,
-                Err(other) => other,
+                Err(not_begun) => not_begun,
             };
-            let other = other.ok_or("too many other files are not read to their end")?;
+            read = not_begun.read;
+            let other = not_begun.other.ok_or("too many other files are not read to their end")?;
             other.has_come_to_its_end().await;
             if let Some(outcome) = other.take_free() {
                 put_away(&mut self.0.lock(), file, &other);
@@ -129,7 +135,7 @@ impl<T: Send + 'static, K: Clone + PartialEq> Reading<T, K> {
         &self,
         file: &K,
         read: F,
-    ) -> Result<Own<T>, (Option<Arc<Read<T>>>, F)> {
+    ) -> Result<Own<T>, NotBegun<T, F>> {
         let mut all = self.0.lock();
         // What one gave that was left is of then.
         all.retain(|one| !one.read.has_ended());
@@ -142,11 +148,11 @@ fn begin<T: Send + 'static, K: Clone + PartialEq, F: FnOnce() -> Result<T, Strin
     all: &mut Vec<UnderWay<T, K>>,
     file: &K,
     read: F,
-) -> Result<Own<T>, (Option<Arc<Read<T>>>, F)> {
+) -> Result<Own<T>, NotBegun<T, F>> {
     let newest = all.iter().rfind(|one| one.file == *file && !one.is_past).map(|one| one.read.clone());
     let is_wanted = newest.as_ref().is_none_or(|newest| newest.began.elapsed() >= OLD);
     if !is_wanted || all.len() >= MOST {
-        return Err((newest, read));
+        return Err(NotBegun { other: newest, read });
     }
     let state = Mutex::new(State { is_left: false, has_ended: false, outcome: None });
     let begun = Arc::new(Read { began: Instant::now(), state, ended: Notify::new() });
